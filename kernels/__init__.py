@@ -1,0 +1,1 @@
+"""Attention with fusion: three versions of the same two functions, and the one place that chooses."""

@@ -1,0 +1,27 @@
+from setuptools import setup
+
+setup(
+    name="fz",
+    version="0.1.0",
+    description="FateZero (arXiv 2303.09535): text-driven video editing by fusing attention, in pure PyTorch",
+    license="MIT",
+    python_requires=">=3.10",
+    # kernels/ and weights/ live beside fz/ but import as fz.kernels and fz.weights: transformers looks for a package called `kernels`.
+    packages=["fz", "fz.kernels", "fz.weights"],
+    package_dir={"fz": "fz", "fz.kernels": "kernels", "fz.weights": "weights"},
+    install_requires=[
+        "torch>=2.4",
+        "safetensors>=0.4",
+        "transformers>=4.40",  # CLIP's tokenizer and text encoder, nothing else
+        "numpy",
+        "imageio",
+        "av",  # imageio's plugin for mp4 and webm
+        "pillow",  # comes with imageio: images, filters
+        "pyyaml",  # comes with transformers: the released configs
+        "tqdm",  # comes with transformers: progress bars
+        "triton>=3.0; platform_system == 'Linux' and platform_machine == 'x86_64'",
+    ],
+    extras_require={
+        "test": ["pytest", "ruff", "diffusers"],  # diffusers: parity tests of the models only
+    },
+)

@@ -1,0 +1,34 @@
+"""Fixtures that all tests share: where the shared reference data is, and one thread for repeatable sums."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Reference data beside the checkout (../shared): golden runs, released configs, a real clip."""
+    path = Path(os.environ.get("FZ_SHARED", ROOT.parent / "shared"))
+    if not (path / "golden").is_dir():
+        pytest.skip(f"needs the reference data at {path} (set FZ_SHARED to its folder)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden(shared) -> Path:
+    return shared / "golden"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _threads():
+    torch.set_num_threads(min(2, os.cpu_count() or 1))

@@ -1,0 +1,1 @@
+"""Checkpoint layouts as tables of names, and how they are read."""
