@@ -36,9 +36,9 @@ class TextContext:
     def project(self, name: str, linear: nn.Linear) -> Tensor:
         """linear(embedding), (B, L, C); kept under name unless gradients are wanted."""
         if torch.is_grad_enabled() and (linear.weight.requires_grad or self.embedding.requires_grad):
-            return linear(self.embedding)
+            return linear(self.embedding.to(linear.weight.dtype))
         if name not in self.cache:
-            self.cache[name] = linear(self.embedding)
+            self.cache[name] = linear(self.embedding.to(linear.weight.dtype))
         return self.cache[name]
 
 

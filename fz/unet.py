@@ -221,11 +221,15 @@ class UNet(nn.Module):
                     yield from (layer.attn1, layer.attn2)
 
     def forward(self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attend = own_frame) -> Tensor:
-        """z: (B, F, 4, h, w), h and w multiples of `config.stride`; t: one timestep, or (B,) of them; returns eps, like z."""
+        """z: (B, F, 4, h, w), h and w multiples of `config.stride`; t: one timestep, or (B,) of them.
+
+        Returns eps, shape and dtype of z; the layers compute in the weights' dtype.
+        """
         branches, frames = z.shape[:2]
         norm_frames = frames if self.clip_norm else 1
-        x = z.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        time = self.time(t, branches, z.device, z.dtype).repeat_interleave(frames, 0)  # (B·F, 4·C0)
+        dtype = self.conv_in.weight.dtype
+        x = z.flatten(0, 1).to(dtype).contiguous(memory_format=torch.channels_last)
+        time = self.time(t, branches, z.device, dtype).repeat_interleave(frames, 0)  # (B·F, 4·C0)
 
         x = self.conv_in(x, frames)
         skips = [x]
@@ -250,7 +254,7 @@ class UNet(nn.Module):
                 x = upsample(x, frames)
 
         eps = self.conv_out(F.silu(self.conv_norm_out(x, norm_frames)), frames)
-        return eps.unflatten(0, (branches, frames))
+        return eps.unflatten(0, (branches, frames)).to(z.dtype)
 
     def time(self, t: int | Tensor, branches: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The activated time embedding of each branch, (B, 4·C0)."""

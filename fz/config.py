@@ -1,0 +1,181 @@
+"""Settings: what a run is asked to do, as frozen dataclasses that are checked once, when they are made.
+
+Command-line flags, presets and released YAML files all become overlays, flat dicts of `Settings` paths ('clip.frames',
+'edits.0.threshold'), laid over each other in order of precedence by `build`. Nothing behind this file knows where a value came from.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fz.errors import FzError, suggest
+from fz.fusion import FrameIndex
+from fz.video import Clip
+
+Window = tuple[float, float]  # the share of steps, from a to b, in which something is replaced
+
+DTYPES = ("float32", "float16", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+ATTENTIONS = ("inversion", "reconstruction")
+STORES = ("recompute", "memory")
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # the paper, appendix A: t_s = 0.2 T, t_c = 0.3 T, tau = 1 (no pixel is edited) for style and attribute; 0.5, 0.5, 0.3 for shape
+    "style": {"self_replace": (0.0, 0.8), "cross_replace": (0.0, 0.7), "threshold": None, "method": "refine"},
+    "attribute": {"self_replace": (0.0, 0.8), "cross_replace": (0.0, 0.7), "threshold": None, "method": "auto"},
+    "shape": {"self_replace": (0.0, 0.5), "cross_replace": (0.0, 0.5), "threshold": 0.3, "method": "auto"},
+}
+METHODS = ("auto", "replace", "refine", "plain")
+
+
+def window(value: Any, name: str) -> Window:
+    """(a, b) from a number r (0 to r) or a pair, both in [0, 1]; raises FzError naming the setting."""
+    pair = (0.0, value) if isinstance(value, (int, float)) else value
+    numbers = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(v, (int, float)) for v in pair)
+    if isinstance(value, bool) or not numbers or not 0 <= pair[0] <= pair[1] <= 1:
+        raise FzError(f"{name}: got {value!r}, expected a share of the steps from 0 to 1, or a pair [from, to] of them, as 0.8 or [0, 0.8].")
+    return (float(pair[0]), float(pair[1]))
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """One target sentence and how it is reached.
+
+    method: 'replace' (prompts of equal word count), 'refine', 'auto' (replace where it can be), or 'plain' (sample without fusion).
+    cross_replace: window for all words; cross_replace_words: (word, window) pairs for single ones; self_replace: window.
+    reweight: (target word, factor) pairs. threshold: tau of the self-attention blend mask, None for no mask.
+    blend_words: (source words, target words) of the masks; None: the words that differ.
+    blend_latents: tau of the latent blend, None for none. lenient: absent words and uneven prompts are noted, not errors (released configs).
+    """
+
+    target: str
+    method: str = "auto"
+    cross_replace: Window = (0.0, 0.7)
+    cross_replace_words: tuple[tuple[str, Window], ...] = ()
+    self_replace: Window = (0.0, 0.8)
+    reweight: tuple[tuple[str, float], ...] = ()
+    threshold: float | None = None
+    blend_words: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    blend_latents: float | None = None
+    lenient: bool = False
+
+    def __post_init__(self):
+        one_of("method", self.method, METHODS)
+        object.__setattr__(self, "cross_replace", window(self.cross_replace, "cross_replace"))
+        object.__setattr__(self, "self_replace", window(self.self_replace, "self_replace"))
+        for word, share in self.cross_replace_words:
+            window(share, f"cross_replace of {word!r}")
+        for word, factor in self.reweight:
+            if not isinstance(factor, (int, float)) or isinstance(factor, bool) or not factor == factor or abs(factor) == float("inf"):
+                raise FzError(f"reweight: got {factor!r} for {word!r}, expected a number, as {word}=10.")
+        for name in ("threshold", "blend_latents"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value):
+                raise FzError(f"{name}: got {value!r}, expected a number from 0 (all is edited) to 1 (nothing is), or none.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of a run. None means 'by the model': frame_index [own, mid] for an untuned checkpoint, [-1, first] for a tuned one."""
+
+    clip: Clip
+    source: str
+    edits: tuple[EditSettings, ...]
+    checkpoint: str | None = None  # None: the miniature that ships with the project
+    vae: str | None = None
+    tokenizer: str | None = None
+    model_config: str | None = None
+    ema: str = "auto"
+    negative: str = ""
+    steps: int = 50
+    guidance: float = 7.5
+    attention: str = "inversion"
+    reconstruction_prompt: str | None = None  # None: the source prompt
+    frame_index: tuple[int | str, ...] | None = None
+    least_channels: int = 0
+    clip_norm: bool = True
+    store: str = "recompute"
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
+    threads: int | None = None
+    out: str | None = None
+    overwrite: bool = False
+    save_latents: bool = False
+    dry_run: bool = False
+    notes: tuple[str, ...] = field(default=(), compare=False)  # what was decided on the user's behalf, said aloud
+
+    def __post_init__(self):
+        one_of("device", self.device, DEVICES)
+        one_of("dtype", self.dtype, DTYPES)
+        one_of("attention", self.attention, ATTENTIONS)
+        one_of("store", self.store, STORES)
+        one_of("ema", self.ema, ("auto", "ema", "plain"))
+        whole("steps", self.steps, 1, 1000, "The paper uses 50.")
+        whole("seed", self.seed, 0, 2**63 - 1)
+        whole("least_channels", self.least_channels, 0, 10**9)
+        if self.threads is not None:
+            whole("threads", self.threads, 1, 1024)
+        if not isinstance(self.guidance, (int, float)) or isinstance(self.guidance, bool) or not 0 <= self.guidance <= 1000:
+            raise FzError(f"guidance: got {self.guidance!r}, expected a number from 0 to 1000; 7.5 is usual, 1 is none.")
+        if not self.source.strip():
+            raise FzError("source: got an empty sentence, expected one that describes the clip, as --source 'a silver jeep on a road'.")
+        if not self.edits:
+            raise FzError("target: got none, expected at least one sentence, as --target 'a red jeep on a road'.")
+        if self.frame_index is not None:
+            FrameIndex(self.frame_index)
+
+
+def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise FzError(f"{name}: got {value!r}, expected one of {', '.join(choices)}.{suggest(value, choices)}")
+
+
+def whole(name: str, value: Any, low: int, high: int, hint: str = "") -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise FzError(f"{name}: got {value!r}, expected a whole number from {low} to {high}.{' ' + hint if hint else ''}")
+
+
+Overlay = Mapping[str, Any]  # 'clip.frames' -> 16, 'edits.0.threshold' -> 0.3, 'edits.*.method' -> 'refine' (every edit)
+
+
+def build(*overlays: Overlay, notes: tuple[str, ...] = ()) -> Settings:
+    """Settings from overlays, later ones over earlier ones. `edits.N.target` of the last overlay that names targets decides how many there are.
+
+    Raises FzError for a path that no setting has, naming the nearest, and for what the settings themselves refuse.
+    """
+    merged: dict[str, Any] = {}
+    for overlay in overlays:
+        for path in overlay:
+            check_path(path)
+        if any(is_target(path) for path in overlay):
+            merged = {path: value for path, value in merged.items() if not is_target(path)}
+        merged |= overlay
+    count = sum(is_target(path) for path in merged)
+    every = {path[len("edits.*.") :]: value for path, value in merged.items() if path.startswith("edits.*.")}
+    edits = tuple(EditSettings(**{**every, **below(merged, f"edits.{i}.")}) for i in range(count))
+    if "clip.path" not in merged:
+        raise FzError("video: got none, expected a clip, a folder of frames or an image, as --video clip.mp4.")
+    clip = Clip(**below(merged, "clip."))
+    top = {path: value for path, value in merged.items() if "." not in path}
+    if "source" not in top:
+        raise FzError("source: got none, expected a sentence that describes the clip, as --source 'a silver jeep on a road'.")
+    return Settings(clip=clip, edits=edits, **top, notes=notes)
+
+
+def is_target(path: str) -> bool:
+    return path.startswith("edits.") and path.endswith(".target")
+
+
+def below(merged: Overlay, prefix: str) -> dict[str, Any]:
+    return {path[len(prefix) :]: value for path, value in merged.items() if path.startswith(prefix)}
+
+
+def check_path(path: str) -> None:
+    names = {f.name for f in dataclasses.fields(Settings)} - {"clip", "edits", "notes"}
+    known = names | {f"clip.{f.name}" for f in dataclasses.fields(Clip)}
+    known |= {f"edits.*.{f.name}" for f in dataclasses.fields(EditSettings)}
+    parts = path.split(".")
+    general = f"edits.*.{parts[2]}" if parts[0] == "edits" and len(parts) == 3 and parts[1].isdigit() else path
+    if general not in known:
+        raise FzError(f"unknown setting {path!r}.{suggest(general, known)}")

@@ -1,0 +1,185 @@
+"""Algorithm 1: invert a clip under its own sentence, then denoise it under another while fusing the attention seen on the way.
+
+Latents are (F, 4, h, w), scaled by 0.18215. Time is a timestep t; `ddim.Schedule` says which there are. Words, files and pictures are
+elsewhere: this file gets embeddings and a `Fusion`, and calls `watch` after each step.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fz.ddim import CLEAN, Schedule, ddim_inverse_step, ddim_step
+from fz.diagnose import check_finite
+from fz.fusion import MAP_STRIDE, FrameIndex, Fuser, Fusion, Keep, Plain, Recorder, blend_mask
+from fz.layers import Site, TextContext
+from fz.unet import UNet
+
+Watch = Callable[[int, Tensor], None]  # (steps done, latents after them)
+
+
+def ignore(steps_done: int, z: Tensor) -> None:
+    """The `watch` that watches nothing."""
+
+
+@dataclass
+class Source:
+    """What a pass over the source clip leaves behind, keyed by timestep: all that editing needs of it.
+
+    latents: z at noise level t (CLEAN … the noisiest). inputs: the z that the UNet saw at t, from which the source's queries and keys
+    can be had again. maps: c_src at t averaged over heads and 1/4-level layers, (F, N, 77). kept: Q and K by site name, where asked for.
+    """
+
+    embedding: Tensor
+    latents: dict[int, Tensor] = field(default_factory=dict)
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+    maps: dict[int, Tensor] = field(default_factory=dict)
+    kept: dict[int, dict[str, tuple[Tensor, ...]]] = field(default_factory=dict)
+
+    def record(self, t: int, z: Tensor, seen: Recorder) -> None:
+        self.inputs[t] = z
+        self.maps[t] = seen.average()
+        if seen.kept:
+            self.kept[t] = seen.kept
+
+
+def nothing_kept(k: int) -> Keep:
+    """Keep no queries and keys: editing runs the source branch again beside its own ("recompute")."""
+    return Keep()
+
+
+@torch.no_grad()
+def invert(
+    unet: UNet,
+    z0: Tensor,
+    embedding: Tensor,
+    schedule: Schedule,
+    frame_index: FrameIndex,
+    keep: Callable[[int], Keep] = nothing_kept,
+    watch: Watch = ignore,
+) -> Source:
+    """DDIM inversion of z0 under the source prompt at guidance 1 (Algorithm 1, first loop; eq. 3, 4).
+
+    embedding: (77, Cx) of the source prompt; keep: what to keep for edit step k.
+    """
+    text = TextContext(embedding[None])
+    source = Source(embedding, latents={CLEAN: z0})
+    z = z0
+    for done, (t_prev, t) in enumerate(schedule.upward(), start=1):
+        seen = Recorder(frame_index, keep=keep(schedule.steps - done))
+        eps = unet(z[None], t, text, seen)[0]
+        source.record(t, z, seen)
+        z = ddim_inverse_step(z, eps, schedule.alpha_bar(t_prev), schedule.alpha_bar(t))
+        check_finite(z, unet, source.inputs[t][None], t, text, Plain(frame_index), f"inversion step {done} of {schedule.steps} (t = {t})")
+        source.latents[t] = z
+        watch(done, z)
+    return source
+
+
+@torch.no_grad()
+def reconstruct(
+    unet: UNet,
+    inverted: Source,
+    embedding: Tensor,
+    negative: Tensor,
+    schedule: Schedule,
+    guidance: float,
+    frame_index: FrameIndex,
+    keep: Callable[[int], Keep] = nothing_kept,
+    watch: Watch = ignore,
+) -> Source:
+    """A sampling pass whose attention takes inversion's place: 'reconstruction attention', what the paper's Fig. 3 and 8 compare with.
+
+    Samples `embedding` from the inverted noise with guidance and records its conditional branch. The latents stay inversion's.
+    """
+    source = Source(embedding, latents=inverted.latents)
+    text = TextContext(branch_prompts(None, negative, embedding, guidance))
+    z = inverted.latents[schedule.timesteps[0]]
+    for k, t, t_prev in schedule.downward():
+        seen = Recorder(frame_index, branch=-1, keep=keep(k))
+        eps = guide(unet(batch_of(None, z, text), t, text, seen), guidance)
+        source.record(t, z, seen)
+        z = ddim_step(z, eps, schedule.alpha_bar(t), schedule.alpha_bar(t_prev))
+        watch(k + 1, z)
+    return source
+
+
+@torch.no_grad()
+def edit(
+    unet: UNet,
+    source: Source,
+    embedding: Tensor,
+    negative: Tensor,
+    schedule: Schedule,
+    guidance: float,
+    frame_index: FrameIndex,
+    fusion: Fusion | None,
+    watch: Watch = ignore,
+    watch_masks: Callable[[int, Mapping[tuple[int, int], Tensor]], None] | None = None,
+) -> Tensor:
+    """Denoise the inverted latent under the target prompt with attention fusion (Algorithm 1, second loop; eq. 2, 5). Returns z_0.
+
+    embedding, negative: (77, Cx) of the target and of the negative (usually empty) prompt; guidance <= 1: no unconditional branch.
+    fusion: None samples plainly. watch_masks(k, masks by size): the self-attention blend masks of edit step k.
+    """
+    z = source.latents[schedule.timesteps[0]]
+    size = tuple(z.shape[-2:])
+    source_text = TextContext(source.embedding[None])
+    texts = {
+        False: TextContext(branch_prompts(None, negative, embedding, guidance)),
+        True: TextContext(branch_prompts(source.embedding, negative, embedding, guidance)),
+    }
+    for k, t, t_prev in schedule.downward():
+        attend, rides_along = Plain(frame_index), False
+        if fusion is not None:
+            masks = self_masks(fusion, unet.sites(), source.maps[t], size) if fusion.replaces_self(k) else None
+            if masks and watch_masks:
+                watch_masks(k, masks)
+            kept = source.kept.get(t)
+            rides_along = kept is None and fusion.needs_source(k)
+            blends = fusion.latent_blend is not None and fusion.latent_blend.active(k + 1, schedule.steps)
+            attend = Fuser(frame_index, fusion, k, size, masks, source_text, kept, record_target=blends)
+        text = texts[rides_along]
+        batch = batch_of(source.inputs[t] if rides_along else None, z, text)
+        eps = guide(unet(batch, t, text, attend), guidance)
+        z = ddim_step(z, eps, schedule.alpha_bar(t), schedule.alpha_bar(t_prev))
+        if fusion is not None and blends:
+            z = blend_latents(z, source.latents[t_prev], fusion, source.maps[t], attend.fused_target_map(source.maps[t]))
+        check_finite(z, unet, batch, t, text, Plain(frame_index), f"edit step {k + 1} of {schedule.steps} (t = {t})")
+        watch(k + 1, z)
+    return z
+
+
+def branch_prompts(source: Tensor | None, negative: Tensor, target: Tensor, guidance: float) -> Tensor:
+    """The prompts of a batch, (B, 77, Cx): source if it rides along, unconditional if guided, conditional last."""
+    return torch.stack([e for e in (source, negative if guidance > 1 else None, target) if e is not None])
+
+
+def batch_of(source_z: Tensor | None, z: Tensor, text: TextContext) -> Tensor:
+    """The latents of those branches, (B, F, 4, h, w)."""
+    branches = text.embedding.shape[0] - (source_z is not None)
+    return torch.stack(([source_z] if source_z is not None else []) + [z] * branches)
+
+
+def guide(eps: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance of the last two branches; the last one alone where guidance <= 1."""
+    return eps[-1] if guidance <= 1 else eps[-2] + guidance * (eps[-1] - eps[-2])
+
+
+def self_masks(fusion: Fusion, sites: list[Site], source_map: Tensor, size: tuple[int, int]) -> dict[tuple[int, int], Tensor] | None:
+    """The blend mask of every size that a fused site has, (h, w) -> (F, h, w) bool; None where the fusion has no mask words."""
+    if fusion.mask_words is None:
+        return None
+    map_size = (size[0] // MAP_STRIDE, size[1] // MAP_STRIDE)
+    sizes = {(size[0] // s.stride, size[1] // s.stride) for s in sites if s.kind == "self" and s.stride > 1}
+    return {s: blend_mask(source_map, fusion.mask_words, fusion.threshold, map_size, s) for s in sorted(sizes, reverse=True)}
+
+
+def blend_latents(z: Tensor, background: Tensor, fusion: Fusion, source_map: Tensor, target_map: Tensor) -> Tensor:
+    """Outside the source's and the target's word masks, the inverted latent of the same noise level."""
+    blend, size = fusion.latent_blend, tuple(z.shape[-2:])
+    map_size = (size[0] // MAP_STRIDE, size[1] // MAP_STRIDE)
+    edited = blend_mask(source_map, blend.source_words, blend.threshold, map_size, size)
+    edited |= blend_mask(target_map, blend.target_words, blend.threshold, map_size, size)
+    return torch.where(edited[:, None], z, background)
