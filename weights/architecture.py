@@ -1,0 +1,251 @@
+"""A model's shape: from each part's `config.json`, or from the shapes of a single file's weights; and what is refused, by name.
+
+Both ways end in the same dictionaries, in the form of diffusers' config.json. Shapes do not tell the number of heads, the groups of a
+GroupNorm, or the noise schedule: for single files those are Stable Diffusion v1's (8, 32, `SCHEDULE`), unless a config says otherwise.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from fz.errors import FzError
+from fz.vae import SCALE
+
+SD1 = "Use a Stable Diffusion v1.x checkpoint."
+MODEL_CONFIG = "Pass --model-config DIR with unet/config.json, vae/config.json and text_encoder/config.json."
+
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "prediction_type": "epsilon",
+}
+
+# ---- configs ------------------------------------------------------------------------------------------------------------
+
+INPUTS = {5: "a depth-to-image model", 7: "an upscaler", 8: "an InstructPix2Pix model", 9: "an inpainting model"}
+CROSS_WIDTHS = {1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
+# names without what the inflated versions add (2D, 3D, Pseudo3D)
+UNET_BLOCKS = ("CrossAttnDownBlock", "DownBlock", "UpBlock", "CrossAttnUpBlock")
+
+# field -> the values that mean 'as Stable Diffusion v1'; the fields that fz.unet reads or refuses itself are not here
+UNET_ONLY = {
+    "addition_time_embed_dim": (None,),
+    "attention_type": ("default",),
+    "class_embeddings_concat": (False,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "cross_attention_norm": (None,),
+    "encoder_hid_dim_type": (None,),
+    "mid_block_only_cross_attention": (None, False),
+    "mid_block_type": (None, "UNetMidBlock2DCrossAttn", "UNetMidBlock3DCrossAttn", "UNetMidBlockPseudo3DCrossAttn"),
+    "projection_class_embeddings_input_dim": (None,),
+    "resnet_out_scale_factor": (1,),
+    "resnet_skip_time_act": (False,),
+    "reverse_transformer_layers_per_block": (None,),
+    "time_embedding_act_fn": (None,),
+    "time_embedding_dim": (None,),
+    "time_embedding_type": ("positional",),
+    "timestep_post_act": (None,),
+}
+VAE_ONLY = {
+    "act_fn": ("silu", "swish"),
+    "in_channels": (3,),
+    "latent_channels": (4,),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+    "mid_block_add_attention": (True,),
+    "out_channels": (3,),
+    "scaling_factor": (SCALE,),
+    "shift_factor": (None,),
+    "use_post_quant_conv": (True,),
+    "use_quant_conv": (True,),
+}
+SCHEDULER_ONLY = {
+    "beta_schedule": ("scaled_linear", "linear"),
+    "prediction_type": ("epsilon",),
+    "rescale_betas_zero_snr": (False,),
+    "thresholding": (False,),
+    "trained_betas": (None,),
+}
+TEXT_ONLY = {"max_position_embeddings": (77,), "model_type": ("clip_text_model",)}
+
+
+def only(config: Mapping, fields: Mapping[str, tuple], where: Path | str) -> None:
+    """Raise FzError for the first field that has another value than the listed ones."""
+    for name, allowed in fields.items():
+        if name in config and config[name] not in allowed:
+            raise FzError(f"{where}: {name} is {config[name]!r}, expected {' or '.join(map(repr, allowed))}. {SD1}")
+
+
+def whole_numbers(config: Mapping, names: tuple[str, ...], where: Path | str) -> None:
+    """Raise FzError unless each of these fields, where it is there, is a positive whole number or a list of them."""
+    for name in names:
+        value = config.get(name, 1)
+        many = value if isinstance(value, (list, tuple)) and value else [value]
+        if not all(isinstance(n, int) and n is not True and n > 0 for n in many):
+            raise FzError(f"{where}: {name} is {value!r}, expected a whole number above 0, or a list of them.")
+
+
+def lists(config: Mapping, names: tuple[str, ...], where: Path | str) -> None:
+    """Raise FzError unless these fields are there, as lists of one length."""
+    for name in names:
+        if not isinstance(config.get(name), (list, tuple)) or not config[name]:
+            raise FzError(f"{where}: {name} is {config.get(name)!r}, expected a list, one entry a level. Is it the right config.json?")
+        if len(config[name]) != len(config[names[0]]):
+            raise FzError(f"{where}: {name} has {len(config[name])} entries, {names[0]} has {len(config[names[0]])}. Expected as many.")
+
+
+def check_unet(config: Mapping, where: Path | str) -> None:
+    """Raise FzError if a UNet config is another model's, or makes no sense. What fz.unet refuses itself is left to it."""
+    lists(config, ("block_out_channels", "down_block_types", "up_block_types"), where)
+    numbers = ("block_out_channels", "layers_per_block", "norm_num_groups", "in_channels", "out_channels", "cross_attention_dim")
+    whole_numbers(config, numbers, where)
+    for name in ("layers_per_block", "cross_attention_dim", "norm_num_groups"):
+        if isinstance(config.get(name), (list, tuple)):
+            raise FzError(f"{where}: {name} is {config[name]!r}, expected one number for all levels. {SD1}")
+    inputs = config.get("in_channels", 4)
+    if inputs != 4:
+        raise FzError(f"{where}: in_channels is {inputs}, expected 4: it is {INPUTS.get(inputs, 'another model')}. {SD1}")
+    if config.get("out_channels", 4) != 4:
+        raise FzError(f"{where}: out_channels is {config['out_channels']}, expected 4. {SD1}")
+    cross = config.get("cross_attention_dim", 768)
+    if cross in CROSS_WIDTHS:
+        raise FzError(f"{where}: cross_attention_dim is {cross}, which is {CROSS_WIDTHS[cross]}'s; v1's is 768. {SD1}")
+    if config.get("use_linear_projection"):
+        raise FzError(f"{where}: use_linear_projection is true, which is Stable Diffusion 2's. {SD1}")
+    for name in ("down_block_types", "up_block_types"):
+        for kind in config[name]:
+            if str(kind).replace("Pseudo3D", "").replace("2D", "").replace("3D", "") not in UNET_BLOCKS:
+                raise FzError(f"{where}: {name} has {kind!r}, expected CrossAttn or plain Down and Up blocks. {SD1}")
+    only(config, UNET_ONLY, where)
+    widths, groups = config["block_out_channels"], config.get("norm_num_groups", 32)
+    heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
+    whole_numbers({"attention_head_dim": heads}, ("attention_head_dim",), where)
+    heads = heads if isinstance(heads, (list, tuple)) else [heads] * len(widths)
+    if len(heads) != len(widths):
+        raise FzError(f"{where}: attention_head_dim has {len(heads)} entries, block_out_channels has {len(widths)}. Expected as many.")
+    for width, n in zip(widths, heads, strict=True):
+        if width % groups or width % n:
+            raise FzError(f"{where}: a width of {width} does not divide into {groups} groups and {n} heads. Check both.")
+
+
+def check_vae(config: Mapping, where: Path | str) -> None:
+    """Raise FzError if a VAE config is not of Stable Diffusion v1's kind."""
+    lists(config, ("block_out_channels",), where)
+    whole_numbers(config, ("block_out_channels", "layers_per_block", "norm_num_groups", "latent_channels"), where)
+    only(config, VAE_ONLY, where)
+    for name, expected in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        if odd := [kind for kind in config.get(name, ()) if kind != expected]:
+            raise FzError(f"{where}: {name} has {odd[0]!r}, expected {expected!r}. {SD1}")
+    groups = config.get("norm_num_groups", 32)
+    if odd := [width for width in config["block_out_channels"] if width % groups]:
+        raise FzError(f"{where}: a width of {odd[0]} does not divide into {groups} groups. Check norm_num_groups.")
+
+
+def check_text(config: Mapping, where: Path | str) -> Mapping:
+    """The text part of a CLIP config. Raises FzError if it is no CLIP text encoder of 77 tokens."""
+    config = config.get("text_config", config) if config.get("model_type") == "clip" else config
+    only(config, TEXT_ONLY, where)
+    whole_numbers(config, ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"), where)
+    if config.get("hidden_size", 512) % config.get("num_attention_heads", 8):
+        raise FzError(f"{where}: hidden_size is not a multiple of num_attention_heads. Check text_encoder/config.json.")
+    return config
+
+
+def check_scheduler(config: Mapping, where: Path | str) -> dict:
+    """SCHEDULE with what the config says. Raises FzError for what is not plain noise prediction.
+
+    clip_sample is ignored: it is for pixels in [-1, 1], and every scheduler saved without it would turn it on.
+    """
+    only(config, SCHEDULER_ONLY, where)
+    whole_numbers(config, ("num_train_timesteps",), where)
+    return {name: config.get(name, value) for name, value in SCHEDULE.items()}
+
+
+# ---- shapes -------------------------------------------------------------------------------------------------------------
+
+
+def infer_unet(state: Mapping[str, Tensor], where: Path) -> dict:
+    """The config of a CompVis UNet (keys without prefix) from the shapes of its weights; 8 heads and 32 groups are assumed."""
+    conv_in = shape(state, "input_blocks.0.0.weight", where)
+    if conv_in[1] != 4:
+        raise FzError(f"{where}: conv_in takes {conv_in[1]} channels, expected 4: it is {INPUTS.get(conv_in[1], 'another model')}. {SD1}")
+    cross = next((t.shape[-1] for key, t in state.items() if key.endswith("attn2.to_k.weight")), 768)
+    if cross in CROSS_WIDTHS:
+        raise FzError(f"{where}: its cross-attention is {cross} wide, which is {CROSS_WIDTHS[cross]}'s; v1's is 768. {SD1}")
+    if any(key.endswith("1.proj_in.weight") and t.ndim == 2 for key, t in state.items()):
+        raise FzError(f"{where}: proj_in is linear, which is Stable Diffusion 2's; v1's is a 1x1 convolution. {SD1}")
+    if any(".transformer_blocks.1." in key for key in state):
+        raise FzError(f"{where}: has several transformer layers a block, as Stable Diffusion XL. {SD1}")
+
+    levels: list[list[tuple[int, bool]]] = [[]]  # of each level, its ResNets' widths and whether attention follows
+    i = 1
+    while any(key.startswith(f"input_blocks.{i}.") for key in state):
+        if f"input_blocks.{i}.0.op.weight" in state:
+            levels.append([])
+        else:
+            width = shape(state, f"input_blocks.{i}.0.out_layers.3.weight", where)[0]
+            levels[-1].append((width, f"input_blocks.{i}.1.norm.weight" in state))
+        i += 1
+    layers = len(levels[0])
+    if not layers or any(len(level) != layers or len(set(level)) != 1 for level in levels):
+        raise FzError(f"{where}: its UNet's levels are not alike ({[len(level) for level in levels]} layers). {MODEL_CONFIG}")
+    widths = [level[0][0] for level in levels]
+    if any(width % 32 for width in widths):
+        raise FzError(f"{where}: widths {widths} do not divide into v1's 32 groups. {MODEL_CONFIG}")
+    up = [f"output_blocks.{level * (layers + 1)}.1.norm.weight" in state for level in range(len(levels))]
+    return {
+        "block_out_channels": widths,
+        "layers_per_block": layers,
+        "attention_head_dim": 8,
+        "cross_attention_dim": cross,
+        "norm_num_groups": 32,
+        "down_block_types": ["CrossAttnDownBlock2D" if level[0][1] else "DownBlock2D" for level in levels],
+        "up_block_types": ["CrossAttnUpBlock2D" if attention else "UpBlock2D" for attention in up],
+    }
+
+
+def infer_vae(state: Mapping[str, Tensor], where: Path) -> dict:
+    """The config of a VAE, in our names, from the shapes of its weights; 32 groups are assumed."""
+    levels = count(state, "encoder.down_blocks.")
+    widths = [shape(state, f"encoder.down_blocks.{level}.resnets.0.conv2.weight", where)[0] for level in range(levels)]
+    if not widths or any(width % 32 for width in widths):
+        raise FzError(f"{where}: VAE widths {widths} do not divide into v1's 32 groups. {MODEL_CONFIG}")
+    return {
+        "block_out_channels": widths,
+        "layers_per_block": count(state, "encoder.down_blocks.0.resnets."),
+        "latent_channels": shape(state, "post_quant_conv.weight", where)[0],
+        "norm_num_groups": 32,
+    }
+
+
+def infer_text(state: Mapping[str, Tensor], where: Path) -> dict:
+    """The config of a CLIP text encoder (keys without `text_model.`) from the shapes of its weights; heads of 64 are assumed."""
+    vocab, hidden = shape(state, "embeddings.token_embedding.weight", where)
+    if hidden % 64:
+        raise FzError(f"{where}: the text encoder is {hidden} wide, no multiple of CLIP's heads of 64. {MODEL_CONFIG}")
+    return {
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "max_position_embeddings": shape(state, "embeddings.position_embedding.weight", where)[0],
+        "num_hidden_layers": count(state, "encoder.layers."),
+        "intermediate_size": shape(state, "encoder.layers.0.mlp.fc1.weight", where)[0],
+        "num_attention_heads": hidden // 64,
+        "hidden_act": "quick_gelu",
+    }
+
+
+def shape(state: Mapping[str, Tensor], key: str, where: Path) -> tuple[int, ...]:
+    if key not in state:
+        raise FzError(f"{where}: {key} is missing, from which the architecture is read. {SD1}")
+    return tuple(state[key].shape)
+
+
+def count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbers follow prefix in the keys."""
+    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})

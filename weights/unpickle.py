@@ -1,0 +1,143 @@
+"""PyTorch's own files to dictionaries of CPU tensors, never running code that a file brings.
+
+`torch.load(weights_only=True)`, always. Training checkpoints (Lightning's) hold objects of other classes beside the weights: those of a
+few named packages become inert stand-ins, any other is refused by name before the file is loaded.
+"""
+
+import pickle
+import pickletools
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from fz.errors import FzError
+from fz.weights.layouts import other_model, some
+
+# What Lightning checkpoints hold beside weights: callbacks, settings, metric values. Their classes become inert stand-ins.
+# Any other class or function that a pickle asks for, but for PyTorch's own, is refused.
+INERT_PACKAGES = ("pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities", "omegaconf", "numpy", "argparse", "pathlib",
+                  "typing", "ldm")  # fmt: skip
+INERT_BUILTINS = ("dict", "list", "tuple", "set", "int", "float", "bool", "str", "bytes", "object", "complex")
+PYTORCHS = (("collections", "OrderedDict"), ("_codecs", "encode"))
+
+# beside the weights, in the same dictionary
+TRAINING_LOG = ("epoch", "global_step", "pytorch-lightning_version", "callbacks", "optimizer_states", "lr_schedulers", "loops",
+                "hparams_name", "hparams_type", "hyper_parameters", "native_amp_scaling_state")  # fmt: skip
+
+
+class Inert:
+    """Stands for an object of a class that is not wanted: accepts whatever a pickle gives it, keeps and runs nothing."""
+
+    def __new__(cls, *args, **kwargs):
+        return object.__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+def read_zip(path: Path) -> dict[str, Tensor]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            objects = [name for name in names if name.endswith("data.pkl") and name.count("/") <= 1]
+            if not objects or any(name.endswith("constants.pkl") for name in names):
+                kind = "a TorchScript program" if objects else "a zip archive without PyTorch's data.pkl"
+                raise FzError(f"{path}: is {kind}, not weights. Use .safetensors or .ckpt.")
+            with archive.open(objects[0]) as file:
+                wanted = globals_of(file)
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+        raise FzError(f"{path}: damaged or cut short ({first_line(error)}). Download it again.") from None
+    return unpickle(path, wanted, mmap=True)
+
+
+def read_old_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        with path.open("rb") as file:
+            # magic number, protocol, machine; then the object
+            wanted = [name for _ in range(4) for name in globals_of(file)]
+    except (ValueError, EOFError, IndexError, OverflowError) as error:
+        raise FzError(f"{path}: is no PyTorch file, or cut short ({first_line(error)}). Download it again.") from None
+    return unpickle(path, wanted, mmap=False)
+
+
+def globals_of(file: BinaryIO) -> list[tuple[str, str]]:
+    """(module, name) of every class or function that a pickle asks for. Reads to the pickle's end; runs nothing."""
+    found, strings = [], []
+    for op, arg, _ in pickletools.genops(file):
+        if op.name in ("GLOBAL", "INST"):
+            module, _, name = arg.partition(" ")
+            found.append(("builtins" if module == "__builtin__" else module, name))
+        elif op.name == "STACK_GLOBAL":
+            found.append(tuple(strings[-2:]) if len(strings) > 1 else ("?", "?"))
+        elif isinstance(arg, str):
+            strings.append(arg)
+    return found
+
+
+def stand_in(module: str, name: str) -> Callable | None:
+    """What to put for a class of a Lightning checkpoint; None for what is not to be stood in for."""
+    if module == "collections" and name == "defaultdict":
+
+        def body(*_):
+            return OrderedDict()  # the safe reader fills in no other kind of mapping
+
+    elif module.split(".")[0] in INERT_PACKAGES or (module == "builtins" and name in INERT_BUILTINS):
+        body = type(name, (Inert,), {})
+    else:
+        return None
+    # PyTorch finds a stand-in by these names
+    body.__module__, body.__qualname__ = module, name
+    return body
+
+
+def unpickle(path: Path, wanted: list[tuple[str, str]], mmap: bool) -> dict[str, Tensor]:
+    """The state dict of a PyTorch file whose pickle asks for the `wanted` globals."""
+    stand_ins = {}
+    for module, name in wanted:
+        if module.split(".")[0] == "torch" or (module, name) in PYTORCHS:
+            continue  # PyTorch's own list decides
+        body = stand_in(module, name)
+        if body is None:
+            got = f"{path}: its pickle asks for {module}.{name}, which weights do not need"
+            raise FzError(f"{got}. Refused, since it could run code; use a .safetensors file.")
+        stand_ins[module, name] = body
+    try:
+        with torch.serialization.safe_globals(list(stand_ins.values())):
+            value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise FzError(f"{path}: refused by PyTorch's safe reader ({reason(error)}). Use a .safetensors file.") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError) as error:
+        raise FzError(f"{path}: damaged or cut short ({first_line(error)}). Download it again.") from None
+    return state_of(path, value)
+
+
+def state_of(path: Path, value: object) -> dict[str, Tensor]:
+    """The tensors by name: `value` itself, or its 'state_dict'. What else a training checkpoint holds is left behind."""
+    nested = isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping)
+    state = value["state_dict"] if nested else value
+    if not isinstance(state, Mapping):
+        raise FzError(f"{path}: holds a {type(state).__name__}, expected a dictionary of weights.")
+    odd = sorted(str(key) for key, entry in state.items() if not isinstance(entry, Tensor) and key not in TRAINING_LOG)
+    if odd:
+        if what := other_model(map(str, state)):
+            raise FzError(f"{path}: is {what}. Expected a Stable Diffusion v1.x checkpoint.")
+        raise FzError(f"{path}: {len(odd)} entries are no tensors ({some(odd)}). Expected a state dict, or one under 'state_dict'.")
+    return {str(key): entry.detach() for key, entry in state.items() if isinstance(entry, Tensor)}
+
+
+def reason(error: Exception) -> str:
+    """The useful line of PyTorch's long refusal."""
+    lines = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "nsupported" in line]
+    return lines[0].split(" was not an allowed")[0] if lines else first_line(error)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
