@@ -1,0 +1,277 @@
+"""A whole run, from settings to a folder of results: load, read, plan, encode, invert, edit, decode, write.
+
+`run(settings)` is what the command line calls, and what a Python program calls to get the same. It says and shows nothing itself:
+a `Progress` is told what happens.
+"""
+
+import contextlib
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+import fz
+from fz import kernels
+from fz.config import EditSettings, Settings
+from fz.ddim import CLEAN, Schedule
+from fz.diagnose import NotFinite
+from fz.edit import Source, edit, invert, nothing_kept, reconstruct
+from fz.errors import FzError
+from fz.fusion import FrameIndex, Fusion, Keep
+from fz.machine import peak_memory, pick_device
+from fz.output import ResultFolder
+from fz.plan import Plan, plan_edit
+from fz.text import TextEncoder, Tokens
+from fz.vae import VAE, decode_clip, encode_clip
+from fz.video import Video, read_clip
+from fz.weights.load import Checkpoint, load_checkpoint
+
+
+class Progress:
+    """What a run tells while it goes. This one keeps silent; the command line has one that prints."""
+
+    def say(self, line: str) -> None:
+        """One line: what was loaded, what was decided for the user, where the results are."""
+
+    @contextlib.contextmanager
+    def stage(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
+        """A stage of so many steps; the function given is called after each."""
+        yield lambda: None
+
+
+@dataclass
+class Edited:
+    """One edit's result. frames: (F, 3, H, W) in [-1, 1]; latents[k]: after k + 1 steps; masks[k]: by size, of edit step k."""
+
+    settings: EditSettings
+    frames: Tensor
+    latents: list[Tensor]
+    masks: dict[int, dict[tuple[int, int], Tensor]]
+
+
+@dataclass
+class Result:
+    """All of a run. Empty but for settings and notes after a dry run."""
+
+    settings: Settings
+    notes: list[str]
+    out: str | None = None
+    video: Video | None = None
+    source: Source | None = None
+    schedule: Schedule | None = None
+    edits: list[Edited] = field(default_factory=list)
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def run(settings: Settings, progress: Progress | None = None) -> Result:
+    """Do what the settings say. Raises FzError for anything that the user can put right; what was finished by then is on disk."""
+    progress = progress or Progress()
+    result = Result(settings, [])
+
+    def note(line: str) -> None:
+        result.notes.append(line)
+        progress.say(line)
+
+    for line in settings.notes:
+        note(line)
+    device = pick_device(settings.device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    folder = ResultFolder.claim(settings)
+
+    with timed(result, "load", device):
+        checkpoint = load(settings, device)
+    note(checkpoint.report)
+    frame_index = choose_frame_index(settings, checkpoint.tuned, note)
+    schedule = Schedule.of(checkpoint.scheduler, settings.steps)
+    source_tokens = checkpoint.text.tokens(settings.source)
+    plans = [
+        plan_edit(e, source_tokens, checkpoint.text.tokens(e.target), schedule.steps, name=f"edit {i}")
+        for i, e in enumerate(settings.edits)
+    ]
+    for plan in plans:
+        for line in plan.notes:
+            note(line)
+    multiple = checkpoint.vae.config.stride * checkpoint.unet.config.stride
+    result.video = read_video(settings, multiple, note)
+    if settings.dry_run:
+        note("dry run: settings, words, checkpoint and clip are fine; nothing was computed")
+        return result
+
+    folder.start(settings)
+    with timed(result, "encode", device):
+        z0 = encode(checkpoint.vae, result.video.frames, note).to(device)
+    embeddings = embed(checkpoint.text, settings, device)
+    keep = keep_for(settings, plans)
+    with timed(result, "invert", device), progress.stage("inverting", schedule.steps) as advance:
+        result.source = invert(checkpoint.unet, z0, embeddings.source, schedule, frame_index, keep, watch=lambda k, z: advance())
+    result.schedule = schedule
+    attention = result.source
+    if settings.attention == "reconstruction":
+        with timed(result, "reconstruct", device), progress.stage("reconstructing", schedule.steps) as advance:
+            attention = reconstruct(
+                checkpoint.unet, result.source, embeddings.reconstruction, embeddings.negative, schedule, settings.guidance,
+                frame_index, keep, watch=lambda k, z: advance(),
+            )  # fmt: skip
+    folder.write_source(result.video, attention, source_tokens, schedule)
+    if settings.save_latents:
+        folder.add_latents({"z0": z0} | {f"inverted.{i:03d}": z for i, z in enumerate(inverted(result.source, schedule))})
+
+    for i, (plan, target) in enumerate(zip(plans, embeddings.targets, strict=True)):
+        latents: list[Tensor] = []
+        masks: dict[int, dict[tuple[int, int], Tensor]] = {}
+        name = f"editing {i + 1}/{len(plans)}"
+        with timed(result, f"edit.{i}", device), progress.stage(name, schedule.steps) as advance:
+
+            def watch(k: int, z: Tensor, latents=latents, advance=advance) -> None:
+                latents.append(z)
+                advance()
+
+            z = edit(
+                checkpoint.unet, attention, target, embeddings.negative, schedule, settings.guidance, frame_index, plan.fusion,
+                watch=watch, watch_masks=masks.__setitem__,
+            )  # fmt: skip
+        with timed(result, f"decode.{i}", device):
+            frames = decode(checkpoint.vae, z, note)
+        result.edits.append(Edited(settings.edits[i], frames, latents, masks))
+        folder.write_edit(i, result.video, result.edits[-1])
+        if settings.save_latents:
+            folder.add_latents(edit_tensors(i, result.edits[-1]))
+    result.out = str(folder.path)
+    folder.finish(result, versions())
+    progress.say(f"results in {folder.path}")
+    return result
+
+
+def load(settings: Settings, device: torch.device) -> Checkpoint:
+    """The checkpoint on its device, in its dtype, laid out for speed."""
+    path = settings.checkpoint
+    if path is None:
+        from fz import mini
+
+        path = mini.checkpoint()
+    checkpoint = load_checkpoint(
+        path, vae=settings.vae, tokenizer=settings.tokenizer, model_config=settings.model_config, ema=settings.ema
+    )
+    dtype = getattr(torch, settings.dtype)
+    checkpoint.unet.to(device, dtype, memory_format=torch.channels_last)
+    checkpoint.unet.clip_norm = settings.clip_norm
+    # fp16 VAEs overflow on some checkpoints: bfloat16 has float32's range
+    checkpoint.vae.to(device, torch.bfloat16 if dtype == torch.float16 else dtype, memory_format=torch.channels_last)
+    return checkpoint
+
+
+def choose_frame_index(settings: Settings, tuned: bool, note: Callable[[str], None]) -> FrameIndex:
+    """The paper's [own, mid] for an untuned checkpoint, Tune-A-Video's [-1, first] for a tuned one, unless the settings say."""
+    entries = settings.frame_index
+    if entries is None:
+        entries = (-1, "first") if tuned else (0, "mid")
+        note(f"frames attend to {list(entries)}: the usual for {'a tuned' if tuned else 'an untuned'} checkpoint")
+    return FrameIndex(entries, settings.least_channels)
+
+
+def read_video(settings: Settings, multiple: int, note: Callable[[str], None]) -> Video | None:
+    """The clip's frames. A dry run says what is wrong with a clip that is too short for its settings, and goes on."""
+    try:
+        video = read_clip(settings.clip, multiple)
+    except FzError as error:
+        if settings.dry_run and str(error).startswith(("frames:", "start:")):
+            note(str(error))
+            return None
+        raise
+    for line in video.notes:
+        note(line)
+    return video
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """(77, Cx) each."""
+
+    source: Tensor
+    negative: Tensor
+    reconstruction: Tensor
+    targets: list[Tensor]
+
+
+def embed(text: TextEncoder, settings: Settings, device: torch.device) -> Embeddings:
+    prompts = [settings.source, settings.negative, settings.reconstruction_prompt or settings.source, *(e.target for e in settings.edits)]
+    source, negative, reconstruction, *targets = text.encode(prompts).to(device)
+    return Embeddings(source, negative, reconstruction, targets)
+
+
+def keep_for(settings: Settings, plans: list[Plan]) -> Callable[[int], Keep]:
+    """What inversion keeps for edit step k: nothing ('recompute'), or the queries and keys that some edit fuses then ('memory')."""
+    fusions: list[Fusion] = [plan.fusion for plan in plans if plan.fusion]
+    if settings.store == "recompute" or not fusions:
+        return nothing_kept
+    return lambda k: Keep(any(f.replaces_self(k) for f in fusions), any(f.replaces_cross(k) for f in fusions))
+
+
+def encode(vae: VAE, frames: Tensor, note: Callable[[str], None]) -> Tensor:
+    """z0, scaled; in float32 if a half-precision VAE overflows."""
+    return finite(vae, "encoding the clip", note, lambda: encode_clip(vae, frames))
+
+
+def decode(vae: VAE, z: Tensor, note: Callable[[str], None]) -> Tensor:
+    return finite(vae, "decoding", note, lambda: decode_clip(vae, z))
+
+
+@torch.no_grad()
+def finite(vae: VAE, what: str, note: Callable[[str], None], compute: Callable[[], Tensor]) -> Tensor:
+    out = compute()
+    if not torch.isfinite(out).all() and vae.quant_conv.weight.dtype != torch.float32:
+        note(f"{what}: NaN or infinity in {vae.quant_conv.weight.dtype}; the VAE goes on in float32")
+        vae.float()
+        out = compute()
+    bad = ~torch.isfinite(out.flatten(1)).all(1)
+    if bad.any():
+        where = f"{what}: NaN or infinity in frame {int(bad.nonzero()[0])} from the VAE"
+        raise NotFinite(f"{where}; expected finite values. Pass another --vae.")
+    return out
+
+
+def inverted(source: Source, schedule: Schedule) -> list[Tensor]:
+    """inverted.0 (= z0) … inverted.T."""
+    return [source.latents[t] for t in (CLEAN, *reversed(schedule.timesteps))]
+
+
+def edit_tensors(i: int, edited: Edited) -> dict[str, Tensor]:
+    """`edited.i.k` after k steps, and `mask.i.HxW.SSS` of step SSS."""
+    tensors = {f"edited.{i}.{k:03d}": z for k, z in enumerate(edited.latents, start=1)}
+    for k, masks in edited.masks.items():
+        tensors |= {f"mask.{i}.{h}x{w}.{k:03d}": m.to(torch.uint8) for (h, w), m in masks.items()}
+    return tensors
+
+
+@contextlib.contextmanager
+def timed(result: Result, stage: str, device: torch.device) -> Iterator[None]:
+    """Seconds and peak memory of a stage, into the result."""
+    start = time.perf_counter()
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    result.stages[stage] = {"seconds": round(time.perf_counter() - start, 3), "peak_memory_bytes": peak_memory(device)}
+
+
+def versions() -> dict[str, str]:
+    import numpy
+    import transformers
+
+    return {
+        "fz": fz.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "kernels": kernels.which(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+__all__ = ["Edited", "Progress", "Result", "Tokens", "run"]
