@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -39,9 +39,14 @@ def atomic(path) -> Iterator[Path]:
         yield part
         os.replace(part, path)
     except OSError as error:
-        raise FzError(f"out: {path} cannot be written ({error.strerror or error}). Free the place or choose another --out") from error
+        no_folder = isinstance(error, FileExistsError | NotADirectoryError) and not path.parent.is_dir()
+        why = f"{path.parent} is not a folder" if no_folder else error.strerror or error
+        raise FzError(f"out: {path} cannot be written ({why}). Free the place or choose another --out") from error
     finally:
-        shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def to_uint8(frames: torch.Tensor) -> np.ndarray:
@@ -51,11 +56,9 @@ def to_uint8(frames: torch.Tensor) -> np.ndarray:
 
 def write_mp4(path, frames: np.ndarray, fps: float):
     """H.264, yuv420p, BT.709, index at the front: plays in a browser. frames (F, H, W, 3); odd sides gain one repeated row or column."""
-    frames = _even(_checked(frames, path))
+    frames = _even(_checked(frames, path, colour=True))
     # 29.97 and 30000/1001 stay what they are, 24.000001 becomes 24.
-    rate = Fraction(fps).limit_denominator(1001)
-    if rate <= 0:
-        raise FzError(f"fps: got {fps}, expected more than 0")
+    rate = Fraction(_rate(fps)).limit_denominator(1001)
     with atomic(path) as part, av.open(f"file:{part}", "w", format="mp4", options={"movflags": "+faststart"}) as box:
         stream = box.add_stream("libx264", rate=rate, options={"crf": "16", "preset": "medium"})
         stream.height, stream.width = frames.shape[1:3]
@@ -63,18 +66,20 @@ def write_mp4(path, frames: np.ndarray, fps: float):
         codec = stream.codec_context
         codec.colorspace = codec.color_primaries = codec.color_trc = codec.color_range = BT709  # 1: also the code of limited range
         for number, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            frame = _yuv_frame(picture)
             frame.pts, frame.time_base = number, 1 / rate
             box.mux(stream.encode(frame))
         box.mux(stream.encode())
 
 
+def _yuv_frame(picture: np.ndarray) -> av.VideoFrame:
+    return av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+
+
 def write_gif(path, frames: np.ndarray, fps: float):
     """An endless gif, 255 colours a frame. Delays are multiples of 1/100 s: they alternate to keep the rate on average, up to 50 fps."""
-    frames = _checked(frames, path)
-    if not fps > 0:
-        raise FzError(f"fps: got {fps}, expected more than 0")
-    step = max(100 / fps, 2)  # browsers slow delays under 2 ticks down to 10
+    frames = _checked(frames, path, colour=True)
+    step = max(100 / _rate(fps), 2)  # browsers slow delays under 2 ticks down to 10
     ticks = [round((k + 1) * step) - round(k * step) for k in range(len(frames))]
     pictures = [Image.fromarray(f).quantize(255, Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG) for f in frames]
     with atomic(path) as part:
@@ -197,8 +202,15 @@ def _wrapped(text: str, font, width: int) -> list[str]:
     return lines
 
 
-def _checked(frames: np.ndarray, path) -> np.ndarray:
-    if frames.dtype != np.uint8 or frames.ndim < 3 or not frames.size:
+def _rate(fps: float) -> float:
+    if not 0 < fps <= 1000:
+        raise FzError(f"fps: got {fps}, expected more than 0 and at most 1000")
+    return fps
+
+
+def _checked(frames: np.ndarray, path, colour: bool = False) -> np.ndarray:
+    grey = frames.ndim == 3 and not colour
+    if frames.dtype != np.uint8 or not frames.size or not (grey or (frames.ndim == 4 and frames.shape[3] == 3)):
         raise FzError(f"{path}: got frames of shape {tuple(frames.shape)}, {frames.dtype}; expected at least one, (F, H, W, 3) uint8")
     return np.ascontiguousarray(frames)
 
