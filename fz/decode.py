@@ -23,6 +23,8 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".p
 MOVIES = (".mp4", ".webm", ".gif", ".mov", ".mkv", ".avi", ".m4v")
 KINDS = "a video (mp4, webm, gif), an image, a folder of images or a glob"
 IMAGE_FPS = 8.0
+# Transfer functions PQ and HLG.
+HDR = (16, 18)
 # FFmpeg draws plain text files as pictures of text.
 TEXT_ART = ("ansi", "bintext", "xbin", "idf")
 
@@ -126,12 +128,16 @@ def _picture(path: Path) -> tuple[np.ndarray, bool]:
     """An image file as (H, W, 3) uint8, upright (EXIF), and whether transparency was put on white."""
     try:
         with Image.open(path) as image:
+            # Not for jpegs: phones store a second view or a depth map there.
+            moving = getattr(image, "n_frames", 1) if image.format in ("WEBP", "PNG") else 1
             image.load()
             upright = ImageOps.exif_transpose(image)
     except PermissionError as error:
         raise FzError(f"video: {path} may not be read (permission denied)") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise FzError(f"video: {path} is no readable image ({_short(error)}). Is it complete?") from error
+    if moving > 1:
+        raise FzError(f"video: {path} is an animation of {moving} frames in an image format, expected mp4, webm or gif; convert it first")
     if upright.mode == "F":
         raise FzError(f"video: {path} has floating-point pixels, expected 8 or 16 bits a channel; convert it first")
     if upright.mode.startswith("I"):
@@ -173,6 +179,8 @@ class Movie:
             self.codec = stream.codec_context.name
             self.times, self.keys = _packet_times(box, stream, path)
             tick = stream.time_base
+            if stream.codec_context.color_trc in HDR:
+                self.notes.append(f"{self.name} is an HDR video: its colours are not tone mapped and come out pale")
             claim = box.duration / av.time_base if box.duration and len(box.streams) == 1 else 0
         # Frame number as key where packets do not name the frames: no time stamps, repeated ones, VP8's hidden packets.
         self.counted = self.times is None or self.codec in ("vp8", "libvpx")

@@ -151,9 +151,16 @@ def test_any_size_is_covered_and_centred(source, size):
     assert (out[2] - 1).abs().max() < 1e-5
 
 
-def test_square_given_either_way_is_the_same():
-    image = torch.rand(3, 49, 131)
-    assert torch.equal(fit(image, (64, 64)), fit(image, (64, 64)))
+def test_read_clip_rounds_and_says_so(twenty):
+    video = read_clip(Clip(str(twenty), frames=2, size=(100, 190)))
+    assert video.frames.shape == (2, 3, 128, 192)
+    assert "size 100x190 is rounded to 128x192: the model needs multiples of 64" in video.notes
+    assert any("enlarged 3 times" in note for note in video.notes)
+    assert read_clip(Clip(str(twenty), frames=2, size=40), multiple=8).frames.shape == (2, 3, 40, 40)
+
+
+def test_square_is_square_from_any_square():
+    # The released int(scale * side) may fall one short of the side.
     for side in range(33, 120):
         assert fit(torch.rand(3, side, side), (64, 64)).shape == (3, 64, 64)
 
@@ -450,6 +457,21 @@ def test_refuses_folders_without_images(tmp_path):
     write_mp4(tmp_path / "clip.mp4", grey(2), 8)
     refused("no images .* It holds clip.mp4: pass that file", path=str(tmp_path))
     refused("matches 2 files, none of them an image", path=str(tmp_path / "*"))
+
+
+def test_refuses_animated_images(tmp_path):
+    pictures = [Image.fromarray(f) for f in grey(3, step=50)]
+    for name in ("a.webp", "a.png"):
+        pictures[0].save(tmp_path / name, save_all=True, append_images=pictures[1:], duration=100)
+        refused("animation of 3 frames", path=str(tmp_path / name))
+
+
+def test_hdr_is_said(tmp_path):
+    def prepare(stream):
+        stream.codec_context.color_trc = 18
+
+    path = encode(tmp_path / "a.mp4", grey(2), pix_fmt="yuv420p10le", prepare=prepare)
+    assert any("HDR" in note for note in read_clip(Clip(str(path), frames=1, size=64)).notes)
 
 
 def test_refuses_mixed_sizes(tmp_path):
