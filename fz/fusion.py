@@ -252,5 +252,4 @@ class Fuser:
         edit = torch.stack(recorded).mean(0) if recorded else torch.zeros_like(source_map)
         if not fused:
             return edit
-        source = source_map.float() @ self.fusion.source_weights(self.k).to(source_map.device)
-        return source + edit * self.fusion.edit_weights(self.k).to(edit.device)
+        return source_map @ self.fusion.source_weights(self.k).to(source_map) + edit * self.fusion.edit_weights(self.k).to(edit)
