@@ -24,8 +24,9 @@ def self_attention(q, k, v, frames, *, q_src=None, k_src=None, mask=None, key_ma
     """See `fz.kernels.self_attention`."""
     plain = len(v) if q_src is None else len(v) - 1
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
+    table = frames.tolist()
     # runs of frames that read the same anchors, such as all of them under ['mid'], are one call
-    for anchors, run in groupby(range(len(frames)), key=lambda i, table=frames.tolist(): table[i]):
+    for anchors, run in groupby(range(len(table)), key=table.__getitem__):
         rows = list(run)
         span = slice(rows[0], rows[-1] + 1)
         distinct, weight = multiplicities(anchors, v)
