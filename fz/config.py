@@ -33,7 +33,7 @@ def window(value: Any, name: str) -> Window:
     pair = (0.0, value) if isinstance(value, (int, float)) else value
     numbers = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(v, (int, float)) for v in pair)
     if isinstance(value, bool) or not numbers or not 0 <= pair[0] <= pair[1] <= 1:
-        raise FzError(f"{name}: got {value!r}, expected a share of the steps from 0 to 1, or a pair [from, to] of them, as 0.8 or [0, 0.8].")
+        raise FzError(f"{name}: got {value!r}, expected a share of the steps from 0 to 1 or a pair [from, to] of them, as 0.8 or [0, 0.8].")
     return (float(pair[0]), float(pair[1]))
 
 
@@ -45,7 +45,7 @@ class EditSettings:
     cross_replace: window for all words; cross_replace_words: (word, window) pairs for single ones; self_replace: window.
     reweight: (target word, factor) pairs. threshold: tau of the self-attention blend mask, None for no mask.
     blend_words: (source words, target words) of the masks; None: the words that differ.
-    blend_latents: tau of the latent blend, None for none. lenient: absent words and uneven prompts are noted, not errors (released configs).
+    blend_latents: tau of the latent blend, None for none. lenient (released configs): absent words and uneven prompts are noted, not refused.
     """
 
     target: str
@@ -140,8 +140,9 @@ Overlay = Mapping[str, Any]  # 'clip.frames' -> 16, 'edits.0.threshold' -> 0.3, 
 
 
 def build(*overlays: Overlay, notes: tuple[str, ...] = ()) -> Settings:
-    """Settings from overlays, later ones over earlier ones. `edits.N.target` of the last overlay that names targets decides how many there are.
+    """Settings from overlays, later ones over earlier ones; within one, `edits.N.x` over `edits.*.x`.
 
+    `edits.N.target` of the last overlay that names targets decides how many edits there are.
     Raises FzError for a path that no setting has, naming the nearest, and for what the settings themselves refuse.
     """
     merged: dict[str, Any] = {}
@@ -150,6 +151,9 @@ def build(*overlays: Overlay, notes: tuple[str, ...] = ()) -> Settings:
             check_path(path)
         if any(is_target(path) for path in overlay):
             merged = {path: value for path, value in merged.items() if not is_target(path)}
+        # every edit's value is over what an earlier overlay gave to one
+        every = {path[len("edits.*.") :] for path in overlay if path.startswith("edits.*.")}
+        merged = {path: value for path, value in merged.items() if not (is_edit(path) and path.split(".")[2] in every)}
         merged |= overlay
     count = sum(is_target(path) for path in merged)
     every = {path[len("edits.*.") :]: value for path, value in merged.items() if path.startswith("edits.*.")}
@@ -165,6 +169,10 @@ def build(*overlays: Overlay, notes: tuple[str, ...] = ()) -> Settings:
 
 def is_target(path: str) -> bool:
     return path.startswith("edits.") and path.endswith(".target")
+
+
+def is_edit(path: str) -> bool:
+    return path.startswith("edits.")
 
 
 def below(merged: Overlay, prefix: str) -> dict[str, Any]:
