@@ -45,7 +45,7 @@ class EditSettings:
     cross_replace: window for all words; cross_replace_words: (word, window) pairs for single ones; self_replace: window.
     reweight: (target word, factor) pairs. threshold: tau of the self-attention blend mask, None for no mask.
     blend_words: (source words, target words) of the masks; None: the words that differ.
-    blend_latents: tau of the latent blend, None for none. lenient (released configs): absent words and uneven prompts are noted, not refused.
+    blend_latents: tau of the latent blend, None for none. lenient (released configs): absent words, uneven prompts are noted, not refused.
     """
 
     target: str
