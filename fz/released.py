@@ -1,0 +1,491 @@
+"""The released FateZero configs as settings: a table from the names in those YAML files to `fz.config` overlays.
+
+Nothing else knows the released names. They are the arguments of the official code (test_fatezero.py, train_tune_a_video.py and what they
+call); every one is used, knowingly left aside, or refused, and any other name is an error. Interpolations are OmegaConf's, `${a.b}` from
+the root and `${..a.b}` from where it stands, resolved when a value is used; its resolvers (`${oc.env:…}`) are left out.
+"""
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fz.config import Overlay
+from fz.errors import FzError, suggest
+from fz.video import Crop
+
+Path_ = tuple[str, ...]
+Tree = dict[str, Any]  # nested; keys are strings, p2p_config's too
+
+P2P = "editing_config.p2p_config"
+P2P_KEYS = ("cross_replace_steps", "self_replace_steps", "is_replace_controller", "eq_params.words", "eq_params.values", "blend_words",
+            "blend_self_attention", "blend_latents", "blend_th")  # fmt: skip
+IGNORED = {  # with the reason, which `fz.run --debug` and the tests read
+    "dataset_config.stride": "samples a long video while tuning",
+    "dataset_config.image_mode": "frames are RGB",
+    "dataset_config.class_*": "regularization images of tuning",
+    "editing_config.clip_length": "it is n_sample_frame",
+    "editing_config.use_invertion_latents": "editing always starts from inverted latents, in the released code too",
+    "editing_config.strength": "the released pipelines do not read it",
+    "editing_config.sample_seeds": "DDIM with eta = 0 draws nothing",
+    "editing_config.num_samples_per_prompt": "DDIM with eta = 0 draws nothing",
+    "editing_config.annotate*": "how the released code captions pictures",
+    "editing_config.use_make_grid": "how the released code arranges pictures",
+    "editing_config.grid_column_size": "how the released code arranges pictures",
+    "editing_config.subdir": "how the released code names folders",
+    "editing_config.traverse_p2p_config": "no effect in the released code",
+    f"{P2P}.*.use_inversion_attention": "the released code overwrites it by editing_config's",
+    f"{P2P}.*.save_self_attention": "the released code overwrites it",
+    f"{P2P}.*.disk_store": "maps are never stored",
+    "model_config.lora": "the rank is read off the weights",
+    "test_pipeline_config*": "there is one pipeline",
+    "trainer_pipeline_config*": "of tuning",
+    "disk_store": "maps are never stored",
+    "verbose": "progress is shown",
+    "use_invertion_latents": "editing always starts from inverted latents",
+    "mixed_precision": "--dtype decides; float32 is the default",
+    "pretrained_epoch_list": "one checkpoint a run",
+    "batch_size": "one clip a run",
+    **dict.fromkeys(
+        ("train_steps", "validation_steps", "checkpointing_steps", "train_batch_size", "learning_rate", "scale_lr", "lr_scheduler",
+         "lr_warmup_steps", "use_8bit_adam", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "max_grad_norm",
+         "gradient_accumulation_steps", "gradient_checkpointing", "enable_xformers", "train_temporal_conv", "prior_preservation"),
+        "of tuning",
+    ),
+}  # fmt: skip
+REFUSED = {"model_config.temporal_downsample": "", "model_config.temporal_downsample_time": ""}  # what would change the model
+
+# what the released code takes for keys that a config lacks
+DEFAULTS: Overlay = {
+    "guidance": 7.0,
+    "steps": 20,
+    "clip.frames": 8,
+    "clip.size": 512,
+    "frame_index": (-1, "first"),
+    "least_channels": 0,
+    "edits.*.method": "replace",
+    "edits.*.lenient": True,
+}
+
+
+# ---- converters: released value -> setting. `name` is for the message. ---------------------------------------------------------------
+
+
+def text(value: Any, name: str) -> str:
+    if isinstance(value, (dict, list, bool)):
+        raise FzError(f"{name}: got {value!r}, expected text.")
+    return str(value)
+
+
+def number(value: Any, name: str) -> float | int:
+    if isinstance(value, str):  # YAML 1.1 reads 1e-5 as text
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise FzError(f"{name}: got {value!r}, expected a number.")
+    return value
+
+
+def whole(value: Any, name: str) -> int:
+    value = number(value, name)
+    if not float(value).is_integer():
+        raise FzError(f"{name}: got {value!r}, expected a whole number.")
+    return int(value)
+
+
+def truth(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise FzError(f"{name}: got {value!r}, expected true or false.")
+    return value
+
+
+def frames(value: Any, name: str) -> int | None:
+    value = whole(value, name)
+    return None if value < 0 else value
+
+
+def size(value: Any, name: str) -> int | tuple[int, ...]:
+    return tuple(whole(v, name) for v in value) if isinstance(value, list) else whole(value, name)
+
+
+def frame_index(value: Any, name: str) -> tuple[int | str, ...]:
+    if not isinstance(value, list):
+        raise FzError(f"{name}: got {value!r}, expected a list, as [-1, first].")
+    return tuple(value)
+
+
+def centre(value: Any, name: str) -> None:
+    if value != "center":
+        raise FzError(f"{name}: got {value!r}, expected center, the only crop there is; offset moves it.")
+
+
+def share(value: Any, name: str) -> Any:
+    """A number or a pair: config.window checks the range."""
+    return tuple(number(v, name) for v in value) if isinstance(value, list) else number(value, name)
+
+
+def words(value: Any, name: str) -> tuple[str, ...]:
+    return tuple(text(v, name) for v in value) if isinstance(value, list) else (text(value, name),)
+
+
+@dataclass(frozen=True)
+class Row:
+    """setting None: the value is checked, and that is all."""
+
+    setting: str | None
+    convert: Callable[[Any, str], Any]
+
+
+TABLE = {
+    "pretrained_model_path": Row("checkpoint", text),
+    "seed": Row("seed", whole),
+    "logdir": Row("out", text),
+    "dataset_config.path": Row("clip.path", text),
+    "dataset_config.n_sample_frame": Row("clip.frames", frames),
+    "dataset_config.start_sample_frame": Row("clip.start", whole),
+    "dataset_config.sampling_rate": Row("clip.every", whole),
+    "dataset_config.image_size": Row("clip.size", size),
+    "dataset_config.crop": Row(None, centre),
+    "editing_config.guidance_scale": Row("guidance", number),
+    "editing_config.num_inference_steps": Row("steps", whole),
+    "editing_config.negative_prompt": Row("negative", text),
+    "model_config.SparseCausalAttention_index": Row("frame_index", frame_index),
+    "model_config.least_sc_channel": Row("least_channels", whole),
+}
+COMBINED = (  # read together, below
+    "dataset_config.prompt", "dataset_config.offset.left", "dataset_config.offset.right", "dataset_config.offset.top",
+    "dataset_config.offset.bottom", "editing_config.source_prompt", "editing_config.editing_prompts", "editing_config.prompt2prompt_edit",
+    "editing_config.use_inversion_attention", *(f"{P2P}.*.{key}" for key in P2P_KEYS),
+)  # fmt: skip
+OPEN = (f"{P2P}.*.cross_replace_steps.*", "editing_config.editing_prompts.*", "test_pipeline_config.*", "trainer_pipeline_config.*")
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------------------------
+
+
+def read(path: str | Path) -> Tree:
+    """The tree of a YAML file. Raises FzError, in one line, for a file that cannot be read or is no tree of names."""
+    try:
+        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise FzError(f"config: {path} cannot be read ({getattr(error, 'strerror', None) or error}). Expected a YAML file.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise FzError(f"config: {path} is no YAML{where} ({problem}). Expected the released configs' form.") from error
+    if not isinstance(content, dict):
+        raise FzError(f"config: {path} holds {type(content).__name__}, expected sections such as dataset_config and editing_config.")
+    return with_text_keys(content)
+
+
+def with_text_keys(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {str(key): with_text_keys(value) for key, value in node.items()}
+    return [with_text_keys(value) for value in node] if isinstance(node, list) else node
+
+
+def split(name: str) -> Path_:
+    """'a.b[0].c' -> ('a', 'b', '0', 'c')."""
+    return tuple(re.sub(r"\[(\d+)\]", r".\1", name).split("."))
+
+
+def assign(tree: Tree, assignment: str) -> str:
+    """Put `section.key=value` (the value in YAML) into the tree; returns the name. Raises FzError for what is no assignment."""
+    name, equals, value = assignment.partition("=")
+    name = name.strip()
+    if not equals or not all(split(name)):
+        raise FzError(f"--set: got {assignment!r}, expected section.key=value, as editing_config.num_inference_steps=10.")
+    *parents, last = split(name)
+    node: Any = tree
+    for i, part in enumerate(parents):
+        if isinstance(node, list):
+            node = node[position(node, part, name)]
+        else:
+            if node.get(part) is None or not isinstance(node[part], (dict, list)):
+                node[part] = {}
+            node = node[part]
+        if not isinstance(node, (dict, list)):
+            raise FzError(f"--set {name}: {'.'.join(parents[: i + 1])} is {node!r}, it has no parts. Set it as a whole.")
+    try:
+        parsed = with_text_keys(yaml.safe_load(value))
+    except yaml.YAMLError:
+        parsed = value  # a sentence with a colon in it
+    if isinstance(node, dict):
+        node[last] = parsed
+    elif last.isdigit() and int(last) == len(node):
+        node.append(parsed)
+    else:
+        node[position(node, last, name)] = parsed
+    return ".".join(split(name))
+
+
+def position(items: list, part: str, name: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise FzError(f"--set {name}: got {part!r} as a place in a list of {len(items)}, expected 0 to {len(items) - 1}.")
+    return int(part)
+
+
+def leaves(node: Any, path: Path_ = ()) -> Iterable[tuple[Path_, Any]]:
+    """Every value of a tree; empty sections are values, lists are walked only where they hold names."""
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from leaves(value, (*path, key))
+    else:
+        yield path, node
+
+
+def check_names(tree: Tree) -> None:
+    """Raises FzError for a name that the released code does not have, with the nearest, and for what is refused."""
+    names = (*TABLE, *COMBINED, *IGNORED, *REFUSED)
+    patterns = (*names, *OPEN)
+    sections = {".".join(split(name)[:i]) for name in names for i in range(1, len(split(name)))}
+    for path, value in leaves(tree):
+        name = ".".join(path)
+        if name in REFUSED and value not in (None, False, 0):
+            raise FzError(f"{name}: got {value!r}, which samples fewer frames in time inside the model; that is not built. Remove it.")
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            continue
+        if any(fnmatch.fnmatchcase(name, section) for section in sections):
+            if value in (None, {}) or "${" in str(value):
+                continue
+            raise FzError(f"{name}: got {value!r}, expected a section with names of its own.")
+        # an asterisk stands for whichever number the config has there
+        choices = [re.sub(r"p2p_config\.\*", f"p2p_config.{path[2]}", n) if len(path) > 2 else n for n in names]
+        raise FzError(f"unknown config key {name!r}.{nearest(name, choices)}")
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The nearest full name; the last part decides where the section is right."""
+    parent, _, last = name.rpartition(".")
+    siblings = {c.rpartition(".")[2]: c for c in choices if c.rpartition(".")[0] == parent}
+    hint = suggest(last, siblings)
+    return hint or suggest(name, choices)
+
+
+@dataclass
+class Config:
+    """A tree whose interpolations are resolved as values are taken out. `get` of what is absent, or null, is None."""
+
+    tree: Tree
+
+    def get(self, name: str) -> Any:
+        return self.resolve(self.raw(name), split(name), ())
+
+    def keys(self, name: str) -> list[str]:
+        """The names of a section's, or the numbers of a list's, parts."""
+        node = self.raw(name)
+        if isinstance(node, str):
+            node = self.resolve(node, split(name), ())
+        return list(node) if isinstance(node, dict) else [str(i) for i in range(len(node or ()))]
+
+    def raw(self, name: str) -> Any:
+        node: Any = self.tree
+        path = split(name)
+        for i, part in enumerate(path):
+            if isinstance(node, str):
+                node = self.resolve(node, path[:i], ())
+            if isinstance(node, list):
+                node = node[int(part)] if part.isdigit() and int(part) < len(node) else None
+            else:
+                node = node.get(part) if isinstance(node, dict) else None
+        return node
+
+    def resolve(self, node: Any, path: Path_, seen: tuple[str, ...]) -> Any:
+        if isinstance(node, dict):
+            return {key: self.resolve(value, (*path, key), seen) for key, value in node.items()}
+        if isinstance(node, list):
+            return [self.resolve(value, (*path, str(i)), seen) for i, value in enumerate(node)]
+        if not isinstance(node, str):
+            return node
+        while "${" in node:
+            # the innermost first
+            found = re.search(r"\$\{([^${}]*)\}", node)
+            if found is None:
+                raise FzError(f"{'.'.join(path)}: got {node!r}, expected an interpolation as ${{section.key}}.")
+            value = self.look_up(found[1].strip(), path, seen)
+            if found.span() == (0, len(node)):
+                return value
+            node = node[: found.start()] + str(value) + node[found.end() :]
+        return node
+
+    def look_up(self, reference: str, path: Path_, seen: tuple[str, ...]) -> Any:
+        here = f"{'.'.join(path)}: ${{{reference}}}"
+        if ":" in reference:
+            raise FzError(f"{here} calls a resolver, expected the name of another key. Write the value itself.")
+        if reference in seen:
+            raise FzError(f"{here} leads back to itself. Write the value itself.")
+        dots = len(reference) - len(reference.lstrip("."))
+        target = (*(path[:-dots] if dots else ()), *split(reference[dots:]))
+        node: Any = self.tree
+        for i, part in enumerate(target):
+            if isinstance(node, str):
+                node = self.resolve(node, target[:i], (*seen, reference))
+            if isinstance(node, dict) and part in node:
+                node = node[part]
+            elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
+                node = node[int(part)]
+            else:
+                raise FzError(f"{here} names nothing: the config has no {'.'.join(target)}. Write the value itself.")
+        return self.resolve(node, target, (*seen, reference))
+
+
+# ---- translating -----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Translation:
+    """overlay: settings. origins: from which released names each came. notes: what is said aloud."""
+
+    overlay: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def put(self, setting: str, value: Any, *origins: str) -> None:
+        self.overlay[setting] = value
+        self.origins[setting] = origins
+
+    def of(self, names: Iterable[str]) -> Overlay:
+        """The part of the overlay that these released names had a hand in."""
+        names = tuple(names)
+        return {s: v for s, v in self.overlay.items() if any(related(o, n) for o in self.origins[s] for n in names)}
+
+
+def related(a: str, b: str) -> bool:
+    return a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.")
+
+
+def translate(tree: Tree) -> Translation:
+    """Settings of a released config, or of a part of one: keys that it lacks give no setting (see DEFAULTS).
+
+    Raises FzError for a name that the released code does not have, an interpolation that leads nowhere, and values of the wrong kind.
+    """
+    check_names(tree)
+    config, out = Config(tree), Translation()
+    for name, row in TABLE.items():
+        value = config.get(name)
+        if value is not None:
+            converted = row.convert(value, name)
+            if row.setting:
+                out.put(row.setting, converted, name)
+    offset = {side: whole(v, f"dataset_config.offset.{side}") for side, v in (config.get("dataset_config.offset") or {}).items()}
+    if offset:
+        out.put("clip.crop", Crop(**offset), "dataset_config.offset")
+    put_prompts(config, out)
+    return out
+
+
+def put_prompts(config: Config, out: Translation) -> None:
+    prompt, source = config.get("dataset_config.prompt"), config.get("editing_config.source_prompt")
+    if prompt is not None or source is not None:
+        chosen = text(prompt if source is None else source, "dataset_config.prompt")
+        out.put("source", chosen, "dataset_config.prompt", "editing_config.source_prompt")
+        if prompt is not None and chosen != prompt:
+            out.notes.append(f"the source is editing_config.source_prompt, {chosen!r}, for inversion too")
+    name = "editing_config.editing_prompts"
+    prompts = config.get(name)
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    if prompts is not None and (not isinstance(prompts, list) or not prompts):
+        raise FzError(f"{name}: got {prompts!r}, expected a list of sentences.")
+    prompts = [text(p, name) for p in prompts or ()]
+    for i, target in enumerate(prompts):
+        out.put(f"edits.{i}.target", target, name)
+    put_methods(config, out, prompts)
+
+
+def put_methods(config: Config, out: Translation, prompts: list[str]) -> None:
+    """How each edit is reached: p2p_config, and the two switches that turn it off."""
+    switch, attention = "editing_config.prompt2prompt_edit", "editing_config.use_inversion_attention"
+    on = config.get(switch)
+    # a config with prompts of its own takes the released default, False; a few keys given with --set leave it open
+    fused = truth(on, switch) if on is not None else not prompts
+    inverted = config.get(attention)
+    inverted = True if inverted is None else truth(inverted, attention)
+    entries = set(config.keys(P2P))
+    for i in sorted(entries):
+        if not i.isdigit():
+            raise FzError(f"{P2P}.{i}: got {i!r} as the number of an edit, expected 0 to {max(len(prompts) - 1, 0)}.")
+        # entries without a prompt are left over from a longer list
+        if not prompts or int(i) < len(prompts):
+            put_edit(int(i), config.get(f"{P2P}.{i}") or {}, out)
+    if not fused:
+        for i in range(len(prompts)):
+            out.put(f"edits.{i}.method", "plain", switch)
+        if on is not None and not prompts:
+            out.put("edits.*.method", "plain", switch)
+        return
+    if lacking := [i for i in range(len(prompts)) if str(i) not in entries]:
+        got = f"{P2P}: no entry {lacking[0]} for {prompts[lacking[0]]!r}"
+        raise FzError(f"{got}, expected one for each editing prompt (0 to {len(prompts) - 1}). Add it, or set prompt2prompt_edit to false.")
+    if config.get(attention) is not None:
+        out.put("attention", "inversion" if inverted else "reconstruction", attention, switch)
+    if not inverted and prompts:
+        # the released code samples the first prompt with guidance, and keeps its attention for the others
+        out.put("reconstruction_prompt", prompts[0], attention, "editing_config.editing_prompts")
+        out.put("edits.0.method", "plain", attention, switch)
+
+
+def put_edit(i: int, entry: Mapping[str, Any], out: Translation) -> None:
+    """One entry of p2p_config."""
+    name = f"{P2P}.{i}"
+    if not isinstance(entry, dict):
+        raise FzError(f"{name}: got {entry!r}, expected cross_replace_steps, self_replace_steps and so on.")
+
+    def put(setting: str, value: Any, *keys: str) -> None:
+        out.put(f"edits.{i}.{setting}", value, *(f"{name}.{key}" for key in keys))
+
+    if entry.get("is_replace_controller") is not None:
+        replaces = truth(entry["is_replace_controller"], f"{name}.is_replace_controller")
+        put("method", "replace" if replaces else "refine", "is_replace_controller")
+    cross = entry.get("cross_replace_steps")
+    if isinstance(cross, dict):
+        shares = {word: share(value, f"{name}.cross_replace_steps.{word}") for word, value in cross.items()}
+        # as prompt-to-prompt has it: without a default, other words are replaced throughout
+        put("cross_replace", shares.pop("default_", 1.0), "cross_replace_steps")
+        put("cross_replace_words", tuple(shares.items()), "cross_replace_steps")
+    elif cross is not None:
+        put("cross_replace", share(cross, f"{name}.cross_replace_steps"), "cross_replace_steps")
+    if entry.get("self_replace_steps") is not None:
+        put("self_replace", share(entry["self_replace_steps"], f"{name}.self_replace_steps"), "self_replace_steps")
+    if entry.get("eq_params") is not None:
+        put("reweight", equalizer(entry["eq_params"], f"{name}.eq_params", out.notes), "eq_params")
+    if any(key.startswith("blend_") for key in entry):
+        put_blend(entry, name, put)
+
+
+def equalizer(params: Any, name: str, notes: list[str]) -> tuple[tuple[str, float], ...]:
+    if not isinstance(params, dict) or params.get("words") is None or params.get("values") is None:
+        raise FzError(f"{name}: got {params!r}, expected words and values, as words: [watercolor], values: [10].")
+    named = words(params["words"], f"{name}.words")
+    values = params["values"] if isinstance(params["values"], list) else [params["values"]]
+    factors = [number(v, f"{name}.values") for v in values]
+    if len(named) != len(factors):
+        used = min(len(named), len(factors))
+        notes.append(f"{name}: {len(named)} words and {len(factors)} values, the first {used} of both are used")
+    return tuple(zip(named, factors, strict=False))
+
+
+def put_blend(entry: Mapping[str, Any], name: str, put: Callable[..., None]) -> None:
+    """Masks. Released: none without blend_words, and only the first number of blend_th counts."""
+    keys = ("blend_words", "blend_self_attention", "blend_latents", "blend_th")
+    named = entry.get("blend_words")
+    attention, latents = (entry.get(k) is not None and truth(entry[k], f"{name}.{k}") for k in ("blend_self_attention", "blend_latents"))
+    thresholds = entry.get("blend_th")
+    first = thresholds[0] if isinstance(thresholds, list) and thresholds else 0.3 if thresholds is None else thresholds
+    threshold = number(first, f"{name}.blend_th")
+    if named in (None, "None"):
+        put("threshold", None, *keys)
+        put("blend_latents", None, *keys)
+        return
+    if not isinstance(named, list) or not 1 <= len(named) <= 2:
+        raise FzError(f"{name}.blend_words: got {named!r}, expected the source's words and the target's, as [[jeep], [car]].")
+    source, target = (words(w, f"{name}.blend_words") for w in (*named, [])[:2])
+    put("blend_words", (source, target), *keys)
+    put("threshold", threshold if attention else None, *keys)
+    put("blend_latents", threshold if latents else None, *keys)
