@@ -1,0 +1,117 @@
+"""The command line, `python -m fz.run`: edit a clip, show what is going on, answer every mistake in one line.
+
+Flags are read in `fz.cli`, the work is `fz.pipeline.run`. Exit codes: 0 done, 1 a bug, 2 something that the user can put right, 130
+interrupted.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from fz.errors import FzError
+
+MEMORY = "out of memory. Use fewer --frames, a smaller --size, --store recompute, or --dtype float16 on a GPU."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (sys.argv's, if none is given); returns its exit code. With --debug, errors come with their traceback."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        answer(argv)
+        return 0
+    except SystemExit as stop:  # argparse's --help and --version
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        say_error("interrupted. Files that are there are whole; the same command starts again.")
+        return 130
+    except Exception as error:
+        if "--debug" in argv:
+            raise
+        line, code = explain(error)
+        say_error(line)
+        return code
+
+
+def answer(argv: list[str]) -> None:
+    # transformers warns of long prompts, which fz answers itself
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # torch takes seconds to import: inside, so that Ctrl-C is answered then too
+    from fz import cli
+
+    request = cli.parse(argv)
+    if request.list_words:
+        list_words(request.settings)
+        return
+    from fz import pipeline
+
+    pipeline.run(request.settings, bars())
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """(one line for the user, exit code)."""
+    text = " ".join(str(error).split())
+    if isinstance(error, FzError):
+        return text, 2
+    # torch: OutOfMemoryError on GPUs, a RuntimeError of the allocator on the CPU
+    memory = ("out of memory", "not enough memory", "can't allocate memory")
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(m in text.lower() for m in memory)):
+        return MEMORY, 2
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}. Expected a file or folder that can be used, and space on the disk.", 2
+    return f"{type(error).__name__}: {text[:300]} - this is a bug; --debug shows the traceback.", 1
+
+
+def say_error(line: str) -> None:
+    print(f"fz: {line}", file=sys.stderr, flush=True)
+
+
+def bars():
+    """A Progress that prints lines to stdout and a bar with time left for each stage to stderr."""
+    from tqdm import tqdm
+
+    from fz.pipeline import Progress
+
+    # a log file gets a line now and then, a terminal a living bar
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+
+    class Bars(Progress):
+        def say(self, line: str) -> None:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+        @contextlib.contextmanager
+        def stage(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
+            with tqdm(total=steps, desc=name, unit="step", mininterval=interval) as bar:
+                yield bar.update
+
+    return Bars()
+
+
+def list_words(settings) -> None:
+    """Print each prompt's words, and the places of their tokens."""
+    from pathlib import Path
+
+    from fz.text import TextEncoder
+    from fz.weights.load import load_tokenizer
+    from fz.weights.source import find_tokenizer
+
+    checkpoint = settings.checkpoint
+    if checkpoint is None:
+        from fz import mini
+
+        checkpoint = mini.checkpoint()
+    folders = [Path(p).expanduser() if p else None for p in (settings.tokenizer, checkpoint, settings.model_config)]
+    if folders[1].is_file():
+        folders[1] = None
+    text = TextEncoder(load_tokenizer(find_tokenizer(*folders), 2**31), None)
+    for prompt in (settings.source, *(edit.target for edit in settings.edits)):
+        tokens = text.tokens(prompt)
+        print(f"{prompt!r}: {len(tokens.words)} words")
+        for word in tokens.words:
+            print(f"  {word.index + 1:3d}  {word.text}  (tokens {', '.join(map(str, word.positions))})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
