@@ -234,7 +234,7 @@ def build_parser(numbers: Iterable[int] = ()) -> argparse.ArgumentParser:
             group.add_argument("--config", metavar="YAML", help="a released FateZero config, read unchanged")
             group.add_argument("--set", action="append", metavar="KEY=VALUE", help="a value of it, as model_config.least_sc_channel=64")
     group = parser.add_argument_group("about")
-    group.add_argument("--list-words", action="store_true", help="show the prompts' words and tokens, and stop")
+    group.add_argument("--list-words", action="store_true", help="show the prompts' words; without prompts, what the miniature knows")
     group.add_argument("--debug", action="store_true", help="show an error's traceback")
     group.add_argument("--version", action="version", version=f"fz {fz.__version__}")
     return parser
@@ -264,9 +264,9 @@ def default_of(flag: Flag) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """What a command line asks for."""
+    """What a command line asks for. settings None: the words that the miniature knows."""
 
-    settings: Settings
+    settings: Settings | None
     list_words: bool = False
 
 
@@ -295,6 +295,8 @@ def parse(argv: Sequence[str]) -> Request:
         translation.of(changed),
     ]
     if list_words:
+        if not any("source" in overlay or "edits.0.target" in overlay for overlay in overlays):
+            return Request(None, list_words)
         overlays.insert(0, {"clip.path": ""})  # words need no clip
     settings = build(*bundled(overlays), *overlays, notes=tuple(translation.notes))
     if beyond := [n for n in numbers if n >= len(settings.edits)]:

@@ -24,7 +24,7 @@ Tree = dict[str, Any]  # nested; keys are strings, p2p_config's too
 P2P = "editing_config.p2p_config"
 P2P_KEYS = ("cross_replace_steps", "self_replace_steps", "is_replace_controller", "eq_params.words", "eq_params.values", "blend_words",
             "blend_self_attention", "blend_latents", "blend_th")  # fmt: skip
-IGNORED = {  # with the reason, which `fz.run --debug` and the tests read
+IGNORED = {  # and why
     "dataset_config.stride": "samples a long video while tuning",
     "dataset_config.image_mode": "frames are RGB",
     "dataset_config.class_*": "regularization images of tuning",
@@ -42,8 +42,8 @@ IGNORED = {  # with the reason, which `fz.run --debug` and the tests read
     f"{P2P}.*.save_self_attention": "the released code overwrites it",
     f"{P2P}.*.disk_store": "maps are never stored",
     "model_config.lora": "the rank is read off the weights",
-    "test_pipeline_config*": "there is one pipeline",
-    "trainer_pipeline_config*": "of tuning",
+    "test_pipeline_config": "there is one pipeline",
+    "trainer_pipeline_config": "of tuning",
     "disk_store": "maps are never stored",
     "verbose": "progress is shown",
     "use_invertion_latents": "editing always starts from inverted latents",
@@ -163,7 +163,7 @@ COMBINED = (  # read together, below
     "dataset_config.offset.bottom", "editing_config.source_prompt", "editing_config.editing_prompts", "editing_config.prompt2prompt_edit",
     "editing_config.use_inversion_attention", *(f"{P2P}.*.{key}" for key in P2P_KEYS),
 )  # fmt: skip
-OPEN = (f"{P2P}.*.cross_replace_steps.*", "editing_config.editing_prompts.*", "test_pipeline_config.*", "trainer_pipeline_config.*")
+OPEN = (f"{P2P}.*.cross_replace_steps", "test_pipeline_config", "trainer_pipeline_config")  # sections of any names
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------------------------
@@ -213,10 +213,7 @@ def assign(tree: Tree, assignment: str) -> str:
             node = node[part]
         if not isinstance(node, (dict, list)):
             raise FzError(f"--set {name}: {'.'.join(parents[: i + 1])} is {node!r}, it has no parts. Set it as a whole.")
-    try:
-        parsed = with_text_keys(yaml.safe_load(value))
-    except yaml.YAMLError:
-        parsed = value  # a sentence with a colon in it
+    parsed = parse_value(value)
     if isinstance(node, dict):
         node[last] = parsed
     elif last.isdigit() and int(last) == len(node):
@@ -226,6 +223,18 @@ def assign(tree: Tree, assignment: str) -> str:
     return ".".join(split(name))
 
 
+def parse_value(value: str) -> Any:
+    """YAML, but for sentences, which may have colons, dashes and # in them."""
+    value = value.strip()
+    try:
+        parsed = with_text_keys(yaml.safe_load(value))
+    except yaml.YAMLError:
+        return value
+    plain = isinstance(parsed, str) and value[0] not in "'\""
+    block = (isinstance(parsed, dict) and value[0] != "{") or (isinstance(parsed, list) and value[0] != "[")
+    return value if plain or block else parsed
+
+
 def position(items: list, part: str, name: str) -> int:
     if not part.isdigit() or int(part) >= len(items):
         raise FzError(f"--set {name}: got {part!r} as a place in a list of {len(items)}, expected 0 to {len(items) - 1}.")
@@ -233,7 +242,9 @@ def position(items: list, part: str, name: str) -> int:
 
 
 def leaves(node: Any, path: Path_ = ()) -> Iterable[tuple[Path_, Any]]:
-    """Every value of a tree; empty sections are values, lists are walked only where they hold names."""
+    """Every value of a tree; empty sections and lists of values are values."""
+    if isinstance(node, list) and any(isinstance(value, dict) for value in node):
+        node = {str(i): value for i, value in enumerate(node)}
     if isinstance(node, dict) and node:
         for key, value in node.items():
             yield from leaves(value, (*path, key))
@@ -243,30 +254,33 @@ def leaves(node: Any, path: Path_ = ()) -> Iterable[tuple[Path_, Any]]:
 
 def check_names(tree: Tree) -> None:
     """Raises FzError for a name that the released code does not have, with the nearest, and for what is refused."""
-    names = (*TABLE, *COMBINED, *IGNORED, *REFUSED)
-    patterns = (*names, *OPEN)
-    sections = {".".join(split(name)[:i]) for name in names for i in range(1, len(split(name)))}
-    for path, value in leaves(tree):
+    names = [split(name) for name in (*TABLE, *COMBINED, *IGNORED, *REFUSED)]
+    for path, value in leaves(tree) if tree else ():
         name = ".".join(path)
         if name in REFUSED and value not in (None, False, 0):
             raise FzError(f"{name}: got {value!r}, which samples fewer frames in time inside the model; that is not built. Remove it.")
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+        if any(matches(path, known) for known in names) or any(matches(path[: len(section)], section) for section in map(split, OPEN)):
             continue
-        if any(fnmatch.fnmatchcase(name, section) for section in sections):
-            if value in (None, {}) or "${" in str(value):
+        if any(len(path) < len(known) and matches(path, known[: len(path)]) for known in names):
+            if value in (None, {}, []) or "${" in str(value):
                 continue
             raise FzError(f"{name}: got {value!r}, expected a section with names of its own.")
-        # an asterisk stands for whichever number the config has there
-        choices = [re.sub(r"p2p_config\.\*", f"p2p_config.{path[2]}", n) if len(path) > 2 else n for n in names]
-        raise FzError(f"unknown config key {name!r}.{nearest(name, choices)}")
+        raise FzError(f"unknown config key {name!r}.{nearest(path, names)}")
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
+def matches(path: Path_, pattern: Path_) -> bool:
+    return len(path) == len(pattern) and all(map(fnmatch.fnmatchcase, path, pattern))
+
+
+def nearest(path: Path_, names: Iterable[Path_]) -> str:
     """The nearest full name; the last part decides where the section is right."""
-    parent, _, last = name.rpartition(".")
-    siblings = {c.rpartition(".")[2]: c for c in choices if c.rpartition(".")[0] == parent}
-    hint = suggest(last, siblings)
-    return hint or suggest(name, choices)
+    # the numbers of edits are the user's
+    choices = [tuple(path[i] if part == "*" and i < len(path) else part for i, part in enumerate(name)) for name in names]
+    siblings = {name[-1]: ".".join(name) for name in choices if name[:-1] == path[:-1]}
+    hint = suggest(path[-1], siblings)
+    for last, full in siblings.items():
+        hint = hint.replace(f"'{last}'", f"'{full}'")
+    return hint or suggest(".".join(path), map(".".join, choices))
 
 
 @dataclass

@@ -90,13 +90,16 @@ def bars():
 
 
 def list_words(settings) -> None:
-    """Print each prompt's words, and the places of their tokens."""
+    """Print each prompt's words and the places of their tokens; without settings, the words that the miniature knows."""
     from pathlib import Path
 
     from fz.text import TextEncoder
     from fz.weights.load import load_tokenizer
     from fz.weights.source import find_tokenizer
 
+    if settings is None:
+        known_words()
+        return
     checkpoint = settings.checkpoint
     if checkpoint is None:
         from fz import mini
@@ -111,6 +114,16 @@ def list_words(settings) -> None:
         print(f"{prompt!r}: {len(tokens.words)} words")
         for word in tokens.words:
             print(f"  {word.index + 1:3d}  {word.text}  (tokens {', '.join(map(str, word.positions))})")
+
+
+def known_words() -> None:
+    try:
+        from fz.mini import world
+    except ImportError:
+        raise FzError("list-words: no miniature is installed. Pass --checkpoint, --source and --target to see their words.") from None
+    print("The miniature knows:")
+    for title, names in (("things", world.KINDS), ("colours", world.COLOURS), ("scenes", world.SCENES), ("styles", world.STYLES)):
+        print(f"  {title}: {', '.join(names)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,308 @@
+"""The command line: each flag sets what it says, sources come in their order, and `main` runs, stops and answers as it should."""
+
+import argparse
+import dataclasses
+import json
+import sys
+
+import pytest
+import torch
+
+import fz
+from fz import cli, run
+from fz.config import EditSettings, Settings
+from fz.errors import FzError
+from fz.run import main
+from fz.video import Clip, Crop
+
+BASE = ["--checkpoint", "model", "--video", "clip.mp4", "--source", "a silver jeep", "--target", "a red jeep"]
+YAML = """
+pretrained_model_path: ckpt
+dataset_config: {path: frames, prompt: a silver jeep, n_sample_frame: 4}
+editing_config:
+  guidance_scale: 9
+  editing_prompts: [a red jeep, watercolor painting of a silver jeep]
+  prompt2prompt_edit: true
+  p2p_config:
+    0: {cross_replace_steps: {default_: 0.5}, self_replace_steps: 0.4}
+    1: {is_replace_controller: false, cross_replace_steps: {default_: 0.6}, self_replace_steps: 0.7}
+"""
+
+
+def settings_of(*flags):
+    return cli.parse([*BASE, *flags]).settings
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(YAML)
+    return ["--config", str(path)]
+
+
+def test_flags_alone_are_the_defaults():
+    expected = Settings(Clip("clip.mp4"), "a silver jeep", (EditSettings("a red jeep"),), checkpoint="model")
+    assert settings_of() == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "path", "value"),
+    [
+        ("--size 384x640", "clip.size", (384, 640)),
+        ("--size 256", "clip.size", 256),
+        ("--frames all", "clip.frames", None),
+        ("--frames 16", "clip.frames", 16),
+        ("--start 3", "clip.start", 3),
+        ("--every 2", "clip.every", 2),
+        ("--crop 1,2,3,4", "clip.crop", Crop(1, 2, 3, 4)),
+        ("--negative blurry", "negative", "blurry"),
+        ("--steps 10", "steps", 10),
+        ("--guidance 1", "guidance", 1.0),
+        ("--attention reconstruction", "attention", "reconstruction"),
+        ("--reconstruction-prompt x", "reconstruction_prompt", "x"),
+        ("--frame-index -1,first", "frame_index", (-1, "first")),
+        ("--frame-index=-1,1,mid,last", "frame_index", (-1, 1, "mid", "last")),
+        ("--frame-index [mid]", "frame_index", ("mid",)),
+        ("--least-sc-channel 640", "least_channels", 640),
+        ("--per-frame-norm", "clip_norm", False),
+        ("--vae v", "vae", "v"),
+        ("--tokenizer t", "tokenizer", "t"),
+        ("--model-config m", "model_config", "m"),
+        ("--ema plain", "ema", "plain"),
+        ("--store memory", "store", "memory"),
+        ("--seed 5", "seed", 5),
+        ("--device cpu", "device", "cpu"),
+        ("--dtype bfloat16", "dtype", "bfloat16"),
+        ("--threads 2", "threads", 2),
+        ("--out o", "out", "o"),
+        ("--overwrite", "overwrite", True),
+        ("--save-latents", "save_latents", True),
+        ("--dry-run", "dry_run", True),
+        ("--replace", "edits.0.method", "replace"),
+        ("--refine", "edits.0.method", "refine"),
+        ("--method plain", "edits.0.method", "plain"),
+        ("--self-replace 0.5", "edits.0.self_replace", (0.0, 0.5)),
+        ("--self-replace 0.1,0.5", "edits.0.self_replace", (0.1, 0.5)),
+        ("--cross-replace 0.4", "edits.0.cross_replace", (0.0, 0.4)),
+        ("--cross-replace 0.1,0.4", "edits.0.cross_replace", (0.1, 0.4)),
+        ("--cross-replace red=0.2 --cross-replace jeep=0.1,0.3", "edits.0.cross_replace_words", (("red", 0.2), ("jeep", (0.1, 0.3)))),
+        ("--reweight red=10 --reweight jeep=-.5", "edits.0.reweight", (("red", 10.0), ("jeep", -0.5))),
+        ("--threshold 0.3", "edits.0.threshold", 0.3),
+        ("--threshold none", "edits.0.threshold", None),
+        ("--blend-words jeep", "edits.0.blend_words", (("jeep",), ())),
+        ("--blend-latents 0.2", "edits.0.blend_latents", 0.2),
+        ("--edit shape", "edits.0.threshold", 0.3),
+        ("--edit shape", "edits.0.self_replace", (0.0, 0.5)),
+        ("--edit style", "edits.0.method", "refine"),
+        ("--edit attribute", "edits.0.cross_replace", (0.0, 0.7)),
+    ],
+)
+def test_every_flag(flags, path, value):
+    node = settings_of(*flags.split())
+    for part in path.split("."):
+        node = node[int(part)] if part.isdigit() else getattr(node, part)
+    assert node == value
+
+
+def test_blend_words_of_source_and_target():
+    edit = settings_of("--blend-words", "silver jeep", "Porsche,car").edits[0]
+    assert edit.blend_words == (("silver", "jeep"), ("Porsche", "car"))
+
+
+def test_several_targets_and_flags_of_one():
+    edits = settings_of("--target", "a blue car", "--edit", "shape", "--threshold.1", "0.5", "--edit.0=style", "--self-replace", "0.2").edits
+    assert [e.target for e in edits] == ["a red jeep", "a blue car"]
+    assert [e.threshold for e in edits] == [None, 0.5]
+    assert [e.method for e in edits] == ["refine", "auto"]
+    assert [e.self_replace for e in edits] == [(0, 0.2), (0, 0.2)]
+
+
+def test_every_setting_has_a_flag():
+    settable = {flag.setting for flags in cli.FLAGS.values() for flag in flags}
+    names = {f.name for f in dataclasses.fields(Settings)} - {"clip", "edits", "notes"}
+    names |= {f"clip.{f.name}" for f in dataclasses.fields(Clip)}
+    names |= {f.name for f in dataclasses.fields(EditSettings)} - {"lenient", "cross_replace_words"}
+    assert names <= settable
+
+
+# ---- precedence: defaults < preset < YAML < flags < --set ---------------------------------------------------------------------------
+
+
+def test_preset_over_released_defaults(config):
+    settings = cli.parse([*config, "--edit", "shape"]).settings
+    assert [e.method for e in settings.edits] == ["auto", "refine"]  # the second's is the YAML's
+    assert [e.threshold for e in settings.edits] == [0.3, 0.3]
+
+
+def test_yaml_over_preset(config):
+    settings = cli.parse([*config, "--edit", "shape"]).settings
+    assert [e.cross_replace for e in settings.edits] == [(0, 0.5), (0, 0.6)]
+
+
+def test_flags_over_yaml(config):
+    settings = cli.parse([*config, "--guidance", "3", "--self-replace", "0.1", "--cross-replace.1", "0.2", "--frames", "2"]).settings
+    assert (settings.guidance, settings.clip.frames, settings.clip.path) == (3, 2, "frames")
+    assert [e.self_replace for e in settings.edits] == [(0, 0.1), (0, 0.1)]
+    assert [e.cross_replace for e in settings.edits] == [(0, 0.5), (0, 0.2)]
+    assert all(e.lenient for e in settings.edits)
+
+
+def test_set_over_flags(config):
+    settings = cli.parse(
+        [*config, "--guidance", "3", "--steps", "9", "--self-replace", "0.1", "--set", "editing_config.guidance_scale=5",
+         "--set", "editing_config.p2p_config.1.self_replace_steps=0.9"]
+    ).settings  # fmt: skip
+    assert (settings.guidance, settings.steps) == (5, 9)
+    assert [e.self_replace for e in settings.edits] == [(0, 0.1), (0, 0.9)]
+
+
+def test_set_of_targets_over_target_flags(config):
+    prompts = "editing_config.editing_prompts=[a green jeep, a black jeep]"
+    settings = cli.parse([*config, "--target", "a blue jeep", "--set", prompts]).settings
+    assert [e.target for e in settings.edits] == ["a green jeep", "a black jeep"]
+    settings = cli.parse([*config, "--target", "a blue jeep"]).settings
+    assert [(e.target, e.self_replace) for e in settings.edits] == [("a blue jeep", (0, 0.4))]
+
+
+def test_set_without_config():
+    settings = settings_of("--set", "editing_config.num_inference_steps=7", "--set", "editing_config.p2p_config.0.self_replace_steps=0.3")
+    assert settings.steps == 7 and settings.guidance == 7.5
+    assert settings.edits[0].self_replace == (0, 0.3) and not settings.edits[0].lenient
+
+
+def test_same_settings_by_flags_and_by_config(config):
+    by_flags = cli.parse(
+        ["--checkpoint", "ckpt", "--video", "frames", "--frames", "4", "--source", "a silver jeep", "--target", "a red jeep",
+         "--target", "watercolor painting of a silver jeep", "--guidance", "9", "--steps", "20", "--frame-index", "-1,first",
+         "--replace.0", "--refine.1", "--cross-replace.0", "0.5", "--cross-replace.1", "0.6", "--self-replace.0", "0.4",
+         "--self-replace.1", "0.7"]
+    ).settings  # fmt: skip
+    by_config = cli.parse(config).settings
+    strict = tuple(dataclasses.replace(e, lenient=False) for e in by_config.edits)
+    assert dataclasses.replace(by_config, edits=strict) == by_flags
+
+
+# ---- main ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_help_and_version(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "default: 50" in text and "--blend-words" in text and "--threshold.1 0.3" in text
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"fz {fz.__version__}"
+
+
+def test_help_names_every_flag(capsys):
+    main(["--help"])
+    text = capsys.readouterr().out
+    for action in cli.build_parser()._actions:
+        if action.help != argparse.SUPPRESS:
+            assert all(option in text for option in action.option_strings)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "expected"),
+    [
+        (FzError("got this,\n expected that"), 2, "fz: got this, expected that"),
+        (KeyboardInterrupt(), 130, "fz: interrupted"),
+        (MemoryError(), 2, "fz: out of memory. Use fewer --frames"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory."), 2, "fz: out of memory. Use fewer --frames"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "fz: out of memory. Use fewer --frames"),
+        (OSError(28, "No space left on device", "f.png"), 2, "fz: f.png: No space left on device."),
+        (RuntimeError("shapes\ndiffer"), 1, "fz: RuntimeError: shapes differ - this is a bug; --debug shows the traceback."),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, BaseException) else None,
+)
+def test_one_line_for_every_end(error, code, expected, monkeypatch, capsys):
+    def fail(argv):
+        raise error
+
+    monkeypatch.setattr(run, "answer", fail)
+    assert main([]) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(expected)
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(FzError, match="unknown flag"):
+        main(["--debug", "--nonsense"])
+
+
+def test_interrupt_in_mid_run(shared, tmp_path, monkeypatch, capsys):
+    from fz import pipeline
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "invert", interrupted)
+    assert main([*real(shared), "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("fz: interrupted")
+    assert json.loads((tmp_path / "out/run.json").read_text())["status"] == "running"
+    assert not list(tmp_path.rglob("*.part*"))
+
+
+def real(shared):
+    golden = shared / "golden"
+    return ["--checkpoint", str(golden / "tiny_sd"), "--video", str(golden / "clips/car128"), "--size", "64", "--frames", "2", "--steps", "2",
+            "--device", "cpu", "--source", "a silver jeep on a road", "--target", "a red jeep on a road"]  # fmt: skip
+
+
+def test_a_run_by_flags(shared, tmp_path, capsys):
+    out = tmp_path / "out"
+    second = ["--target", "watercolor painting of a silver jeep on a road", "--reweight.1", "watercolor=3"]
+    assert main([*real(shared), *second, "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "results in" in said.out and "inverting" in said.err and "editing 2/2" in said.err
+    run = json.loads((out / "run.json").read_text())
+    assert run["status"] == "done" and run["settings"]["steps"] == 2
+    for name in ("source.mp4", "edit-0.mp4", "edit-1.mp4", "side-by-side-0.mp4", "frames/edit-1/00001.png"):
+        assert (out / name).stat().st_size > 0
+    # the same settings again are no conflict, others are
+    assert main([*real(shared), "--out", str(out)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_python_does_what_the_command_line_does(shared, tmp_path):
+    from safetensors.torch import load_file
+
+    from fz.pipeline import run as run_settings
+
+    flags = [*real(shared), "--save-latents", "--out"]
+    assert main([*flags, str(tmp_path / "a")]) == 0
+    result = run_settings(cli.parse([*flags, str(tmp_path / "b")]).settings)
+    ours, theirs = (load_file(tmp_path / side / "latents.safetensors") for side in "ab")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    assert torch.equal(result.edits[0].latents[-1], ours["edited.0.002"])
+
+
+def test_released_editing_configs_pass_a_dry_run(shared, tmp_path, capsys, monkeypatch):
+    from fz import pipeline
+
+    golden = shared / "golden"
+    checkpoint = pipeline.load_checkpoint(golden / "tiny_sd")
+    monkeypatch.setattr(pipeline, "load_checkpoint", lambda *args, **kwargs: checkpoint)
+    monkeypatch.chdir(tmp_path)
+    configs = [p for p in sorted((shared / "fatezero_configs").rglob("*.yaml")) if p.parent.name != "tune"]
+    assert len(configs) >= 20
+    for path in configs:
+        code = main(["--config", str(path), "--dry-run", "--set", f"pretrained_model_path={golden / 'tiny_sd'}",
+                     "--set", f"dataset_config.path={shared / 'data/jeep'}"])  # fmt: skip
+        said = capsys.readouterr()
+        assert code == 0, f"{path}: {said.err}"
+        assert "dry run" in said.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_words_are_listed(shared, capsys):
+    assert main(["--list-words", *real(shared)]) == 0
+    said = capsys.readouterr().out
+    assert "'a silver jeep on a road': 6 words" in said and "silver  (tokens 2)" in said
+
+
+def test_interrupt_while_starting_is_answered_too():
+    # torch takes seconds to import: main must have it inside
+    import subprocess
+
+    code = "import sys, fz.run; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
