@@ -18,6 +18,7 @@ Window = tuple[float, float]  # the share of steps, from a to b, in which someth
 DTYPES = ("float32", "float16", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 ATTENTIONS = ("inversion", "reconstruction")
+CONVS = ("auto", "direct")
 STORES = ("recompute", "memory")
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # the paper, appendix A: t_s = 0.2 T, t_c = 0.3 T, tau = 1 (no pixel is edited) for style and attribute; 0.5, 0.5, 0.3 for shape
@@ -99,6 +100,8 @@ class Settings:
     device: str = "auto"
     dtype: str = "float32"
     threads: int | None = None
+    conv: str = "auto"  # 3x3 convolutions on a CPU: 'auto' as Winograd's where that pays, or 'direct'
+    conv_memory: float | None = None  # GB that Winograd's weights may take; None: a quarter of the machine's memory
     out: str | None = None
     overwrite: bool = False
     save_latents: bool = False
@@ -110,6 +113,9 @@ class Settings:
         one_of("dtype", self.dtype, DTYPES)
         one_of("attention", self.attention, ATTENTIONS)
         one_of("store", self.store, STORES)
+        one_of("conv", self.conv, CONVS)
+        if self.conv_memory is not None and not (isinstance(self.conv_memory, (int, float)) and 0 <= self.conv_memory < 1e6):
+            raise FzError(f"conv_memory: got {self.conv_memory!r}, expected gigabytes, as 2.5.")
         one_of("ema", self.ema, ("auto", "ema", "plain"))
         whole("steps", self.steps, 1, 1000, "The paper uses 50.")
         whole("seed", self.seed, 0, 2**63 - 1)

@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fz.gemm import Packed
+from fz.winograd import Winograd
+
 
 @dataclass(frozen=True)
 class Site:
@@ -79,6 +82,20 @@ class Operands:
 Attend = Callable[[Site, Operands], Tensor]
 
 
+class Linear(nn.Linear):
+    """A linear layer that `fz.cpu` may have packed. Inference takes the packed weight; a tensor of gradients the plain one."""
+
+    packed: Packed | None = None
+
+    def pack(self, rows: int) -> None:
+        self.packed = Packed(self.weight, self.bias, rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed and not torch.is_grad_enabled():
+            return self.packed(x)
+        return super().forward(x)
+
+
 class Attention(nn.Module):
     """Projections around an attention that the caller's `attend(site, operands)` -> (B, F, N, Nh, D) computes."""
 
@@ -86,10 +103,10 @@ class Attention(nn.Module):
         super().__init__()
         channels = site.channels
         self.site, self.heads = site, heads
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(context_channels or channels, channels, bias=False)
-        self.to_v = nn.Linear(context_channels or channels, channels, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.to_q = Linear(channels, channels, bias=False)
+        self.to_k = Linear(context_channels or channels, channels, bias=False)
+        self.to_v = Linear(context_channels or channels, channels, bias=False)
+        self.to_out = nn.ModuleList([Linear(channels, channels)])
 
     def forward(self, tokens: Tensor, text: TextContext | None, attend: Attend) -> Tensor:
         return self.to_out[0](attend(self.site, Operands(self, tokens, text)).flatten(-2))
@@ -101,10 +118,10 @@ class TemporalAttention(nn.Module):
     def __init__(self, channels: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(channels, channels, bias=False)
-        self.to_v = nn.Linear(channels, channels, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.to_q = Linear(channels, channels, bias=False)
+        self.to_k = Linear(channels, channels, bias=False)
+        self.to_v = Linear(channels, channels, bias=False)
+        self.to_out = nn.ModuleList([Linear(channels, channels)])
 
     def forward(self, tokens: Tensor) -> Tensor:
         # (B, F, N, C) -> attention over F: (B, N, Nh, F, D)
@@ -113,18 +130,35 @@ class TemporalAttention(nn.Module):
         return self.to_out[0](out.permute(0, 3, 1, 2, 4).flatten(-2))
 
 
+class GEGLU(nn.Module):
+    """value ⊙ gelu(gate), both linear in x (Shazeer 2020)."""
+
+    def __init__(self, channels: int, inner: int):
+        super().__init__()
+        self.proj = nn.Linear(channels, 2 * inner)
+        self.packed: tuple[Packed, Packed] | None = None  # value, gate
+
+    def pack(self, rows: int) -> None:
+        halves = zip(self.proj.weight.chunk(2), self.proj.bias.chunk(2), strict=True)
+        self.packed = tuple(Packed(weight, bias, rows) for weight, bias in halves)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed and not torch.is_grad_enabled():
+            value, gate = self.packed
+            return value.times(x, gate.gelu(x))
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
 class FeedForward(nn.Module):
     """GEGLU, then a linear layer. The indices of `net` are the checkpoint's."""
 
     def __init__(self, channels: int):
         super().__init__()
-        gate = nn.Module()
-        gate.proj = nn.Linear(channels, 8 * channels)
-        self.net = nn.ModuleList([gate, nn.Identity(), nn.Linear(4 * channels, channels)])
+        self.net = nn.ModuleList([GEGLU(channels, 4 * channels), nn.Identity(), Linear(4 * channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.net[0].proj(x).chunk(2, dim=-1)
-        return self.net[2](value * F.gelu(gate))
+        return self.net[2](self.net[0](x))
 
 
 class TransformerBlock(nn.Module):
@@ -148,30 +182,39 @@ class TransformerBlock(nn.Module):
         return x + self.attn_temporal(self.norm_temporal(x)) if self.temporal else x
 
 
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution of tokens (..., C), as the linear layer that it is."""
+
+    packed: Packed | None = None
+
+    def pack(self, rows: int) -> None:
+        self.packed = Packed(self.weight.flatten(1), self.bias, rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed and not torch.is_grad_enabled():
+            return self.packed(x)
+        return F.linear(x, self.weight.flatten(1), self.bias)
+
+
 class Transformer(nn.Module):
     """Norm per frame, project, one TransformerBlock, project back, residual."""
 
     def __init__(self, name: str, channels: int, heads: int, stride: int, context_channels: int, groups: int, temporal: bool):
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Conv2d(channels, channels, 1)
+        self.proj_in = Pointwise(channels, channels, 1)
         block = TransformerBlock(f"{name}.transformer_blocks.0", channels, heads, stride, context_channels, temporal)
         self.transformer_blocks = nn.ModuleList([block])
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.proj_out = Pointwise(channels, channels, 1)
 
     def forward(self, x: Tensor, frames: int, text: TextContext, attend: Attend) -> Tensor:
         h, w = x.shape[-2:]
         tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2).unflatten(0, (-1, frames))  # (B, F, N, C)
-        tokens = pointwise(self.proj_in, tokens)
+        tokens = self.proj_in(tokens)
         for block in self.transformer_blocks:
             tokens = block(tokens, text, attend)
-        tokens = pointwise(self.proj_out, tokens)
+        tokens = self.proj_out(tokens)
         return x + tokens.flatten(0, 1).unflatten(1, (h, w)).permute(0, 3, 1, 2)
-
-
-def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 1x1 convolution of channels-last values as the linear layer that it is."""
-    return F.linear(x, conv.weight.flatten(1), conv.bias)
 
 
 class ClipGroupNorm(nn.GroupNorm):
@@ -200,8 +243,10 @@ class LowRankTemporalConv(nn.Module):
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution of each frame; in tuned models followed by a convolution over time at each pixel.
 
-    temporal: None (no such layer), 0 (full rank) or the rank.
+    temporal: None (no such layer), 0 (full rank) or the rank. winograd: what `fz.cpu` may have put in the direct way's place.
     """
+
+    winograd: Winograd | None = None
 
     def __init__(self, c_in: int, c_out: int, stride: int = 1, temporal: int | None = None):
         super().__init__(c_in, c_out, 3, stride=stride, padding=1)
@@ -210,7 +255,7 @@ class Conv3x3(nn.Conv2d):
             self.conv_temporal = LowRankTemporalConv(c_out, temporal) if temporal else nn.Conv1d(c_out, c_out, 3, padding=1)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        x = super().forward(x)
+        x = self.winograd(x) if self.winograd and not torch.is_grad_enabled() else super().forward(x)
         if self.temporal is None:
             return x
         _, _, h, w = x.shape

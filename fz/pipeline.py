@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import fz
-from fz import kernels
+from fz import cpu, kernels
 from fz.config import EditSettings, Settings
 from fz.ddim import CLEAN, Schedule
 from fz.diagnose import NotFinite
@@ -106,6 +106,9 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     with timed(result, "encode", device):
         z0 = encode(checkpoint.vae, result.video.frames, note).to(device)
     embeddings = embed(checkpoint.text, settings, device)
+    budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9)
+    with timed(result, "prepare", device):
+        note(cpu.prepare(checkpoint.unet, tuple(z0.shape[-2:]), len(z0), settings.conv, budget))
     keep = keep_for(settings, plans)
     with timed(result, "invert", device), progress.stage("inverting", schedule.steps) as advance:
         result.source = invert(checkpoint.unet, z0, embeddings.source, schedule, frame_index, keep, watch=lambda k, z: advance())
