@@ -110,7 +110,8 @@ def test_blend_words_of_source_and_target():
 
 
 def test_several_targets_and_flags_of_one():
-    edits = settings_of("--target", "a blue car", "--edit", "shape", "--threshold.1", "0.5", "--edit.0=style", "--self-replace", "0.2").edits
+    flags = ["--target", "a blue car", "--edit", "shape", "--threshold.1", "0.5", "--edit.0=style", "--self-replace", "0.2"]
+    edits = settings_of(*flags).edits
     assert [e.target for e in edits] == ["a red jeep", "a blue car"]
     assert [e.threshold for e in edits] == [None, 0.5]
     assert [e.method for e in edits] == ["refine", "auto"]
@@ -125,7 +126,7 @@ def test_every_setting_has_a_flag():
     assert names <= settable
 
 
-# ---- precedence: defaults < preset < YAML < flags < --set ---------------------------------------------------------------------------
+# ---- precedence: defaults < preset < YAML < flags < --set ------------------------------------------------------------------------
 
 
 def test_preset_over_released_defaults(config):
@@ -182,7 +183,7 @@ def test_same_settings_by_flags_and_by_config(config):
     assert dataclasses.replace(by_config, edits=strict) == by_flags
 
 
-# ---- main ----------------------------------------------------------------------------------------------------------------------------------
+# ---- main ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_help_and_version(capsys):
@@ -244,8 +245,8 @@ def test_interrupt_in_mid_run(shared, tmp_path, monkeypatch, capsys):
 
 def real(shared):
     golden = shared / "golden"
-    return ["--checkpoint", str(golden / "tiny_sd"), "--video", str(golden / "clips/car128"), "--size", "64", "--frames", "2", "--steps", "2",
-            "--device", "cpu", "--source", "a silver jeep on a road", "--target", "a red jeep on a road"]  # fmt: skip
+    return ["--checkpoint", str(golden / "tiny_sd"), "--video", str(golden / "clips/car128"), "--size", "64", "--frames", "2",
+            "--steps", "2", "--device", "cpu", "--source", "a silver jeep on a road", "--target", "a red jeep on a road"]  # fmt: skip
 
 
 def test_a_run_by_flags(shared, tmp_path, capsys):
