@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import fz
 from fz import released
-from fz.config import DEVICES, DTYPES, METHODS, PRESETS, STORES, EditSettings, Overlay, Settings, build
+from fz.config import ATTENTIONS, CONVS, DEVICES, DTYPES, METHODS, PRESETS, STORES, EditSettings, Overlay, Settings, build
 from fz.errors import FzError, suggest
 from fz.video import Clip, Crop
 
@@ -171,7 +171,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "sampling": (
         Flag("steps", "steps", whole(1), "N", "DDIM steps"),
         Flag("guidance", "guidance", number, "W", "classifier-free guidance; 1 is none"),
-        Flag("attention", "attention", one_of(("inversion", "reconstruction")), "WHICH",
+        Flag("attention", "attention", one_of(ATTENTIONS), "WHICH",
              "take the source's attention from inversion or from a reconstruction pass"),
         Flag("reconstruction-prompt", "reconstruction_prompt", sentence, "TEXT", "what that pass samples; default: the source"),
         Flag("frame-index", "frame_index", frame_index, "LIST",
@@ -202,6 +202,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("dtype", "dtype", one_of(DTYPES), "NAME", "float32, float16 or bfloat16"),
         Flag("threads", "threads", whole(1), "N", "CPU threads"),
         Flag("store", "store", one_of(STORES), "WHICH", "recompute the source's queries and keys while editing, or keep them in memory"),
+        Flag("conv", "conv", one_of(CONVS), "WHICH", "3x3 convolutions on a CPU: auto is Winograd's where it pays, or direct"),
+        Flag("conv-memory", "conv_memory", number, "GB", "what Winograd's weights may take; default: a quarter of the memory"),
         Flag("seed", "seed", whole(0), "N", "of whatever draws; editing itself draws nothing"),
     ),
     "results": (

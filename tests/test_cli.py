@@ -73,6 +73,8 @@ def test_flags_alone_are_the_defaults():
         ("--seed 5", "seed", 5),
         ("--device cpu", "device", "cpu"),
         ("--dtype bfloat16", "dtype", "bfloat16"),
+        ("--conv direct", "conv", "direct"),
+        ("--conv-memory 2.5", "conv_memory", 2.5),
         ("--threads 2", "threads", 2),
         ("--out o", "out", "o"),
         ("--overwrite", "overwrite", True),

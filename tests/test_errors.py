@@ -108,6 +108,8 @@ FLAGS = {
     "device": ({"device": "gpu"}, "--device: got 'gpu', expected one of auto, cpu, cuda, mps"),
     "dtype": ({"dtype": "fp16"}, "--dtype: got 'fp16', expected one of float32"),
     "store": ({"store": "memroy"}, "Did you mean 'memory'?"),
+    "conv": ({"conv": "fast"}, "--conv: got 'fast', expected one of auto, direct"),
+    "conv memory": ({"conv-memory": "-1"}, "conv_memory: got -1.0"),
     "method": ({"method": "swap"}, "--method: got 'swap'"),
     "attention": ({"attention": "none"}, "--attention: got 'none'"),
     "ema": ({"ema": "yes"}, "--ema: got 'yes'"),
