@@ -54,7 +54,7 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, FzError):
         return text, 2
     # torch: OutOfMemoryError on GPUs, a RuntimeError of the allocator on the CPU
-    memory = ("out of memory", "not enough memory", "can't allocate memory")
+    memory = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "storage size calculation overflowed")
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(m in text.lower() for m in memory)):
         return MEMORY, 2
     if isinstance(error, OSError) and error.strerror:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fz
-from fz import cli, run
+from fz import cli, flags, run
 from fz.config import EditSettings, Settings
 from fz.errors import FzError
 from fz.run import main
@@ -29,8 +29,8 @@ editing_config:
 """
 
 
-def settings_of(*flags):
-    return cli.parse([*BASE, *flags]).settings
+def settings_of(*argv):
+    return cli.parse([*BASE, *argv]).settings
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_flags_alone_are_the_defaults():
 
 
 @pytest.mark.parametrize(
-    ("flags", "path", "value"),
+    ("line", "path", "value"),
     [
         ("--size 384x640", "clip.size", (384, 640)),
         ("--size 256", "clip.size", 256),
@@ -99,8 +99,8 @@ def test_flags_alone_are_the_defaults():
         ("--edit attribute", "edits.0.cross_replace", (0.0, 0.7)),
     ],
 )
-def test_every_flag(flags, path, value):
-    node = settings_of(*flags.split())
+def test_every_flag(line, path, value):
+    node = settings_of(*line.split())
     for part in path.split("."):
         node = node[int(part)] if part.isdigit() else getattr(node, part)
     assert node == value
@@ -112,8 +112,8 @@ def test_blend_words_of_source_and_target():
 
 
 def test_several_targets_and_flags_of_one():
-    flags = ["--target", "a blue car", "--edit", "shape", "--threshold.1", "0.5", "--edit.0=style", "--self-replace", "0.2"]
-    edits = settings_of(*flags).edits
+    argv = ["--target", "a blue car", "--edit", "shape", "--threshold.1", "0.5", "--edit.0=style", "--self-replace", "0.2"]
+    edits = settings_of(*argv).edits
     assert [e.target for e in edits] == ["a red jeep", "a blue car"]
     assert [e.threshold for e in edits] == [None, 0.5]
     assert [e.method for e in edits] == ["refine", "auto"]
@@ -121,7 +121,7 @@ def test_several_targets_and_flags_of_one():
 
 
 def test_every_setting_has_a_flag():
-    settable = {flag.setting for flags in cli.FLAGS.values() for flag in flags}
+    settable = {flag.setting for group in flags.FLAGS.values() for flag in group}
     names = {f.name for f in dataclasses.fields(Settings)} - {"clip", "edits", "notes"}
     names |= {f"clip.{f.name}" for f in dataclasses.fields(Clip)}
     names |= {f.name for f in dataclasses.fields(EditSettings)} - {"lenient", "cross_replace_words"}
@@ -199,7 +199,7 @@ def test_help_and_version(capsys):
 def test_help_names_every_flag(capsys):
     main(["--help"])
     text = capsys.readouterr().out
-    for action in cli.build_parser()._actions:
+    for action in flags.build_parser()._actions:
         if action.help != argparse.SUPPRESS:
             assert all(option in text for option in action.option_strings)
 
@@ -271,9 +271,9 @@ def test_python_does_what_the_command_line_does(shared, tmp_path):
 
     from fz.pipeline import run as run_settings
 
-    flags = [*real(shared), "--save-latents", "--out"]
-    assert main([*flags, str(tmp_path / "a")]) == 0
-    result = run_settings(cli.parse([*flags, str(tmp_path / "b")]).settings)
+    argv = [*real(shared), "--save-latents", "--out"]
+    assert main([*argv, str(tmp_path / "a")]) == 0
+    result = run_settings(cli.parse([*argv, str(tmp_path / "b")]).settings)
     ours, theirs = (load_file(tmp_path / side / "latents.safetensors") for side in "ab")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
     assert torch.equal(result.edits[0].latents[-1], ours["edited.0.002"])

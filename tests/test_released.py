@@ -8,6 +8,7 @@ import yaml
 from fz import released
 from fz.config import build
 from fz.errors import FzError
+from fz.tree import assign, read, with_text_keys
 from fz.video import Crop
 
 SMALLEST = {
@@ -23,9 +24,9 @@ NAME = "editing_config.p2p_config.0."
 
 
 def settings_of(tree, *assignments):
-    tree = released.with_text_keys(copy.deepcopy(tree))
+    tree = with_text_keys(copy.deepcopy(tree))
     for assignment in assignments:
-        released.assign(tree, assignment)
+        assign(tree, assignment)
     translation = released.translate(tree)
     return build(released.DEFAULTS, translation.overlay, notes=tuple(translation.notes))
 
@@ -38,7 +39,7 @@ def configs(shared):
 def test_every_released_config_is_read_unchanged(configs):
     assert len(configs) >= 20
     for path in configs:
-        tree = released.read(path)
+        tree = read(path)
         translation = released.translate(tree)
         settings = build(released.DEFAULTS, translation.overlay)
         content = yaml.safe_load(path.read_text())
@@ -51,7 +52,7 @@ def test_every_released_config_is_read_unchanged(configs):
 
 def test_teaser_watercolor(shared):
     settings = build(
-        released.DEFAULTS, released.translate(released.read(shared / "fatezero_configs/teaser/jeep_watercolor.yaml")).overlay
+        released.DEFAULTS, released.translate(read(shared / "fatezero_configs/teaser/jeep_watercolor.yaml")).overlay
     )
     assert settings.frame_index == ("mid",)
     assert (settings.least_channels, settings.steps, settings.guidance, settings.attention) == (640, 50, 7.5, "inversion")
@@ -64,7 +65,7 @@ def test_teaser_watercolor(shared):
 
 
 def test_teaser_latent_blend(shared):
-    tree = released.read(shared / "fatezero_configs/teaser/jeep_posche_local_latent_blend.yaml")
+    tree = read(shared / "fatezero_configs/teaser/jeep_posche_local_latent_blend.yaml")
     (edit,) = build(released.DEFAULTS, released.translate(tree).overlay).edits
     assert (edit.threshold, edit.blend_latents, edit.blend_words) == (0.3, 0.3, (("silver", "jeep"), ("Porsche", "car")))
     assert edit.method == "replace"
@@ -112,8 +113,8 @@ def test_defaults_of_the_released_code():
     ],
 )
 def test_translation(assignment, path, value):
-    tree = released.with_text_keys(copy.deepcopy(SMALLEST))
-    changed = released.assign(tree, assignment)
+    tree = with_text_keys(copy.deepcopy(SMALLEST))
+    changed = assign(tree, assignment)
     translation = released.translate(tree)
     assert translation.overlay[path] == value
     # what --set touches alone, over the flags
@@ -213,17 +214,17 @@ def test_more_values_than_words_is_said():
 
 @pytest.mark.parametrize("name", [*released.TABLE, *released.COMBINED, *released.IGNORED], ids=str)
 def test_every_name_is_known_and_ignored_ones_change_nothing(name):
-    tree = released.with_text_keys(copy.deepcopy(SMALLEST))
+    tree = with_text_keys(copy.deepcopy(SMALLEST))
     concrete = name.replace("p2p_config.*", "p2p_config.0").replace("*", "")
     released.check_names({**tree, **nested(concrete)})
     if name in released.IGNORED:
-        released.assign(tree, f"{concrete}=1")
+        assign(tree, f"{concrete}=1")
         assert build(released.DEFAULTS, released.translate(tree).overlay) == settings_of(SMALLEST)
 
 
 def nested(name):
     tree = {}
-    released.assign(tree, f"{name}=1")
+    assign(tree, f"{name}=1")
     return tree
 
 
@@ -286,5 +287,5 @@ def test_files_that_are_no_config(content, expected, tmp_path):
     path = tmp_path / "c.yaml"
     path.write_bytes(content)
     with pytest.raises(FzError) as caught:
-        released.read(path)
+        read(path)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
