@@ -54,8 +54,8 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, FzError):
         return text, 2
     # torch: OutOfMemoryError on GPUs, a RuntimeError of the allocator on the CPU
-    memory = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "storage size calculation overflowed")
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(m in text.lower() for m in memory)):
+    signs = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "storage size calculation overflowed")
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text.lower() for sign in signs)):
         return MEMORY, 2
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
