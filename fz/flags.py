@@ -33,7 +33,7 @@ Flags marked * count for every target; add .N to mean target N, from 0: --thresh
 
 def whole(low: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
-        # isdecimal: int() takes '1_0' and ' 7 ' too
+        # int() alone takes '1_0' and ' 7 ' too
         if not re.fullmatch(r"[+-]?\d{1,18}", value, re.ASCII) or int(value) < low:
             raise argparse.ArgumentTypeError(f"got {value!r}, expected a whole number of at least {low}.")
         return int(value)
