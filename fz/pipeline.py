@@ -89,6 +89,8 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     frame_index = choose_frame_index(settings, checkpoint.tuned, note)
     schedule = Schedule.of(checkpoint.scheduler, settings.steps)
     source_tokens = checkpoint.text.tokens(settings.source)
+    for prompt in (settings.negative, settings.reconstruction_prompt or ""):
+        checkpoint.text.tokens(prompt)  # one that is too long is an error now, not after encoding
     plans = [
         plan_edit(e, source_tokens, checkpoint.text.tokens(e.target), schedule.steps, name=f"edit {i}")
         for i, e in enumerate(settings.edits)
@@ -103,26 +105,42 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
         return result
 
     folder.start(settings)
-    with timed(result, "encode", device):
-        z0 = encode(checkpoint.vae, result.video.frames, note).to(device)
-    embeddings = embed(checkpoint.text, settings, device)
+    latent_size = tuple(side // checkpoint.vae.config.stride for side in result.video.frames.shape[-2:])
     budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9)
     with timed(result, "prepare", device):
-        note(cpu.prepare(checkpoint.unet, tuple(z0.shape[-2:]), len(z0), settings.conv, budget))
-    keep = keep_for(settings, plans)
+        note(cpu.prepare(checkpoint.unet, latent_size, len(result.video.frames), settings.conv, budget))
+    embeddings = embed(checkpoint.text, settings, device)
+    windows = fusion_windows([plan.fusion for plan in plans if plan.fusion])
+    mode = choose_store(settings, checkpoint.unet, latent_size, len(result.video.frames), schedule, windows, device, note)
+
+    inversion = Inversion.of(settings, checkpoint, result.video, embeddings.source, schedule, frame_index, progress.say)
+    with timed(result, "encode", device):
+        z0 = inversion.z0()
+        if z0 is None:
+            z0 = encode(checkpoint.vae, result.video.frames, note)
+    source = result.source = Source(embeddings.source, latents={CLEAN: z0.to(device)})
+    source.kept = kept_for(mode, inversion.operands / "inversion", schedule, device, progress.say)
+    inversion.restore_or_save_z0(source, schedule, device)
+    keep = keep_for(mode, settings.store_dtype, windows)
     with timed(result, "invert", device), progress.stage("inverting", schedule.steps) as advance:
-        result.source = invert(checkpoint.unet, z0, embeddings.source, schedule, frame_index, keep, watch=lambda k, z: advance())
+
+        def inverted_step(done: int, z: Tensor) -> None:
+            inversion.save(done, source, schedule)
+            advance()
+
+        invert(checkpoint.unet, source, schedule, frame_index, keep, watch=inverted_step)
     result.schedule = schedule
-    attention = result.source
+    attention = source
     if settings.attention == "reconstruction":
+        kept = kept_for(mode, inversion.operands / "reconstruction", schedule, device, progress.say)
         with timed(result, "reconstruct", device), progress.stage("reconstructing", schedule.steps) as advance:
             attention = reconstruct(
-                checkpoint.unet, result.source, embeddings.reconstruction, embeddings.negative, schedule, settings.guidance,
-                frame_index, keep, watch=lambda k, z: advance(),
+                checkpoint.unet, source, embeddings.reconstruction, embeddings.negative, schedule, settings.guidance,
+                frame_index, keep, kept, watch=lambda k, z: advance(),
             )  # fmt: skip
     folder.write_source(result.video, attention, source_tokens, schedule)
     if settings.save_latents:
-        folder.add_latents({"z0": z0} | {f"inverted.{i:03d}": z for i, z in enumerate(inverted(result.source, schedule))})
+        folder.add_latents({"z0": z0} | {f"inverted.{i:03d}": z for i, z in enumerate(inverted(source, schedule))})
 
     for i, (plan, target) in enumerate(zip(plans, embeddings.targets, strict=True)):
         latents: list[Tensor] = []
