@@ -19,7 +19,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 ATTENTIONS = ("inversion", "reconstruction")
 CONVS = ("auto", "direct")
-STORES = ("recompute", "memory")
+STORES = ("auto", "recompute", "memory", "disk")
+STORE_DTYPES = ("same", "float16", "bfloat16")
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # the paper, appendix A: t_s = 0.2 T, t_c = 0.3 T, tau = 1 (no pixel is edited) for style and attribute; 0.5, 0.5, 0.3 for shape
     "style": {"self_replace": (0.0, 0.8), "cross_replace": (0.0, 0.7), "threshold": None, "method": "refine"},
@@ -95,7 +96,9 @@ class Settings:
     frame_index: tuple[int | str, ...] | None = None
     least_channels: int = 0
     clip_norm: bool = True
-    store: str = "recompute"
+    store: str = "auto"
+    store_dtype: str = "same"
+    cache: str | None = None  # where inversions are kept; None: the user's cache folder; 'none': nowhere
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
@@ -113,6 +116,7 @@ class Settings:
         one_of("dtype", self.dtype, DTYPES)
         one_of("attention", self.attention, ATTENTIONS)
         one_of("store", self.store, STORES)
+        one_of("store_dtype", self.store_dtype, STORE_DTYPES)
         one_of("conv", self.conv, CONVS)
         if self.conv_memory is not None and not (isinstance(self.conv_memory, (int, float)) and 0 <= self.conv_memory < 1e6):
             raise FzError(f"conv_memory: got {self.conv_memory!r}, expected gigabytes, as 2.5.")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fz.gemm import onednn_gain, prefers_onednn
+from fz.gemm import prefers_onednn
 from fz.layers import GEGLU, Conv3x3, Linear, Pointwise
 from fz.unet import UNet
 from fz.winograd import Winograd, seconds_of, weight_bytes
@@ -57,7 +57,7 @@ def prepare(unet: UNet, latent_size: tuple[int, int], frames: int, conv: str = "
             if isinstance(layer, (Linear, Pointwise, GEGLU)) and not is_text_side(layer, unet):
                 layer.pack(rows)
                 packed += sum(4 * p.numel() for p in layer.parameters(recurse=isinstance(layer, GEGLU)))
-    linear = f"linear layers: oneDNN ({onednn_gain():.1f} x MKL here, {packed / 1e9:.2f} GB)" if packed else "linear layers: MKL"
+    linear = f"linear layers: packed for oneDNN ({packed / 1e9:.2f} GB)" if packed else "linear layers: plain"
     if conv == "direct":
         return f"{linear}; convolutions: direct"
     chosen = choose(convolutions(unet, latent_size), frames, total_memory() // 4 if budget is None else budget)
@@ -67,6 +67,12 @@ def prepare(unet: UNet, latent_size: tuple[int, int], frames: int, conv: str = "
     count = {m: sum(m == chosen_m for _, chosen_m in chosen) for m in TILES}
     direct = len(convolutions(unet, latent_size)) - len(chosen)
     return f"{linear}; convolutions: {count[4]} Winograd F(4,3), {count[2]} F(2,3) ({spent / 1e9:.2f} GB), {direct} direct"
+
+
+def signature(unet: UNet) -> list:
+    """Which fast ways a prepared UNet takes: what its results, to the last bit, depend on."""
+    layers = [layer for layer in unet.modules() if isinstance(layer, (Linear, Pointwise, GEGLU, Conv3x3))]
+    return [layer.winograd.m if getattr(layer, "winograd", None) else bool(getattr(layer, "packed", None)) for layer in layers]
 
 
 def unpack(unet: UNet) -> None:

@@ -74,17 +74,27 @@ class Keep:
     def wants(self, site: Site) -> bool:
         return site.stride >= FUSED_FROM_STRIDE and (self.self_sites if site.kind == "self" else self.cross_sites)
 
+    def __or__(self, other: "Keep") -> "Keep":
+        """What either keeps."""
+        return Keep(self.self_sites or other.self_sites, self.cross_sites or other.cross_sites, self.dtype or other.dtype)
+
+
+class Enough(Exception):
+    """A Recorder has what it was asked for: the rest of the forward pass is not needed."""
+
 
 @dataclass
 class Recorder:
     """Plain attention of one timestep that keeps what fusion will need of one branch: c_src of Algorithm 1, and Q and K if asked.
 
     maps: the branch's cross-attention at each 1/4-level site, averaged over heads, (F, N, 77). kept: site name -> (q, k) or (q,).
+    last: the name of a site after which the pass is broken off by raising Enough, or None.
     """
 
     frame_index: FrameIndex
     branch: int = 0
     keep: Keep = Keep()
+    last: str | None = None
     maps: dict[str, Tensor] = field(default_factory=dict)
     kept: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
@@ -96,6 +106,8 @@ class Recorder:
             # the keys of a cross-attention are the prompt's, the same at every step
             operands = (q, k) if site.kind == "self" else (q,)
             self.kept[site.name] = tuple(o[self.branch].to(self.keep.dtype or o.dtype, copy=True) for o in operands)
+        if site.name == self.last:
+            raise Enough
         if site.kind == "self":
             return kernels.self_attention(q, k, x.v(), frame_table(self.frame_index, site, x))
         if site.stride != MAP_STRIDE:
@@ -139,8 +151,9 @@ class Fusion:
         """Is self-attention fused at edit step k?"""
         return self.self_window[0] <= k < self.self_window[1]
 
-    def needs_source(self, k: int) -> bool:
-        return self.replaces_cross(k) or self.replaces_self(k)
+    def keeps(self, k: int) -> Keep:
+        """The source's queries and keys that edit step k needs."""
+        return Keep(self.replaces_self(k), self.replaces_cross(k))
 
     def source_weights(self, k: int) -> Tensor:
         """(L, L): column j of the fused map takes Σ_i c_src[:, i] · weights[i, j]."""
@@ -180,9 +193,9 @@ def blend_mask(cross_map: Tensor, words: Tensor, threshold: float, map_size: tup
 class Fuser:
     """Algorithm 2 at edit step k: the last branch's attention fused with the source's at the same t; other branches plain.
 
-    The source's queries and keys come from `source_kept` (site name -> operands, with the source prompt's `source_text`), or, if that
-    is None, from branch 0 of the batch, which then is the source riding along.
-    masks: (h, w) of a site -> (F, h, w) bool, or None for no mask. record_target: keep the target's 1/4-level cross-attention.
+    kept: the source's queries and keys at this t by site name, as a Recorder kept them; source_text: the source prompt, whose keys are
+    those of the cross-attention. masks: (h, w) of a site -> (F, h, w) bool, or None for no mask.
+    record_target: keep the target's 1/4-level cross-attention.
     """
 
     frame_index: FrameIndex
@@ -190,8 +203,8 @@ class Fuser:
     k: int
     latent_size: tuple[int, int]
     masks: Mapping[tuple[int, int], Tensor] | None
-    source_text: TextContext | None = None
-    source_kept: Mapping[str, tuple[Tensor, ...]] | None = None
+    kept: Mapping[str, tuple[Tensor, ...]]
+    source_text: TextContext
     record_target: bool = False
     target_maps: dict[str, Tensor] = field(default_factory=dict)
 
@@ -212,7 +225,7 @@ class Fuser:
         # without a mask no row is the edit's: the last branch's queries and keys are not even computed
         branches = slice(None, -1) if mask is None else slice(None)
         q, k = x.q(branches), x.k(branches)
-        q_src, k_src = self.source_kept[site.name] if self.source_kept is not None else (q[0], k[0])
+        q_src, k_src = self.kept[site.name]
         return kernels.self_attention(q, k, x.v(), table, q_src=q_src, k_src=k_src, mask=mask)
 
     def cross_fusion(self, site: Site, x: Operands) -> Tensor:
@@ -229,21 +242,14 @@ class Fuser:
             v_edit = torch.cat([v[:-1], v[-1:] * edit_weights[None, :, None, None]])
             # where the edit's part is nothing, its queries are not even computed
             q = x.q(slice(None) if edit_weights.any() else slice(None, -1))
-            q_src, k_src = self.cross_source(site, x, q, k)
+            k_src = self.source_text.project(f"{site.name}.to_k", x.layer.to_k)[0].unflatten(-1, (x.layer.heads, -1))
             wants_map = wants_map and bool(edit_weights.any())
             out, maps = kernels.cross_attention(
-                q, k, v_edit, q_src=q_src, k_src=k_src, v_src=v_src, map_branch=-1 if wants_map else None
+                q, k, v_edit, q_src=self.kept[site.name][0], k_src=k_src, v_src=v_src, map_branch=-1 if wants_map else None
             )
         if maps is not None:
             self.target_maps[site.name] = maps
         return out
-
-    def cross_source(self, site: Site, x: Operands, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """The source's queries (F, N, Nh, D) and its prompt's keys (L, Nh, D) at a cross-attention site."""
-        if self.source_kept is None:
-            return q[0], k[0]
-        keys = self.source_text.project(f"{site.name}.to_k", x.layer.to_k)[0]
-        return self.source_kept[site.name][0], keys.unflatten(-1, (x.layer.heads, -1))
 
     def fused_target_map(self, source_map: Tensor) -> Tensor:
         """The target's fused cross-attention of this step, averaged over heads and layers, (F, N, L): linear in both maps."""

@@ -5,6 +5,7 @@ a `Progress` is told what happens.
 """
 
 import contextlib
+import dataclasses
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +16,14 @@ from torch import Tensor
 
 import fz
 from fz import cpu, kernels
+from fz.budget import choose_store, keep_for, kept_for, wanted
 from fz.config import EditSettings, Settings
 from fz.ddim import CLEAN, Schedule
 from fz.diagnose import NotFinite
-from fz.edit import Source, edit, invert, nothing_kept, reconstruct
+from fz.edit import Kept, Source, edit, invert, keep_nothing, reconstruct
 from fz.errors import FzError
-from fz.fusion import FrameIndex, Fusion, Keep
+from fz.fusion import FrameIndex, Keep
+from fz.inversions import Inversion, digest, leading, model_digest
 from fz.machine import peak_memory, pick_device
 from fz.output import ResultFolder
 from fz.plan import Plan, plan_edit
@@ -105,67 +108,141 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
         return result
 
     folder.start(settings)
+    unet = checkpoint.unet
     latent_size = tuple(side // checkpoint.vae.config.stride for side in result.video.frames.shape[-2:])
     budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9)
     with timed(result, "prepare", device):
-        note(cpu.prepare(checkpoint.unet, latent_size, len(result.video.frames), settings.conv, budget))
+        note(cpu.prepare(unet, latent_size, len(result.video.frames), settings.conv, budget))
     embeddings = embed(checkpoint.text, settings, device)
-    windows = fusion_windows([plan.fusion for plan in plans if plan.fusion])
-    mode = choose_store(settings, checkpoint.unet, latent_size, len(result.video.frames), schedule, windows, device, note)
-
-    inversion = Inversion.of(settings, checkpoint, result.video, embeddings.source, schedule, frame_index, progress.say)
-    with timed(result, "encode", device):
-        z0 = inversion.z0()
-        if z0 is None:
-            z0 = encode(checkpoint.vae, result.video.frames, note)
-    source = result.source = Source(embeddings.source, latents={CLEAN: z0.to(device)})
-    source.kept = kept_for(mode, inversion.operands / "inversion", schedule, device, progress.say)
-    inversion.restore_or_save_z0(source, schedule, device)
-    keep = keep_for(mode, settings.store_dtype, windows)
-    with timed(result, "invert", device), progress.stage("inverting", schedule.steps) as advance:
-
-        def inverted_step(done: int, z: Tensor) -> None:
-            inversion.save(done, source, schedule)
-            advance()
-
-        invert(checkpoint.unet, source, schedule, frame_index, keep, watch=inverted_step)
-    result.schedule = schedule
-    attention = source
-    if settings.attention == "reconstruction":
-        kept = kept_for(mode, inversion.operands / "reconstruction", schedule, device, progress.say)
-        with timed(result, "reconstruct", device), progress.stage("reconstructing", schedule.steps) as advance:
-            attention = reconstruct(
-                checkpoint.unet, source, embeddings.reconstruction, embeddings.negative, schedule, settings.guidance,
-                frame_index, keep, kept, watch=lambda k, z: advance(),
-            )  # fmt: skip
-    folder.write_source(result.video, attention, source_tokens, schedule)
-    if settings.save_latents:
-        folder.add_latents({"z0": z0} | {f"inverted.{i:03d}": z for i, z in enumerate(inverted(source, schedule))})
-
-    for i, (plan, target) in enumerate(zip(plans, embeddings.targets, strict=True)):
-        latents: list[Tensor] = []
-        masks: dict[int, dict[tuple[int, int], Tensor]] = {}
-        name = f"editing {i + 1}/{len(plans)}"
-        with timed(result, f"edit.{i}", device), progress.stage(name, schedule.steps) as advance:
-
-            def watch(k: int, z: Tensor, latents=latents, advance=advance) -> None:
-                latents.append(z)
-                advance()
-
-            z = edit(
-                checkpoint.unet, attention, target, embeddings.negative, schedule, settings.guidance, frame_index, plan.fusion,
-                watch=watch, watch_masks=masks.__setitem__,
-            )  # fmt: skip
-        with timed(result, f"decode.{i}", device):
-            frames = decode(checkpoint.vae, z, note)
-        result.edits.append(Edited(settings.edits[i], frames, latents, masks))
-        folder.write_edit(i, result.video, result.edits[-1])
+    job = Job(settings, checkpoint, schedule, frame_index, embeddings, device, progress, result)
+    keep = wanted([plan.fusion for plan in plans if plan.fusion], settings.store_dtype)
+    with Inversion.open(settings.cache, inversion_key(job), progress.say) as inversion:
+        # what is free differs from run to run: said, not noted
+        mode = choose_store(
+            settings.store, unet, latent_size, len(result.video.frames), 2 if settings.guidance > 1 else 1, schedule.steps,
+            keep, inversion.operands, device, progress.say,
+        )  # fmt: skip
+        job.keep = keep_for(mode, keep)
+        result.schedule, result.source = schedule, invert_clip(job, mode, inversion)
+        attention = result.source if settings.attention == "inversion" else reconstruct_clip(job, mode, inversion)
+        folder.write_source(result.video, attention, source_tokens, schedule)
         if settings.save_latents:
-            folder.add_latents(edit_tensors(i, result.edits[-1]))
+            folder.add_latents({f"inverted.{i:03d}": z for i, z in enumerate(inverted(result.source, schedule))})
+            folder.add_latents({"z0": result.source.latents[CLEAN]})
+        for i, plan in enumerate(plans):
+            edited = edit_clip(job, i, plan, attention, inversion)
+            result.edits.append(edited)
+            folder.write_edit(i, result.video, edited)
+            if settings.save_latents:
+                folder.add_latents(edit_tensors(i, edited))
+        inversion.finished()
     result.out = str(folder.path)
     folder.finish(result, versions())
     progress.say(f"results in {folder.path}")
     return result
+
+
+@dataclass
+class Job:
+    """What the stages of a run share."""
+
+    settings: Settings
+    checkpoint: Checkpoint
+    schedule: Schedule
+    frame_index: FrameIndex
+    embeddings: "Embeddings"
+    device: torch.device
+    progress: Progress
+    result: Result
+    keep: Callable[[int], Keep] = keep_nothing
+
+    def note(self, line: str) -> None:
+        self.result.notes.append(line)
+        self.progress.say(line)
+
+    def kept(self, mode: str, inversion: Inversion, of: str) -> Kept:
+        """Where queries and keys of that pass are kept."""
+        folder = inversion.operands / f"{of}-{self.settings.store_dtype}"
+        return kept_for(mode, folder, self.schedule.timesteps, self.device, self.progress.say)
+
+
+def invert_clip(job: Job, mode: str, inversion: Inversion) -> Source:
+    """The clip's inversion: as much as the inversion's folder has of it, and the rest."""
+    z0 = inversion.z0()
+    if z0 is None:
+        with timed(job.result, "encode", job.device):
+            z0 = encode(job.checkpoint.vae, job.result.video.frames, job.note)
+    source = Source(job.embeddings.source, latents={CLEAN: z0.to(job.device)})
+    source.kept = job.kept(mode, inversion, "inversion")
+    restored = inversion.restore(source, job.schedule, job.device)
+    if restored:
+        job.progress.say(f"inversion: {restored} of {job.schedule.steps} steps are in {inversion.folder}")
+    else:
+        inversion.save(0, source, job.schedule)
+    steps = job.schedule.steps
+    with timed(job.result, "invert", job.device), job.progress.stage("inverting", steps) as advance:
+
+        def watch(done: int, z: Tensor) -> None:
+            if done > restored:
+                inversion.save(done, source, job.schedule)
+            advance()
+
+        return invert(job.checkpoint.unet, source, job.schedule, job.frame_index, job.keep, watch)
+
+
+def reconstruct_clip(job: Job, mode: str, inversion: Inversion) -> Source:
+    """A sampling pass of the reconstruction prompt, whose attention takes inversion's place."""
+    kept = job.kept(mode, inversion, "reconstruction")
+    steps = job.schedule.steps
+    with timed(job.result, "reconstruct", job.device), job.progress.stage("reconstructing", steps) as advance:
+        return reconstruct(
+            job.checkpoint.unet, job.result.source, job.embeddings.reconstruction, job.embeddings.negative, job.schedule,
+            job.settings.guidance, job.frame_index, job.keep, kept, watch=lambda k, z: advance(),
+        )  # fmt: skip
+
+
+def edit_clip(job: Job, i: int, plan: Plan, attention: Source, inversion: Inversion) -> Edited:
+    """Edit i, from its last step if it was interrupted, and its frames."""
+    latents: list[Tensor] = []
+    masks: dict[int, dict[tuple[int, int], Tensor]] = {}
+    target, negative, settings = job.embeddings.targets[i], job.embeddings.negative, job.settings
+    log = inversion.edit_log(
+        digest(target, negative, settings.guidance, settings.attention, job.embeddings.reconstruction, settings.store_dtype, plan.fusion)
+    )
+    done = leading(log, job.schedule.steps, job.device)
+    if done:
+        job.progress.say(f"edit {i}: {len(done)} of {job.schedule.steps} steps are in {log.folder}")
+    name = f"editing {i + 1}/{len(settings.edits)}"
+    with timed(job.result, f"edit.{i}", job.device), job.progress.stage(name, job.schedule.steps) as advance:
+
+        def watch(k: int, z: Tensor) -> None:
+            latents.append(z)
+            if k > len(done):
+                log.put(k, {"z": z})
+            advance()
+
+        z = edit(
+            job.checkpoint.unet, attention, target, negative, job.schedule, settings.guidance, job.frame_index, plan.fusion,
+            done, watch=watch, watch_masks=masks.__setitem__,
+        )  # fmt: skip
+    with timed(job.result, f"decode.{i}", job.device):
+        frames = decode(job.checkpoint.vae, z, job.note)
+    return Edited(settings.edits[i], frames, latents, masks)
+
+
+def inversion_key(job: Job) -> str:
+    """A hash of all that the inverted latents depend on."""
+    settings, unet = job.settings, job.checkpoint.unet
+    return digest(
+        job.result.video.frames,
+        job.embeddings.source,
+        model_digest(unet),
+        model_digest(job.checkpoint.vae),
+        [job.schedule.timesteps, [job.schedule.alpha_bar(t) for t in (CLEAN, *job.schedule.timesteps)]],
+        dataclasses.asdict(job.frame_index),
+        [settings.clip_norm, settings.dtype, str(job.device), kernels.choose(job.device), cpu.signature(unet), torch.get_num_threads()],
+        [fz.__version__, torch.__version__],
+    )
 
 
 def load(settings: Settings, device: torch.device) -> Checkpoint:
@@ -223,14 +300,6 @@ def embed(text: TextEncoder, settings: Settings, device: torch.device) -> Embedd
     prompts = [settings.source, settings.negative, settings.reconstruction_prompt or settings.source, *(e.target for e in settings.edits)]
     source, negative, reconstruction, *targets = text.encode(prompts).to(device)
     return Embeddings(source, negative, reconstruction, targets)
-
-
-def keep_for(settings: Settings, plans: list[Plan]) -> Callable[[int], Keep]:
-    """What inversion keeps for edit step k: nothing ('recompute'), or the queries and keys that some edit fuses then ('memory')."""
-    fusions: list[Fusion] = [plan.fusion for plan in plans if plan.fusion]
-    if settings.store == "recompute" or not fusions:
-        return nothing_kept
-    return lambda k: Keep(any(f.replaces_self(k) for f in fusions), any(f.replaces_cross(k) for f in fusions))
 
 
 def encode(vae: VAE, frames: Tensor, note: Callable[[str], None]) -> Tensor:

@@ -58,8 +58,10 @@ def fusion(kind="refine", mask_words=None, windows="mixed", equalizer=True):
     return Fusion(mapper, kept, r, beta[windows], (0, 8), mask_words)
 
 
-def fuser(numbers, masks=None, **source):
-    return Fuser(INDEX, numbers, STEP, (2 * SIDE, 2 * SIDE), masks, **source)
+def fuser(numbers, attention, x, text=None, masks=None, **options):
+    """The Fuser of a batch whose branch 0 is the source's; it gets the others."""
+    source_text = text and TextContext(text.embedding[:1])
+    return Fuser(INDEX, numbers, STEP, (2 * SIDE, 2 * SIDE), masks, kept_operands(attention, x, source_text), source_text, **options)
 
 
 def call(attend, layer, x, text=None):
@@ -69,13 +71,12 @@ def call(attend, layer, x, text=None):
 def kept_operands(layer, x, text):
     """What a Recorder keeps of the source, run alone as inversion runs it."""
     seen = Recorder(INDEX, keep=Keep(True, True))
-    call(seen, layer, x[:1], text and TextContext(text.embedding[:1]))
+    call(seen, layer, x[:1], text)
     return seen.kept
 
 
-@pytest.mark.parametrize("kept", [False, True], ids=["rides-along", "kept"])
 @pytest.mark.parametrize("mask", ["none", "random", "all"])
-def test_self_blending_equals_blending_dense_maps(mask, kept):
+def test_self_blending_equals_blending_dense_maps(mask):
     attention, x = layer(SELF), tokens(3)
     m = {"none": None, "all": torch.ones(FRAMES, SIDE, SIDE).bool()}.get(mask, torch.rand(FRAMES, SIDE, SIDE) > 0.5)
     table = INDEX.table(SELF, FRAMES)
@@ -84,8 +85,7 @@ def test_self_blending_equals_blending_dense_maps(mask, kept):
     expected = torch.einsum("fhqk,fkhd->fqhd", weight * s_edit + (1 - weight) * s_src, v_edit)
 
     masks = None if m is None else {(SIDE, SIDE): m}
-    source = {"source_kept": kept_operands(attention, x, None)} if kept else {}
-    out = call(fuser(fusion(), masks, **source), attention, x[1:] if kept else x)
+    out = call(fuser(fusion(), attention, x, masks=masks), attention, x[1:])
     assert torch.allclose(out[-1], expected, atol=1e-12)
     assert torch.allclose(out[-2], torch.einsum("fhqk,fkhd->fqhd", s_uncond, v_uncond), atol=1e-12)
 
@@ -94,15 +94,14 @@ def test_all_edited_is_plain_editing_and_none_is_the_source_s_attention():
     attention, x = layer(SELF), tokens(3)
     plain = call(Plain(INDEX), attention, x)
     everything = {(SIDE, SIDE): torch.ones(FRAMES, SIDE, SIDE).bool()}
-    assert torch.allclose(call(fuser(fusion(), everything), attention, x), plain, atol=1e-12)
+    assert torch.allclose(call(fuser(fusion(), attention, x, masks=everything), attention, x), plain, atol=1e-12)
     same = x[:1].expand(3, -1, -1, -1)
-    assert torch.allclose(call(fuser(fusion()), attention, same)[-1], plain[0], atol=1e-12)
+    assert torch.allclose(call(fuser(fusion(), attention, same), attention, same)[-1], plain[0], atol=1e-12)
 
 
-@pytest.mark.parametrize("kept", [False, True], ids=["rides-along", "kept"])
 @pytest.mark.parametrize("windows", ["mixed", "on", "off"])
 @pytest.mark.parametrize("kind", ["refine", "replace"])
-def test_cross_fusion_equals_fusing_dense_maps(kind, windows, kept):
+def test_cross_fusion_equals_fusing_dense_maps(kind, windows):
     attention, x, text, numbers = layer(CROSS), tokens(3), prompts(3), fusion(kind, windows=windows)
     c_src, _ = dense_cross(attention, x[0], text.embedding[0])
     c_edit, v = dense_cross(attention, x[2], text.embedding[2])
@@ -112,10 +111,8 @@ def test_cross_fusion_equals_fusing_dense_maps(kind, windows, kept):
     fused = beta * numbers.equalizer * replaced + (1 - beta) * c_edit
     expected = torch.einsum("fhqk,khd->fqhd", fused, v)
 
-    source = {"source_kept": kept_operands(attention, x, text), "source_text": TextContext(text.embedding[:1])} if kept else {}
-    drop = 1 if kept else 0
-    attend = fuser(numbers, record_target=True, **source)
-    out = call(attend, attention, x[drop:], TextContext(text.embedding[drop:]))
+    attend = fuser(numbers, attention, x, text, record_target=True)
+    out = call(attend, attention, x[1:], TextContext(text.embedding[1:]))
     assert torch.allclose(out[-1], expected, atol=1e-12)
     c_uncond, v_uncond = dense_cross(attention, x[1], text.embedding[1])
     assert torch.allclose(out[-2], torch.einsum("fhqk,khd->fqhd", c_uncond, v_uncond), atol=1e-12)
@@ -126,7 +123,7 @@ def test_cross_fusion_equals_fusing_dense_maps(kind, windows, kept):
 def test_the_full_size_level_is_never_fused():
     site = Site("down.attn1", "self", 1, CHANNELS)
     attention, x = layer(site), tokens(3)
-    assert torch.allclose(call(fuser(fusion()), attention, x), call(Plain(INDEX), attention, x), atol=1e-12)
+    assert torch.allclose(call(fuser(fusion(), attention, x), attention, x), call(Plain(INDEX), attention, x), atol=1e-12)
 
 
 def test_recorder_averages_maps_and_refuses_a_site_twice():

@@ -1,0 +1,201 @@
+"""Algorithm 1: every way of keeping what inversion saw gives the same bits, an interrupted run the same as a whole one."""
+
+import pytest
+import torch
+
+from fz.ddim import CLEAN, Schedule
+from fz.edit import KeptNowhere, Source, edit, guide, invert, reconstruct
+from fz.fusion import FrameIndex, Fusion, LatentBlend, Plain
+from fz.inversions import Inversion, digest, leading, prune
+from fz.layers import TextContext
+from fz.store import KeptInMemory, KeptOnDisk, StepLog
+from fz.unet import UNet, UNetConfig
+
+WORDS, STEPS, FRAMES = 77, 5, 3
+CONFIG = UNetConfig(block_out_channels=(16, 32, 32, 32), layers_per_block=1, heads=(2, 2, 2, 2), cross_attention_dim=24, norm_num_groups=8)
+INDEX = FrameIndex((0, "mid"))
+SCHEDULE = Schedule.of({}, STEPS)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(0)
+    return UNet(CONFIG).eval().to(memory_format=torch.channels_last)
+
+
+def numbers(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+Z0, SOURCE, TARGET, NEGATIVE = numbers(1, FRAMES, 4, 16, 16), numbers(2, WORDS, 24), numbers(3, WORDS, 24), numbers(4, WORDS, 24)
+
+
+def fusion(**changes):
+    words = torch.zeros(WORDS)
+    words[[2, 5]] = 1
+    beta = torch.zeros(STEPS + 1, WORDS)
+    beta[:4] = 1
+    kept = torch.ones(WORDS)
+    kept[5] = 0
+    settings = dict(mapper=torch.diag(kept), kept=kept, equalizer=torch.ones(WORDS), cross_window=beta, self_window=(0, 3),
+                    mask_words=words, latent_blend=LatentBlend(words, words))  # fmt: skip
+    return Fusion(**(settings | changes))
+
+
+def inverted(unet, kept=None, numbers=None, done=None):
+    source = done or Source(SOURCE, latents={CLEAN: Z0}, kept=kept or KeptNowhere())
+    keep = (lambda k: numbers.keeps(k)) if numbers else (lambda k: fusion().keeps(k))
+    return invert(unet, source, SCHEDULE, INDEX, keep if kept else (lambda k: type(keep(0))()))
+
+
+def edited(unet, source, numbers=None, guidance=7.5, **options):
+    latents = []
+    edit(unet, source, TARGET, NEGATIVE, SCHEDULE, guidance, INDEX, numbers, watch=lambda k, z: latents.append(z), **options)
+    return latents
+
+
+def equal(a, b):
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("guidance", [7.5, 1.0])
+def test_every_store_gives_the_same_bits(unet, tmp_path, guidance):
+    recomputed = edited(unet, inverted(unet), fusion(), guidance)
+    assert equal(edited(unet, inverted(unet, KeptInMemory()), fusion(), guidance), recomputed)
+    disk = KeptOnDisk(tmp_path / "operands", SCHEDULE.timesteps, CPU, say=pytest.fail)
+    assert equal(edited(unet, inverted(unet, disk), fusion(), guidance), recomputed)
+    assert list((tmp_path / "operands").iterdir())
+    disk.close(remove=True)
+    assert not (tmp_path / "operands").exists()
+
+
+def test_operands_that_another_edit_lacks_are_computed(unet):
+    """A second edit whose windows are wider than what was kept."""
+    narrow, wide = fusion(self_window=(0, 1), cross_window=torch.zeros(STEPS + 1, WORDS)), fusion(self_window=(0, 5))
+    source = inverted(unet, KeptInMemory(), numbers=narrow)
+    assert set(source.kept.steps) == {SCHEDULE.timesteps[0]}
+    assert equal(edited(unet, source, wide), edited(unet, inverted(unet), wide))
+
+
+def test_half_precision_operands_are_close(unet):
+    from fz.budget import wanted
+
+    source = Source(SOURCE, latents={CLEAN: Z0}, kept=KeptInMemory())
+    invert(unet, source, SCHEDULE, INDEX, wanted([fusion()], "float16"))
+    assert all(x.dtype == torch.float16 for kept in source.kept.steps.values() for site in kept.values() for x in site)
+    ours, exact = edited(unet, source, fusion())[-1], edited(unet, inverted(unet), fusion())[-1]
+    assert 0 < (ours - exact).norm() / exact.norm() < 5e-3
+
+
+def test_an_edit_goes_on_from_its_last_step(unet):
+    source = inverted(unet)
+    whole = edited(unet, source, fusion())
+    masks = {}
+    assert equal(edited(unet, source, fusion(), done=whole[:3], watch_masks=masks.__setitem__), whole)
+    assert set(masks) == {0, 1, 2}, "masks of the steps that were done are told again"
+    assert equal(edited(unet, source, fusion(), done=whole), whole)
+
+
+def test_an_inversion_goes_on_from_its_last_step(unet, tmp_path):
+    whole = inverted(unet)
+    with Inversion.open(str(tmp_path), "key", pytest.fail) as inversion:
+        for done in range(4):
+            inversion.save(done, whole, SCHEDULE)
+    said = []
+    with Inversion.open(str(tmp_path), "key", said.append) as inversion:
+        assert torch.equal(inversion.z0(), Z0)
+        source = Source(SOURCE, latents={CLEAN: Z0})
+        assert inversion.restore(source, SCHEDULE, CPU) == 3 and len(source.latents) == 4
+        calls = count_calls(unet)
+        inverted(unet, done=source)
+        assert calls() == 2
+        assert all(torch.equal(source.latents[t], whole.latents[t]) for t in whole.latents)
+        assert all(torch.equal(source.maps[t], whole.maps[t]) for t in whole.maps)
+        assert all(torch.equal(source.inputs[t], whole.inputs[t]) for t in whole.inputs)
+    assert not said
+
+
+def count_calls(unet):
+    calls = []
+    handle = unet.conv_in.register_forward_hook(lambda *_: calls.append(1))
+
+    def count():
+        handle.remove()
+        return len(calls)
+
+    return count
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+def test_a_damaged_step_is_named_and_done_again(unet, tmp_path, damage):
+    whole = inverted(unet)
+    said = []
+    inversion = Inversion(tmp_path, "key", said.append)
+    for done in range(STEPS + 1):
+        inversion.save(done, whole, SCHEDULE)
+    path = inversion.log.path(3)
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes({"cut": content[: len(content) // 2], "flip": content, "empty": b""}[damage])
+    source = Source(SOURCE, latents={CLEAN: Z0})
+    assert inversion.restore(source, SCHEDULE, CPU) == 2
+    assert len(said) == 1 and path.name in said[0] and "damaged" in said[0]
+    inverted(unet, done=source)
+    assert torch.equal(source.latents[SCHEDULE.timesteps[0]], whole.latents[SCHEDULE.timesteps[0]])
+
+
+def test_a_damaged_operand_file_is_computed_again(unet, tmp_path):
+    said = []
+    disk = KeptOnDisk(tmp_path, SCHEDULE.timesteps, CPU, said.append)
+    source = inverted(unet, disk)
+    disk.flush()
+    disk.path(SCHEDULE.timesteps[1]).write_bytes(b"nonsense")
+    assert equal(edited(unet, source, fusion()), edited(unet, inverted(unet), fusion()))
+    assert len(said) == 1
+
+
+def test_a_full_disk_is_said_once_and_ends_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    said = []
+    log = StepLog(tmp_path / "file" / "steps", said.append)
+    log.put(1, {"z": Z0})
+    log.put(2, {"z": Z0})
+    assert len(said) == 1 and "cannot be resumed" in said[0]
+    assert leading(log, 2, CPU) == []
+
+
+def test_inversions_used_least_recently_go_first(tmp_path):
+    import os
+
+    for age, name in enumerate(("new", "old", "oldest")):
+        StepLog(tmp_path / name, pytest.fail).put(0, {"z": torch.zeros(1000)})
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    prune(tmp_path, keep=["oldest"], limit=9000)
+    assert {p.name for p in tmp_path.iterdir()} == {"new", "oldest"}
+
+
+def test_digest_tells_values_shapes_and_dtypes_apart():
+    parts = [torch.zeros(4), torch.zeros(2, 2), torch.zeros(4).int(), torch.ones(4), fusion(), fusion(threshold=0.2), None, "a"]
+    assert len({digest(part) for part in parts}) == len(parts)
+    assert digest(fusion()) == digest(fusion())
+
+
+def test_without_fusion_editing_is_plain_sampling(unet):
+    source = inverted(unet)
+    z = source.latents[SCHEDULE.timesteps[0]]
+    text = TextContext(torch.stack([NEGATIVE, TARGET]))
+    with torch.no_grad():
+        eps = guide(unet(torch.stack([z, z]), SCHEDULE.timesteps[0], text, Plain(INDEX)), 7.5)
+    plain = edited(unet, source)
+    a, b = SCHEDULE.alpha_bar(SCHEDULE.timesteps[0]), SCHEDULE.alpha_bar(SCHEDULE.timesteps[1])
+    expected = b**0.5 * (z - (1 - a) ** 0.5 * eps) / a**0.5 + (1 - b) ** 0.5 * eps
+    assert torch.allclose(plain[0], expected, atol=1e-5)
+
+
+def test_reconstruction_attention_is_another_source(unet):
+    source = inverted(unet)
+    other = reconstruct(unet, source, SOURCE, NEGATIVE, SCHEDULE, 7.5, INDEX)
+    t = SCHEDULE.timesteps[-1]
+    assert other.latents is source.latents and not torch.equal(other.inputs[t], source.inputs[t])
+    assert not torch.allclose(edited(unet, other, fusion())[-1], edited(unet, source, fusion())[-1], atol=1e-3)
