@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import fz
-from fz.config import ATTENTIONS, CONVS, DEVICES, DTYPES, METHODS, PRESETS, STORES, EditSettings, Settings
+from fz.config import ATTENTIONS, CONVS, DEVICES, DTYPES, METHODS, PRESETS, STORE_DTYPES, STORES, EditSettings, Settings
 from fz.errors import FzError, suggest
 from fz.video import Clip, Crop
 
@@ -200,7 +200,10 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("device", "device", one_of(DEVICES), "NAME", "auto, cpu, cuda or mps"),
         Flag("dtype", "dtype", one_of(DTYPES), "NAME", "float32, float16 or bfloat16"),
         Flag("threads", "threads", whole(1), "N", "CPU threads"),
-        Flag("store", "store", one_of(STORES), "WHICH", "recompute the source's queries and keys while editing, or keep them in memory"),
+        Flag("store", "store", one_of(STORES), "WHICH",
+             "the source's queries and keys: recompute them while editing, keep them in memory or on disk, or auto, by what is free"),
+        Flag("store-dtype", "store_dtype", one_of(STORE_DTYPES), "NAME", "same, float16 or bfloat16: keep them so"),
+        Flag("cache", "cache", str, "DIR|none", "where inversions are kept for the next edit; default: the user's cache folder"),
         Flag("conv", "conv", one_of(CONVS), "WHICH", "3x3 convolutions on a CPU: auto is Winograd's where it pays, or direct"),
         Flag("conv-memory", "conv_memory", number, "GB", "what Winograd's weights may take; default: a quarter of the memory"),
         Flag("seed", "seed", whole(0), "N", "of whatever draws; editing itself draws nothing"),

@@ -109,6 +109,7 @@ FLAGS = {
     "device": ({"device": "gpu"}, "--device: got 'gpu', expected one of auto, cpu, cuda, mps"),
     "dtype": ({"dtype": "fp16"}, "--dtype: got 'fp16', expected one of float32"),
     "store": ({"store": "memroy"}, "Did you mean 'memory'?"),
+    "store dtype": ({"store-dtype": "fp8"}, "--store-dtype: got 'fp8'"),
     "conv": ({"conv": "fast"}, "--conv: got 'fast', expected one of auto, direct"),
     "conv memory": ({"conv-memory": "-1"}, "conv_memory: got -1.0"),
     "method": ({"method": "swap"}, "--method: got 'swap'"),
