@@ -29,6 +29,11 @@ editing_config:
 """
 
 
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("FZ_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 def settings_of(*argv):
     return cli.parse([*BASE, *argv]).settings
 

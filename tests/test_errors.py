@@ -25,6 +25,11 @@ def loaded(tiny):
     return pipeline.load_checkpoint(tiny)
 
 
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("FZ_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch, tiny, loaded):
     """An empty current folder; the sound checkpoint is loaded once for all tests, others really."""
@@ -327,6 +332,14 @@ def test_folder_of_another_run(here, base, capsys):
     refused(flags_of(base, {"steps": "2", "frames": "1"}), ["other settings", "--overwrite"], capsys)
     assert (here / "out/run.json").read_bytes() == before
     assert main(flags_of(base, {"steps": "2", "frames": "1", "overwrite": True})) == 0
+
+
+@pytest.mark.parametrize("cache", ["file", "/proc/fz"])
+def test_cache_that_cannot_be_written_is_said_and_no_error(cache, here, base, capsys):
+    (here / "file").write_text("here")
+    assert main(flags_of(base, {"cache": cache})) == 0
+    assert "cannot be written" in capsys.readouterr().out
+    assert (here / "file").read_text() == "here"
 
 
 # ---- what a released config may have, and flags not ------------------------------------------------------------------------------------
