@@ -1,0 +1,74 @@
+"""Prompts: which tokens a prompt's words are, and CLIP's embedding of it.
+
+Tokenizer and text model are transformers'. A word is what stands between spaces. Files are not read here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from fz.errors import FzError
+
+LENGTH = 77  # CLIP's text tokens, the first and last of a prompt being its start and end
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a prompt, its number, and the positions of its tokens; a word between spaces with no token of its own is not one."""
+
+    text: str
+    index: int
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A prompt as CLIP sees it. ids: 77, padded with the end token; used: how many come before the padding, start and end included."""
+
+    prompt: str
+    ids: tuple[int, ...]
+    words: tuple[Word, ...]
+    used: int
+
+    def word_at(self, position: int) -> str:
+        """The word that this token is part of, or '' for start, end and padding."""
+        return next((word.text for word in self.words if position in word.positions), "")
+
+
+class TextEncoder:
+    """CLIP's text tower and its tokenizer."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, model: CLIPTextModel):
+        self.tokenizer, self.model = tokenizer, model
+
+    def tokens(self, prompt: str) -> Tokens:
+        """The prompt's tokens. Raises FzError if there are more than 77, naming the words that fall off."""
+        if not isinstance(prompt, str):
+            raise FzError(f"prompt: got {prompt!r}, expected a sentence.")
+        words, body = [], []
+        # CLIP never joins characters across a space: a prompt's tokens are those of its words in a row
+        for text in prompt.split(" "):
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            if ids:
+                first = 1 + len(body)
+                words.append(Word(text, len(words), tuple(range(first, first + len(ids)))))
+                body += ids
+        start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        if len(body) > LENGTH - 2:
+            lost = [word.text for word in words if word.positions[-1] > LENGTH - 2]
+            raise FzError(
+                f"prompt: {len(body) + 2} tokens, expected at most {LENGTH} with start and end. "
+                f"These words fall off: {' '.join(lost)}. Shorten {prompt[:60]!r}{'…' if len(prompt) > 60 else ''}"
+            )
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else end
+        used = len(body) + 2
+        return Tokens(prompt, (start, *body, end, *[pad] * (LENGTH - used)), tuple(words), used)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """(n, 77, Cx) float32: the last layer's states, after the final norm."""
+        ids = torch.tensor([self.tokens(prompt).ids for prompt in prompts], device=self.model.device)
+        return self.model(input_ids=ids).last_hidden_state.float()
