@@ -9,7 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fz.errors import FzError
+from fz.errors import FzError, suggest
+from fz.unet import SD1_ONLY
 from fz.vae import SCALE
 
 SD1 = "Use a Stable Diffusion v1.x checkpoint."
@@ -52,6 +53,12 @@ UNET_ONLY = {
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
+# read by fz.unet, of no effect here, or left there by FateZero's trainer (the rank is read from the weights, the frames are settings)
+UNET_READ = ("block_out_channels", "layers_per_block", "attention_head_dim", "num_attention_heads", "cross_attention_dim",
+             "norm_num_groups", "norm_eps", "in_channels", "out_channels", "down_block_types", "up_block_types", "flip_sin_to_cos",
+             "freq_shift")  # fmt: skip
+UNET_NO_EFFECT = ("sample_size", "dropout", "addition_embed_type_num_heads", "lora", "SparseCausalAttention_index", "least_sc_channel",
+                  "temporal_downsample_time")  # fmt: skip
 VAE_ONLY = {
     "act_fn": ("silu", "swish"),
     "in_channels": (3,),
@@ -72,7 +79,7 @@ SCHEDULER_ONLY = {
     "thresholding": (False,),
     "trained_betas": (None,),
 }
-TEXT_ONLY = {"max_position_embeddings": (77,), "model_type": ("clip_text_model",)}
+TEXT_ONLY = {"max_position_embeddings": (77,), "model_type": ("clip_text_model",), "hidden_act": ("quick_gelu", "gelu")}
 
 
 def only(config: Mapping, fields: Mapping[str, tuple], where: Path | str) -> None:
@@ -123,6 +130,10 @@ def check_unet(config: Mapping, where: Path | str) -> None:
             if str(kind).replace("Pseudo3D", "").replace("2D", "").replace("3D", "") not in UNET_BLOCKS:
                 raise FzError(f"{where}: {name} has {kind!r}, expected CrossAttn or plain Down and Up blocks. {SD1}")
     only(config, UNET_ONLY, where)
+    known = {*UNET_ONLY, *SD1_ONLY, *UNET_READ, *UNET_NO_EFFECT}
+    for name, value in config.items():
+        if name not in known and not name.startswith("_") and value not in (None, False):
+            raise FzError(f"{where}: unknown field {name} ({value!r}), which may change the model.{suggest(name, known)} {SD1}")
     widths, groups = config["block_out_channels"], config.get("norm_num_groups", 32)
     heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
     whole_numbers({"attention_head_dim": heads}, ("attention_head_dim",), where)

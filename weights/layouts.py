@@ -159,7 +159,7 @@ OTHER_MODELS = (
     ("controlnet_", "a ControlNet"),
     ("motion_modules.", "an AnimateDiff motion module"),
     ("lora_", "a LoRA file (a change to a model, not a model)"),
-    (".lora.", "a LoRA file (a change to a model, not a model)"),
+    ("lora.", "a LoRA file (a change to a model, not a model)"),
     ("hada_", "a LoHa file (a change to a model, not a model)"),
     ("string_to_param", "a textual inversion embedding"),
     ("emb_params", "a textual inversion embedding"),

@@ -129,7 +129,7 @@ def state_of(path: Path, value: object) -> dict[str, Tensor]:
     if odd:
         if what := other_model(map(str, state)):
             raise FzError(f"{path}: is {what}. Expected a Stable Diffusion v1.x checkpoint.")
-        raise FzError(f"{path}: {len(odd)} entries are no tensors ({some(odd)}). Expected a state dict, or one under 'state_dict'.")
+        raise FzError(f"{path}: no tensors under {some(odd)}. Expected a dictionary of weights, or one under state_dict.")
     return {str(key): entry.detach() for key, entry in state.items() if isinstance(entry, Tensor)}
 
 
