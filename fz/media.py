@@ -5,6 +5,7 @@ complete (`atomic`), so an interrupted run leaves no half file. Reading is `fz.d
 
 import math
 import os
+import platform
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -54,13 +55,17 @@ def to_uint8(frames: torch.Tensor) -> np.ndarray:
     return (frames.detach().float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous().numpy()
 
 
+# x264's AVX-512 code gives other bytes for the same frames once in a while
+SAME_BYTES = {"x264-params": "asm=avx2"} if platform.machine().lower() in ("x86_64", "amd64") else {}
+
+
 def write_mp4(path, frames: np.ndarray, fps: float):
     """H.264, yuv420p, BT.709, index at the front: plays in a browser. frames (F, H, W, 3); odd sides gain one repeated row or column."""
     frames = _even(_checked(frames, path, colour=True))
     # 29.97 and 30000/1001 stay what they are, 24.000001 becomes 24.
     rate = Fraction(_rate(fps)).limit_denominator(1001)
     with atomic(path) as part, av.open(f"file:{part}", "w", format="mp4", options={"movflags": "+faststart"}) as box:
-        stream = box.add_stream("libx264", rate=rate, options={"crf": "16", "preset": "medium"})
+        stream = box.add_stream("libx264", rate=rate, options={"crf": "16", "preset": "medium"} | SAME_BYTES)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         codec = stream.codec_context
