@@ -1,0 +1,49 @@
+"""Training data: pictures of chance stories, drawn by several processes, with their captions. Held-out stories are never drawn here."""
+
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fz.mini.world import Story, caption, draw_frame, sample_story
+
+# stories of seeds from here on are for measuring only
+HELD_OUT = 10_000_000
+TIMES = 2  # pictures of one story
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """frames (n, TIMES, 3, H, W) uint8 of n stories; captions of them."""
+
+    frames: Tensor
+    captions: list[str]
+
+
+def picture_pair(seed: int, size: int) -> tuple[np.ndarray, str]:
+    """Two moments of a training story, (TIMES, 3, H, W), and its caption."""
+    story = sample_story(seed)
+    times = np.random.default_rng([seed, 1]).uniform(0, 1, TIMES)
+    return np.stack([draw_frame(story, float(t), size) for t in times]).transpose(0, 3, 1, 2), caption(story)
+
+
+def draw_many(first: int, count: int, size: int = 128, processes: int = 2) -> Pictures:
+    """Stories of seeds first … first + count - 1."""
+    seeds = range(first, first + count)
+    if first + count > HELD_OUT:
+        raise ValueError(f"seeds from {HELD_OUT} on are held out, got {first} … {first + count - 1}")
+    with ProcessPoolExecutor(processes) as pool:
+        frames, captions = zip(*pool.map(picture_pair, seeds, [size] * count, chunksize=32), strict=True)
+    return Pictures(torch.from_numpy(np.stack(frames)), list(captions))
+
+
+def held_out(i: int, **options) -> Story:
+    """The i-th story for measuring."""
+    return sample_story(HELD_OUT + i, **options)
+
+
+def to_unit(frames: Tensor) -> Tensor:
+    """uint8 to [-1, 1]."""
+    return frames.float() / 127.5 - 1
