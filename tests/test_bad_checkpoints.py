@@ -15,6 +15,7 @@ from fz.weights.read import Weights
 
 pytest_plugins = ["golden_model"]
 
+
 def put(name, content):
     def write(tmp_path, flat):
         (tmp_path / name).write_bytes(content)
