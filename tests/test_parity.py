@@ -49,11 +49,22 @@ UNETS = {
 VAES = {"tiny": ((16, 32, 32, 32), 2), "three levels": ((8, 16, 32), 1)}
 
 
-def unet_pair(config, seed=0):
+@pytest.fixture(autouse=True)
+def _one_thread(request):
+    """Tiny layers are no work for two, and two wait for each other."""
+    threads = torch.get_num_threads()
+    if not request.node.get_closest_marker("slow"):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def unet_pair(config):
     """Ours and diffusers', of one set of weights."""
     with torch.device("meta"):
         theirs = diffusers.UNet2DConditionModel(**config)
-    ours = randomize(UNet(UNetConfig.from_json(dict(theirs.config))).to(memory_format=torch.channels_last), seed)
+        ours = UNet(UNetConfig.from_json(dict(theirs.config)))
+    ours = randomize(ours.to_empty(device="cpu")).to(memory_format=torch.channels_last)
     theirs.load_state_dict(ours.state_dict(), strict=True, assign=True)
     return ours, theirs.eval().requires_grad_(False)
 
@@ -68,7 +79,8 @@ def vae_pair(widths, layers, groups=32):
             down_block_types=("DownEncoderBlock2D",) * len(widths),
             up_block_types=("UpDecoderBlock2D",) * len(widths),
         )
-    ours = randomize(VAE(VAEConfig.from_json(dict(theirs.config))))
+        ours = VAE(VAEConfig.from_json(dict(theirs.config)))
+    ours = randomize(ours.to_empty(device="cpu"))
     theirs.load_state_dict(ours.state_dict(), strict=True, assign=True)
     return ours, theirs.eval().requires_grad_(False)
 
@@ -264,8 +276,8 @@ TEMPORALS = {
 def tuned(temporal):
     """A tiny UNet with a random temporal part."""
     with torch.device("meta"):
-        config = dict(diffusers.UNet2DConditionModel(**TINY).config)
-    return randomize(UNet(UNetConfig.from_json(config, temporal)))
+        model = UNet(UNetConfig.from_json(TINY, temporal))
+    return randomize(model.to_empty(device="cpu"))
 
 
 def predict(unet, frames=4):
