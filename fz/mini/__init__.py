@@ -1,1 +1,29 @@
-"""A miniature Stable Diffusion for a small drawn world: its pictures, its training, and the checkpoint that ships with the project."""
+"""A miniature Stable Diffusion for a small drawn world: its pictures, its training, and the checkpoint that ships with the project.
+
+This file says where the shipped data is and what a run without a checkpoint or without a clip means; the data is in `weights/mini`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import fz.weights
+from fz.errors import FzError
+
+DEFAULTS: dict[str, Any] = {"clip.size": 128, "guidance": 4.0}
+FOLDER = Path(fz.weights.__file__).parent / "mini"
+
+
+def checkpoint() -> str:
+    """The folder of the miniature. Raises FzError if it is not there."""
+    if not (FOLDER / "unet").is_dir():
+        raise FzError(f"miniature: {FOLDER} has no unet/. Install the project with its data, or pass --checkpoint.")
+    return str(FOLDER)
+
+
+def example() -> dict[str, Any]:
+    """The edit of a run that is given no clip: settings, by their paths (`fz.config.build`)."""
+    return {
+        "clip.path": str(FOLDER / "example"),
+        "source": "a red car moving on the sand",
+        "edits.0.target": "a blue car moving on the sand",
+    }

@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from fz.cpu import keep_freed_memory
 from fz.ddim import Schedule
 from fz.fusion import FrameIndex, Plain
 from fz.layers import TextContext
 from fz.mini.data import draw_many, to_unit
+from fz.mini.warm import warm_start
 from fz.mini.words import write_tokenizer
 from fz.text import TextEncoder
 from fz.unet import UNet, UNetConfig
@@ -142,7 +144,9 @@ def crops(frames: Tensor, batch: int, side: int) -> Tensor:
 
 def train_vae(state: Path, frames: Tensor, minutes: float) -> VAE:
     """The VAE: absolute and squared error of crops, latents with a little noise so that near latents decode alike."""
-    vae = VAE(VAEConfig.from_json(VAE_JSON)).to(memory_format=torch.channels_last)
+    vae = VAE(VAEConfig.from_json(VAE_JSON))
+    warm_start(vae)
+    vae.to(memory_format=torch.channels_last)
     training = Training(state, "vae", {"vae": vae}, rate=2e-3, minutes=minutes)
 
     def loss(step: int) -> Tensor:
@@ -247,6 +251,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    keep_freed_memory()
     for stage in stages(arguments.state, arguments.stories, tuple(arguments.minutes)):
         print(time.strftime("%H:%M:%S"), stage, flush=True)
 

@@ -1,0 +1,82 @@
+"""Puts what training left in its state folder into a checkpoint folder of diffusers' layout, fp16: `python -m fz.mini.export`.
+
+The averaged weights of the furthest UNet stage that there is are taken, so a training that still runs can be exported too.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fz import mini
+from fz.errors import FzError
+from fz.media import atomic, write_pngs
+from fz.mini.train import SCHEDULER, TEXT, UNET, VAE_JSON
+from fz.mini.words import write_tokenizer
+from fz.mini.world import Story, Thing, draw
+
+# of the default run: the sentence of it is in fz.mini.example
+EXAMPLE = Story((Thing("car", "red", (0.3, 0.6), (0.68, 0.62), 0.4, 0.01, 0.08),), "sand", seed=11, drift=0.02)
+INDEX = {
+    "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.20.0", "feature_extractor": [None, None],
+    "requires_safety_checker": False, "safety_checker": [None, None], "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+}  # fmt: skip
+
+
+def export(state: Path, out: Path) -> str:
+    """Write the checkpoint; returns which UNet stage it is of. Raises FzError if the state has none yet."""
+    stage = next((name for name in ("unet-128", "unet-64") if (state / f"{name}.pt").exists()), None)
+    if stage is None or not (state / "vae-final.pt").exists():
+        raise FzError(f"state: {state} has no trained VAE and UNet yet. Run python -m fz.mini.train --state {state}.")
+    averaged = torch.load(state / f"{stage}.pt", weights_only=True)["shadow"]
+    vae = torch.load(state / "vae-final.pt", weights_only=True)
+    if (state / "decoder-final.pt").exists():
+        vae |= torch.load(state / "decoder-final.pt", weights_only=True)
+    tokenizer = write_tokenizer(out / "tokenizer")
+    text = {"text_model." + k.removeprefix("text_model."): t for k, t in under(averaged, "text.").items() if "position_ids" not in k}
+    text_config = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "vocab_size": len(tokenizer), **TEXT,
+                   "layer_norm_eps": 1e-5, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+                   "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+    write_part(out / "unet", UNET, under(averaged, "unet."), "diffusion_pytorch_model")
+    write_part(out / "vae", VAE_JSON, vae, "diffusion_pytorch_model")
+    write_part(out / "text_encoder", text_config, text, "model")
+    write_json(out / "scheduler" / "scheduler_config.json", SCHEDULER)
+    write_json(out / "model_index.json", INDEX)
+    write_pngs(out / "example", draw(EXAMPLE).frames)
+    shutil.copyfile(state / "log.csv", out / "log.csv")
+    return stage
+
+
+def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+
+
+def write_part(folder: Path, config: dict, tensors: dict[str, Tensor], name: str) -> None:
+    write_json(folder / "config.json", config)
+    with atomic(folder / f"{name}.safetensors") as part:
+        save_file({key: t.half().contiguous() for key, t in tensors.items()}, part, metadata={"format": "pt"})
+
+
+def write_json(path: Path, content: dict) -> None:
+    with atomic(path) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m fz.mini.export", description=__doc__.splitlines()[0])
+    parser.add_argument("--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="the training's folder")
+    parser.add_argument("--out", type=Path, default=mini.FOLDER)
+    arguments = parser.parse_args()
+    stage = export(arguments.state, arguments.out)
+    size = sum(file.stat().st_size for file in arguments.out.rglob("*") if file.is_file())
+    print(f"{stage} -> {arguments.out}, {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

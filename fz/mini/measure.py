@@ -1,0 +1,183 @@
+"""What is in a picture, judged on its pixels: where its thing is, which kind, and which scene and style, by a small network; colour by hue.
+
+The network is trained on drawn pictures only (`python -m fz.mini.measure`), never on generated ones, and its own error on held-out drawn
+pictures is printed with every table that rests on it. The colour is the median hue inside the thing's area.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fz import mini
+from fz.media import atomic
+from fz.mini.data import HELD_OUT
+from fz.mini.things import COLOURS as HUES
+from fz.mini.world import COLOURS, KINDS, SCENES, STYLES, Story, render, sample_story
+
+SIDE = 64  # pictures are shrunk to this before they are looked at
+WEIGHTS = mini.FOLDER / "measure.safetensors"
+
+
+class Eye(nn.Module):
+    """(n, 3, 64, 64) in [-1, 1] -> mask logits (n, 32, 32), kind (n, 8), scene (n, 6) and style (n, 4) logits.
+
+    Kinds are of the one thing of a picture: its features are averaged under the mask.
+    """
+
+    def __init__(self, width: int = 24):
+        super().__init__()
+        w = width
+        self.down = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(4, b), nn.ReLU(), nn.Conv2d(b, b, 3, padding=1), nn.ReLU())
+            for a, b in ((3, w), (w, 2 * w), (2 * w, 4 * w))
+        )
+        self.up = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in ((6 * w, 2 * w), (3 * w, w)))
+        self.mask = nn.Conv2d(w, 1, 1)
+        self.features = nn.Sequential(nn.Conv2d(4 * w, 6 * w, 3, padding=1), nn.ReLU())
+        self.kind = nn.Linear(12 * w, len(KINDS))
+        self.scene, self.style = nn.Linear(7 * w, len(SCENES)), nn.Linear(7 * w, len(STYLES))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        fine = self.down[0](x)
+        middle = self.down[1](fine)
+        coarse = self.down[2](middle)
+        y = F.relu(self.up[0](torch.cat([F.interpolate(coarse, scale_factor=2.0), middle], 1)))
+        y = F.relu(self.up[1](torch.cat([F.interpolate(y, scale_factor=2.0), fine], 1)))
+        mask = self.mask(y)
+        weight = F.avg_pool2d(mask.sigmoid(), 4).detach()
+        f = self.features(coarse)
+        seen = (f * weight).sum((2, 3)) / (weight.sum((2, 3)) + 1e-3)
+        top = (f * weight).amax((2, 3))
+        # the style is in the grain, the scene in the whole
+        whole = torch.cat([f.mean((2, 3)), fine.mean((2, 3))], 1)
+        return mask[:, 0], self.kind(torch.cat([seen, top], 1)), self.scene(whole), self.style(whole)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was made out in one picture. mask: (H, W) bool, the thing; colour: None where there is no thing."""
+
+    kind: str
+    colour: str | None
+    scene: str
+    style: str
+    mask: np.ndarray
+
+
+def load_eye(path: Path = WEIGHTS) -> Eye:
+    eye = Eye()
+    eye.load_state_dict({k: t.float() for k, t in load_file(path).items()})
+    return eye.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def look(eye: Eye, frames: np.ndarray) -> list[Seen]:
+    """frames (n, H, W, 3) uint8, each with one thing."""
+    mask, kind, scene, style = eye(shrunk(frames))
+    size = frames.shape[1:3]
+    masks = (F.interpolate(mask[:, None], size=size, mode="bilinear")[:, 0] > 0).numpy()
+    return [
+        Seen(KINDS[k], hue_name(frame, m), SCENES[s], STYLES[t], m)
+        for frame, m, k, s, t in zip(frames, masks, kind.argmax(1), scene.argmax(1), style.argmax(1), strict=True)
+    ]
+
+
+def shrunk(frames: np.ndarray) -> Tensor:
+    x = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return F.interpolate(x, size=(SIDE, SIDE), mode="area") if x.shape[-1] != SIDE else x
+
+
+def hue_name(frame: np.ndarray, mask: np.ndarray) -> str | None:
+    """The colour whose hue is nearest to the mean hue inside the mask (a mean of directions, by chroma); None for no or grey pixels."""
+    inside = frame[mask].astype(np.float64) / 255
+    if len(inside) == 0:
+        return None
+    r, g, b = inside.T
+    # the hue circle's plane: a direction for each pixel, as long as its chroma
+    x, y = (r - 0.5 * g - 0.5 * b).sum(), (np.sqrt(3) / 2 * (g - b)).sum()
+    if np.hypot(x, y) / len(inside) < 0.02:
+        return None
+    hue = np.degrees(np.arctan2(y, x))
+    return min(HUES, key=lambda name: abs((HUES[name][0] - hue + 180) % 360 - 180))
+
+
+def truth(story: Story, t: float, size: int = SIDE) -> tuple[np.ndarray, np.ndarray]:
+    """The picture and the mask of all its things, (size, size, 3) uint8 and (size, size) bool."""
+    picture, masks = render(story, t, size)
+    return picture, np.any(masks, axis=0)
+
+
+def batch_of(seeds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Drawn at 128 and shrunk, as generated pictures are: pictures, masks (n, 32, 32), and numbers of kind, scene, style."""
+    pictures, masks, labels = [], [], []
+    for seed in seeds:
+        story = sample_story(seed, two=False)
+        picture, mask = truth(story, float(np.random.default_rng([seed, 2]).uniform()), 128)
+        pictures.append(picture)
+        masks.append(mask)
+        labels.append((KINDS.index(story.things[0].kind), SCENES.index(story.scene), STYLES.index(story.style)))
+    small = F.avg_pool2d(torch.from_numpy(np.stack(masks)).float()[:, None], 4)[:, 0]
+    return shrunk(np.stack(pictures)), small, *torch.tensor(labels).T
+
+
+def train(stories: int = 6000, epochs: int = 8, seed: int = 0) -> Eye:
+    """Blur, noise and shifts of colour are added, so that it does not rest on pixels that a generator has otherwise."""
+    torch.manual_seed(seed)
+    x, masks, *labels = batch_of(range(5_000_000, 5_000_000 + stories))
+    eye = Eye()
+    optimiser = torch.optim.AdamW(eye.parameters(), lr=2e-3)
+    steps = epochs * (stories // 32)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
+    for _ in range(steps):
+        i = torch.randint(stories, (32,))
+        picture = x[i]
+        if torch.rand(()) < 0.4:
+            picture = F.interpolate(F.avg_pool2d(picture, 2), scale_factor=2.0, mode="bilinear")
+        picture = picture + 0.08 * torch.rand(()) * torch.randn_like(picture) + 0.04 * torch.randn(32, 3, 1, 1)
+        mask, *out = eye(picture)
+        loss = F.binary_cross_entropy_with_logits(mask, masks[i])
+        loss = loss + sum(F.cross_entropy(o, label[i], label_smoothing=0.02) for o, label in zip(out, labels, strict=True))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return eye.eval().requires_grad_(False)
+
+
+def errors(eye: Eye, count: int = 400) -> dict[str, float]:
+    """Share of drawn, held-out pictures that are seen rightly: the best that any table can show; and the masks' mean IoU."""
+    stories = [sample_story(HELD_OUT + 1000 + i, two=False) for i in range(count)]
+    drawn = [truth(story, 0.5, 128) for story in stories]
+    seen = look(eye, np.stack([picture for picture, _ in drawn]))
+    right = {
+        "kind": [s.kind == story.things[0].kind for s, story in zip(seen, stories, strict=True)],
+        "colour": [s.colour == story.things[0].colour for s, story in zip(seen, stories, strict=True)],
+        "scene": [s.scene == story.scene for s, story in zip(seen, stories, strict=True)],
+        "style": [s.style == story.style for s, story in zip(seen, stories, strict=True)],
+        "mask": [(s.mask & m).sum() / (s.mask | m).sum() for s, (_, m) in zip(seen, drawn, strict=True)],
+    }
+    return {name: float(np.mean(values)) for name, values in right.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m fz.mini.measure", description="Train the network that judges pictures.")
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--stories", type=int, default=6000)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    eye = train(arguments.stories)
+    with atomic(arguments.out) as part:
+        save_file({key: t.half().contiguous() for key, t in eye.state_dict().items()}, part)
+    print(", ".join(f"{name} {value:.1%}" for name, value in errors(eye).items()))
+
+
+if __name__ == "__main__":
+    main()
