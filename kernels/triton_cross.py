@@ -9,28 +9,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fz.kernels.triton_self import LOG2E, Config, capability_of, split, with_contiguous_heads
+from fz.kernels.triton_self import LOG2E, Config, capability_of, dot, split, with_contiguous_heads
 
 
 @triton.jit
 def attend_text(
     q_a, q_b, k, v, k_token, v_token, keys, scale,
-    D: tl.constexpr, D_A: tl.constexpr, D_B: tl.constexpr, L_A: tl.constexpr, L_B: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, D_A: tl.constexpr, D_B: tl.constexpr, L_A: tl.constexpr, L_B: tl.constexpr,
+    BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One head's softmax over all keys, in two parts L_A and L_B. Returns out_a, out_b, p_a, p_b, all fp32, p divided by its sum."""
     o_a, o_b = tl.arange(0, D_A), D_A + tl.arange(0, D_B)
     l_a, l_b = tl.arange(0, L_A), L_A + tl.arange(0, L_B)
     m_a, m_b = o_a < D, o_b < D
     n_a, n_b = l_a < keys, l_b < keys
-    logits_a = tl.dot(q_a, tl.trans(tl.load(k + l_a[:, None] * k_token + o_a[None, :], mask=n_a[:, None] & m_a[None, :], other=0.0)),
-                      input_precision=PRECISION)  # fmt: skip
-    logits_b = tl.dot(q_a, tl.trans(tl.load(k + l_b[:, None] * k_token + o_a[None, :], mask=n_b[:, None] & m_a[None, :], other=0.0)),
-                      input_precision=PRECISION)  # fmt: skip
+    k_aa = tl.load(k + l_a[:, None] * k_token + o_a[None, :], mask=n_a[:, None] & m_a[None, :], other=0.0)
+    k_ba = tl.load(k + l_b[:, None] * k_token + o_a[None, :], mask=n_b[:, None] & m_a[None, :], other=0.0)
+    logits_a = dot(q_a, tl.trans(k_aa), tl.zeros([BLOCK_Q, L_A], tl.float32), PRECISION)
+    logits_b = dot(q_a, tl.trans(k_ba), tl.zeros([BLOCK_Q, L_B], tl.float32), PRECISION)
     if D > D_A:
-        logits_a = tl.dot(q_b, tl.trans(tl.load(k + l_a[:, None] * k_token + o_b[None, :], mask=n_a[:, None] & m_b[None, :], other=0.0)),
-                          logits_a, input_precision=PRECISION)  # fmt: skip
-        logits_b = tl.dot(q_b, tl.trans(tl.load(k + l_b[:, None] * k_token + o_b[None, :], mask=n_b[:, None] & m_b[None, :], other=0.0)),
-                          logits_b, input_precision=PRECISION)  # fmt: skip
+        k_ab = tl.load(k + l_a[:, None] * k_token + o_b[None, :], mask=n_a[:, None] & m_b[None, :], other=0.0)
+        k_bb = tl.load(k + l_b[:, None] * k_token + o_b[None, :], mask=n_b[:, None] & m_b[None, :], other=0.0)
+        logits_a = dot(q_b, tl.trans(k_ab), logits_a, PRECISION)
+        logits_b = dot(q_b, tl.trans(k_bb), logits_b, PRECISION)
     logits_a = tl.where(n_a[None, :], logits_a * scale, float("-inf"))
     logits_b = tl.where(n_b[None, :], logits_b * scale, float("-inf"))
     top = tl.maximum(tl.max(logits_a, 1), tl.max(logits_b, 1))
@@ -39,12 +40,13 @@ def attend_text(
     p_a, p_b = p_a * share[:, None], p_b * share[:, None]
     v_aa = tl.load(v + l_a[:, None] * v_token + o_a[None, :], mask=n_a[:, None] & m_a[None, :], other=0.0)
     v_ba = tl.load(v + l_b[:, None] * v_token + o_a[None, :], mask=n_b[:, None] & m_a[None, :], other=0.0)
-    out_a = tl.dot(p_b.to(v_ba.dtype), v_ba, tl.dot(p_a.to(v_aa.dtype), v_aa, input_precision=PRECISION), input_precision=PRECISION)
-    out_b = tl.zeros([q_a.shape[0], D_B], tl.float32)
+    out_a = dot(p_a.to(v_aa.dtype), v_aa, tl.zeros([BLOCK_Q, D_A], tl.float32), PRECISION)
+    out_a = dot(p_b.to(v_ba.dtype), v_ba, out_a, PRECISION)
+    out_b = tl.zeros([BLOCK_Q, D_B], tl.float32)
     if D > D_A:
         v_ab = tl.load(v + l_a[:, None] * v_token + o_b[None, :], mask=n_a[:, None] & m_b[None, :], other=0.0)
         v_bb = tl.load(v + l_b[:, None] * v_token + o_b[None, :], mask=n_b[:, None] & m_b[None, :], other=0.0)
-        out_b = tl.dot(p_b.to(v_bb.dtype), v_bb, tl.dot(p_a.to(v_ab.dtype), v_ab, input_precision=PRECISION), input_precision=PRECISION)
+        out_b = dot(p_b.to(v_bb.dtype), v_bb, dot(p_a.to(v_ab.dtype), v_ab, out_b, PRECISION), PRECISION)
     return out_a, out_b, p_a, p_b
 
 
@@ -78,7 +80,7 @@ def cross_attention_kernel(
             q_a = tl.load(p_q + o_a[None, :], mask=m_q[:, None] & m_a[None, :], other=0.0)
             q_b = tl.load(p_q + o_b[None, :], mask=m_q[:, None] & m_b[None, :], other=0.0)
             out_a, out_b, p_a, p_b = attend_text(q_a, q_b, k + i_b * k_branch + head * D, v + i_b * v_branch + head * D, k_token, v_token,
-                                                 keys, scale, D, D_A, D_B, L_A, L_B, PRECISION)  # fmt: skip
+                                                 keys, scale, D, D_A, D_B, L_A, L_B, BLOCK_Q, PRECISION)  # fmt: skip
             if MAP:
                 mean_a += p_a
                 mean_b += p_b
@@ -87,7 +89,7 @@ def cross_attention_kernel(
             q_a = tl.load(p_q + o_a[None, :], mask=m_q[:, None] & m_a[None, :], other=0.0)
             q_b = tl.load(p_q + o_b[None, :], mask=m_q[:, None] & m_b[None, :], other=0.0)
             more_a, more_b, p_a, p_b = attend_text(q_a, q_b, k_src + head * D, v_src + head * D, k_src_token, v_src_token, keys, scale,
-                                                   D, D_A, D_B, L_A, L_B, PRECISION)  # fmt: skip
+                                                   D, D_A, D_B, L_A, L_B, BLOCK_Q, PRECISION)  # fmt: skip
             out_a += more_a
             out_b += more_b
         p_out = out + i_b * out_branch + i_f * out_frame + head * D + row[:, None] * out_token

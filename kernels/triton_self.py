@@ -4,6 +4,7 @@ A tile holds rows of one kind only, edited or kept, and reads (q, k) or (q_src, 
 (FateZero eq. 7, 8). Keys of the anchor frames are read where they lie, through a table. Forward only; the reference is `reference.py`.
 """
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,16 @@ import triton.language as tl
 from torch import Tensor
 
 LOG2E = 1.4426950408889634
+# triton's interpreter multiplies bfloat16's bit patterns as integers; fp32 products of bf16 values are what a GPU sums, too
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def dot(a, b, total, PRECISION: tl.constexpr):
+    """total + a b, accumulated in fp32."""
+    if INTERPRETED and a.dtype == tl.bfloat16:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision=PRECISION)
 
 
 @triton.jit
@@ -34,10 +45,10 @@ def attend_tile(q_a, q_b, k, v, anchors, weights, keep, count, tokens, k_frame, 
             # within a frame 32-bit offsets reach everything, and cost half of the registers
             p_k = k + frame * k_frame + o_k[:, None] * k_token
             k_a = tl.load(p_k + o_a[None, :], mask=m_k[:, None] if D >= D_A else m_k[:, None] & m_a[None, :], other=0.0)
-            logits = tl.dot(q_a, tl.trans(k_a), input_precision=PRECISION)
+            logits = dot(q_a, tl.trans(k_a), tl.zeros([BLOCK_Q, BLOCK_K], tl.float32), PRECISION)
             if SPLIT:
                 k_b = tl.load(p_k + o_b[None, :], mask=m_k[:, None] if D == D_A + D_B else m_k[:, None] & m_b[None, :], other=0.0)
-                logits = tl.dot(q_b, tl.trans(k_b), logits, input_precision=PRECISION)
+                logits = dot(q_b, tl.trans(k_b), logits, PRECISION)
             seen = m_k
             if HAS_KEEP:
                 seen = m_k & (tl.load(keep + frame * tokens + o_k, mask=m_k, other=0) != 0)
@@ -52,10 +63,10 @@ def attend_tile(q_a, q_b, k, v, anchors, weights, keep, count, tokens, k_frame, 
             p_v = v + frame * v_frame + o_k[:, None] * v_token
             v_a = tl.load(p_v + o_a[None, :], mask=m_k[:, None] if D >= D_A else m_k[:, None] & m_a[None, :], other=0.0)
             p = p.to(v_a.dtype)
-            out_a = tl.dot(p, v_a, out_a * fade[:, None], input_precision=PRECISION)
+            out_a = dot(p, v_a, out_a * fade[:, None], PRECISION)
             if SPLIT:
                 v_b = tl.load(p_v + o_b[None, :], mask=m_k[:, None] if D == D_A + D_B else m_k[:, None] & m_b[None, :], other=0.0)
-                out_b = tl.dot(p, v_b, out_b * fade[:, None], input_precision=PRECISION)
+                out_b = dot(p, v_b, out_b * fade[:, None], PRECISION)
             top = above
     share = 1.0 / tl.where(total == 0.0, 1.0, total)
     return out_a * share[:, None], out_b * share[:, None]
