@@ -9,7 +9,8 @@ from typing import Any
 import fz.weights
 from fz.errors import FzError
 
-DEFAULTS: dict[str, Any] = {"clip.size": 128, "guidance": 4.0}
+SIZE = 64  # side of the pictures that the shipped UNet was last trained on
+DEFAULTS: dict[str, Any] = {"clip.size": SIZE, "guidance": 4.0}
 FOLDER = Path(fz.weights.__file__).parent / "mini"
 
 

@@ -19,7 +19,7 @@ from fz import mini
 from fz.media import atomic
 from fz.mini.data import HELD_OUT
 from fz.mini.things import COLOURS as HUES
-from fz.mini.world import COLOURS, KINDS, SCENES, STYLES, Story, render, sample_story
+from fz.mini.world import KINDS, SCENES, STYLES, Story, render, sample_story
 
 SIDE = 64  # pictures are shrunk to this before they are looked at
 WEIGHTS = mini.FOLDER / "measure.safetensors"

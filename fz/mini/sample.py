@@ -22,11 +22,12 @@ from fz.weights.load import Checkpoint, load_checkpoint
 
 @torch.no_grad()
 def sample(
-    checkpoint: Checkpoint, prompts: Sequence[str], seed: int = 0, steps: int = 50, guidance: float = 4.0, latent: int = 32
+    checkpoint: Checkpoint, prompts: Sequence[str], seed: int = 0, steps: int = 50, guidance: float = 4.0, size: int = mini.SIZE
 ) -> Tensor:
-    """One picture of each prompt, (n, 3, H, W) in [-1, 1]. Prompt i starts from the noise of seed + i, whatever the others are."""
+    """One picture of each prompt, (n, 3, size, size) in [-1, 1]. Prompt i starts from the noise of seed + i, whatever the others are."""
     schedule = Schedule.of(checkpoint.scheduler, steps)
     negative = checkpoint.text.encode([""])[0]
+    latent = size // checkpoint.vae.config.stride
     pictures = []
     for i, embedding in enumerate(checkpoint.text.encode(prompts)):
         noise = torch.randn(1, 4, latent, latent, generator=torch.Generator().manual_seed(seed + i))
@@ -43,13 +44,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance", type=float, default=mini.DEFAULTS["guidance"])
-    parser.add_argument("--latent", type=int, default=32, help="side of the latent; the picture's is four times it")
+    parser.add_argument("--size", type=int, default=mini.SIZE, help="side of a picture, a multiple of 32")
     parser.add_argument("--checkpoint", default=None, help="another folder; default: the bundled miniature")
     parser.add_argument("--out", type=Path, default=None, help="png file; default: results/SENTENCE.png")
     arguments = parser.parse_args()
     checkpoint = load_checkpoint(arguments.checkpoint or mini.checkpoint())
     prompts = [p for p in arguments.prompt for _ in range(arguments.count)]
-    frames = to_uint8(sample(checkpoint, prompts, arguments.seed, arguments.steps, arguments.guidance, arguments.latent))
+    frames = to_uint8(sample(checkpoint, prompts, arguments.seed, arguments.steps, arguments.guidance, arguments.size))
     out = arguments.out or Path("results") / f"{slug(arguments.prompt[0], 60)}.png"
     rows = [frames[i : i + arguments.count] for i in range(0, len(frames), arguments.count)]
     write_png(out, contact_sheet(rows, arguments.prompt))
