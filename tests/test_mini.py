@@ -1,0 +1,229 @@
+"""The miniature: its tokenizer, its VAE's start, what judges its pictures, its export, and, where its data is shipped, the default run."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fz import mini
+from fz.ddim import Schedule
+from fz.mini import evaluate, measure, words
+from fz.mini.data import HELD_OUT, draw_many, held_out
+from fz.mini.export import EXAMPLE, export
+from fz.mini.sample import sample
+from fz.mini.train import UNET, VAE_JSON, Training, latents, new_text_model, unit_latents
+from fz.mini.warm import warm_start
+from fz.mini.world import COLOURS, KINDS, Story, Thing, caption, draw, draw_frame, sample_story, vocabulary
+from fz.text import TextEncoder
+from fz.unet import UNet, UNetConfig
+from fz.vae import SCALE, VAE, VAEConfig
+from fz.weights.load import load_checkpoint
+
+SHIPPED = (mini.FOLDER / "unet").is_dir()
+needs_data = pytest.mark.skipif(not SHIPPED, reason="weights/mini has no checkpoint yet")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return words.write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory, tokenizer):
+    """A training's state as it is after no step at all, and its export."""
+    state, out = tmp_path_factory.mktemp("state"), tmp_path_factory.mktemp("out")
+    torch.manual_seed(0)
+    vae = VAE(VAEConfig.from_json(VAE_JSON))
+    warm_start(vae)
+    text = new_text_model(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+    modules = torch.nn.ModuleDict({"unet": UNet(UNetConfig.from_json(UNET)), "text": text})
+    torch.save({"shadow": modules.state_dict()}, state / "unet-64.pt")
+    torch.save(vae.state_dict(), state / "vae-final.pt")
+    (state / "log.csv").write_text("stage,step,seconds,loss\n")
+    assert export(state, out) == "unet-64"
+    return modules, vae, out
+
+
+def pictures(count: int, size: int) -> torch.Tensor:
+    """Held-out pictures in [-1, 1]."""
+    drawn = np.stack([draw_frame(held_out(i), 0.4, size) for i in range(count)])
+    return torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def test_every_caption_is_spelled_and_some_words_are_two_tokens(tokenizer):
+    encoder = TextEncoder(tokenizer, None)
+    for seed in range(40):
+        sentence = caption(sample_story(seed))
+        found = encoder.tokens(sentence)
+        assert tokenizer.decode(found.ids[1 : found.used - 1]).strip() == sentence
+        assert [len(word.positions) for word in found.words] == [len(words.SPLIT.get(w, (w,))) for w in sentence.split()]
+    assert set(words.SPLIT) <= set(vocabulary())
+
+
+def test_words_that_it_does_not_know_are_spelled_in_bytes(tokenizer):
+    assert tokenizer.decode(TextEncoder(tokenizer, None).tokens("a zebra – 7").ids, skip_special_tokens=True).strip() == "a zebra – 7"
+
+
+def test_the_vae_starts_as_block_averages_with_their_colours():
+    torch.manual_seed(0)
+    vae = VAE(VAEConfig.from_json(VAE_JSON))
+    x = pictures(4, 64)
+    with torch.no_grad():
+        before = vae.decode(vae.encode(x))
+        warm_start(vae)
+        after = vae.decode(vae.encode(x))
+    error, random = ((y - x).square().mean().item() for y in (after, before))
+    assert error < 0.05 < random
+    # colours, over all of the picture, survive
+    assert np.corrcoef(x.mean((2, 3)).flatten(), after.mean((2, 3)).flatten())[0, 1] > 0.9
+
+
+def test_latents_get_unit_deviation_and_the_vae_stays_the_same():
+    torch.manual_seed(0)
+    vae = VAE(VAEConfig.from_json(VAE_JSON)).eval()
+    warm_start(vae)
+    x = (pictures(8, 64) + 1) * 127.5
+    unit = x / 127.5 - 1
+    with torch.no_grad():
+        before = vae.decode(vae.encode(unit))
+        unit_latents(vae, x.to(torch.uint8)[:, None])
+        z = SCALE * vae.encode(unit)
+        after = vae.decode(vae.encode(unit))
+    torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(4), atol=0.02, rtol=0)
+    torch.testing.assert_close(z.std((0, 2, 3)), torch.ones(4), atol=0.02, rtol=0)
+    # edges of the picture apart: a 1x1 convolution has no padding, so there are none
+    torch.testing.assert_close(after, before, atol=2e-4, rtol=1e-4)
+
+
+def test_training_goes_on_from_its_file(tmp_path):
+    torch.manual_seed(0)
+    (tmp_path / "log.csv").unlink(missing_ok=True)
+    layer = torch.nn.Linear(2, 1)
+    first = Training(tmp_path, "part", {"layer": layer}, rate=0.1, minutes=0.002)
+    first.run(lambda step: layer(torch.ones(4, 2)).square().mean())
+    again = Training(tmp_path, "part", {"layer": torch.nn.Linear(2, 1)}, rate=0.1, minutes=0.002)
+    assert again.steps == first.steps > 0
+    torch.testing.assert_close(again.modules.state_dict(), first.modules.state_dict())
+    again.run(lambda step: pytest.fail("its minutes are over"))
+
+
+def test_training_pictures_are_not_held_out():
+    with pytest.raises(ValueError, match="held out"):
+        draw_many(HELD_OUT - 1, 2)
+
+
+def test_latents_are_computed_once(tmp_path):
+    torch.manual_seed(0)
+    vae = VAE(VAEConfig.from_json(VAE_JSON)).eval()
+    frames = torch.randint(256, (3, 2, 3, 128, 128), dtype=torch.uint8)
+    first = latents(tmp_path, vae, frames, 64)
+    assert first.shape == (3, 2, 4, 16, 16)
+    assert torch.equal(latents(tmp_path, None, frames, 64), first)
+
+
+def test_export_is_a_checkpoint_with_the_trained_weights(fresh):
+    modules, vae, out = fresh
+    loaded = load_checkpoint(out)
+    assert not loaded.tuned
+    for mine, theirs in ((modules["unet"], loaded.unet), (vae, loaded.vae), (modules["text"], loaded.text.model)):
+        for key, t in mine.state_dict().items():
+            torch.testing.assert_close(theirs.state_dict()[key], t.half().float(), rtol=0, atol=0)
+    assert sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) < 30e6
+    assert Schedule.of(loaded.scheduler, 50).timesteps[0] == 981
+
+
+def test_sampling_is_finite_and_does_not_depend_on_the_company(fresh):
+    loaded = load_checkpoint(fresh[2])
+    both = sample(loaded, ["a blue star moving on the grass", "a red car"], seed=3, steps=2, size=64)
+    alone = sample(loaded, ["a red car"], seed=4, steps=2, size=64)
+    assert both.shape == (2, 3, 64, 64) and torch.isfinite(both).all()
+    torch.testing.assert_close(both[1:], alone)
+
+
+def test_evaluation_measures_a_clip_once_and_tells_bars_from_figures(fresh, tmp_path):
+    loaded = load_checkpoint(fresh[2])
+    bench = evaluate.Bench(loaded, Schedule.of(loaded.scheduler, 2), 4.0, measure.Eye().eval())
+    said = []
+    rows = evaluate.evaluate(bench, 1, 2, 64, tmp_path / "rows.csv", said.append)
+    names = [name for _, name, _ in rows]
+    assert len(names) == len(set(names)) and set(evaluate.BARS) <= set(names)
+    assert {name for pair in evaluate.ORDERINGS for name in pair} <= set(names)
+    assert evaluate.evaluate(bench, 1, 2, 64, tmp_path / "rows.csv", said.append) == rows and len(said) == 1
+    lines = evaluate.table([(0, "vae psnr", 29.0), (1, "vae psnr", 30.0), (0, "blend mask: iou", 0.6)])
+    assert "SHORT" in lines[1] and "29.5" in lines[1] and "reached" in lines[2]
+
+
+def test_true_pictures_reach_what_is_measured():
+    """The measures give counterfactuals full marks: same colours by hue, no change along the motion, endless PSNR."""
+    story = Story((Thing("ball", "cyan"),), "road", drift=0.03)
+    drawn = draw(story, 4)
+    assert evaluate.psnr(drawn.frames, drawn.frames) > 100
+    wrong = evaluate.change(drawn.frames, np.zeros_like(drawn.flow), np.ones(drawn.flow.shape[:3], bool))
+    assert evaluate.change(drawn.frames, drawn.flow, np.ones(drawn.flow.shape[:3], bool)) < 0.6 * wrong
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_hue_in_the_true_mask_is_the_colour(colour):
+    right = []
+    for i in range(12):
+        story = held_out(i, two=False, style="plain")
+        story = dataclasses.replace(story, things=(dataclasses.replace(story.things[0], colour=colour),))
+        drawn = draw(story, 1)
+        right.append(measure.hue_name(drawn.frames[0], drawn.masks[0, 0]) == colour)
+    assert np.mean(right) > 0.9
+
+
+def test_grey_has_no_colour():
+    grey = np.full((8, 8, 3), 120, np.uint8)
+    assert measure.hue_name(grey, np.ones((8, 8), bool)) is None
+    assert measure.hue_name(grey, np.zeros((8, 8), bool)) is None
+
+
+@needs_data
+def test_what_ships_is_small_whole_and_its_example_is_of_its_words():
+    loaded = load_checkpoint(mini.checkpoint())
+    assert sum(f.stat().st_size for f in mini.FOLDER.rglob("*") if f.is_file()) < 30e6
+    example = mini.example()
+    known = set(vocabulary())
+    assert set(example["source"].split()) <= known and set(example["edits.0.target"].split()) <= known
+    assert example["source"] == caption(EXAMPLE)
+    assert json.loads((mini.FOLDER / "model_index.json").read_text())["unet"] == ["diffusers", "UNet2DConditionModel"]
+    assert loaded.unet.config.cross_attention_dim == loaded.text.model.config.hidden_size
+
+
+@needs_data
+def test_the_eye_sees_drawn_pictures_right():
+    found = measure.errors(measure.load_eye(), 40)
+    assert found["scene"] > 0.9 and found["kind"] > 0.85 and found["style"] > 0.9 and found["mask"] > 0.7
+
+
+@needs_data
+def test_the_default_run(tmp_path):
+    from fz import pipeline
+    from fz.cli import parse
+
+    out = tmp_path / "out"
+    result = pipeline.run(parse(["--steps", "2", "--frames", "2", "--out", str(out), "--cache", "none"]).settings)
+    assert (out / "run.json").exists() and torch.isfinite(result.edits[0].frames).all()
+
+
+@needs_data
+def test_the_vae_that_ships_reconstructs():
+    loaded, x = load_checkpoint(mini.checkpoint()), pictures(8, 128)
+    with torch.no_grad():
+        y = loaded.vae.decode(loaded.vae.encode(x)).clamp(-1, 1)
+    assert (-10 * ((x - y) / 2).square().mean((1, 2, 3)).log10()).mean() > 26
+
+
+def test_kinds_and_colours_are_as_many_as_asked():
+    assert len(KINDS) >= 6 and len(COLOURS) == 8
