@@ -59,7 +59,7 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> Clip:
         state = read_weights(file).tensors
     except FzError as error:
         if "TorchScript" in str(error):
-            raise FzError(f"clip: {path} is OpenAI's TorchScript program, which is not run. If you trust it: python -c \"{JIT}\"") from None
+            raise FzError(f'clip: {path} is OpenAI\'s TorchScript program, which is not run. If you trust it: python -c "{JIT}"') from None
         raise
     state = {key: t for key, t in state.items() if key not in IGNORED and not key.endswith("position_ids")}
     if "visual.conv1.weight" in state:

@@ -1,0 +1,116 @@
+"""`python -m fz.evaluate`: rows of folders made by hand, files, table, and one line for every mistake."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from fz import evaluate
+from fz.media import write_pngs
+
+SHAPE = (4, 32, 48, 3)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def make_run(folder, edits=("a blue car", "a red car"), status="done"):
+    """A results folder: edit 0 is brighter in a square, edit 1 is the source."""
+    source = np.random.default_rng(0).integers(0, 200, SHAPE, dtype=np.uint8)
+    edited = source.copy()
+    edited[:, 8:16, 8:24] += 51
+    write_pngs(folder / "frames/source", source)
+    for i, frames in zip(range(len(edits)), (edited, source), strict=False):
+        write_pngs(folder / f"frames/edit-{i}", frames)
+    settings = {"source": "a red car", "edits": [{"target": t, "method": "auto"} for t in edits]}
+    (folder / "run.json").write_text(json.dumps({"status": status, "settings": settings, "files": []}))
+    return source, edited
+
+
+def test_rows_table_and_files(tmp_path, capsys):
+    _, edited = make_run(tmp_path / "run")
+    mask = np.zeros(SHAPE[:3], np.uint8)
+    mask[:, 8:16, 8:24] = 255
+    write_pngs(tmp_path / "masks", mask)
+    write_pngs(tmp_path / "truth", edited)
+    np.save(tmp_path / "flow.npy", np.zeros((3, 32, 48, 2), np.float32))
+    argv = [str(tmp_path / "run"), "--masks", str(tmp_path / "masks"), "--truth", str(tmp_path / "truth")]
+    assert evaluate.main([*argv, "--flow", str(tmp_path / "flow.npy"), "--out", str(tmp_path / "numbers")]) == 0
+    shown = capsys.readouterr().out
+    assert "bg PSNR" in shown and "a blue car" in shown and "Tem-Con" not in shown
+    first, second = json.loads((tmp_path / "numbers.json").read_text())
+    assert first["psnr_background"] == 100 and first["psnr_truth"] == 100 and first["psnr_reconstruction"] is None
+    assert second["psnr_reconstruction"] == 100 and second["target"] == "a red car"
+    assert second["psnr_truth_masked"] == pytest.approx(20 * np.log10(5), abs=1e-3)
+    assert first["masks"] == "given" and first["flow"] == "given" and first["clip"] is None
+    rows = list(csv.DictReader((tmp_path / "numbers.csv").open()))
+    assert [row["target"] for row in rows] == ["a blue car", "a red car"] and float(rows[0]["psnr_background"]) == 100
+
+
+def test_blend_masks_stand_for_the_region(tmp_path):
+    make_run(tmp_path)
+    masks = np.zeros((4, 8, 12), np.uint8)
+    masks[:, 2:4, 2:4] = 1
+    later = np.zeros_like(masks)
+    later[:, 2:4, 4:6] = 1
+    small = np.ones((4, 4, 6), np.uint8)
+    tensors = {"mask.0.8x12.000": masks, "mask.0.8x12.001": later, "mask.0.4x6.000": small, "mask.1.8x12.000": small}
+    save_file(tensors, tmp_path / "latents.safetensors")
+    union = evaluate.blend_masks(tmp_path, 0, SHAPE[:3])
+    assert union.shape == SHAPE[:3] and union[:, 8:16, 8:24].all() and union.sum() == 4 * 8 * 16
+    row = evaluate.measure_folder(tmp_path)[0]
+    assert row["masks"] == "blend" and row["psnr_background"] == 100 and row["flow"] == "estimated"
+
+
+class Towers:
+    """Stands for CLIP: a picture's feature is whether it is bright; the target's is 'bright'."""
+
+    name = "by hand"
+
+    def images(self, frames):
+        bright = torch.tensor([float(f.mean() > 110) for f in frames])
+        return torch.stack([bright, 1 - bright], 1)
+
+    def texts(self, prompts):
+        return torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+
+    def patches(self, frames):
+        return [torch.ones(len(frames), 1, 1)]
+
+
+def test_clip_metrics_of_a_clip():
+    frames = np.zeros((4, 16, 16, 3), np.uint8)
+    frames[:3] = 200  # three of four look like the target, one of three neighbours differs
+    row = evaluate.measure(frames, frames, ("dark", "bright"), Towers())
+    assert row["frame_acc"] == pytest.approx(0.75) and row["tem_con"] == pytest.approx(2 / 3) and row["text_score"] == pytest.approx(0.75)
+    assert row["patch_distance"] == 0
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        ([], "RESULTS"),
+        (["{}/nowhere"], "has no run.json"),
+        (["{}/running"], "has not finished"),
+        (["{}/run", "--truth", "{}/empty"], "no png files"),
+        (["{}/run", "--flow", "{}/run/run.json"], "cannot be read"),
+        (["{}/run", "--clip", "{}/nowhere"], "does not exist"),
+        (["{}/run", "--masks", "{}/wrong"], "expected one of the clip's size"),
+        (["{}/run", "--clipp", "x"], "unrecognized"),
+        (["{}/run", "--out", "{}/run/run.json/x"], "is not a folder"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_mistakes_are_one_line(tmp_path, capsys, argv, said):
+    make_run(tmp_path / "run")
+    make_run(tmp_path / "running", status="running")
+    (tmp_path / "empty").mkdir()
+    write_pngs(tmp_path / "wrong", np.zeros((2, 8, 8), np.uint8))
+    assert evaluate.main([a.format(tmp_path) for a in argv]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
