@@ -7,16 +7,16 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     # kernels/ and weights/ live beside fz/ but import as fz.kernels and fz.weights: transformers looks for a package called `kernels`.
-    packages=["fz", "fz.kernels", "fz.weights"],
+    packages=["fz", "fz.kernels", "fz.weights", "fz.mini"],
     package_dir={"fz": "fz", "fz.kernels": "kernels", "fz.weights": "weights"},
+    package_data={"fz.weights": ["mini/**/*"]},
     install_requires=[
         "torch>=2.4",
         "safetensors>=0.4",
         "transformers>=4.40",  # CLIP's tokenizer and text encoder, nothing else
         "numpy",
-        "imageio",
-        "av",  # imageio's plugin for mp4 and webm
-        "pillow",  # comes with imageio: images, filters
+        "imageio[pyav]",  # av reads and writes mp4, webm and gif
+        "pillow",  # comes with imageio: images
         "pyyaml",  # comes with transformers: the released configs
         "tqdm",  # comes with transformers: progress bars
         "triton>=3.0; platform_system == 'Linux' and platform_machine == 'x86_64'",

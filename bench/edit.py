@@ -1,0 +1,251 @@
+"""What a step of inversion and of editing costs on this machine: `python -m bench.edit` (Stable Diffusion v1.4's shapes, random weights).
+
+Seconds are medians of interleaved rounds in one run, FLOP are counted (the direct convolution's), the share is of this machine's own GEMM
+peak measured in the same run. Compared: diffusers' UNet on the same frames, where installed, and the maps way, as the released code does it
+(this project's reference kernels and direct convolutions). `--model` prints what 512 x 512 would take instead. Rows go to a CSV, if asked.
+"""
+
+import argparse
+import contextlib
+import csv
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fz import cpu
+from fz.budget import kept_bytes
+from fz.ddim import CLEAN, Schedule
+from fz.edit import KeptNowhere, Source, edit, invert
+from fz.fusion import MAP_STRIDE, FrameIndex, Fusion, Keep
+from fz.layers import GEGLU, Conv3x3, Linear, Pointwise, TextContext
+from fz.machine import peak_memory
+from fz.store import KeptInMemory
+from fz.unet import UNet, UNetConfig
+
+WORDS = 77
+CPU = torch.device("cpu")
+INDEX = FrameIndex((0, "mid"))
+SMALL = UNetConfig(block_out_channels=(32, 64, 96, 96), cross_attention_dim=32)
+
+
+def gemm_peak() -> float:
+    """FLOP/s of the best product that this machine does now: PyTorch's own and, where there is one, oneDNN's."""
+    from fz.gemm import Packed
+
+    x = torch.randn(2048, 2048)
+    ways = [lambda: x @ x]
+    with contextlib.suppress(AttributeError, RuntimeError, NotImplementedError):
+        packed = Packed(x, rows=len(x))
+        ways.append(lambda: packed(x))
+    return max(2 * 2048**3 / min(seconds(way) for _ in range(8)) for way in ways)
+
+
+def seconds(f: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    f()
+    return time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def as_released(unet: UNet) -> Iterator[None]:
+    """Reference kernels, which build the maps, and plain layers, for the time of a block."""
+    layers = [m for m in unet.modules() if isinstance(m, (Linear, Pointwise, GEGLU, Conv3x3))]
+    fast = [(m, m.__dict__.get("packed"), m.__dict__.get("winograd")) for m in layers]
+    before = os.environ.get("FZ_KERNELS")
+    cpu.unpack(unet)
+    os.environ["FZ_KERNELS"] = "reference"
+    try:
+        yield
+    finally:
+        for module, packed, winograd in fast:
+            if isinstance(module, Conv3x3):
+                module.winograd = winograd
+            else:
+                module.packed = packed
+        os.environ.pop("FZ_KERNELS")
+        if before is not None:
+            os.environ["FZ_KERNELS"] = before
+
+
+class Steps:
+    """One step of each kind on the same clip, as functions to be timed."""
+
+    def __init__(self, unet: UNet, frames: int, size: int):
+        torch.manual_seed(0)
+        side = size // 8
+        self.unet, self.schedule = unet, Schedule.of({}, 50)
+        self.source_prompt, self.target, self.negative = (torch.randn(WORDS, unet.config.cross_attention_dim) for _ in range(3))
+        self.z = torch.randn(frames, 4, side, side)
+        self.t = self.schedule.timesteps[0]
+        # one step of a schedule with one step: invert and edit then do just that
+        self.one = Schedule((self.t,), self.schedule.alpha_bars, self.schedule.clean_alpha_bar)
+        words = torch.zeros(WORDS)
+        words[3:6] = 1
+        kept = torch.ones(WORDS)
+        kept[3:6] = 0
+        self.fusion = Fusion(torch.diag(kept), kept, torch.ones(WORDS), torch.ones(2, WORDS), (0, 1), words)
+        self.maps = torch.rand(frames, (side // MAP_STRIDE) ** 2, WORDS)
+
+    def forward(self) -> Tensor:
+        return self.unet(self.z[None], self.t, TextContext(self.source_prompt[None]))
+
+    def invert(self, keep: Keep = Keep()) -> Source:  # noqa: B008 (frozen)
+        source = Source(self.source_prompt, latents={CLEAN: self.z}, kept=KeptInMemory() if keep.self_sites else KeptNowhere())
+        return invert(self.unet, source, self.one, INDEX, keep=lambda k: keep)
+
+    def source(self, keep: Keep) -> Source:
+        source = self.invert(keep)
+        source.maps[self.t] = self.maps  # a random model's own mask is all or nothing: these make a mixed one
+        return source
+
+    def edit(self, source: Source) -> Tensor:
+        return edit(self.unet, source, self.target, self.negative, self.one, 7.5, INDEX, self.fusion)
+
+
+def diffusers_unet(unet: UNet) -> nn.Module | None:
+    """diffusers' model with the same weights, or None where it is not installed."""
+    try:
+        from diffusers import UNet2DConditionModel
+    except ImportError:
+        return None
+    c = unet.config
+    with torch.device("meta"):
+        model = UNet2DConditionModel(
+            block_out_channels=c.block_out_channels, layers_per_block=c.layers_per_block, attention_head_dim=c.heads[0],
+            cross_attention_dim=c.cross_attention_dim, norm_num_groups=c.norm_num_groups,
+        )  # fmt: skip
+    model.load_state_dict(unet.state_dict(), assign=True)
+    return model.eval()
+
+
+def measure(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way, the ways taking turns, after one round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for i in range(rounds + 1):
+        for name, way in ways.items():
+            elapsed = seconds(way)
+            if i:
+                times[name].append(elapsed)
+    return times
+
+
+def ratio(times: dict[str, list[float]], ours: str, theirs: str) -> float:
+    """Median over rounds of ours / theirs."""
+    return statistics.median(a / b for a, b in zip(times[ours], times[theirs], strict=True))
+
+
+@torch.no_grad()
+def run(frames: int, size: int, rounds: int, maps: bool, config: UNetConfig) -> list[dict[str, object]]:
+    """Time all steps; returns a row for each."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet(config).eval().to(memory_format=torch.channels_last)
+    steps = Steps(unet, frames, size)
+    with FlopCounterMode(display=False) as counter:
+        steps.forward()
+    flop = counter.get_total_flops()
+    theirs = diffusers_unet(unet)
+    weights = peak_memory(CPU)
+    print(cpu.prepare(unet, (size // 8, size // 8), frames), flush=True)
+    everything = Keep(True, True)
+    kept, nothing = steps.source(everything), steps.source(Keep())
+    ways: dict[str, Callable[[], object]] = {"forward": steps.forward}
+    if theirs is not None:
+        prompt = steps.source_prompt.expand(frames, -1, -1)
+        ways["diffusers forward"] = lambda: theirs(steps.z, steps.t, prompt)
+    ways |= {
+        "inversion step, recompute": steps.invert,
+        "inversion step, memory": lambda: steps.invert(everything),
+        "edit step, memory": lambda: steps.edit(kept),
+        "edit step, recompute": lambda: steps.edit(nothing),
+    }
+    if maps:
+
+        def with_maps(way: Callable[[], object]) -> Callable[[], None]:
+            def slow() -> None:
+                with as_released(unet):
+                    way()
+
+            return slow
+
+        ways |= {
+            "maps: inversion step": with_maps(lambda: steps.invert(everything)),
+            "maps: edit step": with_maps(lambda: steps.edit(kept)),
+        }
+    times = measure(ways, rounds)
+    peak = gemm_peak()
+    forwards = {"forward": 1, "diffusers forward": 1, "edit step, memory": 2, "edit step, recompute": 3, "maps: edit step": 2}
+    rows = []
+    for name, taken in times.items():
+        median = statistics.median(taken)
+        against = ratio(times, name, "diffusers forward") if theirs is not None else float("nan")
+        share = flop * forwards.get(name, 1) / median / peak
+        rows.append({"step": name, "size": size, "frames": frames, "seconds": round(median, 3), "of diffusers": round(against, 3),
+                     "TFLOP": round(flop * forwards.get(name, 1) / 1e12, 3), "share of GEMM peak": round(share, 2)})  # fmt: skip
+        print(f"{name:28} {median:8.3f} s   {against:6.3f} x diffusers   {100 * share:4.0f} % of {peak / 1e9:.0f} GFLOP/s", flush=True)
+    for ours, maps_way in (("inversion step, memory", "maps: inversion step"), ("edit step, memory", "maps: edit step")):
+        if maps_way in times:
+            print(f"{ours}: {1 / ratio(times, ours, maps_way):.2f} x as fast as with maps")
+    print(f"edit step, recompute: {ratio(times, 'edit step, recompute', 'edit step, memory'):.2f} x memory's")
+    print(f"peak above weights: {(peak_memory(CPU) - weights) / 1e9:.2f} GB, prepared weights included; {torch.get_num_threads()} threads")
+    return rows
+
+
+def cost_model() -> None:
+    """Bytes that inversion keeps and FLOP of a run at 512 x 512, 50 steps, fp16, by mode and length; counted, not measured."""
+    with torch.device("meta"):
+        unet = UNet(UNetConfig())
+    side, steps = 64, 50
+    print("512 x 512, 50 steps, fp16, everything fused; GB kept by inversion (a step / the run), maps as the released code keeps them")
+    print(f"{'frames':>6} {'latents and averaged maps':>28} {'queries and keys':>24} {'maps':>22}")
+    for frames in (8, 16, 32, 64):
+        always = frames * 4 * side * side * 4 + frames * (side // MAP_STRIDE) ** 2 * WORDS * 4
+        operands = kept_bytes(unet, (side, side), frames, Keep(True, True, torch.float16), torch.float16)
+        maps = maps_bytes(unet, side, frames, anchors=2)
+        shown = (f"{b / 1e9:.4f} / {b * steps / 1e9:.2f}" for b in (always, operands, maps))
+        print(f"{frames:>6} {next(shown):>28} {next(shown):>24} {next(shown):>22}")
+
+
+def maps_bytes(unet: UNet, side: int, frames: int, anchors: int) -> int:
+    """fp16 bytes of all maps of fused levels: 8 heads, N x (anchors · N) and N x 77."""
+    total = 0
+    for site in unet.sites():
+        if site.stride > 1:
+            n = (side // site.stride) ** 2
+            total += 2 * frames * 8 * n * (anchors * n if site.kind == "self" else WORDS)
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.edit", description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-maps", action="store_true", help="leave out the maps way, which is slow and large")
+    parser.add_argument("--small", action="store_true", help="a small model, to try the command")
+    parser.add_argument("--model", action="store_true", help="the cost model only")
+    parser.add_argument("--csv", type=Path, help="append rows to this file")
+    arguments = parser.parse_args()
+    if arguments.model:
+        cost_model()
+        return
+    torch.set_num_threads(arguments.threads)
+    rows = run(arguments.frames, arguments.size, arguments.rounds, not arguments.no_maps, SMALL if arguments.small else UNetConfig())
+    if arguments.csv:
+        new = not arguments.csv.exists()
+        with open(arguments.csv, "a", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            if new:
+                writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
