@@ -1,0 +1,292 @@
+"""`python -m bench.table1`: the paper's Table 1 and ablations on held-out clips of the miniature's world, or on clips of released configs.
+
+A cell is one method on one clip and seed, all of the clip's edits from one inversion; it is one JSON file, written whole, so that a bench
+that was stopped goes on and a second run changes nothing. A table gives each method's mean and its 95% interval, the clip being the unit.
+Baselines that are not built here are listed as such, never left out silently.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fz.config import PRESETS, EditSettings, Settings
+from fz.errors import FzError
+from fz.evaluate import TITLES, Parser, Truth, measure
+from fz.media import atomic, to_uint8, write_pngs
+from fz.output import as_json
+from fz.video import Clip
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row: what it changes in the settings, of the run and of each edit. only: the kinds of edit for which it is a different method."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    edit: Mapping[str, Any] = field(default_factory=dict)
+    only: tuple[str, ...] = ("attribute", "shape", "style")
+
+
+TABLE = (
+    Method("FateZero"),
+    Method("DDIM inversion, target prompt", edit={"method": "plain"}),
+    Method("frame-wise: DDIM inversion, target prompt", {"frame_index": (0,)}, {"method": "plain"}),
+    Method("frame-wise: attention fusion, no mask", {"frame_index": (0,)}, {"threshold": None}),
+)
+ABLATIONS = (
+    Method("Fig. 3, 8: attention of reconstruction", {"attention": "reconstruction"}),
+    Method("Fig. 4, 9: no self-attention fused", edit={"self_replace": (0.0, 0.0)}, only=("shape",)),
+    Method("Fig. 4, 9: self-attention fused without mask", edit={"threshold": None}, only=("shape",)),
+)
+# rows of the paper's Table 1 that are not built here, and why
+MISSING = {
+    "Tune-A-Video + DDIM": "pass --checkpoint TUNED; it is then 'DDIM inversion, target prompt'",
+    "Frame-wise Null-text & p2p": "null-text optimisation is not built",
+    "Frame-wise SDEdit": "not built",
+    "Layered neural atlas": "not built",
+}
+COLUMNS = tuple(TITLES)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip and what it is edited to. truths: one for each edit; kinds: 'attribute', 'shape', 'style' or '' (unknown)."""
+
+    name: str
+    settings: Settings
+    kinds: tuple[str, ...]
+    truths: tuple[Truth, ...]
+
+
+def held_out_jobs(count: int, out: Path, given: argparse.Namespace) -> Iterator[Job]:
+    """Stories that no training saw, with one thing; each edited in colour, kind and style, with the world's own drawing as truth."""
+    from fz import mini
+    from fz.mini.data import held_out
+    from fz.mini.evaluate import targets
+    from fz.mini.world import caption, draw
+
+    for i in range(count):
+        story = held_out(i, two=False, style="plain")
+        drawn = draw(story, given.frames, given.size)
+        folder = out / "clips" / f"{i:04d}"
+        if not folder.is_dir():
+            write_pngs(folder, drawn.frames)
+        edits, truths, kinds = [], [], []
+        for kind, target in targets(story, i).items():
+            after = draw(target, given.frames, given.size)
+            edits.append(EditSettings(caption(target), **PRESETS[kind]))
+            # a style changes all of the picture: no background
+            region = None if kind == "style" else np.any(drawn.masks, 0) | np.any(after.masks, 0)
+            truths.append(Truth(after.frames, region, drawn.flow))
+            kinds.append(kind)
+        clip = Clip(str(folder), frames=given.frames, size=given.size)
+        guidance = given.guidance if given.guidance is not None else mini.DEFAULTS["guidance"]
+        settings = Settings(
+            clip, caption(story), tuple(edits), checkpoint=given.checkpoint, steps=given.steps, guidance=guidance, threads=given.threads
+        )
+        yield Job(f"{i:04d}", settings, tuple(kinds), tuple(truths))
+
+
+def config_jobs(configs: Sequence[str], given: argparse.Namespace) -> Iterator[Job]:
+    """Clips of released configs, read as `fz.run --config` reads them."""
+    from fz.cli import parse
+
+    for config in configs:
+        argv = ["--config", config, *(["--checkpoint", given.checkpoint] if given.checkpoint else [])]
+        settings = parse(argv).settings
+        yield Job(Path(config).stem, settings, ("",) * len(settings.edits), (Truth(),) * len(settings.edits))
+
+
+def settings_of(method: Method, job: Job, seed: int, out: Path) -> tuple[Settings, list[int]]:
+    """The run's settings, and which of the job's edits are in it."""
+    chosen = [i for i, kind in enumerate(job.kinds) if not kind or kind in method.only]
+    edits = tuple(dataclasses.replace(job.settings.edits[i], **method.edit) for i in chosen)
+    folder = out / "runs" / slugged(method) / f"{job.name}-{seed}"
+    return dataclasses.replace(job.settings, **method.settings, edits=edits, seed=seed, out=str(folder), overwrite=True), chosen
+
+
+def cell(method: Method, job: Job, seed: int, out: Path, clip: Any, clip_path: str | None, keep: bool) -> list[dict[str, Any]]:
+    """The rows of one cell: read where it was done before with the same settings, else run and written."""
+    from fz.pipeline import run
+
+    settings, chosen = settings_of(method, job, seed, out)
+    if not chosen:
+        return []
+    # the clip by its name: the bench's folder may be moved
+    about = as_json(settings) | {
+        "clip": {**as_json(settings)["clip"], "path": Path(settings.clip.path).name},
+        "by": clip_path and Path(clip_path).name,
+    }
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    file = out / "cells" / slugged(method) / f"{job.name}-{seed}.json"
+    if file.is_file():
+        try:
+            done = json.loads(file.read_text(encoding="utf-8"))
+            if done["key"] == key:
+                return done["rows"]
+        except (ValueError, KeyError, TypeError):
+            pass  # not ours or damaged: done again
+    result = run(settings)
+    source, rows = to_uint8(result.video.frames), []
+    for i, edited in zip(chosen, result.edits, strict=True):
+        row = measure(source, to_uint8(edited.frames), (settings.source, edited.settings.target), clip, job.truths[i])
+        rows.append({"clip": job.name, "seed": seed, "kind": job.kinds[i], "target": edited.settings.target, **row})
+    with atomic(file) as part:
+        part.write_text(
+            json.dumps({"key": key, "method": method.name, "commit": commit(), "rows": rows}, indent=1) + "\n", encoding="utf-8"
+        )
+    if not keep:
+        shutil.rmtree(settings.out, ignore_errors=True)
+    return rows
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Metric -> mean over clips of their edits' means, half the 95% interval (Student's t; absent for one clip), and how many clips."""
+    out = {}
+    for name in COLUMNS:
+        by_clip: dict[str, list[float]] = {}
+        for row in rows:
+            if row.get(name) is not None:
+                by_clip.setdefault(row["clip"], []).append(row[name])
+        values = [sum(v) / len(v) for v in by_clip.values()]
+        if values:
+            out[name] = {"mean": float(np.mean(values)), "clips": len(values)}
+            if len(values) > 1:
+                out[name]["half"] = float(student(len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return out
+
+
+def student(df: int) -> float:
+    """The 97.5% quantile of Student's t: exact for 1 and 2 degrees of freedom, else Cornish-Fisher's expansion (within 0.01)."""
+    if df < 3:
+        return (12.7062, 4.3027)[df - 1]
+    z = 1.959964
+    terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+    return z + sum(term / df**n for n, term in enumerate(terms, start=1))
+
+
+def table(methods: Sequence[Method], summaries: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Markdown: a row for each method, mean ± half the interval."""
+    names = [name for name in COLUMNS if any(name in summaries.get(m.name, {}) for m in methods)]
+    lines = [f"| method | {' | '.join(TITLES[n] for n in names)} |", "|---" * (len(names) + 1) + "|"]
+    for method in methods:
+        cells = []
+        for name in names:
+            value, scale = summaries.get(method.name, {}).get(name), 1000 if name == "warp_error" else 1
+            half = f" ± {scale * value['half']:.3f}" if value and "half" in value else ""
+            cells.append(f"{scale * value['mean']:.3f}{half}" if value else "-")
+        lines.append(f"| {method.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def verdict(summaries: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Whether FateZero is first in Tem-Con among methods that edit (Frame-Acc >= 0.8), as the paper says."""
+    having = {m.name: summaries[m.name] for m in TABLE if "tem_con" in summaries.get(m.name, {})}
+    if not having:
+        return "No --clip, hence no Tem-Con and Frame-Acc."
+    editing = {name: s["tem_con"]["mean"] for name, s in having.items() if s.get("frame_acc", {}).get("mean", 0) >= 0.8}
+    if not editing:
+        return "No method reaches Frame-Acc 0.8: none counts as editing."
+    first = max(editing, key=editing.get)
+    said = f"First in Tem-Con among methods that edit (Frame-Acc >= 0.8): {first}, {editing[first]:.4f}."
+    if first == "FateZero":
+        return said
+    return f"{said} FateZero is not: " + (f"{editing['FateZero']:.4f}." if "FateZero" in editing else "it does not reach Frame-Acc 0.8.")
+
+
+def slugged(method: Method) -> str:
+    from fz.output import slug
+
+    return slug(method.name, 60)
+
+
+def commit() -> str:
+    try:
+        said = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return said.stdout.strip() or "unknown"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m bench.table1", description="The paper's Table 1 and ablations.", allow_abbrev=False)
+    parser.add_argument("--clips", type=int, default=32, help="held-out clips of the miniature's world")
+    parser.add_argument("--config", action="append", metavar="YAML", help="instead, clips of released configs; again for more")
+    parser.add_argument("--seeds", type=int, default=1, help="editing draws nothing: more than one is for baselines that do")
+    parser.add_argument("--checkpoint", metavar="PATH", help="default: the miniature")
+    parser.add_argument("--clip", metavar="PATH", help="CLIP, for Tem-Con and Frame-Acc")
+    parser.add_argument("--tokenizer", metavar="DIR", help="for a CLIP that has none")
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--out", type=Path, default=Path("results/table1"))
+    parser.add_argument("--keep", action="store_true", help="keep the runs' folders")
+    return parser
+
+
+def bench(given: argparse.Namespace) -> dict[str, Any]:
+    clip = None
+    if given.clip:
+        from fz.clip_weights import load_clip
+
+        clip = load_clip(given.clip, given.tokenizer)
+    rows: dict[str, list[dict[str, Any]]] = {m.name: [] for m in (*TABLE, *ABLATIONS)}
+    for job in config_jobs(given.config, given) if given.config else held_out_jobs(given.clips, given.out, given):
+        for seed in range(given.seeds):
+            for method in (*TABLE, *ABLATIONS):
+                rows[method.name] += cell(method, job, seed, given.out, clip, given.clip, given.keep)
+        print(f"clip {job.name}: done", file=sys.stderr, flush=True)
+    shape = [row for row in rows["FateZero"] if row["kind"] == "shape"]
+    summaries = {name: summary(r) for name, r in rows.items()} | {"FateZero, shape edits": summary(shape)}
+    content = {"summaries": summaries, "missing": MISSING, "verdict": verdict(summaries)}
+    with atomic(given.out / "table1.json") as part:
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return content
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from fz.run import explain, say_error
+
+    try:
+        given = build_parser().parse_args(argv)
+        if given.clips < 1 or given.seeds < 1:
+            raise FzError("--clips, --seeds: expected at least 1.")
+        content = bench(given)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        say_error("interrupted. The same command goes on from the last cell.")
+        return 130
+    except Exception as error:
+        line, code = explain(error)
+        say_error(line)
+        return code
+    import platform
+
+    import torch
+
+    print(f"# Table 1 - {platform.machine()}, torch {torch.__version__}, commit {commit()}\n")
+    print(table(TABLE, content["summaries"]))
+    print("\nNot here: " + "; ".join(f"{name} ({why})" for name, why in MISSING.items()) + f".\n{content['verdict']}")
+    print("\n# Ablations\n")
+    print(table((TABLE[0], Method("FateZero, shape edits"), *ABLATIONS), content["summaries"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""The report of a run's folder: one file, sound HTML, nothing fetched, all of the run in it; and the command that gives its settings."""
+
+import html.parser
+import json
+import re
+import shlex
+
+import numpy as np
+import pytest
+import torch
+
+from fz import cli, report
+from fz.command import command
+from fz.config import build
+from fz.media import contact_sheet, overlay, write_png, write_pngs
+from fz.output import as_json
+
+VOID = {"meta", "link", "input", "br", "img"}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def make_run(folder, frames=8, height=256, width=256):
+    clip = np.random.default_rng(0).integers(0, 256, (frames, height // 8, width // 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    settings = build(
+        {"clip.path": "a clip.mp4", "source": "a red <car>", "edits.0.target": 'a blue </script> & "car"', "edits.1.target": "a red car"}
+    )
+    for name in ("source", "edit-0", "edit-1"):
+        write_pngs(folder / "frames" / name, clip)
+    for i, word in enumerate(("a", "red", "car")):
+        write_png(folder / f"attention/{i:02d}-{word}.png", contact_sheet([overlay(clip, torch.rand(frames, 16, 16))], [word]))
+    for k in range(30):
+        write_png(folder / f"masks/edit-0-step-{k:03d}.png", contact_sheet([overlay(clip, torch.rand(frames, 8, 8) > 0.5)], [f"step {k}"]))
+    run = {"status": "done", "settings": as_json(settings), "frames": list(range(frames)), "fps": 8, "notes": ["a <note>"], "files": []}
+    run["stages"] = {"invert": {"seconds": 1.5, "peak_memory_bytes": 2_000_000_000}}
+    (folder / "run.json").write_text(json.dumps(run))
+    return clip
+
+
+class Page(html.parser.HTMLParser):
+    """Tags that do not match, ids, what is fetched, and the data."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.fetched, self.data, self.script = [], [], [], "", False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.fetched += [attrs[name] for name in ("src", "href", "srcset", "action") if name in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        self.script = attrs.get("id") == "data"
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.script:
+            self.data += data
+
+
+def test_page(tmp_path):
+    make_run(tmp_path)
+    path = report.write_report(tmp_path)
+    text = path.read_text()
+    assert path == tmp_path / "report.html" and len(text) <= 5_000_000
+    page = Page(text)
+    assert page.open == [] and len(page.ids) == len(set(page.ids))
+    assert page.fetched == ["data:,"] and not re.search(r"https?://|@import|url\(", text)
+    # every element that the script asks for is there
+    assert set(re.findall(r'\$\("([\w-]+)"\)', text)) <= set(page.ids)
+    data = json.loads(page.data)
+    assert [clip["label"] for clip in data["clips"]] == ["a red <car>", 'a blue </script> & "car"', "a red car"]
+    assert all(len(clip["frames"]) == 8 for clip in data["clips"])
+    # a word that the file name cannot hold is shown as the prompt has it
+    assert [word["word"] for word in data["words"]] == ["a", "red", "<car>"] and data["first_word"] in (1, 2)
+    steps = [mask["step"] for mask in data["masks"]]
+    assert len(steps) == 25 and steps[0] == 0 and steps[-1] == 29
+    assert "a &lt;note&gt;" in text and "python -m fz.run" in text and "recon PSNR" not in text and "warp err" in text
+
+
+@pytest.mark.parametrize("height, width", [(64, 128), (256, 448), (512, 512)])
+def test_tiles_are_the_sheets_own(tmp_path, height, width):
+    make_run(tmp_path, frames=3, height=height, width=width)
+    run = json.loads((tmp_path / "run.json").read_text())
+    found = report.strips(tmp_path / "masks/edit-0-step-000.png", run)
+    shrink = min(1, 192 / max(height, width))
+    assert found["width"] == round(width * shrink)
+    import base64
+    import io
+
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(base64.b64decode(found["strips"][0].partition(",")[2])))
+    assert image.size == (3 * found["width"] + 8, round(height * shrink))
+
+
+def test_command_gives_the_settings_again(tmp_path):
+    settings = build(
+        {
+            "clip.path": "a clip.mp4", "clip.frames": None, "clip.size": (256, 448), "clip.every": 2, "source": "a man's red car",
+            "checkpoint": "sd v1", "steps": 10, "frame_index": (-1, "first"), "clip_norm": False, "attention": "reconstruction",
+            "edits.0.target": "a blue car", "edits.1.target": "watercolor of a car", "edits.0.reweight": (("blue", 2.5), ("car", -1.0)),
+            "edits.0.threshold": 0.3, "edits.0.blend_words": (("red", "car"), ("blue",)), "edits.1.method": "refine",
+            "edits.1.cross_replace": (0.1, 0.7), "edits.1.cross_replace_words": (("car", (0.0, 0.5)),), "edits.1.self_replace": 0.5,
+            "edits.1.blend_latents": 0.4,
+        }
+    )  # fmt: skip
+    words = shlex.split(command(as_json(settings), "out"))
+    assert words[:3] == ["python", "-m", "fz.run"]
+    again = cli.parse(words[3:]).settings
+    assert as_json(again) == as_json(settings) and again.out == "out"
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    assert report.main([str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert "has no run.json" in err and err.count("\n") == 1
+    make_run(tmp_path, frames=1, height=64, width=64)
+    assert report.main([str(tmp_path)]) == 0
+    (tmp_path / "frames/edit-1/00000.png").write_bytes(b"no picture")
+    assert report.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
