@@ -68,9 +68,14 @@ DEFAULTS: Overlay = {
 # ---- converters: released value -> setting. `name` is for the message. -----------------------------------------------------------
 
 
+def shown(value: Any) -> str:
+    """For messages: sections can be long."""
+    return repr(value) if len(repr(value)) <= 120 else f"{repr(value)[:117]}..."
+
+
 def text(value: Any, name: str) -> str:
     if isinstance(value, (dict, list, bool)):
-        raise FzError(f"{name}: got {value!r}, expected text.")
+        raise FzError(f"{name}: got {shown(value)}, expected text.")
     return str(value)
 
 
@@ -81,20 +86,20 @@ def number(value: Any, name: str) -> float | int:
         except ValueError:
             pass
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise FzError(f"{name}: got {value!r}, expected a number.")
+        raise FzError(f"{name}: got {shown(value)}, expected a number.")
     return value
 
 
 def whole(value: Any, name: str) -> int:
     value = number(value, name)
     if not float(value).is_integer():
-        raise FzError(f"{name}: got {value!r}, expected a whole number.")
+        raise FzError(f"{name}: got {shown(value)}, expected a whole number.")
     return int(value)
 
 
 def truth(value: Any, name: str) -> bool:
     if not isinstance(value, bool):
-        raise FzError(f"{name}: got {value!r}, expected true or false.")
+        raise FzError(f"{name}: got {shown(value)}, expected true or false.")
     return value
 
 
@@ -109,13 +114,13 @@ def size(value: Any, name: str) -> int | tuple[int, ...]:
 
 def frame_index(value: Any, name: str) -> tuple[int | str, ...]:
     if not isinstance(value, list):
-        raise FzError(f"{name}: got {value!r}, expected a list, as [-1, first].")
+        raise FzError(f"{name}: got {shown(value)}, expected a list, as [-1, first].")
     return tuple(value)
 
 
 def centre(value: Any, name: str) -> None:
     if value != "center":
-        raise FzError(f"{name}: got {value!r}, expected center, the only crop there is; offset moves it.")
+        raise FzError(f"{name}: got {shown(value)}, expected center, the only crop there is; offset moves it.")
 
 
 def share(value: Any, name: str) -> Any:
@@ -168,13 +173,13 @@ def check_names(tree: Tree) -> None:
     for path, value in leaves(tree) if tree else ():
         name = ".".join(path)
         if name in REFUSED and value not in (None, False, 0):
-            raise FzError(f"{name}: got {value!r}, which samples fewer frames in time inside the model; that is not built. Remove it.")
+            raise FzError(f"{name}: got {shown(value)}, which samples fewer frames in time inside the model; that is not built. Remove it.")
         if any(matches(path, known) for known in names) or any(matches(path[: len(section)], section) for section in map(split, OPEN)):
             continue
         if any(len(path) < len(known) and matches(path, known[: len(path)]) for known in names):
             if value in (None, {}, []) or "${" in str(value):
                 continue
-            raise FzError(f"{name}: got {value!r}, expected a section with names of its own.")
+            raise FzError(f"{name}: got {shown(value)}, expected a section with names of its own.")
         raise FzError(f"unknown config key {name!r}.{nearest(path, names)}")
 
 
@@ -231,7 +236,8 @@ def translate(tree: Tree) -> Translation:
             converted = row.convert(value, name)
             if row.setting:
                 out.put(row.setting, converted, name)
-    offset = {side: whole(v, f"dataset_config.offset.{side}") for side, v in (config.get("dataset_config.offset") or {}).items()}
+    sides = {side: config.get(f"dataset_config.offset.{side}") for side in ("left", "right", "top", "bottom")}
+    offset = {side: whole(value, f"dataset_config.offset.{side}") for side, value in sides.items() if value is not None}
     if offset:
         out.put("clip.crop", Crop(**offset), "dataset_config.offset")
     put_prompts(config, out)
@@ -249,7 +255,7 @@ def put_prompts(config: Config, out: Translation) -> None:
     prompts = config.get(name)
     prompts = [prompts] if isinstance(prompts, str) else prompts
     if prompts is not None and (not isinstance(prompts, list) or not prompts):
-        raise FzError(f"{name}: got {prompts!r}, expected a list of sentences.")
+        raise FzError(f"{name}: got {shown(prompts)}, expected a list of sentences.")
     prompts = [text(p, name) for p in prompts or ()]
     for i, target in enumerate(prompts):
         out.put(f"edits.{i}.target", target, name)
@@ -292,7 +298,7 @@ def put_edit(i: int, entry: Mapping[str, Any], out: Translation) -> None:
     """One entry of p2p_config."""
     name = f"{P2P}.{i}"
     if not isinstance(entry, dict):
-        raise FzError(f"{name}: got {entry!r}, expected cross_replace_steps, self_replace_steps and so on.")
+        raise FzError(f"{name}: got {shown(entry)}, expected cross_replace_steps, self_replace_steps and so on.")
 
     def put(setting: str, value: Any, *keys: str) -> None:
         out.put(f"edits.{i}.{setting}", value, *(f"{name}.{key}" for key in keys))
@@ -318,7 +324,7 @@ def put_edit(i: int, entry: Mapping[str, Any], out: Translation) -> None:
 
 def equalizer(params: Any, name: str, notes: list[str]) -> tuple[tuple[str, float], ...]:
     if not isinstance(params, dict) or params.get("words") is None or params.get("values") is None:
-        raise FzError(f"{name}: got {params!r}, expected words and values, as words: [watercolor], values: [10].")
+        raise FzError(f"{name}: got {shown(params)}, expected words and values, as words: [watercolor], values: [10].")
     named = words(params["words"], f"{name}.words")
     values = params["values"] if isinstance(params["values"], list) else [params["values"]]
     factors = [number(v, f"{name}.values") for v in values]
@@ -341,7 +347,7 @@ def put_blend(entry: Mapping[str, Any], name: str, put: Callable[..., None]) -> 
         put("blend_latents", None, *keys)
         return
     if not isinstance(named, list) or not 1 <= len(named) <= 2:
-        raise FzError(f"{name}.blend_words: got {named!r}, expected the source's words and the target's, as [[jeep], [car]].")
+        raise FzError(f"{name}.blend_words: got {shown(named)}, expected the source's words and the target's, as [[jeep], [car]].")
     source, target = (words(w, f"{name}.blend_words") for w in (*named, [])[:2])
     put("blend_words", (source, target), *keys)
     put("threshold", threshold if attention else None, *keys)

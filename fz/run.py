@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse's --help and --version
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
-        say_error("interrupted. Files that are there are whole; the same command starts again.")
+        say_error("interrupted. Files that are there are whole; the same command goes on from the last step.")
         return 130
     except Exception as error:
         if "--debug" in argv:
