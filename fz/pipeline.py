@@ -169,7 +169,8 @@ class Job:
 def invert_clip(job: Job, mode: str, inversion: Inversion) -> Source:
     """The clip's inversion: as much as the inversion's folder has of it, and the rest."""
     z0 = inversion.z0()
-    if z0 is None:
+    known = z0 is not None
+    if not known:
         with timed(job.result, "encode", job.device):
             z0 = encode(job.checkpoint.vae, job.result.video.frames, job.note)
     source = Source(job.embeddings.source, latents={CLEAN: z0.to(job.device)})
@@ -177,7 +178,7 @@ def invert_clip(job: Job, mode: str, inversion: Inversion) -> Source:
     restored = inversion.restore(source, job.schedule, job.device)
     if restored:
         job.progress.say(f"inversion: {restored} of {job.schedule.steps} steps are in {inversion.folder}")
-    else:
+    if not known:
         inversion.save(0, source, job.schedule)
     steps = job.schedule.steps
     with timed(job.result, "invert", job.device), job.progress.stage("inverting", steps) as advance:
