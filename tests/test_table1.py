@@ -1,0 +1,130 @@
+"""Sweeps and the bench of Table 1 with a stand-in for the editor: what is run, what is kept, what goes on after a kill."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bench import table1
+from fz import pipeline, sweep
+from fz.config import EditSettings
+from fz.errors import FzError
+from fz.video import Video, read_clip
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """pipeline.run that edits by inverting colours; the settings it was called with."""
+    called = []
+
+    def run(settings, progress=None):
+        called.append(settings)
+        frames = read_clip(settings.clip, 16).frames
+        Path(settings.out).mkdir(parents=True, exist_ok=True)
+        edits = [pipeline.Edited(edit, frames * (-1 if i % 2 else 0.5), [], {}) for i, edit in enumerate(settings.edits)]
+        return pipeline.Result(settings, [], settings.out, Video(frames, 8, tuple(range(len(frames)))), edits=edits)
+
+    monkeypatch.setattr(pipeline, "run", run)
+    return called
+
+
+def bench(out, *more):
+    return table1.main(["--clips", "2", "--frames", "3", "--size", "32", "--out", str(out), *more])
+
+
+def snapshot(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_second_run_changes_nothing_and_a_kill_costs_a_cell(tmp_path, runs, capsys):
+    assert bench(tmp_path / "a") == 0
+    said, before, count = capsys.readouterr().out, snapshot(tmp_path / "a"), len(runs)
+    assert count == 2 * (len(table1.TABLE) + len(table1.ABLATIONS))
+    assert "| FateZero |" in said and "Null-text" in said and "Fig. 4, 9" in said and "±" in said
+    assert bench(tmp_path / "a") == 0 and len(runs) == count and snapshot(tmp_path / "a") == before
+    assert capsys.readouterr().out == said
+    # a cell that was cut short is done again, to the same bytes
+    cell = tmp_path / "a/cells/fatezero/0001-0.json"
+    cell.write_text(cell.read_text()[:50])
+    (tmp_path / "a/table1.json").unlink()
+    assert bench(tmp_path / "a") == 0 and len(runs) == count + 1 and snapshot(tmp_path / "a") == before
+    # other settings are other cells
+    assert bench(tmp_path / "a", "--steps", "5") == 0 and len(runs) == 2 * count + 1
+
+
+def test_methods_are_what_they_say(tmp_path, runs):
+    bench(tmp_path)
+    first = {Path(s.out).parent.name: s for s in runs[: len(table1.TABLE) + len(table1.ABLATIONS)]}
+    assert [e.threshold for e in first["fatezero"].edits] == [None, 0.3, None]
+    assert {e.method for e in first["ddim-inversion-target-prompt"].edits} == {"plain"}
+    assert first["frame-wise-ddim-inversion-target-prompt"].frame_index == (0,)
+    assert first["fig-3-8-attention-of-reconstruction"].attention == "reconstruction"
+    assert [e.self_replace for e in first["fig-4-9-no-self-attention-fused"].edits] == [(0.0, 0.0)]
+    assert [e.threshold for e in first["fig-4-9-self-attention-fused-without-mask"].edits] == [None]
+    rows = json.loads((tmp_path / "cells/fatezero/0000-0.json").read_text())["rows"]
+    assert [row["kind"] for row in rows] == ["attribute", "shape", "style"]
+    assert rows[0]["psnr_background"] is not None and rows[2]["psnr_background"] is None and rows[0]["psnr_truth"] > 0
+
+
+def test_summary_and_verdict():
+    rows = [{"clip": c, "tem_con": v} for c, v in (("a", 0.9), ("a", 0.7), ("b", 0.6), ("c", 0.4))]
+    got = table1.summary(rows)["tem_con"]
+    # clips are the unit: 0.8, 0.6, 0.4
+    assert got["clips"] == 3 and got["mean"] == pytest.approx(0.6) and got["half"] == pytest.approx(4.3027 * 0.2 / 3**0.5)
+    assert [table1.student(df) for df in (1, 4, 31, 1000)] == pytest.approx([12.706, 2.776, 2.0395, 1.9623], abs=0.01)
+
+    def numbers(tem, acc):
+        return {"tem_con": {"mean": tem}, "frame_acc": {"mean": acc}}
+
+    plain = table1.TABLE[1].name
+    assert "FateZero, 0.9000" in table1.verdict({"FateZero": numbers(0.9, 0.9), plain: numbers(0.95, 0.2)})
+    assert "FateZero is not: 0.9000" in table1.verdict({"FateZero": numbers(0.9, 0.9), plain: numbers(0.95, 0.8)})
+    assert "none counts" in table1.verdict({"FateZero": numbers(0.9, 0.1)})
+
+
+def test_sweep_values():
+    variants = sweep.read_sweeps(["self_replace=0.2:0.9:0.1", "blend_th=0.2,none"])
+    assert len(variants) == 16 and variants[0] == (("self_replace", 0.2), ("threshold", 0.2))
+    assert variants[-1] == (("self_replace", 0.9), ("threshold", None))
+    edit = sweep.varied(EditSettings("x", reweight=(("car", 3.0),)), (("reweight.blue", 2.0), ("self_replace", 0.4)))
+    assert edit.reweight == (("car", 3.0), ("blue", 2.0)) and edit.self_replace == (0.0, 0.4)
+
+
+@pytest.mark.parametrize(
+    "texts, said",
+    [
+        ([], "got nothing"),
+        (["self_replac=0.2"], "Did you mean 'self_replace'"),
+        (["threshold=a"], "expected NAME="),
+        (["threshold=0:1"], "expected NAME="),
+        (["threshold=0:1:0"], "expected NAME="),
+        (["threshold=none:1:0.1"], "expected NAME="),
+        (["threshold=0:1:0.001"], "1001 values"),
+        (["threshold=0:1:0.05", "self_replace=0:1:0.1"], "231 combinations"),
+        (["threshold=0.1", "blend_th=0.2"], "twice"),
+    ],
+    ids=str,
+)
+def test_sweep_mistakes(texts, said):
+    with pytest.raises(FzError, match=said):
+        sweep.read_sweeps(texts)
+
+
+def test_sweep_is_one_run_and_one_sheet(tmp_path, runs, capsys):
+    from fz.media import write_pngs
+
+    write_pngs(tmp_path / "clip", np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8))
+    argv = ["--checkpoint", "x", "--video", str(tmp_path / "clip"), "--size", "32", "--frames", "3", "--source", "a red car"]
+    argv += ["--sweep", "self_replace=0.2:0.4:0.1", "threshold=0.2,0.3", "--target", "a blue car", "--out", str(tmp_path / "out")]
+    assert sweep.main(argv) == 0
+    assert len(runs) == 1 and [e.self_replace[1] for e in runs[0].edits] == [0.2, 0.2, 0.3, 0.3, 0.4, 0.4]
+    assert "self_replace 0.2, threshold 0.3" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "out/sweep.json").read_text())) == 6 and (tmp_path / "out/sweep.png").is_file()
+    assert sweep.main([*argv, "--sweep", "self_replace=2"]) == 2
