@@ -7,6 +7,7 @@ so that a run with other settings is never written over unasked, and replacing o
 import dataclasses
 import json
 import re
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,6 +65,9 @@ class ResultFolder:
             # names come from a file: never follow one out of the folder
             if not Path(name).is_absolute() and ".." not in Path(name).parts:
                 (self.path / name).unlink(missing_ok=True)
+        # what a run that was killed had half written
+        for part in list(self.path.rglob(".*.part")):
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.settings = as_json(settings)
         self.write_running()

@@ -199,3 +199,17 @@ def test_reconstruction_attention_is_another_source(unet):
     t = SCHEDULE.timesteps[-1]
     assert other.latents is source.latents and not torch.equal(other.inputs[t], source.inputs[t])
     assert not torch.allclose(edited(unet, other, fusion())[-1], edited(unet, source, fusion())[-1], atol=1e-3)
+
+
+def test_half_written_files_of_a_killed_run_are_removed(tmp_path):
+    from fz.config import build
+    from fz.output import ResultFolder
+
+    parts = [tmp_path / ".edit-0.mp4.123.part", tmp_path / "frames" / ".edit-0.123.part" / "00000.png"]
+    for part in parts:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(b"half")
+    (tmp_path / "notes.part.txt").write_text("the user's")
+    ResultFolder(tmp_path).start(build({"clip.path": "clip.mp4", "source": "a car", "edits.0.target": "a boat"}))
+    assert not any(part.exists() for part in parts) and not parts[1].parent.exists()
+    assert (tmp_path / "notes.part.txt").exists()
