@@ -30,8 +30,11 @@ editing_config:
 
 
 @pytest.fixture(autouse=True)
-def _cache(tmp_path_factory, monkeypatch):
+def _own_cache_and_threads(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("FZ_CACHE", str(tmp_path_factory.mktemp("cache")))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def settings_of(*argv):
@@ -256,7 +259,8 @@ def test_interrupt_in_mid_run(shared, tmp_path, monkeypatch, capsys):
 def real(shared):
     golden = shared / "golden"
     return ["--checkpoint", str(golden / "tiny_sd"), "--video", str(golden / "clips/car128"), "--size", "64", "--frames", "2",
-            "--steps", "2", "--device", "cpu", "--source", "a silver jeep on a road", "--target", "a red jeep on a road"]  # fmt: skip
+            "--steps", "2", "--device", "cpu", "--threads", "1",
+            "--source", "a silver jeep on a road", "--target", "a red jeep on a road"]  # fmt: skip
 
 
 def test_a_run_by_flags(shared, tmp_path, capsys):
@@ -309,6 +313,23 @@ def test_words_are_listed(shared, capsys):
     assert main(["--list-words", *real(shared)]) == 0
     said = capsys.readouterr().out
     assert "'a silver jeep on a road': 6 words" in said and "silver  (tokens 2)" in said
+
+
+def test_words_that_the_miniature_knows(capsys):
+    assert main(["--list-words"]) == 0
+    said = capsys.readouterr().out
+    assert "car" in said and "red" in said and "sand" in said and "watercolor" in said
+
+
+def test_without_flags_the_example_of_the_miniature():
+    from fz import mini
+
+    settings = cli.parse([]).settings
+    assert settings.checkpoint is None and settings.clip.path == mini.example()["clip.path"]
+    assert settings.clip.size == mini.DEFAULTS["clip.size"] and settings.edits[0].target == mini.example()["edits.0.target"]
+    # what is said is over the example, and another checkpoint has no part of it
+    assert cli.parse(["--target", "a green car"]).settings.edits[0].target == "a green car"
+    assert settings_of().clip.size == 512
 
 
 def test_interrupt_while_starting_is_answered_too():

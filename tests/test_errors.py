@@ -26,8 +26,11 @@ def loaded(tiny):
 
 
 @pytest.fixture(autouse=True)
-def _cache(tmp_path_factory, monkeypatch):
+def _own_cache_and_threads(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("FZ_CACHE", str(tmp_path_factory.mktemp("cache")))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def here(tmp_path, monkeypatch, tiny, loaded):
 def base(golden):
     """Flags of a small run that is fine, as a dict: a test changes some and leaves others out (None)."""
     return {"checkpoint": str(golden / "tiny_sd"), "video": str(golden / "clips/car128"), "size": "64", "frames": "2", "steps": "2",
-            "device": "cpu", "source": SOURCE, "target": TARGET, "out": "out"}  # fmt: skip
+            "device": "cpu", "threads": "1", "source": SOURCE, "target": TARGET, "out": "out"}  # fmt: skip
 
 
 def flags_of(base, changes):
