@@ -4,11 +4,14 @@ The averaged weights of the furthest UNet stage that there is are taken, so a tr
 """
 
 import argparse
+import csv
 import json
+import math
 import shutil
 from pathlib import Path
 
 import torch
+from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -50,7 +53,29 @@ def export(state: Path, out: Path) -> str:
     write_json(out / "model_index.json", INDEX)
     write_pngs(out / "example", draw(EXAMPLE).frames)
     shutil.copyfile(state / "log.csv", out / "log.csv")
+    draw_losses(out / "log.csv", out / "loss.png")
     return stage
+
+
+def draw_losses(log: Path, picture: Path, size: tuple[int, int] = (900, 240)) -> None:
+    """Each stage's loss by step, on a log scale of its own, side by side."""
+    with open(log, newline="") as file:
+        rows = list(csv.DictReader(file))
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    w, h = size
+    image = Image.new("RGB", size, "white")
+    canvas = ImageDraw.Draw(image)
+    for k, stage in enumerate(stages):
+        points = [(int(row["step"]), math.log(float(row["loss"]))) for row in rows if row["stage"] == stage]
+        last, low, high = points[-1][0], min(y for _, y in points), max(y for _, y in points)
+        left, right, top, bottom = w * k // len(stages) + 12, w * (k + 1) // len(stages) - 12, 30, h - 22
+        place = [(left + (right - left) * x / last, bottom - (bottom - top) * (y - low) / max(high - low, 1e-6)) for x, y in points]
+        canvas.rectangle((left, top, right, bottom), outline=(190, 190, 190))
+        canvas.text((left, 8), f"{stage}: loss {math.exp(points[0][1]):.3g} to {math.exp(points[-1][1]):.3g}", fill=(0, 0, 0))
+        canvas.text((left, bottom + 4), f"{last} steps", fill=(0, 0, 0))
+        canvas.line(place, fill=(30, 80, 180), width=2)
+    with atomic(picture) as part:
+        image.save(part, format="PNG")
 
 
 def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

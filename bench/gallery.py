@@ -1,0 +1,101 @@
+"""Makes the README's gallery: `python -m bench.gallery` edits six drawn clips with the miniature; gifs of source, edit and mask.
+
+Clips are held-out stories by number, fixed beforehand; prompts are their captions with a few words changed. Settings are the presets'.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fz import mini
+from fz.config import PRESETS, build
+from fz.fusion import MAP_STRIDE, blend_mask
+from fz.media import heat, side_by_side, to_uint8, write_gif, write_pngs
+from fz.mini.world import Story, Thing, caption, draw
+from fz.pipeline import run
+from fz.plan import weights
+from fz.text import TextEncoder
+from fz.weights.load import load_tokenizer
+
+SHOWN = 192  # side of a picture in the gallery
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One edit. change: words of the source's caption and what stands in their place ('' before: put in front); word: shown as mask."""
+
+    name: str
+    story: Story
+    change: tuple[str, str]
+    preset: str
+    word: str
+    frames: int = 8
+
+    @property
+    def target(self) -> str:
+        old, new = self.change
+        source = caption(self.story)
+        return source.replace(old, new) if old else f"{new} {source}"
+
+
+def moving(kind: str, colour: str, y: float = 0.6, start: float = 0.3, end: float = 0.68, size: float = 0.42) -> Thing:
+    return Thing(kind, colour, (start, y), (end, y + 0.02), size, 0.015, 0.1)
+
+
+ENTRIES = (
+    Entry("attribute", Story((moving("car", "red"),), "sand", seed=11, drift=0.02), ("red", "blue"), "attribute", "car"),
+    Entry("shape", Story((moving("ball", "orange"),), "grass", seed=12, drift=0.02), ("ball", "star"), "shape", "ball"),
+    Entry("style", Story((moving("boat", "yellow"),), "water", seed=13, drift=-0.02), ("", "watercolor painting of"), "style", "boat"),
+    Entry("background", Story((moving("house", "pink", start=0.4, end=0.6),), "grass", seed=14), ("grass", "snow"), "attribute", "grass"),
+    Entry("two-objects", Story((moving("fish", "blue", 0.58, 0.22, 0.3, 0.32), moving("heart", "red", 0.58, 0.78, 0.7, 0.32)), "road",
+                               seed=15), ("blue", "green"), "attribute", "fish"),
+    Entry("one-image", Story((moving("star", "purple", start=0.5, end=0.52),), "night", seed=16), ("purple", "yellow"), "attribute",
+          "star", 1),
+)  # fmt: skip
+
+
+def enlarged(frames: np.ndarray) -> np.ndarray:
+    return np.stack([np.asarray(Image.fromarray(f).resize((SHOWN, SHOWN), Image.Resampling.BICUBIC)) for f in frames])
+
+
+def make(entry: Entry, out: Path, work: Path, steps: int) -> Path:
+    """Edit one entry and write its gif."""
+    write_pngs(work / entry.name, draw(entry.story, entry.frames).frames)
+    settings = {
+        "clip.path": str(work / entry.name), "clip.frames": entry.frames, "source": caption(entry.story), "edits.0.target": entry.target,
+        "steps": steps, "out": str(work / f"{entry.name}-run"), "overwrite": True, "cache": "none",
+    }  # fmt: skip
+    preset = {f"edits.*.{key}": value for key, value in PRESETS[entry.preset].items()}
+    result = run(build(mini.DEFAULTS, preset, settings))
+    source = to_uint8(result.video.frames)
+    tokens = TextEncoder(load_tokenizer(Path(mini.checkpoint()) / "tokenizer", 2**31), None).tokens(caption(entry.story))
+    maps = torch.stack([result.source.maps[t] for t in result.schedule.timesteps]).mean(0)
+    side = next(iter(result.source.latents.values())).shape[-1]
+    mask = blend_mask(maps, weights(tokens, [entry.word]), 0.3, (side // MAP_STRIDE,) * 2, (side, side))
+    shown = [enlarged(source), enlarged(to_uint8(result.edits[0].frames)), enlarged(heat(mask.float(), peak=1.0))]
+    path = out / f"{entry.name}.gif"
+    write_gif(path, side_by_side(shown, [caption(entry.story), entry.target, f"mask of '{entry.word}'"]), result.video.fps)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.gallery", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("docs/gallery"))
+    parser.add_argument("--work", type=Path, default=Path("results/gallery"), help="clips and runs")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--only", nargs="*", default=[entry.name for entry in ENTRIES])
+    parser.add_argument("--threads", type=int, default=None)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    for entry in ENTRIES:
+        if entry.name in arguments.only:
+            print(make(entry, arguments.out, arguments.work, arguments.steps), flush=True)
+
+
+if __name__ == "__main__":
+    main()
