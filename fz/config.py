@@ -108,6 +108,7 @@ class Settings:
     out: str | None = None
     overwrite: bool = False
     save_latents: bool = False
+    report: bool = False
     dry_run: bool = False
     notes: tuple[str, ...] = field(default=(), compare=False)  # what was decided on the user's behalf, said aloud
 

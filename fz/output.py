@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 RUN = "run.json"
 # settings that do not change what is computed
-INCIDENTAL = ("out", "overwrite", "dry_run", "save_latents")
+INCIDENTAL = ("out", "overwrite", "dry_run", "save_latents", "report", "cache")
 
 
 @dataclasses.dataclass

@@ -137,7 +137,14 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
                 folder.add_latents(edit_tensors(i, edited))
         inversion.finished()
     result.out = str(folder.path)
+    if settings.report:
+        folder.files.append("report.html")
     folder.finish(result, versions())
+    if settings.report:
+        # it reads the finished run's folder
+        from fz.report import write_report
+
+        write_report(folder.path)
     progress.say(f"results in {folder.path}")
     return result
 

@@ -90,6 +90,7 @@ def test_flags_alone_are_the_defaults():
         ("--out o", "out", "o"),
         ("--overwrite", "overwrite", True),
         ("--save-latents", "save_latents", True),
+        ("--report", "report", True),
         ("--dry-run", "dry_run", True),
         ("--replace", "edits.0.method", "replace"),
         ("--refine", "edits.0.method", "refine"),

@@ -124,6 +124,6 @@ def sniff(path: Path) -> str:
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118: no mapping
+            return {key: file.get_tensor(key) for key in file.keys()}  # not a mapping itself
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise FzError(f"{path}: damaged or cut short ({first_line(error)}). Download it again.") from None
