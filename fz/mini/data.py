@@ -1,7 +1,8 @@
 """Training data: pictures of chance stories, drawn by several processes, with their captions. Held-out stories are never drawn here."""
 
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,20 +23,22 @@ class Pictures:
     captions: list[str]
 
 
-def picture_pair(seed: int, size: int) -> tuple[np.ndarray, str]:
-    """Two moments of a training story, (TIMES, 3, H, W), and its caption."""
+def picture_pair(seed: int, size: int, empty: bool = False) -> tuple[np.ndarray, str]:
+    """Two moments of a training story, (TIMES, 3, H, W), and its caption. empty: without its things."""
     story = sample_story(seed)
+    if empty:
+        story = replace(story, things=())
     times = np.random.default_rng([seed, 1]).uniform(0, 1, TIMES)
     return np.stack([draw_frame(story, float(t), size) for t in times]).transpose(0, 3, 1, 2), caption(story)
 
 
-def draw_many(first: int, count: int, size: int = 128, processes: int = 2) -> Pictures:
-    """Stories of seeds first … first + count - 1."""
+def draw_many(first: int, count: int, size: int = 128, processes: int = 2, empty: bool = False) -> Pictures:
+    """Stories of seeds first … first + count - 1; of their scenes alone if empty."""
     seeds = range(first, first + count)
     if first + count > HELD_OUT:
         raise ValueError(f"seeds from {HELD_OUT} on are held out, got {first} … {first + count - 1}")
     with ProcessPoolExecutor(processes) as pool:
-        frames, captions = zip(*pool.map(picture_pair, seeds, [size] * count, chunksize=32), strict=True)
+        frames, captions = zip(*pool.map(partial(picture_pair, size=size, empty=empty), seeds, chunksize=32), strict=True)
     return Pictures(torch.from_numpy(np.stack(frames)), list(captions))
 
 
