@@ -102,7 +102,8 @@ def sample_story(seed: int, style: str | None = None, two: bool | None = None) -
 def caption(story: Story) -> str:
     """The sentence: 'watercolor painting of a red car and a blue ball moving on the sand'; of an empty scene 'on the sand'."""
     if not story.things:
-        return scenes.SCENES[story.scene].where if story.style == "plain" else f"{styles.STYLES[story.style].caption} {scenes.SCENES[story.scene].where}"
+        style = [] if story.style == "plain" else [styles.STYLES[story.style].caption]
+        return " ".join([*style, scenes.SCENES[story.scene].where])
     subject = " and ".join(f"{article(thing.colour)} {thing.colour} {thing.kind}" for thing in story.things)
     prefix = "" if story.style == "plain" else f"{styles.STYLES[story.style].caption} of "
     return f"{prefix}{subject} {VERB} {scenes.SCENES[story.scene].where}"
