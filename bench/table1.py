@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import math
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from fz.config import PRESETS, EditSettings, Settings
 from fz.errors import FzError
 from fz.evaluate import TITLES, Parser, Truth, measure
 from fz.media import atomic, to_uint8, write_pngs
+from fz.metrics import half_interval
 from fz.output import as_json
 from fz.video import Clip
 
@@ -163,17 +163,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
         if values:
             out[name] = {"mean": float(np.mean(values)), "clips": len(values)}
             if len(values) > 1:
-                out[name]["half"] = float(student(len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+                out[name]["half"] = half_interval(np.array(values))
     return out
-
-
-def student(df: int) -> float:
-    """The 97.5% quantile of Student's t: exact for 1 and 2 degrees of freedom, else Cornish-Fisher's expansion (within 0.01)."""
-    if df < 3:
-        return (12.7062, 4.3027)[df - 1]
-    z = 1.959964
-    terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
-    return z + sum(term / df**n for n, term in enumerate(terms, start=1))
 
 
 def table(methods: Sequence[Method], summaries: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

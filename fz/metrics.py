@@ -157,11 +157,28 @@ def mean_of(x: Tensor, window: int) -> Tensor:
     return F.avg_pool2d(x, window, stride=1, padding=window // 2, count_include_pad=False)
 
 
+# ---- over clips ----------------------------------------------------------------------------------------------------------
+
+
+def student(df: int) -> float:
+    """The 97.5% quantile of Student's t: exact for 1 and 2 degrees of freedom, else Cornish-Fisher's expansion (within 0.01)."""
+    if df < 3:
+        return (12.7062, 4.3027)[df - 1]
+    z = 1.959964
+    terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+    return z + sum(term / df**n for n, term in enumerate(terms, start=1))
+
+
+def half_interval(values: np.ndarray) -> float:
+    """Half the 95% interval of the mean of two or more values."""
+    return float(student(len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+
+
 def same_shape(a: np.ndarray, b: np.ndarray) -> None:
     if a.shape != b.shape:
         raise FzError(f"clips: got frames of {a.shape} and {b.shape}, expected the same number and size.")
 
 
 __all__ = [
-    "clip_patch_distance", "estimate_flow", "frame_acc", "psnr", "ssim", "tem_con", "text_score", "warp_error",
+    "clip_patch_distance", "estimate_flow", "frame_acc", "half_interval", "psnr", "ssim", "tem_con", "text_score", "warp_error",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import table1
-from fz import pipeline, sweep
+from fz import metrics, pipeline, sweep
 from fz.config import EditSettings
 from fz.errors import FzError
 from fz.video import Video, read_clip
@@ -78,7 +78,7 @@ def test_summary_and_verdict():
     got = table1.summary(rows)["tem_con"]
     # clips are the unit: 0.8, 0.6, 0.4
     assert got["clips"] == 3 and got["mean"] == pytest.approx(0.6) and got["half"] == pytest.approx(4.3027 * 0.2 / 3**0.5)
-    assert [table1.student(df) for df in (1, 4, 31, 1000)] == pytest.approx([12.706, 2.776, 2.0395, 1.9623], abs=0.01)
+    assert [metrics.student(df) for df in (1, 4, 31, 1000)] == pytest.approx([12.706, 2.776, 2.0395, 1.9623], abs=0.01)
 
     def numbers(tem, acc):
         return {"tem_con": {"mean": tem}, "frame_acc": {"mean": acc}}
