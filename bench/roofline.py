@@ -1,0 +1,237 @@
+"""What each way of fusing attention must move and compute at every site, and the least time that takes on four GPUs. Nothing is run.
+
+A way is a sequence of kernels; a kernel takes at least the longest of its bytes over the memory's rate, its matrix operations over
+the tensor cores' and its exponentials over the special function units'; a way takes their sum. Operands are read once (caches are
+ideal), in fp16. Matrix instructions are counted in code compiled for each GPU (`bench.aot`).
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.sites import BenchSite, sites
+from fz.errors import FzError
+
+PAGE = Path(__file__).parent / "ROOFLINE.md"
+HALF = 2  # bytes of an fp16 number
+# results of exp2 a clock and multiprocessor (CUDA C++ programming guide, throughput of native arithmetic instructions, 8.0 to 9.0)
+EXPONENTIALS = 16
+WAYS = ("maps", "two attentions + blend", "this, mixed mask", "this, no mask")
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A GPU by its datasheet. matrix: dense fp16 tensor operations a second that accumulate in fp32; memory: bytes a second."""
+
+    name: str
+    capability: int
+    matrix: float
+    memory: float
+    multiprocessors: int
+    clock: float
+    source: str
+
+    @property
+    def exponentials(self) -> float:
+        """Exponentials a second."""
+        return EXPONENTIALS * self.multiprocessors * self.clock
+
+
+CHIPS = (
+    Chip("A100 80 GB SXM", 80, 312e12, 2039e9, 108, 1.410e9, "NVIDIA A100 datasheet; A100 architecture whitepaper (clock)"),
+    Chip("RTX 3090", 86, 71e12, 936e9, 82, 1.695e9, "NVIDIA GA102 architecture whitepaper, FP16 tensor with FP32 accumulate"),
+    Chip("RTX 4090", 89, 165.2e12, 1008e9, 128, 2.520e9, "NVIDIA Ada architecture whitepaper, FP16 tensor with FP32 accumulate"),
+    Chip("H100 SXM", 90, 989.4e12, 3350e9, 132, 1.830e9, "NVIDIA H100 datasheet (half of its rates with sparsity); clock of these rates"),
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kernel: matrix operations, exponentials, and bytes to and from memory."""
+
+    operations: float
+    exponentials: float
+    bytes: float
+
+    def floor(self, chip: Chip) -> float:
+        """Seconds."""
+        return max(self.operations / chip.matrix, self.exponentials / chip.exponentials, self.bytes / chip.memory)
+
+
+def stages(site: BenchSite, way: str) -> list[Stage]:
+    """The kernels of one branch that is fused at a site, by way.
+
+    maps: two logits (baddbmm), two softmaxes in place, a blend, a product with the values. two attentions + blend: two flash attentions
+    and a blend of their results. Both lay the anchors' keys and values side by side first (self). this: one launch; rows that
+    are edited read q and k, the others q_src and k_src, so a mixed mask reads both keys, and no mask the source's only.
+    """
+    q, m = HALF * site.operand, HALF * site.map
+    half = site.operations / 2  # of one of an attention's two products
+    if site.kind == "self":
+        kv, laid = site.anchors * q, (Stage(0, 0, 2 * site.anchors * q),) * 3
+        if site.anchors == 1:
+            laid = ()
+    else:
+        kv, laid = HALF * site.keys * site.channels, ()
+    if way == "maps":
+        # cross: the maps' columns are mixed in place of blending their rows: the source's map times 77 x 77, the edit's times 77
+        mixing = 2 * site.map * site.keys if site.kind == "cross" else 0
+        logits, softmax = Stage(half, 0, q + kv + m), Stage(0, site.map, 2 * m)
+        return [*laid, logits, logits, softmax, softmax, Stage(mixing, 0, 3 * m), Stage(half, 0, m + kv + q)]
+    attention = Stage(site.operations, site.map, 2 * q + 2 * kv)
+    if way == "two attentions + blend":
+        return [*laid, attention, attention, Stage(0, 0, 3 * q)]
+    keys = q if site.kind == "self" else kv  # the anchors are read where they lie
+    both = way == "this, mixed mask"
+    if site.kind == "cross":
+        # cross has no mask: 'mixed' is columns of both prompts, 'no mask' columns of the source's only
+        return [Stage(site.operations * (1 + both), site.map * (1 + both), q * (2 + both) + keys * (2 + 2 * both))]
+    return [Stage(site.operations, site.map, 2 * q + keys * (2 + both))]
+
+
+def total(parts: list[Stage]) -> Stage:
+    return Stage(sum(p.operations for p in parts), sum(p.exponentials for p in parts), sum(p.bytes for p in parts))
+
+
+def floor(site: BenchSite, way: str, chip: Chip) -> float:
+    """The least seconds of one layer."""
+    return sum(stage.floor(chip) for stage in stages(site, way))
+
+
+def limit(site: BenchSite, way: str, chip: Chip) -> str:
+    """What bounds most of that time: 'matrix', 'exp' or 'memory'."""
+    spent = dict.fromkeys(("matrix", "exp", "memory"), 0.0)
+    for stage in stages(site, way):
+        parts = (stage.operations / chip.matrix, stage.exponentials / chip.exponentials, stage.bytes / chip.memory)
+        name, seconds = max(zip(spent, parts, strict=True), key=lambda pair: pair[1])
+        spent[name] += seconds
+    return max(spent, key=spent.get)
+
+
+# multiply-adds of one instruction: HMMA m x n x k of a warp, written 16816 or 1688; HGMMA of a group of four warps, written 64x40x16
+INSTRUCTION = re.compile(r"\b(?:HMMA\.(16816|1688)|HGMMA\.(\d+)x(\d+)x(\d+))\.")
+HMMA = {"16816": 16 * 8 * 16, "1688": 16 * 8 * 8}
+
+
+def multiply_adds(assembly: str, warps: int) -> int:
+    """Multiply-adds of all matrix instructions in the text of a kernel, each met once by every warp or group of four."""
+    done = 0
+    for short, m, n, k in INSTRUCTION.findall(assembly):
+        done += HMMA[short] * warps if short else int(m) * int(n) * int(k) * (warps // 4)
+    return done
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Matrix work of the code of one tile: multiply-adds compiled, and the least that D unpadded needs."""
+
+    d: int
+    chip: str
+    tile: str
+    instructions: str
+    compiled: int
+    least: int
+
+
+def count(d: int, chip: Chip) -> Counted:
+    """The self-attention kernel's loop over keys, fp16, as its launcher configures it for that GPU."""
+    import torch
+
+    from bench import aot
+    from fz.kernels import triton_self
+
+    config = triton_self.configure(d, torch.float16, chip.capability)
+    compiled = aot.compile_kernel(*aot.self_attention_case(d, torch.float16, chip.capability))
+    # q kᵀ and p v of one tile of keys: the code has the loop's body once
+    least = 2 * config.block_q * config.block_k * d
+    shown = ", ".join(f"{n} {name}" for name, n in sorted(compiled.matrix.items()))
+    return Counted(d, chip.name, f"{config.block_q}x{config.block_k}, {config.warps} warps", shown,
+                   multiply_adds(compiled.assembly, config.warps), least)  # fmt: skip
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def site_table(found: list[BenchSite]) -> str:
+    """Per site and way: bytes, operations, intensity, and the floor on each chip with what sets it."""
+    rows = []
+    for site in found:
+        for way in WAYS:
+            cost = total(stages(site, way))
+            counts = (cost.bytes / 1e6, cost.operations / 1e9, cost.exponentials / 1e6)
+            floors = (f"{1e6 * floor(site, way, chip):.1f} {limit(site, way, chip)}" for chip in CHIPS)
+            rows.append([site.name, way, *(f"{x:.1f}" for x in counts), f"{cost.operations / cost.bytes:.0f}", *floors])
+    head = ["site", "way", "MB", "GFLOP", "M exp", "FLOP/byte", *(f"{chip.name}, µs" for chip in CHIPS)]
+    return markdown(head, rows)
+
+
+def sum_table(found: list[BenchSite]) -> str:
+    """All fused layers of one UNet pass, ms, and how many times as long as this kernel with a mixed mask."""
+    fused = [site for site in found if site.fused]
+    rows = []
+    for way in WAYS:
+        row = [way]
+        for chip in CHIPS:
+            spent, ours = (sum(site.layers * floor(site, w, chip) for site in fused) for w in (way, "this, mixed mask"))
+            row.append(f"{1e3 * spent:.3f} ({spent / ours:.1f} x)")
+        rows.append(row)
+    return markdown(["way", *(f"{chip.name}, ms" for chip in CHIPS)], rows)
+
+
+def count_table(d_values: list[int]) -> str:
+    """Matrix instructions of the compiled kernel against the minimum; says so where triton is not installed."""
+    try:
+        counts = [count(d, chip) for d in d_values for chip in CHIPS]
+    except ImportError:
+        return "triton is not installed here: nothing was compiled."
+    head = ["D", "GPU", "tile", "matrix instructions", "multiply-adds", "least", "ratio"]
+    rows = [[str(c.d), c.chip, c.tile, c.instructions, str(c.compiled), str(c.least), f"{c.compiled / c.least:.3f}"] for c in counts]
+    return markdown(head, rows)
+
+
+def page(size: int, frames: int, anchors: int) -> str:
+    """The whole page."""
+    found = sites(size, frames, anchors)
+    if not any(site.fused for site in found):
+        raise FzError(f"size: got {size}, where no level is fused; expected at least 64.")
+    rates = [
+        [c.name, f"sm_{c.capability}", f"{c.matrix / 1e12:.1f}", f"{c.memory / 1e9:.0f}", f"{c.exponentials / 1e12:.2f}", c.source]
+        for c in CHIPS
+    ]
+    head = ["GPU", "", "fp16 tensor, fp32 sums, dense, TFLOP/s", "memory, GB/s", "exp, T/s (16 a clock and SM)", "source"]
+    return f"""# Roofline of fused attention
+
+Generated by `python -m bench.attention --static --size {size} --frames {frames} --anchors {anchors}`; counted, not measured. One branch of
+Stable Diffusion v1.4 being fused, {frames} frames of {size} x {size} pixels, {anchors} anchor frames, 8 heads, fp16. A time is a floor: the
+rates are the datasheets', caches are ideal, a kernel's bytes, products and exponentials overlap perfectly, launches cost nothing. The
+word behind a time is what sets it. 'maps' builds the edit's and the source's maps, blends them and multiplies; 'two attentions + blend'
+runs flash attention twice; 'this' is `kernels/triton_self.py` and `kernels/triton_cross.py`. Cross-attention has no row mask: there
+'mixed' sums both prompts' columns, 'no mask' takes the source's only.
+
+## Rates (datasheets)
+
+{markdown(head, rates)}
+
+## All fused layers of one UNet pass (levels of stride {min(s.stride for s in found if s.fused)} and more)
+
+{sum_table(found)}
+
+## One layer of each site
+
+{site_table(found)}
+
+## Matrix instructions of the compiled self-attention kernel, a tile of queries and keys
+
+D is cut in two parts, 32 + 16, 64 + 16, 128 + 32; padding it to a power of two would cost 1.6 at every D.
+
+{count_table(sorted({site.d for site in found}))}
+"""
+
+
+def write(size: int, frames: int, anchors: int) -> str:
+    """Write the page and return it."""
+    text = page(size, frames, anchors)
+    PAGE.write_text(text, encoding="utf-8")
+    return text
