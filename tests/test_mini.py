@@ -9,8 +9,8 @@ import torch
 
 from fz import mini
 from fz.ddim import Schedule
-from fz.mini import evaluate, measure, words
-from fz.mini.data import HELD_OUT, draw_many, held_out
+from fz.mini import bars, evaluate, measure, words
+from fz.mini.data import HELD_OUT, as_given, draw_many, held_out
 from fz.mini.export import EXAMPLE, export
 from fz.mini.sample import sample
 from fz.mini.train import UNET, VAE_JSON, Training, latents, new_text_model, unit_latents
@@ -150,17 +150,64 @@ def test_sampling_is_finite_and_does_not_depend_on_the_company(fresh):
     torch.testing.assert_close(both[1:], alone)
 
 
-def test_evaluation_measures_a_clip_once_and_tells_bars_from_figures(fresh, tmp_path):
-    loaded = load_checkpoint(fresh[2])
-    bench = evaluate.Bench(loaded, Schedule.of(loaded.scheduler, 2), 4.0, measure.Eye().eval())
-    said = []
-    rows = evaluate.evaluate(bench, 1, 2, 64, tmp_path / "rows.csv", said.append)
+def test_evaluation_measures_once_has_every_bar_and_goes_on(fresh, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_eye", lambda: measure.Eye().eval())
+    setup, jobs = evaluate.Setup(frames=2, size=64, steps=2, picture_steps=1), [("picture", 0), ("clip", 0)]
+    rows = [row for found in evaluate.evaluate(setup, str(fresh[2]), jobs, tmp_path) for row in found]
     names = [name for _, name, _ in rows]
-    assert len(names) == len(set(names)) and set(evaluate.BARS) <= set(names)
-    assert {name for pair in evaluate.ORDERINGS for name in pair} <= set(names)
-    assert evaluate.evaluate(bench, 1, 2, 64, tmp_path / "rows.csv", said.append) == rows and len(said) == 1
-    lines = evaluate.table([(0, "vae psnr", 29.0), (1, "vae psnr", 30.0), (0, "blend mask: iou", 0.6)])
-    assert "SHORT" in lines[1] and "29.5" in lines[1] and "reached" in lines[2]
+    assert len(names) == len(set(names)) and set(bars.BARS) <= set(names)
+    assert {name for pair in bars.ORDERINGS for name in pair} <= set(names)
+    # of the second clip nothing, of the first all that the file has, unless the key is another
+    bench = evaluate.Bench(load_checkpoint(fresh[2]), measure.Eye().eval(), setup)
+    files = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    assert len(files) == 2
+    key = json.loads((tmp_path / "clip-0000.json").read_text())["key"]
+    monkeypatch.setitem(evaluate.MEASURES, "clip", lambda bench, i: iter([evaluate.Figure("again", True)]))
+    assert sorted(evaluate.figures_of(bench, key, "clip", 0, tmp_path)) == sorted(row for row in rows if row[1] in names[4:])
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == files
+    assert evaluate.figures_of(bench, "other", "clip", 0, tmp_path) == [(0, "again", 1.0)]
+    (tmp_path / "clip-0000.json").write_text("{")
+    assert evaluate.figures_of(bench, key, "clip", 0, tmp_path) == [(0, "again", 1.0)]
+
+
+def test_the_key_is_of_the_settings_and_the_weights(fresh):
+    loaded, eye = load_checkpoint(fresh[2]), measure.Eye().eval()
+    keys = [evaluate.Bench(loaded, eye, evaluate.Setup(steps=steps)).key() for steps in (4, 4, 5)]
+    with torch.no_grad():
+        loaded.unet.conv_in.bias[0] += 1
+    keys.append(evaluate.Bench(loaded, eye, evaluate.Setup(steps=4)).key())
+    assert keys[0] == keys[1] and len(set(keys)) == 3
+
+
+def test_the_table_sets_figures_beside_bars_and_orderings_beside_chance():
+    better, worse = bars.ORDERINGS[0]
+    rows = [(0, "vae psnr at 128 px", 29.0), (1, "vae psnr at 128 px", 30.0), (0, "blend mask: iou", 0.6), (0, "other", 1.0)]
+    rows += [(i, name, 20.0 + (name == better) + 0.1 * i) for i in range(4) for name in (better, worse)]
+    lines = {line.split("  ")[0]: line for line in bars.table(rows)}
+    assert all(part in lines["vae psnr at 128 px"] for part in ("SHORT", "29.500", "23.147 … 35.853"))
+    assert "reached" in lines["blend mask: iou"] and "reached" not in lines["other"]
+    assert any(line.startswith(f"  holds  {better} > {worse}: +1.000 ± 0.000  (100% of 4)") for line in bars.table(rows))
+    mixed = [(i, name, value) for i, value in enumerate((2.0, -1.0, 0.5)) for name, value in ((better, value), (worse, 0.0))]
+    assert any(line.startswith("  leans") for line in bars.table(mixed))
+    assert any(line.startswith("  FAILS") for line in bars.table([(i, name, -value) for i, name, value in mixed]))
+
+
+def test_intervals_of_shares_are_wilson_s():
+    # Wilson 1927, as tables have it: 8 of 10
+    low, high = bars.interval("text to image: kind", np.array([1.0] * 8 + [0.0] * 2))
+    assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-3)
+    assert bars.interval("text to image: kind", np.ones(20))[0] == pytest.approx(0.8389, abs=1e-3)
+
+
+def test_a_clip_as_given_is_the_drawn_one_shrunk_with_its_truth():
+    story = held_out(5, two=False)
+    large, small = draw(story, 3, 128), as_given(story, 3, 64)
+    assert small.frames.shape == (3, 64, 64, 3) and small.masks.shape == (1, 3, 64, 64) and small.flow.shape == (2, 64, 64, 2)
+    assert abs(small.frames.astype(float).mean() - large.frames.mean()) < 0.1
+    inside = small.masks[0, 0]
+    np.testing.assert_allclose(small.flow[0][inside].mean(0), large.flow[0][large.masks[0, 0]].mean(0) / 2, atol=0.02)
+    assert as_given(story, 1, 64).flow.shape == (0, 64, 64, 2)
+    assert np.array_equal(as_given(story, 2, 48).frames, draw(story, 2, 48).frames)
 
 
 def test_true_pictures_reach_what_is_measured():

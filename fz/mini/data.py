@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fz.mini.world import Story, caption, draw_frame, sample_story
+from fz.mini.world import Drawn, Story, caption, draw, draw_frame, flow_between, sample_story
 
 # stories of seeds from here on are for measuring only
 HELD_OUT = 10_000_000
@@ -45,6 +45,18 @@ def draw_many(first: int, count: int, size: int = 128, processes: int = 2, empty
 def held_out(i: int, **options) -> Story:
     """The i-th story for measuring."""
     return sample_story(HELD_OUT + i, **options)
+
+
+def as_given(story: Story, frames: int, size: int, full: int = 128) -> Drawn:
+    """The clip as an editor gets it: drawn at `full` and, where `size` divides that, shrunk by areas, as training's pictures are."""
+    if full % size or size == full:
+        return draw(story, frames, size)
+    drawn, k = draw(story, frames, full), full // size
+    blocks = drawn.frames.reshape(frames, size, k, size, k, 3).mean((2, 4))
+    masks = drawn.masks.reshape(len(drawn.masks), frames, size, k, size, k).mean((3, 5)) >= 0.5
+    times = np.linspace(0, 1, frames)
+    flow = [flow_between(story, a, b, masks[:, i], size) for i, (a, b) in enumerate(zip(times, times[1:], strict=False))]
+    return Drawn(blocks.round().astype(np.uint8), masks, np.stack(flow) if flow else np.zeros((0, size, size, 2), np.float32))
 
 
 def to_unit(frames: Tensor) -> Tensor:

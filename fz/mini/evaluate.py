@@ -1,14 +1,19 @@
-"""What the miniature and the editor on it can do, measured on held-out clips with their counterfactuals: `python -m fz.mini.evaluate`.
+"""What the miniature and the editor on it can do, measured on held-out stories with their counterfactuals: `python -m fz.mini.evaluate`.
 
-Each held-out story has one thing, in plain style, and is edited in colour, in kind and in style, fused as the paper says and otherwise
-(plain, without masks, from reconstruction's attention). Truth is what the world draws. One CSV line for each number of each clip, so that
-an evaluation that was stopped goes on; then the table. Settings are `fz.config.PRESETS`, nothing is chosen by its result.
+Pictures from captions, and clips with one thing, in plain style, edited in colour, in kind and in style, fused as the paper says and
+otherwise (plain, without masks, from reconstruction's attention). Truth is what the world draws. One JSON file for each picture and clip,
+so that an evaluation that was stopped goes on and a second one changes nothing; then `fz.mini.bars`' table. Settings are
+`fz.config.PRESETS`, nothing is chosen by its result.
 """
 
 import argparse
-import csv
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import json
+import multiprocessing
+import platform
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +25,17 @@ from torch import Tensor
 from fz import mini
 from fz.budget import wanted
 from fz.config import PRESETS, EditSettings
+from fz.cpu import keep_freed_memory
 from fz.ddim import CLEAN, Schedule
 from fz.edit import Source, edit, invert, reconstruct
 from fz.fusion import MAP_STRIDE, FrameIndex, blend_mask
-from fz.media import to_uint8
-from fz.mini.data import held_out
-from fz.mini.measure import Eye, load_eye, look
+from fz.inversions import digest, model_digest
+from fz.media import atomic, to_uint8
+from fz.mini.bars import Row, table
+from fz.mini.data import as_given, held_out
+from fz.mini.measure import Eye, hue_name, load_eye, look
 from fz.mini.sample import sample
-from fz.mini.world import COLOURS, KINDS, STYLES, Story, caption, counterfactual, draw
+from fz.mini.world import COLOURS, KINDS, STYLES, Drawn, Story, caption, counterfactual
 from fz.plan import plan_edit, weights
 from fz.store import KeptInMemory
 from fz.vae import decode_clip, encode_clip
@@ -45,10 +53,21 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of one clip; True and False count as 1 and 0."""
+    """One number of one picture or clip; True and False count as 1 and 0."""
 
     name: str
     value: float
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What figures depend on beside the checkpoint. steps: of clips; picture_steps: of pictures from captions."""
+
+    frames: int = 8
+    size: int = mini.SIZE
+    steps: int = 50
+    picture_steps: int = 50
+    guidance: float = mini.DEFAULTS["guidance"]
 
 
 def psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray | None = None) -> float:
@@ -72,7 +91,7 @@ def change(frames: np.ndarray, flow: np.ndarray, seen: np.ndarray) -> float:
 
 
 def targets(story: Story, i: int) -> dict[str, Story]:
-    """The three counterfactuals of the i-th clip, by chance."""
+    """The counterfactuals of the i-th clip, one of each kind of edit, by chance."""
     rng = np.random.default_rng([i, 3])
     thing = story.things[0]
     return {
@@ -82,14 +101,22 @@ def targets(story: Story, i: int) -> dict[str, Story]:
     }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Bench:
     """A checkpoint ready to edit."""
 
     checkpoint: Checkpoint
-    schedule: Schedule
-    guidance: float
     eye: Eye
+    setup: Setup
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule.of(self.checkpoint.scheduler, self.setup.steps)
+
+    def key(self) -> str:
+        """Of all that its figures depend on."""
+        models = (self.checkpoint.unet, self.checkpoint.vae, self.checkpoint.text.model, self.eye)
+        return digest(self.setup, *(model_digest(model) for model in models))
 
     def embed(self, prompt: str) -> Tensor:
         return self.checkpoint.text.encode([prompt])[0]
@@ -104,67 +131,82 @@ class Bench:
     def edit(self, source: Source, prompt: str, target: str, settings: dict, guidance: float | None = None) -> np.ndarray:
         text = self.checkpoint.text
         plan = plan_edit(EditSettings(target, **settings), text.tokens(prompt), text.tokens(target), self.schedule.steps)
-        guidance = self.guidance if guidance is None else guidance
+        guidance = self.setup.guidance if guidance is None else guidance
         unet, empty = self.checkpoint.unet, self.embed("")
         z = edit(unet, source, self.embed(target), empty, self.schedule, guidance, ORDER, plan.fusion)
         return to_uint8(decode_clip(self.checkpoint.vae, z))
-
 
     def resample(self, source: Source, prompt: str, target: str, settings: dict) -> Source:
         """What reconstruction instead of inversion leaves of the source: its attention while it is sampled again, with guidance."""
         text, unet = self.checkpoint.text, self.checkpoint.unet
         fusion = plan_edit(EditSettings(target, **settings), text.tokens(prompt), text.tokens(target), self.schedule.steps).fusion
         empty, keep = self.embed(""), wanted([fusion])
-        return reconstruct(unet, source, source.embedding, empty, self.schedule, self.guidance, ORDER, keep, KeptInMemory())
+        return reconstruct(unet, source, source.embedding, empty, self.schedule, self.setup.guidance, ORDER, keep, KeptInMemory())
+
+
+def held_out_story(i: int) -> Story:
+    """With one thing, in plain style."""
+    return dataclasses.replace(held_out(i, two=False), style="plain")
+
+
+def code(bench: Bench, frames: np.ndarray) -> Tensor:
+    """Frames (F, H, W, 3) uint8 to scaled latents."""
+    return encode_clip(bench.checkpoint.vae, torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1)
 
 
 @torch.no_grad()
-def measure_clip(bench: Bench, i: int, frames: int, size: int) -> Iterator[Figure]:
-    """All figures of the i-th held-out clip."""
-    story = dataclasses.replace(held_out(i, two=False), style="plain")
-    drawn, prompt, thing = draw(story, frames, size), caption(story), story.things[0]
-    unit = torch.from_numpy(drawn.frames).permute(0, 3, 1, 2).float() / 127.5 - 1
-    z0 = encode_clip(bench.checkpoint.vae, unit)
-    coded = to_uint8(decode_clip(bench.checkpoint.vae, z0))
-    yield Figure("vae psnr", psnr(coded, drawn.frames))
-
-    picture = to_uint8(sample(bench.checkpoint, [prompt], seed=i, steps=bench.schedule.steps, guidance=bench.guidance, size=size))
-    seen = look(bench.eye, picture)[0]
+def measure_picture(bench: Bench, i: int) -> Iterator[Figure]:
+    """The i-th held-out story: its drawing through the VAE, at the size that the VAE is for, and a picture sampled from its caption."""
+    story, setup = held_out_story(i), bench.setup
+    thing, drawn = story.things[0], as_given(story, 1, 128).frames
+    yield Figure("vae psnr at 128 px", psnr(to_uint8(decode_clip(bench.checkpoint.vae, code(bench, drawn))), drawn))
+    picture = sample(bench.checkpoint, [caption(story)], i, setup.picture_steps, setup.guidance, setup.size)
+    seen = look(bench.eye, to_uint8(picture))[0]
     yield Figure("text to image: colour", seen.colour == thing.colour)
     yield Figure("text to image: scene", seen.scene == story.scene)
     yield Figure("text to image: kind", seen.kind == thing.kind)
 
+
+@torch.no_grad()
+def measure_clip(bench: Bench, i: int) -> Iterator[Figure]:
+    """All figures of editing the i-th held-out clip."""
+    story, setup = held_out_story(i), bench.setup
+    drawn, prompt = as_given(story, setup.frames, setup.size), caption(story)
+    z0 = code(bench, drawn.frames)
+    yield Figure("vae psnr", psnr(to_uint8(decode_clip(bench.checkpoint.vae, z0)), drawn.frames))
+
     source = bench.invert(z0, prompt)
     yield Figure("reconstruction, fused: psnr", psnr(bench.edit(source, prompt, prompt, FULL, 1.0), drawn.frames))
     yield Figure("reconstruction, plain: psnr", psnr(bench.edit(source, prompt, prompt, {"method": "plain"}, 1.0), drawn.frames))
-    yield Figure("blend mask: iou", mask_iou(bench, source, prompt, thing.kind, drawn.masks[0]))
+    yield Figure("blend mask: iou", mask_iou(bench, source, prompt, story.things[0].kind, drawn.masks[0]))
 
-    background = ~drawn.masks.any(0)
     for name, wished in targets(story, i).items():
-        truth, target = draw(wished, frames, size), caption(wished)
-        steady = drawn.masks[0][:-1] if name == "shape" else np.ones_like(background[:-1])
+        truth, target = as_given(wished, setup.frames, setup.size), caption(wished)
+        # a shape edit is to keep the thing's motion, the others all of the picture's
+        steady = drawn.masks[0][:-1] if name == "shape" else np.ones_like(drawn.masks[0][:-1])
         for variant, settings in VARIANTS[name].items():
             out = bench.edit(source, prompt, target, {**PRESETS[name], **settings})
-            yield from judge(bench, f"{name}, {variant}", out, truth.frames, wished, background & ~truth.masks.any(0), drawn.frames)
-            yield Figure(f"{name}, {variant}: change along motion", change(out, truth.flow, steady))
+            yield from judge(bench, f"{name}, {variant}", out, wished, truth, drawn)
+            if setup.frames > 1:
+                yield Figure(f"{name}, {variant}: change along motion", change(out, truth.flow, steady))
         if name == "attribute":
             other = bench.resample(source, prompt, target, PRESETS[name])
             out = bench.edit(other, prompt, target, PRESETS[name])
-            label = f"{name}, reconstruction attention"
-            yield from judge(bench, label, out, truth.frames, wished, background & ~truth.masks.any(0), drawn.frames)
+            yield from judge(bench, f"{name}, reconstruction attention", out, wished, truth, drawn)
 
 
-def judge(
-    bench: Bench, label: str, out: np.ndarray, truth: np.ndarray, wished: Story, background: np.ndarray, source: np.ndarray
-) -> Iterator[Figure]:
-    """Is it what was wished, where, and how near to the counterfactual? An edit is right if most of its frames are."""
-    seen = look(bench.eye, out)
-    thing = wished.things[0]
-    yield Figure(f"{label}: colour", np.mean([s.colour == thing.colour for s in seen]) > 0.5)
+def judge(bench: Bench, label: str, out: np.ndarray, wished: Story, truth: Drawn, source: Drawn) -> Iterator[Figure]:
+    """Is it what was wished, where, and how near to the counterfactual? An edit is right if most of its frames are.
+
+    The colour is that of the wished thing's own area, whatever else the edit did.
+    """
+    seen, thing = look(bench.eye, out), wished.things[0]
+    hues = [hue_name(frame, mask) for frame, mask in zip(out, truth.masks[0], strict=True)]
+    yield Figure(f"{label}: colour", np.mean([hue == thing.colour for hue in hues]) > 0.5)
     yield Figure(f"{label}: kind", np.mean([s.kind == thing.kind for s in seen]) > 0.5)
     yield Figure(f"{label}: style", np.mean([s.style == wished.style for s in seen]) > 0.5)
-    yield Figure(f"{label}: background psnr", psnr(out, source, background))
-    yield Figure(f"{label}: psnr to counterfactual", psnr(out, truth))
+    yield Figure(f"{label}: background psnr", psnr(out, source.frames, ~(source.masks.any(0) | truth.masks.any(0))))
+    yield Figure(f"{label}: psnr to counterfactual", psnr(out, truth.frames))
 
 
 def mask_iou(bench: Bench, source: Source, prompt: str, word: str, mask: np.ndarray) -> float:
@@ -183,83 +225,80 @@ def mask_iou(bench: Bench, source: Source, prompt: str, word: str, mask: np.ndar
     return float(np.mean(ious))
 
 
-# figure -> least mean over clips
-BARS = {
-    "vae psnr": 30, "text to image: colour": 0.95, "text to image: scene": 0.95, "text to image: kind": 0.85,
-    "reconstruction, fused: psnr": 28, "blend mask: iou": 0.5, "attribute, fused: colour": 0.9, "attribute, fused: background psnr": 25,
-    "shape, fused: kind": 0.7, "style, fused: style": 0.8,
-}  # fmt: skip
-# figure -> what it must be better than
-ORDERINGS = [
-    ("reconstruction, fused: psnr", "reconstruction, plain: psnr"),
-    *((f"{name}, fused: psnr to counterfactual", f"{name}, plain: psnr to counterfactual") for name in VARIANTS),
-    *((f"{name}, plain: change along motion", f"{name}, fused: change along motion") for name in VARIANTS),
-    ("shape, fused: kind", "shape, full self fusion: kind"),
-    ("shape, fused: psnr to counterfactual", "shape, no self fusion: psnr to counterfactual"),
-    ("shape, fused: psnr to counterfactual", "shape, full self fusion: psnr to counterfactual"),
-    ("attribute, fused: psnr to counterfactual", "attribute, reconstruction attention: psnr to counterfactual"),
-]
+# ---- many of them --------------------------------------------------------------------------------------------------------
+
+MEASURES = {"picture": measure_picture, "clip": measure_clip}
 
 
-def table(rows: list[tuple[int, str, float]]) -> list[str]:
-    """Means over clips beside their bars, then the orderings with how many clips they hold in."""
-    by_name: dict[str, dict[int, float]] = {}
-    for clip, name, value in rows:
-        by_name.setdefault(name, {})[clip] = value
-    lines = [f"{'figure':58} {'mean':>8} {'clips':>6}  bar"]
-    for name, values in by_name.items():
-        mean = float(np.mean(list(values.values())))
-        bar = "" if name not in BARS else f"{'reached' if mean >= BARS[name] else 'SHORT':8} {BARS[name]}"
-        lines.append(f"{name:58} {mean:8.3f} {len(values):6d}  {bar}")
-    lines.append("orderings (mean of the first beside the second; share of clips where it holds)")
-    for better, worse in ORDERINGS:
-        if better in by_name and worse in by_name:
-            a, b = (np.array([by_name[n][c] for c in sorted(by_name[better].keys() & by_name[worse].keys())]) for n in (better, worse))
-            held = "holds" if a.mean() > b.mean() else "FAILS"
-            lines.append(f"  {held}  {better} {a.mean():.3f} > {worse} {b.mean():.3f}  ({(a > b).mean():.0%})")
-    return lines
+def figures_of(bench: Bench, key: str, part: str, i: int, folder: Path) -> list[Row]:
+    """The figures of the i-th picture or clip: read where they were measured before, with the same key, else measured and written."""
+    file = folder / f"{part}-{i:04d}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, cut short or not ours: done again
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["key"] == key:
+            return [(i, name, value) for name, value in content["figures"].items()]
+    figures = {figure.name: float(figure.value) for figure in MEASURES[part](bench, i)}
+    with atomic(file) as temporary:
+        temporary.write_text(json.dumps({"key": key, "figures": figures}, indent=1) + "\n", encoding="utf-8")
+    return [(i, name, value) for name, value in figures.items()]
 
 
-def read_rows(path: Path) -> list[tuple[int, str, float]]:
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return [(int(clip), name, float(value)) for clip, name, value in csv.reader(file)]
+def evaluate(setup: Setup, checkpoint: str, jobs: list[tuple[str, int]], folder: Path, processes: int = 1) -> Iterator[list[Row]]:
+    """The rows of each of the jobs ('picture' or 'clip', number), as they are done. More than one process: each has one thread."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if processes == 1:
+        bench = ready(setup, checkpoint)
+        key = bench.key()
+        yield from (figures_of(bench, key, part, i, folder) for part, i in jobs)
+        return
+    # processes of their own: a forked one may hang in a library's locks
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=start, initargs=(setup, checkpoint)) as pool:
+        for done in as_completed([pool.submit(work, part, i, folder) for part, i in jobs]):
+            yield done.result()
 
 
-def evaluate(bench: Bench, clips: int, frames: int, size: int, path: Path, say: Callable[[str], None]) -> list[tuple[int, str, float]]:
-    """Figures of the first `clips` held-out clips; those that the CSV has are not measured again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = read_rows(path)
-    done = {clip for clip, _, _ in rows}
-    for i in range(clips):
-        if i in done:
-            continue
-        new = [(i, figure.name, float(figure.value)) for figure in measure_clip(bench, i, frames, size)]
-        with open(path, "a", newline="") as file:
-            csv.writer(file).writerows(new)
-        rows += new
-        say(f"clip {i + 1} of {clips}")
-    return [row for row in rows if row[0] < clips]
+def ready(setup: Setup, checkpoint: str) -> Bench:
+    keep_freed_memory()
+    return Bench(load_checkpoint(checkpoint), load_eye(), setup)
+
+
+OWN: list[tuple[Bench, str]] = []  # a worker process's bench and its key
+
+
+def start(setup: Setup, checkpoint: str) -> None:
+    torch.set_num_threads(1)
+    bench = ready(setup, checkpoint)
+    OWN.append((bench, bench.key()))
+
+
+def work(part: str, i: int, folder: Path) -> list[Row]:
+    return figures_of(*OWN[0], part, i, folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fz.mini.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--clips", type=int, default=64, help="clips that are edited, nine edits and two reconstructions each")
+    parser.add_argument("--pictures", type=int, default=64, help="pictures that are sampled from captions")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--size", type=int, default=mini.SIZE, help="side of the pictures")
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=50, help="of an edit")
+    parser.add_argument("--picture-steps", type=int, default=50)
     parser.add_argument("--guidance", type=float, default=mini.DEFAULTS["guidance"])
     parser.add_argument("--checkpoint", default=None, help="another folder; default: the bundled miniature")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--out", type=Path, default=Path("results/mini.csv"), help="figures by clip; measured clips are not done again")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    checkpoint = load_checkpoint(arguments.checkpoint or mini.checkpoint())
-    bench = Bench(checkpoint, Schedule.of(checkpoint.scheduler, arguments.steps), arguments.guidance, load_eye())
-    rows = evaluate(bench, arguments.clips, arguments.frames, arguments.size, arguments.out, lambda line: print(line, flush=True))
-    print("\n".join(table(rows)))
+    parser.add_argument("--processes", type=int, default=1, help="one core each")
+    parser.add_argument("--out", type=Path, default=Path("results/mini"), help="a file a picture or clip; what is there is not done again")
+    given = parser.parse_args()
+    setup = Setup(given.frames, given.size, given.steps, given.picture_steps, given.guidance)
+    jobs = [("picture", i) for i in range(given.pictures)] + [("clip", i) for i in range(given.clips)]
+    rows: list[Row] = []
+    for n, found in enumerate(evaluate(setup, given.checkpoint or mini.checkpoint(), jobs, given.out, given.processes), start=1):
+        rows += found
+        print(f"{n} of {len(jobs)}", end="\r" if n < len(jobs) else "\n", flush=True)
+    lines = [f"# {platform.machine()}, torch {torch.__version__}; {setup}", *table(sorted(rows))]
+    print("\n".join(lines))
+    with atomic(given.out / "table.txt") as part:
+        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
