@@ -2,17 +2,20 @@
 
 A cell is one method on one clip and seed, all of the clip's edits from one inversion; it is one JSON file, written whole, so that a bench
 that was stopped goes on and a second run changes nothing. A table gives each method's mean and its 95% interval, the clip being the unit.
-Baselines that are not built here are listed as such, never left out silently.
+Held-out clips are judged by the miniature's CLIP unless told otherwise. Baselines that are not built here are listed as such.
 """
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,43 +72,40 @@ class Job:
     truths: tuple[Truth, ...]
 
 
-def held_out_jobs(count: int, out: Path, given: argparse.Namespace) -> Iterator[Job]:
-    """Stories that no training saw, with one thing; each edited in colour, kind and style, with the world's own drawing as truth."""
+def held_out_job(i: int, given: argparse.Namespace) -> Job:
+    """A story that no training saw, with one thing; edited in colour, kind and style, with the world's own drawing as truth."""
     from fz import mini
-    from fz.mini.data import held_out
-    from fz.mini.evaluate import targets
-    from fz.mini.world import caption, draw
+    from fz.mini.data import as_given
+    from fz.mini.evaluate import held_out_story, targets
+    from fz.mini.world import caption
 
-    for i in range(count):
-        story = held_out(i, two=False, style="plain")
-        drawn = draw(story, given.frames, given.size)
-        folder = out / "clips" / f"{i:04d}"
-        if not folder.is_dir():
-            write_pngs(folder, drawn.frames)
-        edits, truths, kinds = [], [], []
-        for kind, target in targets(story, i).items():
-            after = draw(target, given.frames, given.size)
-            edits.append(EditSettings(caption(target), **PRESETS[kind]))
-            # a style changes all of the picture: no background
-            region = None if kind == "style" else np.any(drawn.masks, 0) | np.any(after.masks, 0)
-            truths.append(Truth(after.frames, region, drawn.flow))
-            kinds.append(kind)
-        clip = Clip(str(folder), frames=given.frames, size=given.size)
-        guidance = given.guidance if given.guidance is not None else mini.DEFAULTS["guidance"]
-        settings = Settings(
-            clip, caption(story), tuple(edits), checkpoint=given.checkpoint, steps=given.steps, guidance=guidance, threads=given.threads
-        )
-        yield Job(f"{i:04d}", settings, tuple(kinds), tuple(truths))
+    story = held_out_story(i)
+    drawn = as_given(story, given.frames, given.size)
+    folder = given.out / "clips" / f"{given.frames}x{given.size}" / f"{i:04d}"
+    if not folder.is_dir():
+        write_pngs(folder, drawn.frames)
+    edits, truths, kinds = [], [], []
+    for kind, target in targets(story, i).items():
+        after = as_given(target, given.frames, given.size)
+        edits.append(EditSettings(caption(target), **PRESETS[kind]))
+        # a style changes all of the picture: no background
+        region = None if kind == "style" else np.any(drawn.masks, 0) | np.any(after.masks, 0)
+        truths.append(Truth(after.frames, region, drawn.flow))
+        kinds.append(kind)
+    clip = Clip(str(folder), frames=given.frames, size=given.size)
+    guidance = given.guidance if given.guidance is not None else mini.DEFAULTS["guidance"]
+    settings = Settings(
+        clip, caption(story), tuple(edits), checkpoint=given.checkpoint, steps=given.steps, guidance=guidance, threads=given.threads
+    )
+    return Job(f"{i:04d}", settings, tuple(kinds), tuple(truths))
 
 
-def config_jobs(configs: Sequence[str], given: argparse.Namespace) -> Iterator[Job]:
-    """Clips of released configs, read as `fz.run --config` reads them."""
+def config_job(config: str, given: argparse.Namespace) -> Job:
+    """A clip of a released config, read as `fz.run --config` reads it."""
     from fz.cli import parse
 
-    for config in configs:
-        argv = ["--config", config, *(["--checkpoint", given.checkpoint] if given.checkpoint else [])]
-        settings = parse(argv).settings
-        yield Job(Path(config).stem, settings, ("",) * len(settings.edits), (Truth(),) * len(settings.edits))
+    settings = parse(["--config", config, *(["--checkpoint", given.checkpoint] if given.checkpoint else [])]).settings
+    return Job(Path(config).stem, settings, ("",) * len(settings.edits), (Truth(),) * len(settings.edits))
 
 
 def settings_of(method: Method, job: Job, seed: int, out: Path) -> tuple[Settings, list[int]]:
@@ -116,18 +116,15 @@ def settings_of(method: Method, job: Job, seed: int, out: Path) -> tuple[Setting
     return dataclasses.replace(job.settings, **method.settings, edits=edits, seed=seed, out=str(folder), overwrite=True), chosen
 
 
-def cell(method: Method, job: Job, seed: int, out: Path, clip: Any, clip_path: str | None, keep: bool) -> list[dict[str, Any]]:
-    """The rows of one cell: read where it was done before with the same settings, else run and written."""
+def cell(method: Method, job: Job, seed: int, out: Path, clip: Any, by: str, keep: bool) -> list[dict[str, Any]]:
+    """The rows of one cell: read where it was done before with the same settings and weights (`by`), else run and written."""
     from fz.pipeline import run
 
     settings, chosen = settings_of(method, job, seed, out)
     if not chosen:
         return []
     # the clip by its name: the bench's folder may be moved
-    about = as_json(settings) | {
-        "clip": {**as_json(settings)["clip"], "path": Path(settings.clip.path).name},
-        "by": clip_path and Path(clip_path).name,
-    }
+    about = as_json(settings) | {"clip": {**as_json(settings)["clip"], "path": Path(settings.clip.path).name}, "out": None, "by": by}
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     file = out / "cells" / slugged(method) / f"{job.name}-{seed}.json"
     if file.is_file():
@@ -149,6 +146,20 @@ def cell(method: Method, job: Job, seed: int, out: Path, clip: Any, clip_path: s
     if not keep:
         shutil.rmtree(settings.out, ignore_errors=True)
     return rows
+
+
+def fingerprint(path: str | Path | None) -> str:
+    """Of a checkpoint's weights, read here and there: names, sizes, and the last 64 KB of each file."""
+    if path is None:
+        return "none"
+    sha, root = hashlib.sha256(), Path(path).expanduser()
+    for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
+        if file.suffix in (".safetensors", ".bin", ".ckpt", ".pt", ".pth"):
+            with open(file, "rb") as opened:
+                size = opened.seek(0, 2)
+                opened.seek(max(0, size - 65536))
+                sha.update(f"{file.name} {size} ".encode() + opened.read())
+    return sha.hexdigest()[:16]
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -213,41 +224,77 @@ def commit() -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    from fz import mini
+
     parser = Parser(prog="python -m bench.table1", description="The paper's Table 1 and ablations.", allow_abbrev=False)
     parser.add_argument("--clips", type=int, default=32, help="held-out clips of the miniature's world")
     parser.add_argument("--config", action="append", metavar="YAML", help="instead, clips of released configs; again for more")
     parser.add_argument("--seeds", type=int, default=1, help="editing draws nothing: more than one is for baselines that do")
     parser.add_argument("--checkpoint", metavar="PATH", help="default: the miniature")
-    parser.add_argument("--clip", metavar="PATH", help="CLIP, for Tem-Con and Frame-Acc")
+    parser.add_argument("--clip", metavar="PATH", help="CLIP, for Tem-Con and Frame-Acc; default: the miniature's for its clips; 'none'")
     parser.add_argument("--tokenizer", metavar="DIR", help="for a CLIP that has none")
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--size", type=int, default=mini.SIZE, help="side of the pictures")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--processes", type=int, default=1, help="clips at a time, one core each")
     parser.add_argument("--out", type=Path, default=Path("results/table1"))
     parser.add_argument("--keep", action="store_true", help="keep the runs' folders")
     return parser
 
 
-def bench(given: argparse.Namespace) -> dict[str, Any]:
-    clip = None
-    if given.clip:
-        from fz.clip_weights import load_clip
+def rows_of(given: argparse.Namespace, number: int) -> dict[str, list[dict[str, Any]]]:
+    """All cells of one clip, by method."""
+    job = config_job(given.config[number], given) if given.config else held_out_job(number, given)
+    clip, by = judge_of(given.clip, given.tokenizer, given.checkpoint, bool(given.config))
+    methods = (*TABLE, *ABLATIONS)
+    return {m.name: [row for seed in range(given.seeds) for row in cell(m, job, seed, given.out, clip, by, given.keep)] for m in methods}
 
-        clip = load_clip(given.clip, given.tokenizer)
+
+@functools.lru_cache(maxsize=1)
+def judge_of(path: str | None, tokenizer: str | None, checkpoint: str | None, own_clips: bool) -> tuple[Any, str]:
+    """The CLIP, and a fingerprint of it and of the checkpoint: the miniature's knows held-out clips only."""
+    from fz import mini
+    from fz.clip_weights import choose_clip
+
+    clip = choose_clip(path, tokenizer, miniature=not own_clips)
+    used = None if clip is None else path or mini.clip()
+    return clip, f"{fingerprint(checkpoint or mini.FOLDER)} {fingerprint(used)}"
+
+
+def rows_alone(given: argparse.Namespace, number: int) -> dict[str, list[dict[str, Any]]]:
+    """`rows_of` in a process beside others: on one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    given.threads = 1
+    return rows_of(given, number)
+
+
+def bench(given: argparse.Namespace) -> dict[str, Any]:
     rows: dict[str, list[dict[str, Any]]] = {m.name: [] for m in (*TABLE, *ABLATIONS)}
-    for job in config_jobs(given.config, given) if given.config else held_out_jobs(given.clips, given.out, given):
-        for seed in range(given.seeds):
-            for method in (*TABLE, *ABLATIONS):
-                rows[method.name] += cell(method, job, seed, given.out, clip, given.clip, given.keep)
-        print(f"clip {job.name}: done", file=sys.stderr, flush=True)
+    for number, found in enumerate(every_clip(given)):
+        for name, more in found.items():
+            rows[name] += more
+        print(f"clip {number + 1}: done", file=sys.stderr, flush=True)
     shape = [row for row in rows["FateZero"] if row["kind"] == "shape"]
     summaries = {name: summary(r) for name, r in rows.items()} | {"FateZero, shape edits": summary(shape)}
     content = {"summaries": summaries, "missing": MISSING, "verdict": verdict(summaries)}
     with atomic(given.out / "table1.json") as part:
         part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return content
+
+
+def every_clip(given: argparse.Namespace) -> Iterator[dict[str, list[dict[str, Any]]]]:
+    """`rows_of` every clip, in order, by as many processes as are asked for."""
+    count = len(given.config) if given.config else given.clips
+    if given.processes == 1:
+        yield from (rows_of(given, number) for number in range(count))
+        return
+    # processes of their own: a forked one may hang in a library's locks
+    with ProcessPoolExecutor(given.processes, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(functools.partial(rows_alone, given), range(count))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

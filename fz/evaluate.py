@@ -1,11 +1,13 @@
 """The command line, `python -m fz.evaluate RESULTS... --clip PATH`: measure folders that `fz.run` wrote; a table, JSON and CSV.
 
-What a number means is `fz.metrics`' question. Without --clip only what pixels tell is measured; without --truth, --masks or --flow the
-run's own blend masks stand for the edited region and motion is estimated on the source clip; the rows say which.
+What a number means is `fz.metrics`' question. Without --clip, runs of the miniature are measured by the miniature's CLIP, others by what
+pixels tell. Without --truth, --masks or --flow the run's own blend masks stand for the edited region and motion is estimated on the source
+clip; the rows say which.
 """
 
 import argparse
 import csv
+import functools
 import io
 import json
 import sys
@@ -34,6 +36,7 @@ TITLES = {
     "patch_distance": "patch dist",
     "psnr_reconstruction": "recon PSNR",
 }
+CLIP_HELP = "CLIP: a folder in transformers' layout, or a file with the original state dict; 'none'. Default: the miniature's, for its runs"
 # the warp error is shown in thousandths
 SHOWN = {"warp_error": lambda v: f"{1000 * v:.3f}", **dict.fromkeys(("tem_con", "frame_acc", "text_score"), lambda v: f"{v:.4f}")}
 
@@ -197,10 +200,23 @@ class Parser(argparse.ArgumentParser):
         raise FzError(message.removeprefix("argument "))
 
 
+@functools.lru_cache(maxsize=2)
+def load(path: str | None, tokenizer: str | None, miniature: bool) -> Any:
+    from fz.clip_weights import choose_clip
+
+    return choose_clip(path, tokenizer, miniature)
+
+
+def clip_for(folder: Path, path: str | None, tokenizer: str | None = None) -> Any:
+    """The CLIP for a results folder: the one at path ('none': None), else the miniature's if the run was the miniature's."""
+    settings = (read_run(folder) or {}).get("settings")
+    return load(path, tokenizer, isinstance(settings, Mapping) and settings.get("checkpoint", "") is None)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m fz.evaluate", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="folders that python -m fz.run wrote")
-    parser.add_argument("--clip", metavar="PATH", help="CLIP: a folder in transformers' layout, or a file with the original state dict")
+    parser.add_argument("--clip", metavar="PATH", help=CLIP_HELP)
     parser.add_argument("--tokenizer", metavar="DIR", help="CLIP's vocab.json and merges.txt, for a CLIP that has none")
     parser.add_argument("--truth", metavar="DIR", help="frames that the edit should be")
     parser.add_argument("--masks", metavar="DIR", help="pictures that are white where the edit should be")
@@ -231,12 +247,8 @@ def answer(argv: list[str]) -> None:
 
     given = build_parser().parse_args(argv)
     truth = read_truth(given.truth, given.masks, given.flow)
-    clip = None
-    if given.clip:
-        from fz.clip_weights import load_clip
-
-        clip = load_clip(given.clip, given.tokenizer)
-    rows = [row for folder in given.results for row in measure_folder(Path(folder).expanduser(), clip, truth)]
+    folders = [Path(folder).expanduser() for folder in given.results]
+    rows = [row for folder in folders for row in measure_folder(folder, clip_for(folder, given.clip, given.tokenizer), truth)]
     print(table(rows))
     for suffix, text in ((".json", json.dumps(rows, indent=1) + "\n"), (".csv", as_csv(rows))):
         with atomic(Path(f"{given.out}{suffix}")) as part:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from fz.command import command
-from fz.evaluate import TITLES, Parser, measure_folder, picture, read_frames, shown
+from fz.evaluate import CLIP_HELP, TITLES, Parser, clip_for, measure_folder, picture, read_frames, shown
 from fz.media import atomic
 from fz.output import read_run, slug
 
@@ -147,7 +147,7 @@ def stages_table(stages: Mapping[str, Mapping[str, float]]) -> str:
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m fz.report", description="Write report.html into folders that fz.run wrote.", allow_abbrev=False)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folders that python -m fz.run wrote")
-    parser.add_argument("--clip", metavar="PATH", help="CLIP for its metrics: a folder in transformers' layout, or a state dict")
+    parser.add_argument("--clip", metavar="PATH", help=CLIP_HELP)
     parser.add_argument("--tokenizer", metavar="DIR", help="CLIP's vocab.json and merges.txt, for a CLIP that has none")
     return parser
 
@@ -157,13 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         given = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
-        clip = None
-        if given.clip:
-            from fz.clip_weights import load_clip
-
-            clip = load_clip(given.clip, given.tokenizer)
-        for folder in given.folders:
-            print(write_report(Path(folder).expanduser(), clip))
+        for folder in (Path(folder).expanduser() for folder in given.folders):
+            print(write_report(folder, clip_for(folder, given.clip, given.tokenizer)))
         return 0
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0

@@ -130,6 +130,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str], str | None]:
 
 def answer(argv: list[str]) -> None:
     from fz import cli, pipeline
+    from fz.clip_weights import choose_clip
     from fz.run import bars
 
     rest, sweeps, path = split(argv)
@@ -137,11 +138,7 @@ def answer(argv: list[str]) -> None:
     request = cli.parse(rest)
     if request.settings is None or request.list_words:
         raise FzError("sweep: --list-words sweeps nothing. Use python -m fz.run.")
-    clip = None
-    if path is not None:
-        from fz.clip_weights import load_clip
-
-        clip = load_clip(path)
+    clip = choose_clip(path, miniature=request.settings.checkpoint is None)
     result = pipeline.run(expand(request.settings, variants), bars())
     if result.out is None:
         return  # a dry run

@@ -36,7 +36,7 @@ def runs(monkeypatch):
 
 
 def bench(out, *more):
-    return table1.main(["--clips", "2", "--frames", "3", "--size", "32", "--out", str(out), *more])
+    return table1.main(["--clips", "2", "--frames", "3", "--size", "32", "--clip", "none", "--out", str(out), *more])
 
 
 def snapshot(folder):

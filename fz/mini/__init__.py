@@ -21,6 +21,13 @@ def checkpoint() -> str:
     return str(FOLDER)
 
 
+def clip() -> str:
+    """The folder of the miniature's CLIP, for metrics. Raises FzError if it is not there."""
+    if not (FOLDER / "clip" / "model.safetensors").is_file():
+        raise FzError(f"clip: {FOLDER} has no clip/. Install the project with its data, or pass --clip PATH, or --clip none.")
+    return str(FOLDER / "clip")
+
+
 def example() -> dict[str, Any]:
     """The edit of a run that is given no clip: settings, by their paths (`fz.config.build`)."""
     return {

@@ -1,6 +1,7 @@
 """Puts what training left in its state folder into a checkpoint folder of diffusers' layout, fp16: `python -m fz.mini.export`.
 
-The averaged weights of the furthest UNet stage that there is are taken, so a training that still runs can be exported too.
+The averaged weights of the furthest UNet stage that there is are taken, so a training that still runs can be exported too. The CLIP goes
+along as clip/, in transformers' layout, if it has been trained; `--only clip` leaves all else as it is.
 """
 
 import argparse
@@ -57,6 +58,17 @@ def export(state: Path, out: Path) -> str:
     return stage
 
 
+def export_clip(state: Path, out: Path) -> None:
+    """Write clip/ with its tokenizer. Raises FzError if it has not been trained."""
+    from fz.mini.train_clip import configuration
+
+    if not (state / "clip.pt").exists():
+        raise FzError(f"state: {state} has no clip.pt. Run python -m fz.mini.train_clip --state {state}.")
+    averaged = torch.load(state / "clip.pt", weights_only=True)["shadow"]
+    config = configuration(write_tokenizer(out / "clip"))
+    write_part(out / "clip", config, under(averaged, "clip."), "model")
+
+
 def draw_losses(log: Path, picture: Path, size: tuple[int, int] = (900, 240)) -> None:
     """Each stage's loss by step, on a log scale of its own, side by side."""
     with open(log, newline="") as file:
@@ -97,8 +109,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fz.mini.export", description=__doc__.splitlines()[0])
     parser.add_argument("--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="the training's folder")
     parser.add_argument("--out", type=Path, default=mini.FOLDER)
+    parser.add_argument("--only", choices=["clip"], help="this part alone")
     arguments = parser.parse_args()
-    stage = export(arguments.state, arguments.out)
+    stage = "clip" if arguments.only else export(arguments.state, arguments.out)
+    if arguments.only or (arguments.state / "clip.pt").exists():
+        export_clip(arguments.state, arguments.out)
     size = sum(file.stat().st_size for file in arguments.out.rglob("*") if file.is_file())
     print(f"{stage} -> {arguments.out}, {size / 1e6:.1f} MB")
 
