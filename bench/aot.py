@@ -60,6 +60,11 @@ def compile_kernel(kernel, pointers: dict[str, torch.dtype], constants: dict, ca
     return Compiled(numbers["REG"], numbers["STACK"] + numbers["LOCAL"], built.metadata.shared, matrix, assembly)
 
 
+def compile_for_amd(kernel, pointers: dict[str, torch.dtype], constants: dict, capability: int, warps: int, stages: int) -> str:
+    """The assembly for an MI300 (gfx942). The arguments are `compile_kernel`'s; the capability is not used."""
+    return build(kernel, pointers, constants, GPUTarget("hip", "gfx942", 64), warps, stages).asm["amdgcn"]
+
+
 def build(kernel, pointers: dict[str, torch.dtype], constants: dict, target: GPUTarget, warps: int, stages: int):
     """Triton's compiled kernel for a target."""
     names = {torch.int32: "i32", torch.uint8: "u8", **TYPES}
@@ -88,11 +93,11 @@ def self_attention_case(d: int, dtype: torch.dtype, capability: int, fused: bool
 
 def cross_attention_case(d: int, dtype: torch.dtype, capability: int, fused: bool = True, edit: bool = True, mapped: bool = False) -> tuple:
     """Arguments of `compile_kernel` for the cross-attention kernel, 77 keys, as its launcher configures it."""
-    config = triton_cross.configure(d, dtype, capability, mapped)
-    (d_a, d_b), (l_a, l_b) = triton_self.split(d), triton_self.split(77)
+    config = triton_cross.configure(dtype)
+    l_a, l_b = triton_self.split(77)
     pointers = dict.fromkeys(("q", "k", "v", "out", "q_src", "k_src", "v_src"), dtype) | {"maps": torch.float32}
-    constants = {"D": d, "D_A": d_a, "D_B": d_b, "L_A": l_a, "L_B": l_b, "BLOCK_Q": config.block_q, "FUSED": fused, "EDIT": edit,
-                 "MAP": mapped, "PRECISION": precision(dtype)}  # fmt: skip
+    constants = {"D": d, "BLOCK_D": triton_cross.head_block(d, dtype), "L_A": l_a, "L_B": l_b, "BLOCK_Q": config.block_q, "FUSED": fused,
+                 "EDIT": edit, "MAP": mapped, "PRECISION": precision(dtype)}  # fmt: skip
     return triton_cross.cross_attention_kernel, pointers, constants, capability, config.warps, config.stages
 
 

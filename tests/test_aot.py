@@ -1,0 +1,94 @@
+"""The Triton kernels compiled ahead of time for GPUs that are not here: no spill, shared memory that the chip has, few matrix instructions.
+
+Compiled as the launchers would have them compiled there; registers and instructions are read from the machine code (`bench/aot.py`).
+"""
+
+import math
+import os
+import re
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)
+
+from bench import aot  # noqa: E402
+from fz.kernels import triton_cross, triton_self  # noqa: E402
+
+HALF = (torch.float16, torch.bfloat16)
+HEADS = (40, 80, 160)
+WORDS = 77
+
+
+def macs(compiled: aot.Compiled, warps: int) -> int:
+    """Multiplications of a tile's matrix instructions: HMMA is a warp's, HGMMA a group's of four warps."""
+    total = 0
+    for name, count in compiled.matrix.items():
+        group = 4 if name.startswith("HGMMA") else 1
+        shape = re.search(r"(\d+)x(\d+)x(\d+)", name)
+        total += count * (math.prod(map(int, shape.groups())) if shape else 16 * 8 * 16) * warps // group
+    return total
+
+
+def check(case: tuple, capability: int, least: int) -> None:
+    compiled = aot.compile_kernel(*case)
+    assert compiled.spills == 0
+    assert compiled.shared <= aot.SHARED[capability]
+    if capability < 100:
+        # padding D to a power of two would be 1.6 times
+        assert least <= macs(compiled, case[4]) <= 1.25 * least
+    if capability == 90:
+        assert any(name.startswith("HGMMA") for name in compiled.matrix), compiled.matrix
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [(80, torch.float16), (90, torch.float16), (90, torch.bfloat16)], ids=str)
+@pytest.mark.parametrize("d", HEADS)
+def test_self_attention(capability, dtype, d):
+    config = triton_self.configure(d, dtype, capability)
+    check(aot.self_attention_case(d, dtype, capability), capability, 2 * config.block_q * config.block_k * d)
+
+
+@pytest.mark.parametrize("capability", (80, 90))
+def test_cross_attention(capability):
+    config = triton_cross.configure(torch.float16)
+    # the edit's and the source's attention, each a product with keys and one with values
+    check(aot.cross_attention_case(40, torch.float16, capability, mapped=True), capability, 4 * config.block_q * WORDS * 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", aot.NVIDIA)
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("d", HEADS)
+def test_every_gpu(capability, dtype, d):
+    config = triton_self.configure(d, dtype, capability)
+    for key_mask in (False, True):
+        check(aot.self_attention_case(d, dtype, capability, key_mask=key_mask), capability, 2 * config.block_q * config.block_k * d)
+    config = triton_cross.configure(dtype)
+    for mapped in (False, True):
+        check(aot.cross_attention_case(d, dtype, capability, mapped=mapped), capability, 4 * config.block_q * WORDS * d)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", (80, 90))
+@pytest.mark.parametrize("d", HEADS)
+def test_float32(capability, d):
+    for case in (aot.self_attention_case(d, torch.float32, capability), aot.cross_attention_case(d, torch.float32, capability)):
+        compiled = aot.compile_kernel(*case)
+        assert compiled.spills == 0 and compiled.shared <= aot.SHARED[capability]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("d", HEADS)
+def test_amd(d):
+    for case in (aot.self_attention_case(d, torch.float16, 80), aot.cross_attention_case(d, torch.float16, 80)):
+        assembly = aot.compile_for_amd(*case)
+        assert "v_mfma_f32" in assembly
+
+
+def test_a_spill_is_seen():
+    """Tiles that are too large for the registers: the check above can fail."""
+    case = list(aot.self_attention_case(160, torch.float16, 80))
+    case[2] = {**case[2], "BLOCK_Q": 128, "BLOCK_K": 64}
+    assert aot.compile_kernel(*case[:4], 4, 1).spills > 0
