@@ -174,6 +174,6 @@ class Clip:
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """(n, D), unit length. A sentence longer than the text tower loses its end, as CLIP's own tokenizer has it."""
         length = self.text.config.max_position_embeddings
-        tokens = self.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        # without an attention mask: padding stands after the end token, whose state alone is read
+        tokens = self.tokenizer(list(prompts), padding=True, max_length=length, truncation=True, return_tensors="pt")
+        # without an attention mask: padding stands after the end token, whose state alone is read, so it need not be 77 long either
         return F.normalize(self.text(input_ids=tokens["input_ids"]).text_embeds, dim=-1)
