@@ -149,7 +149,8 @@ def draw(story: Story, frames: int = 8, size: int = 128) -> Drawn:
     """The clip and its truth, `frames` pictures from time 0 to 1."""
     times = np.linspace(0, 1, frames) if frames > 1 else np.zeros(1)
     pictures, masks = zip(*(render(story, float(t), size) for t in times), strict=True)
-    masks = np.stack([np.stack(m) for m in masks], axis=1)
+    # of an empty scene (0, F, H, W)
+    masks = np.stack([np.array(m, bool).reshape(len(story.things), size, size) for m in masks], axis=1)
     flow = np.stack([flow_between(story, a, b, masks[:, i], size) for i, (a, b) in enumerate(zip(times, times[1:], strict=False))] or
                     [np.zeros((size, size, 2), np.float32)])[: frames - 1]  # fmt: skip
     return Drawn(np.stack(pictures), masks, flow)
