@@ -50,12 +50,12 @@ def table(rows: Sequence[Row]) -> list[str]:
     by_name: dict[str, dict[int, float]] = {}
     for clip, name, value in rows:
         by_name.setdefault(name, {})[clip] = value
-    lines = [f"{'figure':52} {'mean':>8}  {'95 % interval':>17} {'clips':>6}  bar"]
-    for name in sorted(by_name, key=lambda n: n not in BARS):
+    lines = [f"{'figure':58} {'mean':>8}  {'95 % interval':>17} {'clips':>6}  bar"]
+    for name in sorted(by_name, key=lambda n: (list(BARS).index(n) if n in BARS else len(BARS), n)):
         values = np.array(list(by_name[name].values()))
         low, high = interval(name, values)
         bar = "" if name not in BARS else f"{'reached' if values.mean() >= BARS[name] else 'SHORT':8} {BARS[name]}"
-        lines.append(f"{name:52} {values.mean():8.3f}  {f'{low:.3f} … {high:.3f}':>17} {len(values):6d}  {bar}".rstrip())
+        lines.append(f"{name:58} {values.mean():8.3f}  {f'{low:.3f} … {high:.3f}':>17} {len(values):6d}  {bar}".rstrip())
     lines.append("orderings: first - second, mean and 95 % interval over clips; share of clips where the first is larger")
     for better, worse in ORDERINGS:
         if better in by_name and worse in by_name:
