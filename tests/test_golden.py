@@ -1,6 +1,9 @@
 """Golden runs: through the command line, the released code's numbers on every case of ../shared/golden."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -82,3 +85,17 @@ def test_golden_run_with_forced_kernels(golden, kernels, tmp_path, monkeypatch):
     check_case(*run_case(golden, "02_shape", tmp_path))
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["versions"]["kernels"] == kernels
+
+
+@pytest.mark.slow
+def test_golden_run_with_interpreted_triton(golden, tmp_path):
+    """A single frame by Triton's interpreter; in a process of its own, as triton decides at import whether it interprets."""
+    pytest.importorskip("triton")
+    tensors, meta = read_golden(golden, "07_single_frame")
+    command = [sys.executable, "-m", "fz.run", "--config", str(config_file(golden, meta, tmp_path)), "--device", "cpu"]
+    command += ["--save-latents", "--out", str(tmp_path / "out"), "--cache", "none"]
+    env = {**os.environ, "FZ_KERNELS": "triton", "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["versions"]["kernels"] == "triton"
+    check_case(tensors, load_file(tmp_path / "out" / "latents.safetensors"))

@@ -1,0 +1,146 @@
+"""Token alignment: the released code's answers on its prompt pairs, the right answers where it errs, and hand-made cases."""
+
+import json
+
+import pytest
+import torch
+
+from fz import align
+from fz.errors import FzError
+from fz.text import LENGTH, TextEncoder
+from fz.weights.load import load_tokenizer
+
+# curly quotes and &amp;: the released tokenizer cleans them, transformers' does not
+OTHER_CLEANING = (40, 41)
+TOO_LONG = (44, 45, 46)
+
+
+@pytest.fixture(scope="module")
+def text(golden):
+    return TextEncoder(load_tokenizer(golden / "tiny_sd" / "tokenizer", 2**31), None)
+
+
+@pytest.fixture(scope="module")
+def answers(golden):
+    return json.loads((golden / "alignment.json").read_text())
+
+
+def wrong(answers, pair, what):
+    """Does the reference say that the released answer is wrong there?"""
+    return any(p["pair"] == pair["index"] and p["problem"].startswith(what) for p in answers["problems"])
+
+
+@pytest.fixture(scope="module")
+def pairs(text, answers):
+    kept = [p for p in answers["pairs"] if p["index"] not in OTHER_CLEANING + TOO_LONG]
+    assert len(kept) >= 25
+    return [(p, text.tokens(p["source"]), text.tokens(p["target"])) for p in kept]
+
+
+def test_token_ids(pairs):
+    for pair, source, target in pairs:
+        assert list(source.ids) == pair["source_ids_padded"] and list(target.ids) == pair["target_ids_padded"], pair["source"]
+
+
+def test_positions_of_words(pairs):
+    for pair, source, target in pairs:
+        for side, tokens in (("source", source), ("target", target)):
+            expected = [p for p in pair[f"{side}_word_inds_expected"] if p]
+            assert [list(word.positions) for word in tokens.words][: len(expected)] == expected, tokens.prompt
+
+
+def test_refinement(pairs, answers):
+    compared = 0
+    for pair, source, target in pairs:
+        if "refine_mapper" not in pair or wrong(answers, pair, "refine"):
+            continue
+        mapper, kept = align.refinement(source, target)
+        assert mapper.tolist() == pair["refine_mapper"] and kept.tolist() == pair["refine_alphas"], pair["target"]
+        compared += 1
+    assert compared >= 25
+
+
+def test_replacement(pairs, answers):
+    compared = 0
+    for pair, source, target in pairs:
+        if pair.get("replace_nonzero") is None or wrong(answers, pair, "replace"):
+            continue
+        expected = torch.zeros(LENGTH, LENGTH)
+        for i, j, weight in pair["replace_nonzero"]:
+            expected[i, j] = weight
+        assert torch.equal(align.replacement(source, target), expected), pair["target"]
+        compared += 1
+    assert compared >= 8
+
+
+def test_replacement_is_right_where_the_released_one_is_not(pairs, answers):
+    compared = 0
+    for pair, source, target in pairs:
+        if len(source.words) != len(target.words) or not wrong(answers, pair, "replace"):
+            continue
+        mapper = align.replacement(source, target)
+        assert torch.allclose(mapper.sum(0), torch.ones(LENGTH)), pair["target"]
+        for old, new in zip(source.words, target.words, strict=True):
+            columns = mapper[:, list(new.positions)]
+            # nothing but the word's own tokens
+            assert torch.allclose(columns[list(old.positions)].sum(0), torch.ones(len(new.positions))), (old.text, new.text)
+            if old.text == new.text:
+                assert torch.equal(columns[list(old.positions)], torch.eye(len(new.positions)))
+        compared += 1
+    assert compared >= 6
+
+
+def test_equalizer(pairs, answers):
+    compared = 0
+    for pair, _, target in pairs:
+        exact = pair.get("equalizer_words") and pair.get("equalizer") and not wrong(answers, pair, "get_word_inds")
+        if not exact:
+            continue
+        there = {}
+        for word, value in zip(pair["equalizer_words"], pair["equalizer_values"], strict=True):
+            try:
+                align.word_positions(target, word)
+            except FzError:
+                continue  # the released code passes over words that are not there
+            there[word] = value
+        assert align.equalizer(target, there).tolist() == pair["equalizer"], pair["target"]
+        compared += 1
+    assert compared >= 15
+
+
+def test_unequal_words_are_averaged(text):
+    """'dog' (one token) becomes 'labradoodle' (several): each of them takes all of dog; and the other way the mean."""
+    source, target = text.tokens("a dog on a mat"), text.tokens("a labradoodle on a mat")
+    old, new = source.words[1].positions, target.words[1].positions
+    assert len(old) == 1 and len(new) > 1
+    there, back = align.replacement(source, target), align.replacement(target, source)
+    assert torch.equal(there[old[0], list(new)], torch.ones(len(new)))
+    assert torch.allclose(back[list(new), old[0]], torch.full((len(new),), 1 / len(new)))
+    on = source.words[2].positions[0], target.words[2].positions[0]
+    assert there[on] == 1 and back[on[::-1]] == 1
+
+
+def test_words_match_whatever_their_case_and_punctuation(text):
+    tokens = text.tokens('The Cat, the "cat" and a CAT-like dog')
+    assert align.word_positions(tokens, "cat") == sorted({*tokens.words[1].positions, *tokens.words[3].positions})
+    assert align.word_positions(tokens, "the cat") == [p for word in tokens.words[:4] for p in word.positions]
+
+
+def test_an_absent_word_names_its_like(text):
+    with pytest.raises(FzError, match=r"reweight: 'wolff' is not in the prompt 'a grey wolf'. Did you mean 'wolf'\? Words there: a, grey, wolf"):
+        align.equalizer(text.tokens("a grey wolf"), {"wolff": 2})
+
+
+def test_window_of_a_word(text):
+    tokens = text.tokens("a grey wolf")
+    beta = align.cross_window(tokens, 10, (0.0, 0.8), {"grey": (0.2, 0.5)})
+    assert beta.shape == (11, LENGTH)
+    # int(a n) to int(b n), n = T + 1
+    assert beta[:, 1].nonzero().flatten().tolist() == list(range(8))
+    assert beta[:, tokens.words[1].positions[0]].nonzero().flatten().tolist() == [2, 3, 4]
+
+
+def test_differing_words(text):
+    source, target = text.tokens("a silver jeep on the road."), text.tokens("a Porsche car on the wet Road")
+    assert align.differing_words(source, target) == (["silver", "jeep"], ["porsche", "car", "wet"])
+    assert align.differing_words(source, source) == ([], [])
