@@ -127,7 +127,8 @@ def test_words_match_whatever_their_case_and_punctuation(text):
 
 
 def test_an_absent_word_names_its_like(text):
-    with pytest.raises(FzError, match=r"reweight: 'wolff' is not in the prompt 'a grey wolf'. Did you mean 'wolf'\? Words there: a, grey, wolf"):
+    message = r"reweight: 'wolff' is not in the prompt 'a grey wolf'. Did you mean 'wolf'\? Words there: a, grey, wolf"
+    with pytest.raises(FzError, match=message):
         align.equalizer(text.tokens("a grey wolf"), {"wolff": 2})
 
 
