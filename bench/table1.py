@@ -43,8 +43,8 @@ class Method:
 
 TABLE = (
     Method("FateZero"),
-    Method("DDIM inversion, target prompt", edit={"method": "plain"}),
-    Method("frame-wise: DDIM inversion, target prompt", {"frame_index": (0,)}, {"method": "plain"}),
+    Method("DDIM inversion, target prompt", edit={"align": "plain"}),
+    Method("frame-wise: DDIM inversion, target prompt", {"frame_index": (0,)}, {"align": "plain"}),
     Method("frame-wise: attention fusion, no mask", {"frame_index": (0,)}, {"threshold": None}),
 )
 ABLATIONS = (

@@ -23,11 +23,11 @@ STORES = ("auto", "recompute", "memory", "disk")
 STORE_DTYPES = ("same", "float16", "bfloat16")
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # the paper, appendix A: t_s = 0.2 T, t_c = 0.3 T, tau = 1 (no pixel is edited) for style and attribute; 0.5, 0.5, 0.3 for shape
-    "style": {"self_replace": (0.0, 0.8), "cross_replace": (0.0, 0.7), "threshold": None, "method": "refine"},
-    "attribute": {"self_replace": (0.0, 0.8), "cross_replace": (0.0, 0.7), "threshold": None, "method": "auto"},
-    "shape": {"self_replace": (0.0, 0.5), "cross_replace": (0.0, 0.5), "threshold": 0.3, "method": "auto"},
+    "style": {"self_replace": (0.0, 0.8), "cross_replace": (0.0, 0.7), "threshold": None, "align": "refine"},
+    "attribute": {"self_replace": (0.0, 0.8), "cross_replace": (0.0, 0.7), "threshold": None, "align": "auto"},
+    "shape": {"self_replace": (0.0, 0.5), "cross_replace": (0.0, 0.5), "threshold": 0.3, "align": "auto"},
 }
-METHODS = ("auto", "replace", "refine", "plain")
+ALIGNS = ("auto", "replace", "refine", "plain")
 
 
 def window(value: Any, name: str) -> Window:
@@ -43,7 +43,7 @@ def window(value: Any, name: str) -> Window:
 class EditSettings:
     """One target sentence and how it is reached.
 
-    method: 'replace' (prompts of equal word count), 'refine', 'auto' (replace where it can be), or 'plain' (sample without fusion).
+    align: 'replace' (prompts of equal word count), 'refine', 'auto' (replace where it can be), or 'plain' (sample without fusion).
     cross_replace: window for all words; cross_replace_words: (word, window) pairs for single ones; self_replace: window.
     reweight: (target word, factor) pairs. threshold: tau of the self-attention blend mask, None for no mask.
     blend_words: (source words, target words) of the masks; None: the words that differ.
@@ -51,7 +51,7 @@ class EditSettings:
     """
 
     target: str
-    method: str = "auto"
+    align: str = "auto"
     cross_replace: Window = (0.0, 0.7)
     cross_replace_words: tuple[tuple[str, Window], ...] = ()
     self_replace: Window = (0.0, 0.8)
@@ -62,7 +62,7 @@ class EditSettings:
     lenient: bool = False
 
     def __post_init__(self):
-        one_of("method", self.method, METHODS)
+        one_of("align", self.align, ALIGNS)
         object.__setattr__(self, "cross_replace", window(self.cross_replace, "cross_replace"))
         object.__setattr__(self, "self_replace", window(self.self_replace, "self_replace"))
         for word, share in self.cross_replace_words:
@@ -147,7 +147,7 @@ def whole(name: str, value: Any, low: int, high: int, hint: str = "") -> None:
         raise FzError(f"{name}: got {value!r}, expected a whole number from {low} to {high}.{' ' + hint if hint else ''}")
 
 
-Overlay = Mapping[str, Any]  # 'clip.frames' -> 16, 'edits.0.threshold' -> 0.3, 'edits.*.method' -> 'refine' (every edit)
+Overlay = Mapping[str, Any]  # 'clip.frames' -> 16, 'edits.0.threshold' -> 0.3, 'edits.*.align' -> 'refine' (every edit)
 
 
 def build(*overlays: Overlay, notes: tuple[str, ...] = ()) -> Settings:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import fz
-from fz.config import ATTENTIONS, CONVS, DEVICES, DTYPES, METHODS, PRESETS, STORE_DTYPES, STORES, EditSettings, Settings
+from fz.config import ALIGNS, ATTENTIONS, CONVS, DEVICES, DTYPES, PRESETS, STORE_DTYPES, STORES, EditSettings, Settings
 from fz.errors import FzError, suggest
 from fz.video import Clip, Crop
 
@@ -179,10 +179,11 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("per-frame-norm", "clip_norm", None, "", "GroupNorm of ResNet blocks sees one frame, not the clip", const=False),
     ),
     "fusion": (
-        Flag("method", "method", one_of(METHODS), "WHICH", "auto (replace at equal word counts, else refine), replace, refine, plain *",
+        Flag("align", "align", one_of(ALIGNS), "WHICH",
+             "replace (word by word), refine (what is new), auto (replace at equal word counts, else refine), or plain: no fusion *",
              edit=True),
-        Flag("replace", "method", None, "", "= --method replace *", edit=True, const="replace"),
-        Flag("refine", "method", None, "", "= --method refine *", edit=True, const="refine"),
+        Flag("replace", "align", None, "", "= --align replace *", edit=True, const="replace"),
+        Flag("refine", "align", None, "", "= --align refine *", edit=True, const="refine"),
         Flag("cross-replace", "cross_replace", share_of_word, "[WORD=]R|A,B",
              "share of the steps that take the source's cross-attention, of all words or of one; again for more words *",
              edit=True, many=True),

@@ -31,7 +31,7 @@ def plan_edit(edit: EditSettings, source: Tokens, target: Tokens, steps: int, na
     Raises FzError for words that are not in their prompt and for replacement between prompts of different word counts; a lenient edit
     (released configs) notes them instead: an absent equalizer word is ignored, an absent blend word means no mask.
     """
-    if edit.method == "plain":
+    if edit.align == "plain":
         return Plan(None, (f"{name}: sampled without fusion",))
     notes: list[str] = []
     mapper, kept = correspondence(edit, source, target, notes)
@@ -53,7 +53,7 @@ def correspondence(edit: EditSettings, source: Tokens, target: Tokens, notes: li
     """Mapper A (77, 77) and kept α (77,) of replacement or refinement."""
     equal = len(source.words) == len(target.words)
     counts = f"the source has {len(source.words)} words, the target {len(target.words)}"
-    replace = edit.method == "replace" or (edit.method == "auto" and equal)
+    replace = edit.align == "replace" or (edit.align == "auto" and equal)
     if replace and not equal:
         if not edit.lenient:
             raise FzError(f"replace: {counts}; expected equally many. Use --refine, or reword {target.prompt!r}.")

@@ -60,7 +60,7 @@ DEFAULTS: Overlay = {
     "clip.size": 512,
     "frame_index": (-1, "first"),
     "least_channels": 0,
-    "edits.*.method": "replace",
+    "edits.*.align": "replace",
     "edits.*.lenient": True,
 }
 
@@ -279,9 +279,9 @@ def put_methods(config: Config, out: Translation, prompts: list[str]) -> None:
             put_edit(int(i), config.get(f"{P2P}.{i}") or {}, out)
     if not fused:
         for i in range(len(prompts)):
-            out.put(f"edits.{i}.method", "plain", switch)
+            out.put(f"edits.{i}.align", "plain", switch)
         if on is not None and not prompts:
-            out.put("edits.*.method", "plain", switch)
+            out.put("edits.*.align", "plain", switch)
         return
     if lacking := [i for i in range(len(prompts)) if str(i) not in entries]:
         got = f"{P2P}: no entry {lacking[0]} for {prompts[lacking[0]]!r}"
@@ -291,7 +291,7 @@ def put_methods(config: Config, out: Translation, prompts: list[str]) -> None:
     if not inverted and prompts:
         # the released code samples the first prompt with guidance, and keeps its attention for the others
         out.put("reconstruction_prompt", prompts[0], attention, "editing_config.editing_prompts")
-        out.put("edits.0.method", "plain", attention, switch)
+        out.put("edits.0.align", "plain", attention, switch)
 
 
 def put_edit(i: int, entry: Mapping[str, Any], out: Translation) -> None:
@@ -305,7 +305,7 @@ def put_edit(i: int, entry: Mapping[str, Any], out: Translation) -> None:
 
     if entry.get("is_replace_controller") is not None:
         replaces = truth(entry["is_replace_controller"], f"{name}.is_replace_controller")
-        put("method", "replace" if replaces else "refine", "is_replace_controller")
+        put("align", "replace" if replaces else "refine", "is_replace_controller")
     cross = entry.get("cross_replace_steps")
     if isinstance(cross, dict):
         shares = {word: share(value, f"{name}.cross_replace_steps.{word}") for word, value in cross.items()}

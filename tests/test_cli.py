@@ -92,9 +92,9 @@ def test_flags_alone_are_the_defaults():
         ("--save-latents", "save_latents", True),
         ("--report", "report", True),
         ("--dry-run", "dry_run", True),
-        ("--replace", "edits.0.method", "replace"),
-        ("--refine", "edits.0.method", "refine"),
-        ("--method plain", "edits.0.method", "plain"),
+        ("--replace", "edits.0.align", "replace"),
+        ("--refine", "edits.0.align", "refine"),
+        ("--align plain", "edits.0.align", "plain"),
         ("--self-replace 0.5", "edits.0.self_replace", (0.0, 0.5)),
         ("--self-replace 0.1,0.5", "edits.0.self_replace", (0.1, 0.5)),
         ("--cross-replace 0.4", "edits.0.cross_replace", (0.0, 0.4)),
@@ -107,7 +107,7 @@ def test_flags_alone_are_the_defaults():
         ("--blend-latents 0.2", "edits.0.blend_latents", 0.2),
         ("--edit shape", "edits.0.threshold", 0.3),
         ("--edit shape", "edits.0.self_replace", (0.0, 0.5)),
-        ("--edit style", "edits.0.method", "refine"),
+        ("--edit style", "edits.0.align", "refine"),
         ("--edit attribute", "edits.0.cross_replace", (0.0, 0.7)),
     ],
 )
@@ -128,7 +128,7 @@ def test_several_targets_and_flags_of_one():
     edits = settings_of(*argv).edits
     assert [e.target for e in edits] == ["a red jeep", "a blue car"]
     assert [e.threshold for e in edits] == [None, 0.5]
-    assert [e.method for e in edits] == ["refine", "auto"]
+    assert [e.align for e in edits] == ["refine", "auto"]
     assert [e.self_replace for e in edits] == [(0, 0.2), (0, 0.2)]
 
 
@@ -145,7 +145,7 @@ def test_every_setting_has_a_flag():
 
 def test_preset_over_released_defaults(config):
     settings = cli.parse([*config, "--edit", "shape"]).settings
-    assert [e.method for e in settings.edits] == ["auto", "refine"]  # the second's is the YAML's
+    assert [e.align for e in settings.edits] == ["auto", "refine"]  # the second's is the YAML's
     assert [e.threshold for e in settings.edits] == [0.3, 0.3]
 
 

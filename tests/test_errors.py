@@ -120,7 +120,7 @@ FLAGS = {
     "store dtype": ({"store-dtype": "fp8"}, "--store-dtype: got 'fp8'"),
     "conv": ({"conv": "fast"}, "--conv: got 'fast', expected one of auto, direct"),
     "conv memory": ({"conv-memory": "-1"}, "conv_memory: got -1.0"),
-    "method": ({"method": "swap"}, "--method: got 'swap'"),
+    "align": ({"align": "swap"}, "--align: got 'swap'"),
     "attention": ({"attention": "none"}, "--attention: got 'none'"),
     "ema": ({"ema": "yes"}, "--ema: got 'yes'"),
     # sizes and frames

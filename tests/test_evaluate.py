@@ -27,7 +27,7 @@ def make_run(folder, edits=("a blue car", "a red car"), status="done"):
     write_pngs(folder / "frames/source", source)
     for i, frames in zip(range(len(edits)), (edited, source), strict=False):
         write_pngs(folder / f"frames/edit-{i}", frames)
-    settings = {"source": "a red car", "edits": [{"target": t, "method": "auto"} for t in edits]}
+    settings = {"source": "a red car", "edits": [{"target": t, "align": "auto"} for t in edits]}
     (folder / "run.json").write_text(json.dumps({"status": status, "settings": settings, "files": []}))
     return source, edited
 

@@ -130,7 +130,7 @@ def test_it_is_the_default_for_the_miniature_s_runs_only(tmp_path, capsys):
     for name, checkpoint in (("mini", None), ("other", "sd-v1-4")):
         write_pngs(tmp_path / name / "frames/source", draw(story, 3, 64).frames)
         write_pngs(tmp_path / name / "frames/edit-0", draw(target, 3, 64).frames)
-        settings = {"source": caption(story), "edits": [{"target": caption(target), "method": "auto"}], "checkpoint": checkpoint}
+        settings = {"source": caption(story), "edits": [{"target": caption(target), "align": "auto"}], "checkpoint": checkpoint}
         (tmp_path / name / "run.json").write_text(json.dumps({"status": "done", "settings": settings, "files": []}))
     assert evaluate.main([str(tmp_path / "mini"), str(tmp_path / "other"), "--out", str(tmp_path / "numbers")]) == 0
     ours, other = json.loads((tmp_path / "numbers.json").read_text())

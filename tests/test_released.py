@@ -47,7 +47,7 @@ def test_every_released_config_is_read_unchanged(configs):
         assert [e.target for e in settings.edits] == content["editing_config"]["editing_prompts"], path
         assert settings.steps == content["editing_config"]["num_inference_steps"], path
         fused = content["editing_config"].get("prompt2prompt_edit", False)
-        assert all((e.method != "plain") == fused for e in settings.edits), path
+        assert all((e.align != "plain") == fused for e in settings.edits), path
 
 
 def test_teaser_watercolor(shared):
@@ -59,7 +59,7 @@ def test_teaser_watercolor(shared):
     assert (settings.clip.path, settings.clip.frames, settings.clip.size, settings.clip.every) == ("data/teaser_car-turn", 8, 512, 1)
     plain, watercolor = settings.edits
     assert watercolor.reweight == (("watercolor", 10),)
-    assert (watercolor.cross_replace, watercolor.self_replace, watercolor.method) == ((0, 0.8), (0, 0.8), "refine")
+    assert (watercolor.cross_replace, watercolor.self_replace, watercolor.align) == ((0, 0.8), (0, 0.8), "refine")
     # blend_self_attention and blend_th without blend_words: no mask
     assert plain.threshold is None and plain.lenient
 
@@ -68,7 +68,7 @@ def test_teaser_latent_blend(shared):
     tree = read(shared / "fatezero_configs/teaser/jeep_posche_local_latent_blend.yaml")
     (edit,) = build(released.DEFAULTS, released.translate(tree).overlay).edits
     assert (edit.threshold, edit.blend_latents, edit.blend_words) == (0.3, 0.3, (("silver", "jeep"), ("Porsche", "car")))
-    assert edit.method == "replace"
+    assert edit.align == "replace"
 
 
 def test_defaults_of_the_released_code():
@@ -77,7 +77,7 @@ def test_defaults_of_the_released_code():
     assert (settings.clip.frames, settings.clip.start, settings.clip.every, settings.clip.size) == (8, 0, 1, 512)
     assert (settings.attention, settings.seed, settings.negative, settings.checkpoint) == ("inversion", 0, "", "ckpt")
     (edit,) = settings.edits
-    assert (edit.method, edit.threshold, edit.blend_latents, edit.reweight, edit.lenient) == ("replace", None, None, (), True)
+    assert (edit.align, edit.threshold, edit.blend_latents, edit.reweight, edit.lenient) == ("replace", None, None, (), True)
     assert (edit.cross_replace, edit.self_replace) == ((0, 0.5), (0, 0.4))
 
 
@@ -99,9 +99,9 @@ def test_defaults_of_the_released_code():
         ("model_config.least_sc_channel=640", "least_channels", 640),
         ("seed=7", "seed", 7),
         ("editing_config.use_inversion_attention=true", "attention", "inversion"),
-        (f"{NAME}is_replace_controller=false", "edits.0.method", "refine"),
-        (f"{NAME}is_replace_controller=true", "edits.0.method", "replace"),
-        ("editing_config.prompt2prompt_edit=false", "edits.0.method", "plain"),
+        (f"{NAME}is_replace_controller=false", "edits.0.align", "refine"),
+        (f"{NAME}is_replace_controller=true", "edits.0.align", "replace"),
+        ("editing_config.prompt2prompt_edit=false", "edits.0.align", "plain"),
         (f"{NAME}cross_replace_steps=0.7", "edits.0.cross_replace", 0.7),
         (f"{NAME}cross_replace_steps=1", "edits.0.cross_replace", 1),
         (f"{NAME}cross_replace_steps=[0.1, 0.7]", "edits.0.cross_replace", (0.1, 0.7)),
@@ -158,20 +158,20 @@ def test_reconstruction_attention_samples_the_first_prompt():
     tree["editing_config"]["p2p_config"][1] = tree["editing_config"]["p2p_config"][0]
     settings = settings_of(tree)
     assert (settings.attention, settings.reconstruction_prompt) == ("reconstruction", "a silver jeep,")
-    assert [e.method for e in settings.edits] == ["plain", "replace"]
+    assert [e.align for e in settings.edits] == ["plain", "replace"]
 
 
 def test_without_fusion_nothing_is_reconstructed():
     tree = copy.deepcopy(SMALLEST)
     tree["editing_config"] |= {"use_inversion_attention": False, "prompt2prompt_edit": False}
     settings = settings_of(tree)
-    assert (settings.attention, settings.edits[0].method) == ("inversion", "plain")
+    assert (settings.attention, settings.edits[0].align) == ("inversion", "plain")
 
 
 def test_prompt2prompt_edit_is_off_unless_given():
     tree = copy.deepcopy(SMALLEST)
     del tree["editing_config"]["prompt2prompt_edit"], tree["editing_config"]["p2p_config"]
-    assert settings_of(tree).edits[0].method == "plain"
+    assert settings_of(tree).edits[0].align == "plain"
 
 
 def test_set_adds_an_edit_with_its_p2p_config():
@@ -182,7 +182,7 @@ def test_set_adds_an_edit_with_its_p2p_config():
         "editing_config.p2p_config.1.is_replace_controller=false",
     )
     assert [e.target for e in settings.edits] == ["a red jeep", "a blue jeep"]
-    assert (settings.edits[1].cross_replace, settings.edits[1].method) == ((0, 0.2), "refine")
+    assert (settings.edits[1].cross_replace, settings.edits[1].align) == ((0, 0.2), "refine")
 
 
 def test_set_keeps_a_sentence_with_a_colon():

@@ -106,7 +106,7 @@ def test_command_gives_the_settings_again(tmp_path):
             "clip.path": "a clip.mp4", "clip.frames": None, "clip.size": (256, 448), "clip.every": 2, "source": "a man's red car",
             "checkpoint": "sd v1", "steps": 10, "frame_index": (-1, "first"), "clip_norm": False, "attention": "reconstruction",
             "edits.0.target": "a blue car", "edits.1.target": "watercolor of a car", "edits.0.reweight": (("blue", 2.5), ("car", -1.0)),
-            "edits.0.threshold": 0.3, "edits.0.blend_words": (("red", "car"), ("blue",)), "edits.1.method": "refine",
+            "edits.0.threshold": 0.3, "edits.0.blend_words": (("red", "car"), ("blue",)), "edits.1.align": "refine",
             "edits.1.cross_replace": (0.1, 0.7), "edits.1.cross_replace_words": (("car", (0.0, 0.5)),), "edits.1.self_replace": 0.5,
             "edits.1.blend_latents": 0.4,
         }

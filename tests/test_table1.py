@@ -63,7 +63,7 @@ def test_methods_are_what_they_say(tmp_path, runs):
     bench(tmp_path)
     first = {Path(s.out).parent.name: s for s in runs[: len(table1.TABLE) + len(table1.ABLATIONS)]}
     assert [e.threshold for e in first["fatezero"].edits] == [None, 0.3, None]
-    assert {e.method for e in first["ddim-inversion-target-prompt"].edits} == {"plain"}
+    assert {e.align for e in first["ddim-inversion-target-prompt"].edits} == {"plain"}
     assert first["frame-wise-ddim-inversion-target-prompt"].frame_index == (0,)
     assert first["fig-3-8-attention-of-reconstruction"].attention == "reconstruction"
     assert [e.self_replace for e in first["fig-4-9-no-self-attention-fused"].edits] == [(0.0, 0.0)]

@@ -42,12 +42,12 @@ from fz.vae import decode_clip, encode_clip
 from fz.weights.load import Checkpoint, load_checkpoint
 
 ORDER = FrameIndex((0, "mid"))
-FULL = {"self_replace": (0.0, 1.0), "cross_replace": (0.0, 1.0), "threshold": None, "method": "replace"}
+FULL = {"self_replace": (0.0, 1.0), "cross_replace": (0.0, 1.0), "threshold": None, "align": "replace"}
 # what each kind of edit is done with beside the paper's preset
 VARIANTS = {
-    "attribute": {"fused": {}, "plain": {"method": "plain"}},
-    "shape": {"fused": {}, "plain": {"method": "plain"}, "no self fusion": {"self_replace": 0.0}, "full self fusion": {"threshold": None}},
-    "style": {"fused": {}, "plain": {"method": "plain"}},
+    "attribute": {"fused": {}, "plain": {"align": "plain"}},
+    "shape": {"fused": {}, "plain": {"align": "plain"}, "no self fusion": {"self_replace": 0.0}, "full self fusion": {"threshold": None}},
+    "style": {"fused": {}, "plain": {"align": "plain"}},
 }
 
 
@@ -177,7 +177,7 @@ def measure_clip(bench: Bench, i: int) -> Iterator[Figure]:
 
     source = bench.invert(z0, prompt)
     yield Figure("reconstruction, fused: psnr", psnr(bench.edit(source, prompt, prompt, FULL, 1.0), drawn.frames))
-    yield Figure("reconstruction, plain: psnr", psnr(bench.edit(source, prompt, prompt, {"method": "plain"}, 1.0), drawn.frames))
+    yield Figure("reconstruction, plain: psnr", psnr(bench.edit(source, prompt, prompt, {"align": "plain"}, 1.0), drawn.frames))
     yield Figure("blend mask: iou", mask_iou(bench, source, prompt, story.things[0].kind, drawn.masks[0]))
 
     for name, wished in targets(story, i).items():
