@@ -67,6 +67,8 @@ def export_clip(state: Path, out: Path) -> None:
     averaged = torch.load(state / "clip.pt", weights_only=True)["shadow"]
     config = configuration(write_tokenizer(out / "clip"))
     write_part(out / "clip", config, under(averaged, "clip."), "model")
+    if (state / "log-clip.csv").exists():
+        shutil.copyfile(state / "log-clip.csv", out / "clip" / "log.csv")
 
 
 def draw_losses(log: Path, picture: Path, size: tuple[int, int] = (900, 240)) -> None:
