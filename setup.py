@@ -7,7 +7,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     # kernels/ and weights/ live beside fz/ but import as fz.kernels and fz.weights: transformers looks for a package called `kernels`.
-    packages=["fz", "fz.kernels", "fz.weights", "fz.mini"],
+    packages=["fz", "fz.kernels", "fz.weights", "fz.mini", "fz.baselines"],
     package_dir={"fz": "fz", "fz.kernels": "kernels", "fz.weights": "weights"},
     package_data={"fz.weights": ["mini/**/*"]},
     install_requires=[

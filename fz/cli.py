@@ -1,4 +1,4 @@
-"""From a command line to one `Settings`: defaults < preset < YAML < flags < --set.
+"""From a command line to one `Settings`: defaults < preset < YAML < flags < --ablate < --set.
 
 The flags are in `fz.flags`, the names of released configs in `fz.released`; running and printing is `fz.run`'s. Flags of an edit count for
 every target, or with `.N` for target N alone (`--threshold.1 0.3`).
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fz import released, tree
-from fz.config import PRESETS, Overlay, Settings, build
+from fz.config import ABLATIONS, PRESETS, Overlay, Settings, build
 from fz.errors import FzError, suggest
 from fz.flags import build_parser
 
@@ -46,6 +46,7 @@ def parse(argv: Sequence[str]) -> Request:
         preset_overlay(given),
         translation.overlay if config is not None else {},
         flags,
+        *(ABLATIONS[name] for name in given.get("ablate", [])),
         translation.of(changed),
     ]
     if list_words:
@@ -53,6 +54,8 @@ def parse(argv: Sequence[str]) -> Request:
             return Request(None, list_words)
         overlays.insert(0, {"clip.path": ""})  # words need no clip
     settings = build(*bundled(overlays), *overlays, notes=tuple(translation.notes))
+    if given.get("ablate") and settings.method != "fatezero":
+        raise FzError(f"ablate: got it with method {settings.method!r}, expected 'fatezero', whose parts it takes away. Leave one out.")
     if beyond := [n for n in numbers if n >= len(settings.edits)]:
         raise FzError(f"flags of edit .{beyond[0]}: there are {len(settings.edits)} targets, numbered from 0. Expected .N of one of them.")
     return Request(settings, list_words)
@@ -83,7 +86,7 @@ def flag_overlay(given: dict[str, Any]) -> Overlay:
     out: dict[str, Any] = {}
     for dest, value in given.items():
         edit, _, name = dest.rpartition(".")
-        if name == "preset":
+        if name in ("preset", "ablate"):  # overlays of their own
             continue
         if dest == "target":
             out |= {f"edits.{i}.target": target for i, target in enumerate(value)}

@@ -28,6 +28,16 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "shape": {"self_replace": (0.0, 0.5), "cross_replace": (0.0, 0.5), "threshold": 0.3, "align": "auto"},
 }
 ALIGNS = ("auto", "replace", "refine", "plain")
+METHODS = ("fatezero", "ddim", "sdedit", "null-p2p", "pnp")  # the table of them is `fz.baselines.METHODS`
+# the paper's ablations, as overlays of a run's settings
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {
+    # Fig. 4 and 9: no self-attention is the source's; all of it is, everywhere and always
+    "no-self": {"edits.*.self_replace": (0.0, 0.0)},
+    "full-self": {"edits.*.self_replace": (0.0, 1.0), "edits.*.threshold": None},
+    # Fig. 3 and 8: attention of a sampling pass in place of inversion's
+    "reconstruction": {"attention": "reconstruction"},
+    "no-cross": {"edits.*.cross_replace": (0.0, 0.0), "edits.*.cross_replace_words": ()},
+}
 
 
 def window(value: Any, name: str) -> Window:
@@ -89,6 +99,8 @@ class Settings:
     model_config: str | None = None
     ema: str = "auto"
     negative: str = ""
+    method: str = "fatezero"
+    strength: float = 0.75  # the share of the steps that method sdedit noises and denoises
     steps: int = 50
     guidance: float = 7.5
     attention: str = "inversion"
@@ -113,6 +125,7 @@ class Settings:
     notes: tuple[str, ...] = field(default=(), compare=False)  # what was decided on the user's behalf, said aloud
 
     def __post_init__(self):
+        one_of("method", self.method, METHODS)
         one_of("device", self.device, DEVICES)
         one_of("dtype", self.dtype, DTYPES)
         one_of("attention", self.attention, ATTENTIONS)
@@ -129,6 +142,8 @@ class Settings:
             whole("threads", self.threads, 1, 1024)
         if not isinstance(self.guidance, (int, float)) or isinstance(self.guidance, bool) or not 0 <= self.guidance <= 1000:
             raise FzError(f"guidance: got {self.guidance!r}, expected a number from 0 to 1000; 7.5 is usual, 1 is none.")
+        if not isinstance(self.strength, (int, float)) or isinstance(self.strength, bool) or not 0 < self.strength <= 1:
+            raise FzError(f"strength: got {self.strength!r}, expected a share of the steps above 0, at most 1, as 0.75.")
         if not self.source.strip():
             raise FzError("source: got an empty sentence, expected one that describes the clip, as --source 'a silver jeep on a road'.")
         if not self.edits:

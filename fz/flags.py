@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import fz
-from fz.config import ALIGNS, ATTENTIONS, CONVS, DEVICES, DTYPES, PRESETS, STORE_DTYPES, STORES, EditSettings, Settings
+from fz.config import ABLATIONS, ALIGNS, ATTENTIONS, CONVS, DEVICES, DTYPES, METHODS, PRESETS, STORE_DTYPES, STORES, EditSettings, Settings
 from fz.errors import FzError, suggest
 from fz.video import Clip, Crop
 
@@ -178,6 +178,12 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("least-sc-channel", "least_channels", whole(0), "N", "layers narrower than N attend to their own frame only"),
         Flag("per-frame-norm", "clip_norm", None, "", "GroupNorm of ResNet blocks sees one frame, not the clip", const=False),
     ),
+    "method": (
+        Flag("method", "method", one_of(METHODS), "NAME", "fatezero, or what the paper compares with: ddim, sdedit, null-p2p, pnp"),
+        Flag("strength", "strength", number, "R", "of sdedit: the share of the steps that are noised and denoised"),
+        Flag("ablate", "ablate", one_of(tuple(ABLATIONS)), "PART",
+             "the paper's ablations, over other flags: no-self, full-self, reconstruction, no-cross; again for more", many=True),
+    ),
     "fusion": (
         Flag("align", "align", one_of(ALIGNS), "WHICH",
              "replace (word by word), refine (what is new), auto (replace at equal word counts, else refine), or plain: no fusion *",
@@ -207,7 +213,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("cache", "cache", str, "DIR|none", "where inversions are kept for the next edit; default: the user's cache folder"),
         Flag("conv", "conv", one_of(CONVS), "WHICH", "3x3 convolutions on a CPU: auto is Winograd's where it pays, or direct"),
         Flag("conv-memory", "conv_memory", number, "GB", "what Winograd's weights may take; default: a quarter of the memory"),
-        Flag("seed", "seed", whole(0), "N", "of whatever draws; editing itself draws nothing"),
+        Flag("seed", "seed", whole(0), "N", "of whatever draws: --method sdedit; fatezero draws nothing"),
     ),
     "results": (
         Flag("out", "out", str, "DIR", "folder of the results; default: results/CLIP-TARGET"),

@@ -276,14 +276,17 @@ class ResnetBlock(nn.Module):
         self.conv2 = Conv3x3(c_out, c_out, temporal=ranks(c_out))
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
 
-    def forward(self, x: Tensor, time: Tensor, frames: int, norm_frames: int) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, frames: int, norm_frames: int, alter: "Alter | None" = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x, norm_frames), inplace=not torch.is_grad_enabled()), frames)
         h += self.time_emb_proj(time)[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h, norm_frames), inplace=not torch.is_grad_enabled()), frames)
+        h = alter(self, h) if alter else h
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
 
 
 Ranks = Callable[[int], int | None]
+# (block, its residual (B·F, C, H, W)) -> what is added in the residual's place
+Alter = Callable[[ResnetBlock, Tensor], Tensor]
 
 
 class Downsample(nn.Module):

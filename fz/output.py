@@ -73,9 +73,12 @@ class ResultFolder:
         self.write_running()
 
     def write_source(self, video: Video, source: Source, tokens: Tokens, schedule: Schedule) -> None:
-        """The clip as the model saw it, and each of its words' attention averaged over steps."""
+        """The clip as the model saw it, and each of its words' attention averaged over steps, if it was inverted."""
         frames = to_uint8(video.frames)
         self.write_clip("source", frames, video.fps)
+        if not source.maps:
+            self.write_running()
+            return
         h, w = (side // MAP_STRIDE for side in next(iter(source.latents.values())).shape[-2:])
         maps = torch.stack([source.maps[t] for t in schedule.timesteps]).mean(0).cpu()  # (F, N, 77)
         rows, labels = [], []

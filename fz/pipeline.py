@@ -10,17 +10,19 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import fz
 from fz import cpu, kernels
+from fz.baselines import METHODS, Method, Task
 from fz.budget import choose_store, keep_for, kept_for, wanted
 from fz.config import EditSettings, Settings
 from fz.ddim import CLEAN, Schedule
 from fz.diagnose import NotFinite
-from fz.edit import Kept, Source, edit, invert, keep_nothing, reconstruct
+from fz.edit import Kept, Source, invert, keep_nothing, reconstruct
 from fz.errors import FzError
 from fz.fusion import FrameIndex, Keep
 from fz.inversions import Inversion, digest, leading, model_digest
@@ -80,6 +82,9 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
 
     for line in settings.notes:
         note(line)
+    method = METHODS[settings.method]
+    if method.note:
+        note(f"method {settings.method}: {method.note}")
     device = pick_device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -94,9 +99,10 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     source_tokens = checkpoint.text.tokens(settings.source)
     for prompt in (settings.negative, settings.reconstruction_prompt or ""):
         checkpoint.text.tokens(prompt)  # one that is too long is an error now, not after encoding
+    target_tokens = [checkpoint.text.tokens(e.target) for e in settings.edits]
     plans = [
-        plan_edit(e, source_tokens, checkpoint.text.tokens(e.target), schedule.steps, name=f"edit {i}")
-        for i, e in enumerate(settings.edits)
+        plan_edit(e, source_tokens, target, schedule.steps, name=f"edit {i}") if method.fuses else Plan(None)
+        for i, (e, target) in enumerate(zip(settings.edits, target_tokens, strict=True))
     ]
     for plan in plans:
         for line in plan.notes:
@@ -115,7 +121,7 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
         note(cpu.prepare(unet, latent_size, len(result.video.frames), settings.conv, budget))
     embeddings = embed(checkpoint.text, settings, device)
     job = Job(settings, checkpoint, schedule, frame_index, embeddings, device, progress, result)
-    keep = wanted([plan.fusion for plan in plans if plan.fusion], settings.store_dtype)
+    keep = wanted([plan.fusion for plan in plans if plan.fusion and method.keeps], settings.store_dtype)
     with Inversion.open(settings.cache, inversion_key(job), progress.say) as inversion:
         # what is free differs from run to run: said, not noted
         mode = choose_store(
@@ -123,14 +129,20 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
             keep, inversion.operands, device, progress.say,
         )  # fmt: skip
         job.keep = keep_for(mode, keep)
-        result.schedule, result.source = schedule, invert_clip(job, mode, inversion)
-        attention = result.source if settings.attention == "inversion" else reconstruct_clip(job, mode, inversion)
+        result.schedule, result.source = schedule, encoded(job, inversion)
+        if method.inverts:
+            invert_clip(job, mode, inversion)
+        prepared = prepare(job, method) if method.prepare else None
+        attention = result.source
+        if method.keeps and settings.attention == "reconstruction":
+            attention = reconstruct_clip(job, mode, inversion)
         folder.write_source(result.video, attention, source_tokens, schedule)
         if settings.save_latents:
-            folder.add_latents({f"inverted.{i:03d}": z for i, z in enumerate(inverted(result.source, schedule))})
+            if method.inverts:
+                folder.add_latents({f"inverted.{i:03d}": z for i, z in enumerate(inverted(result.source, schedule))})
             folder.add_latents({"z0": result.source.latents[CLEAN]})
         for i, plan in enumerate(plans):
-            edited = edit_clip(job, i, plan, attention, inversion)
+            edited = edit_clip(job, i, plan, attention, prepared, inversion)
             result.edits.append(edited)
             folder.write_edit(i, result.video, edited)
             if settings.save_latents:
@@ -173,21 +185,25 @@ class Job:
         return kept_for(mode, folder, self.schedule.timesteps, self.device, self.progress.say)
 
 
-def invert_clip(job: Job, mode: str, inversion: Inversion) -> Source:
-    """The clip's inversion: as much as the inversion's folder has of it, and the rest."""
+def encoded(job: Job, inversion: Inversion) -> Source:
+    """The clip's z_0, from the inversion's folder if it is there."""
     z0 = inversion.z0()
-    known = z0 is not None
-    if not known:
-        with timed(job.result, "encode", job.device):
-            z0 = encode(job.checkpoint.vae, job.result.video.frames, job.note)
+    if z0 is not None:
+        return Source(job.embeddings.source, latents={CLEAN: z0.to(job.device)})
+    with timed(job.result, "encode", job.device):
+        z0 = encode(job.checkpoint.vae, job.result.video.frames, job.note)
     source = Source(job.embeddings.source, latents={CLEAN: z0.to(job.device)})
+    inversion.save(0, source, job.schedule)
+    return source
+
+
+def invert_clip(job: Job, mode: str, inversion: Inversion) -> None:
+    """Invert the result's source: as much as the inversion's folder has of it, and the rest."""
+    source, steps = job.result.source, job.schedule.steps
     source.kept = job.kept(mode, inversion, "inversion")
     restored = inversion.restore(source, job.schedule, job.device)
     if restored:
-        job.progress.say(f"inversion: {restored} of {job.schedule.steps} steps are in {inversion.folder}")
-    if not known:
-        inversion.save(0, source, job.schedule)
-    steps = job.schedule.steps
+        job.progress.say(f"inversion: {restored} of {steps} steps are in {inversion.folder}")
     with timed(job.result, "invert", job.device), job.progress.stage("inverting", steps) as advance:
 
         def watch(done: int, z: Tensor) -> None:
@@ -195,7 +211,7 @@ def invert_clip(job: Job, mode: str, inversion: Inversion) -> Source:
                 inversion.save(done, source, job.schedule)
             advance()
 
-        return invert(job.checkpoint.unet, source, job.schedule, job.frame_index, job.keep, watch)
+        invert(job.checkpoint.unet, source, job.schedule, job.frame_index, job.keep, watch)
 
 
 def reconstruct_clip(job: Job, mode: str, inversion: Inversion) -> Source:
@@ -209,15 +225,29 @@ def reconstruct_clip(job: Job, mode: str, inversion: Inversion) -> Source:
         )  # fmt: skip
 
 
-def edit_clip(job: Job, i: int, plan: Plan, attention: Source, inversion: Inversion) -> Edited:
-    """Edit i, from its last step if it was interrupted, and its frames."""
+def prepare(job: Job, method: Method) -> Any:
+    """What the method needs once for all edits."""
+    z0, settings = job.result.source.latents[CLEAN], job.settings
+    with timed(job.result, "prepare method", job.device), job.progress.stage("preparing", len(z0) * job.schedule.steps) as advance:
+        return method.prepare(
+            job.checkpoint.unet, z0, job.embeddings.source, job.embeddings.negative, job.schedule, settings.guidance,
+            lambda k, z: advance(),
+        )  # fmt: skip
+
+
+def edit_clip(job: Job, i: int, plan: Plan, attention: Source, prepared: Any, inversion: Inversion) -> Edited:
+    """Edit i, from its last step if it was interrupted and its method can, and its frames."""
     latents: list[Tensor] = []
     masks: dict[int, dict[tuple[int, int], Tensor]] = {}
     target, negative, settings = job.embeddings.targets[i], job.embeddings.negative, job.settings
+    method = METHODS[settings.method]
     log = inversion.edit_log(
-        digest(target, negative, settings.guidance, settings.attention, job.embeddings.reconstruction, settings.store_dtype, plan.fusion)
+        digest(
+            settings.method, target, negative, settings.guidance, settings.attention, job.embeddings.reconstruction,
+            settings.store_dtype, plan.fusion,
+        )  # fmt: skip
     )
-    done = leading(log, job.schedule.steps, job.device)
+    done = leading(log, job.schedule.steps, job.device) if method.resumes else []
     if done:
         job.progress.say(f"edit {i}: {len(done)} of {job.schedule.steps} steps are in {log.folder}")
     name = f"editing {i + 1}/{len(settings.edits)}"
@@ -225,14 +255,18 @@ def edit_clip(job: Job, i: int, plan: Plan, attention: Source, inversion: Invers
 
         def watch(k: int, z: Tensor) -> None:
             latents.append(z)
-            if k > len(done):
+            if method.resumes and k > len(done):
                 log.put(k, {"z": z})
             advance()
 
-        z = edit(
+        task = Task(
             job.checkpoint.unet, attention, target, negative, job.schedule, settings.guidance, job.frame_index, plan.fusion,
-            done, watch=watch, watch_masks=masks.__setitem__,
+            settings.strength, settings.seed, prepared, done, watch, masks.__setitem__,
         )  # fmt: skip
+        z = method.edit(task)
+        if not torch.isfinite(z).all():
+            where = f"edit {i}: latents of method {settings.method} hold NaN or infinity"
+            raise NotFinite(f"{where}; expected finite values. Try --dtype float32.")
     with timed(job.result, f"decode.{i}", job.device):
         frames = decode(job.checkpoint.vae, z, job.note)
     return Edited(settings.edits[i], frames, latents, masks)

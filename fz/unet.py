@@ -14,7 +14,20 @@ from torch import Tensor, nn
 
 from fz import kernels
 from fz.errors import FzError
-from fz.layers import Attend, ClipGroupNorm, Conv3x3, Downsample, Operands, Ranks, ResnetBlock, Site, TextContext, Transformer, Upsample
+from fz.layers import (
+    Alter,
+    Attend,
+    ClipGroupNorm,
+    Conv3x3,
+    Downsample,
+    Operands,
+    Ranks,
+    ResnetBlock,
+    Site,
+    TextContext,
+    Transformer,
+    Upsample,
+)
 
 
 @dataclass(frozen=True)
@@ -220,8 +233,10 @@ class UNet(nn.Module):
                 for layer in transformer.transformer_blocks:
                     yield from (layer.attn1, layer.attn2)
 
-    def forward(self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attend = own_frame) -> Tensor:
-        """z: (B, F, 4, h, w), h and w multiples of `config.stride`; t: one timestep, or (B,) of them.
+    def forward(
+        self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attend = own_frame, alter: Alter | None = None
+    ) -> Tensor:
+        """z: (B, F, 4, h, w), h and w multiples of `config.stride`; t: one timestep, or (B,) of them; alter: of the decoder's ResNets.
 
         Returns eps, shape and dtype of z; the layers compute in the weights' dtype.
         """
@@ -248,7 +263,7 @@ class UNet(nn.Module):
 
         for block in self.up_blocks:
             for resnet, transformer in block.layers():
-                x = resnet(torch.cat([x, skips.pop()], dim=1), time, frames, norm_frames)
+                x = resnet(torch.cat([x, skips.pop()], dim=1), time, frames, norm_frames, alter)
                 x = transformer(x, frames, text, attend) if transformer else x
             for upsample in getattr(block, "upsamplers", ()):
                 x = upsample(x, frames)
