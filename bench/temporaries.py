@@ -51,7 +51,8 @@ def _storage(x: torch.Tensor) -> torch.UntypedStorage:
 
 
 def temporaries(run: Callable[[], object]) -> Temporaries:
-    """What one call makes, its result included."""
+    """What one call makes, its result included; not the first, which may measure or set up something."""
+    run()
     with Temporaries() as counted:
         run()
     return counted

@@ -1,4 +1,4 @@
-"""Attention on `scaled_dot_product_attention`: no map is built, fusing costs what one plain attention costs.
+"""Attention on `scaled_dot_product_attention`, or on oneDNN's products where those are faster: no map is built, fusing costs one attention.
 
 Each query row takes one softmax, the edit's or the source's (rows are gathered by the mask, computed once, scattered back). Keys are
 read where they lie: frames with the same anchor share one call, and only different anchors of one frame are laid side by side.
@@ -12,9 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fz.kernels import onednn_tiles
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √D + bias) v for token-major operands: (B, Nq, Nh, D), (B, Nk, Nh, D), bias (B or 1, Nk), -> (B, Nq, Nh, D)."""
+
+def attend(q: Tensor, k: list[Tensor], v: list[Tensor], bias: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √D + bias) v for token-major operands: q (B, Nq, Nh, D) -> (B, Nq, Nh, D).
+
+    k, v: anchors, (B, N, Nh, D) each, whose keys are side by side, Nk in all; bias (B or 1, Nk).
+    """
+    if bias is None and onednn_tiles.serves(q, k, v):
+        return onednn_tiles.attend(q, k, v)
+    k, v = (x[0] if len(x) == 1 else torch.cat(x, dim=1) for x in (k, v))
     if bias is not None:
         bias = bias[:, None, None]
     return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=bias).transpose(1, 2)
@@ -32,33 +40,33 @@ def self_attention(q, k, v, frames, *, q_src=None, k_src=None, mask=None, key_ma
         distinct, weight = multiplicities(anchors, v)
         keep = None if key_mask is None else key_mask[:, distinct].flatten(1)
         bias = key_bias(weight, keep, v.shape[2])
-        values = side_by_side(v, distinct)
         if plain:
-            keys = side_by_side(k[:plain], distinct)
-            attended = attend(q[:plain, span].flatten(1, 2), keys, values[:plain], _of(bias, slice(plain)))
+            keys, values = side_by_side(k[:plain], distinct), side_by_side(v[:plain], distinct)
+            attended = attend(q[:plain, span].flatten(1, 2), keys, values, _of(bias, slice(plain)))
             out[:plain, span] = attended.unflatten(1, (len(rows), -1))
         if q_src is not None:
             edited = None if mask is None else mask[span].flatten()
-            source = (q_src[span].flatten(0, 1), side_by_side(k_src[None], distinct)[0])
-            edit = None if edited is None or not edited.any() else (q[-1, span].flatten(0, 1), side_by_side(k[-1:], distinct)[0])
-            out[-1, span] = blend(edit, source, values[-1], edited, _of(bias, slice(-1, None))).unflatten(0, (len(rows), -1))
+            source = (q_src[span].flatten(0, 1), side_by_side(k_src[None], distinct))
+            edit = None if edited is None or not edited.any() else (q[-1, span].flatten(0, 1), side_by_side(k[-1:], distinct))
+            values = side_by_side(v[-1:], distinct)
+            out[-1, span] = blend(edit, source, values, edited, _of(bias, slice(-1, None))).unflatten(0, (len(rows), -1))
     return out
 
 
-def blend(edit, source, v: Tensor, edited: Tensor | None, bias: Tensor | None) -> Tensor:
+def blend(edit, source, v: list[Tensor], edited: Tensor | None, bias: Tensor | None) -> Tensor:
     """Rows where `edited` (Nq,) is True from the operands `edit` (q, k), the others from `source`: (Nq, Nh, D). Each row once."""
 
-    def rows(q: Tensor, k: Tensor) -> Tensor:
-        return attend(q[None].to(v), k[None].to(v), v[None], bias)[0]
+    def rows(q: Tensor, k: list[Tensor]) -> Tensor:
+        return attend(q[None].to(v[0]), [x.to(v[0]) for x in k], v, bias)[0]
 
     if edit is None:
         return rows(*source)
     if edited.all():
         return rows(*edit)
-    out = torch.empty_like(edit[0], dtype=v.dtype, memory_format=torch.contiguous_format)
+    out = torch.empty_like(edit[0], dtype=v[0].dtype, memory_format=torch.contiguous_format)
     for (q, k), chosen in ((edit, edited), (source, ~edited)):
         index = chosen.nonzero()[:, 0]
-        out[index] = rows(q[index], k)
+        out.index_copy_(0, index, rows(q.index_select(0, index), k))
     return out
 
 
@@ -79,12 +87,12 @@ def key_bias(weight: Tensor | None, keep: Tensor | None, tokens: int) -> Tensor 
     return bias if keep is None else bias.expand(keep.shape).masked_fill(~keep, float("-inf"))
 
 
-def side_by_side(x: Tensor, anchors: list[int]) -> Tensor:
-    """Tokens of the anchor frames, (B, F, N, Nh, D) -> (B, R·N, Nh, D): a view of one frame or of neighbours in order, else a copy."""
+def side_by_side(x: Tensor, anchors: list[int]) -> list[Tensor]:
+    """Tokens of the anchor frames, (B, F, N, Nh, D) -> (B, N, Nh, D) each; one view of neighbours in order, (B, R·N, Nh, D)."""
     first, count = anchors[0], len(anchors)
     if anchors == list(range(first, first + count)):
-        return x[:, first : first + count].flatten(1, 2)
-    return torch.cat([x[:, a] for a in anchors], dim=1)
+        return [x[:, first : first + count].flatten(1, 2)]
+    return [x[:, a] for a in anchors]
 
 
 def _of(bias: Tensor | None, branches: slice) -> Tensor | None:
@@ -94,9 +102,9 @@ def _of(bias: Tensor | None, branches: slice) -> Tensor | None:
 def cross_attention(q, k, v, *, q_src=None, k_src=None, v_src=None, map_branch=None, map_weights=None) -> tuple[Tensor, Tensor | None]:
     """See `fz.kernels.cross_attention`."""
     branches, frames = q.shape[:2]
-    out = attend(q.flatten(1, 2), k[:branches], v[:branches]).unflatten(1, (frames, -1))
+    out = attend(q.flatten(1, 2), [k[:branches]], [v[:branches]]).unflatten(1, (frames, -1))
     if q_src is not None:
-        source = attend(q_src.flatten(0, 1)[None].to(v), k_src[None].to(v), v_src[None]).unflatten(1, (frames, -1))
+        source = attend(q_src.flatten(0, 1)[None].to(v), [k_src[None].to(v)], [v_src[None]]).unflatten(1, (frames, -1))
         if branches == len(v):
             source = source + out[-1:]
         out = torch.cat([out[: len(v) - 1], source])
