@@ -2,7 +2,7 @@
 
 A cell is one method on one clip and seed, all of the clip's edits from one inversion; it is one JSON file, written whole, so that a bench
 that was stopped goes on and a second run changes nothing. A table gives each method's mean and its 95% interval, the clip being the unit.
-Held-out clips are judged by the miniature's CLIP unless told otherwise. Baselines that are not built here are listed as such.
+Held-out clips are judged by the miniature's CLIP unless told otherwise. Rows that cannot be had here are listed with why.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from fz.config import PRESETS, EditSettings, Settings
+from fz.config import ABLATIONS, PRESETS, EditSettings, Settings
 from fz.errors import FzError
 from fz.evaluate import TITLES, Parser, Truth, measure
 from fz.media import atomic, to_uint8, write_pngs
@@ -41,22 +41,30 @@ class Method:
     only: tuple[str, ...] = ("attribute", "shape", "style")
 
 
+def ablation(title: str, name: str, only: tuple[str, ...] = Method.only) -> Method:
+    """The row of one of `--ablate`."""
+    edit = {path.removeprefix("edits.*."): value for path, value in ABLATIONS[name].items() if path.startswith("edits.*.")}
+    return Method(title, {path: value for path, value in ABLATIONS[name].items() if not path.startswith("edits.")}, edit, only)
+
+
 TABLE = (
     Method("FateZero"),
-    Method("DDIM inversion, target prompt", edit={"align": "plain"}),
-    Method("frame-wise: DDIM inversion, target prompt", {"frame_index": (0,)}, {"align": "plain"}),
+    Method("DDIM inversion, target prompt", {"method": "ddim"}),
+    Method("frame-wise: Null-text & p2p", {"method": "null-p2p"}),
+    Method("frame-wise: SDEdit", {"method": "sdedit"}),
+    Method("Plug-and-play features", {"method": "pnp"}),
+    Method("frame-wise: DDIM inversion, target prompt", {"method": "ddim", "frame_index": (0,)}),
     Method("frame-wise: attention fusion, no mask", {"frame_index": (0,)}, {"threshold": None}),
 )
-ABLATIONS = (
-    Method("Fig. 3, 8: attention of reconstruction", {"attention": "reconstruction"}),
-    Method("Fig. 4, 9: no self-attention fused", edit={"self_replace": (0.0, 0.0)}, only=("shape",)),
-    Method("Fig. 4, 9: self-attention fused without mask", edit={"threshold": None}, only=("shape",)),
+ABLATED = (
+    ablation("Fig. 3, 8: attention of reconstruction", "reconstruction"),
+    ablation("Fig. 4, 9: no self-attention fused", "no-self", ("shape",)),
+    ablation("Fig. 4, 9: all self-attention fused, without mask", "full-self", ("shape",)),
+    ablation("no cross-attention fused", "no-cross"),
 )
-# rows of the paper's Table 1 that are not built here, and why
+# rows of the paper's Table 1 that are not in the table, and why
 MISSING = {
     "Tune-A-Video + DDIM": "pass --checkpoint TUNED; it is then 'DDIM inversion, target prompt'",
-    "Frame-wise Null-text & p2p": "null-text optimisation is not built",
-    "Frame-wise SDEdit": "not built",
     "Layered neural atlas": "not built",
 }
 COLUMNS = tuple(TITLES)
@@ -248,7 +256,7 @@ def rows_of(given: argparse.Namespace, number: int) -> dict[str, list[dict[str, 
     """All cells of one clip, by method."""
     job = config_job(given.config[number], given) if given.config else held_out_job(number, given)
     clip, by = judge_of(given.clip, given.tokenizer, given.checkpoint, bool(given.config))
-    methods = (*TABLE, *ABLATIONS)
+    methods = (*TABLE, *ABLATED)
     return {m.name: [row for seed in range(given.seeds) for row in cell(m, job, seed, given.out, clip, by, given.keep)] for m in methods}
 
 
@@ -273,7 +281,7 @@ def rows_alone(given: argparse.Namespace, number: int) -> dict[str, list[dict[st
 
 
 def bench(given: argparse.Namespace) -> dict[str, Any]:
-    rows: dict[str, list[dict[str, Any]]] = {m.name: [] for m in (*TABLE, *ABLATIONS)}
+    rows: dict[str, list[dict[str, Any]]] = {m.name: [] for m in (*TABLE, *ABLATED)}
     for number, found in enumerate(every_clip(given)):
         for name, more in found.items():
             rows[name] += more
@@ -322,7 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(TABLE, content["summaries"]))
     print("\nNot here: " + "; ".join(f"{name} ({why})" for name, why in MISSING.items()) + f".\n{content['verdict']}")
     print("\n# Ablations\n")
-    print(table((TABLE[0], Method("FateZero, shape edits"), *ABLATIONS), content["summaries"]))
+    print(table((TABLE[0], Method("FateZero, shape edits"), *ABLATED), content["summaries"]))
     return 0
 
 

@@ -46,7 +46,7 @@ def snapshot(folder):
 def test_a_second_run_changes_nothing_and_a_kill_costs_a_cell(tmp_path, runs, capsys):
     assert bench(tmp_path / "a") == 0
     said, before, count = capsys.readouterr().out, snapshot(tmp_path / "a"), len(runs)
-    assert count == 2 * (len(table1.TABLE) + len(table1.ABLATIONS))
+    assert count == 2 * (len(table1.TABLE) + len(table1.ABLATED))
     assert "| FateZero |" in said and "Null-text" in said and "Fig. 4, 9" in said and "±" in said
     assert bench(tmp_path / "a") == 0 and len(runs) == count and snapshot(tmp_path / "a") == before
     assert capsys.readouterr().out == said
@@ -61,13 +61,17 @@ def test_a_second_run_changes_nothing_and_a_kill_costs_a_cell(tmp_path, runs, ca
 
 def test_methods_are_what_they_say(tmp_path, runs):
     bench(tmp_path)
-    first = {Path(s.out).parent.name: s for s in runs[: len(table1.TABLE) + len(table1.ABLATIONS)]}
+    first = {Path(s.out).parent.name: s for s in runs[: len(table1.TABLE) + len(table1.ABLATED)]}
     assert [e.threshold for e in first["fatezero"].edits] == [None, 0.3, None]
-    assert {e.align for e in first["ddim-inversion-target-prompt"].edits} == {"plain"}
+    methods = {"ddim-inversion-target-prompt": "ddim", "frame-wise-null-text-p2p": "null-p2p", "frame-wise-sdedit": "sdedit",
+               "plug-and-play-features": "pnp", "frame-wise-ddim-inversion-target-prompt": "ddim"}  # fmt: skip
+    assert {name: s.method for name, s in first.items()} == {name: methods.get(name, "fatezero") for name in first}
     assert first["frame-wise-ddim-inversion-target-prompt"].frame_index == (0,)
     assert first["fig-3-8-attention-of-reconstruction"].attention == "reconstruction"
     assert [e.self_replace for e in first["fig-4-9-no-self-attention-fused"].edits] == [(0.0, 0.0)]
-    assert [e.threshold for e in first["fig-4-9-self-attention-fused-without-mask"].edits] == [None]
+    full = first["fig-4-9-all-self-attention-fused-without-mask"].edits
+    assert [(e.threshold, e.self_replace) for e in full] == [(None, (0.0, 1.0))]
+    assert [e.cross_replace for e in first["no-cross-attention-fused"].edits] == [(0.0, 0.0)] * 3
     rows = json.loads((tmp_path / "cells/fatezero/0000-0.json").read_text())["rows"]
     assert [row["kind"] for row in rows] == ["attribute", "shape", "style"]
     assert rows[0]["psnr_background"] is not None and rows[2]["psnr_background"] is None and rows[0]["psnr_truth"] > 0

@@ -1,0 +1,393 @@
+"""The paper's baselines and ablations: each by an identity that no other method has."""
+
+import dataclasses
+import functools
+import json
+
+import pytest
+import torch
+from random_weights import numbers, randomize, relative
+from safetensors.torch import load_file
+
+from fz import cli, config, mini
+from fz.baselines import METHODS, Task
+from fz.baselines.ddim import ddim
+from fz.baselines.null_p2p import Frame, null_p2p, null_text, optimise_frames
+from fz.baselines.pnp import Injected, InjectedResidual, injected_block, injected_sites, pnp
+from fz.baselines.sdedit import add_noise, sdedit
+from fz.config import ABLATIONS, EditSettings, Settings
+from fz.ddim import CLEAN, Schedule, ddim_inverse_step, ddim_step
+from fz.edit import Source, edit, guide, invert, reconstruct
+from fz.fusion import FrameIndex, Fusion, LatentBlend, Plain
+from fz.layers import TextContext
+from fz.run import main
+from fz.unet import UNet, UNetConfig
+from fz.vae import encode_clip
+from fz.video import Clip, read_clip
+from fz.weights.load import load_checkpoint
+
+STEPS, FRAMES, WORDS = 4, 2, 77
+CONFIG = UNetConfig(block_out_channels=(16, 32, 32, 32), layers_per_block=1, heads=(2, 2, 2, 2), cross_attention_dim=24, norm_num_groups=8)
+INDEX = FrameIndex((0, "mid"))
+SCHEDULE = Schedule.of({}, STEPS)
+NOISIEST = SCHEDULE.timesteps[0]
+Z0, SOURCE, TARGET, NEGATIVE = numbers(1, FRAMES, 4, 16, 16), numbers(2, WORDS, 24), numbers(3, WORDS, 24), numbers(4, WORDS, 24)
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.set_num_threads(1)
+    return randomize(UNet(CONFIG)).to(memory_format=torch.channels_last)
+
+
+@pytest.fixture(scope="module")
+def source(unet):
+    return invert(unet, Source(SOURCE, latents={CLEAN: Z0}), SCHEDULE, INDEX)
+
+
+def fusion(**changes):
+    """Identity mapper, everything replaced at every step."""
+    fields = dict(mapper=torch.eye(WORDS), kept=torch.ones(WORDS), equalizer=torch.ones(WORDS),
+                  cross_window=torch.ones(STEPS + 1, WORDS), self_window=(0, STEPS))  # fmt: skip
+    return Fusion(**(fields | changes))
+
+
+@functools.cache
+def nulls(unet):
+    """Frames with their null text, at guidance 3: they depend on z_0 alone, not on the clip's inversion."""
+    return optimise_frames(unet, Z0, SOURCE, NEGATIVE, SCHEDULE, 3.0)
+
+
+def result(name, unet, source, *, plan=None, **changes):
+    """z_0 of a method, as a run would have it."""
+    method = METHODS[name]
+    prepared = nulls(unet) if method.prepare else None
+    task = Task(unet, source, TARGET, NEGATIVE, SCHEDULE, 3.0, INDEX, plan or fusion(), 0.75, 0, prepared, (), lambda k, z: None,
+                lambda k, masks: None)  # fmt: skip
+    return method.edit(dataclasses.replace(task, **changes))
+
+
+@pytest.fixture(scope="module")
+def results(unet, source):
+    return {name: result(name, unet, source) for name in METHODS}
+
+
+def test_the_table_has_the_methods_of_the_settings():
+    assert tuple(METHODS) == config.METHODS
+
+
+def test_no_two_methods_agree(results):
+    names = list(results)
+    for i, a in enumerate(names):
+        assert results[a].shape == Z0.shape and results[a].isfinite().all()
+        for b in names[:i]:
+            assert relative(results[a], results[b]) > 1e-2, (a, b)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_step_is_watched(name, unet, source):
+    seen = []
+    z = result(name, unet, source, watch=lambda k, z: seen.append((k, z)))
+    assert [k for k, _ in seen] == list(range(1, STEPS + 1))
+    assert torch.equal(seen[-1][1], z)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_each_reads(name, unet, source, results):
+    """Of inversion, words and seed exactly what the table says."""
+    other_noise = dataclasses.replace(source, latents={**source.latents, NOISIEST: numbers(9, *Z0.shape)})
+    assert torch.equal(result(name, unet, other_noise), results[name]) == (not METHODS[name].inverts)
+    unlike = fusion(equalizer=torch.full((WORDS,), 2.0))
+    assert torch.equal(result(name, unet, source, plan=unlike), results[name]) == (not METHODS[name].fuses)
+    assert torch.equal(result(name, unet, source, seed=1), results[name]) == (name != "sdedit")
+    assert torch.equal(result(name, unet, source, strength=0.5), results[name]) == (name != "sdedit")
+
+
+# ---- ddim -----------------------------------------------------------------------------------------------------------------------------
+
+
+def still(unet, eps):
+    """The UNet with a noise that depends on nothing."""
+    return lambda z, t, text, attend=None, alter=None: eps.expand(len(z), *eps.shape)
+
+
+def test_ddim_of_a_fixed_noise_returns_the_clip(unet):
+    eps = numbers(5, *Z0.shape)
+    inverted = invert_with(still(unet, eps))
+    assert relative(ddim(still(unet, eps), inverted, SOURCE, NEGATIVE, SCHEDULE, 1.0, INDEX), Z0) < 1e-5
+
+
+def invert_with(model):
+    latents = {CLEAN: Z0}
+    for t_prev, t in SCHEDULE.upward():
+        eps = model(latents[t_prev][None], t, None)[0]
+        latents[t] = ddim_inverse_step(latents[t_prev], eps, SCHEDULE.alpha_bar(t_prev), SCHEDULE.alpha_bar(t))
+    return Source(SOURCE, latents=latents)
+
+
+def test_ddim_with_the_source_prompt_is_reconstruction_without_guidance(unet, source):
+    steps = []
+    reconstruct(unet, source, SOURCE, NEGATIVE, SCHEDULE, 1.0, INDEX, watch=lambda k, z: steps.append(z))
+    z = ddim(unet, source, SOURCE, NEGATIVE, SCHEDULE, 1.0, INDEX)
+    assert torch.equal(z, steps[-1])
+    assert relative(ddim(unet, source, TARGET, NEGATIVE, SCHEDULE, 1.0, INDEX), z) > 0.1
+
+
+# ---- sdedit ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_sdedit_frames_know_nothing_of_each_other(unet):
+    whole = sdedit(unet, Z0, TARGET, NEGATIVE, SCHEDULE, 3.0, 0.5, 0)
+    changed = Z0.clone()
+    changed[1] = 7
+    assert relative(sdedit(unet, changed, TARGET, NEGATIVE, SCHEDULE, 3.0, 0.5, 0)[0], whole[0]) < 1e-5
+    assert relative(sdedit(unet, Z0[:1], TARGET, NEGATIVE, SCHEDULE, 3.0, 0.5, 0), whole[:1]) < 1e-5
+
+
+@pytest.mark.parametrize(("strength", "steps"), [(1.0, 4), (0.5, 2), (0.01, 1)])
+def test_sdedit_starts_from_its_share_of_the_steps(strength, steps, unet):
+    """With a model whose noise is the one that was added, what was noised comes back."""
+    calls = []
+    alpha_bar = SCHEDULE.alpha_bar(SCHEDULE.timesteps[STEPS - steps])
+    noise = (add_noise(Z0, alpha_bar, 3) - alpha_bar**0.5 * Z0) / (1 - alpha_bar) ** 0.5
+    assert 0.9 < noise.std() < 1.1
+
+    def model(z, t, text):
+        calls.append(t)
+        return noise.repeat(len(z) // FRAMES, 1, 1, 1)[:, None]
+
+    z = sdedit(model, Z0, TARGET, NEGATIVE, SCHEDULE, 3.0, strength, 3)
+    assert calls == list(SCHEDULE.timesteps[-steps:])
+    # what is left is the noise of z_0 itself: alpha_bar of CLEAN is not 1
+    left = SCHEDULE.alpha_bar(CLEAN)
+    assert relative(z, left**0.5 * Z0 + (1 - left) ** 0.5 * noise) < 1e-5
+
+
+# ---- null-text optimisation and prompt-to-prompt --------------------------------------------------------------------------------------
+
+
+def sampled(unet, frame, guidance):
+    """Guided sampling of the source prompt with the unconditional embedding of each step."""
+    z = frame.source.latents[NOISIEST]
+    with torch.no_grad():
+        for k, t, t_prev in SCHEDULE.downward():
+            text = TextContext(torch.stack([frame.nulls[k], frame.source.embedding]))
+            eps = guide(unet(torch.stack([z, z]), t, text), guidance)
+            z = ddim_step(z, eps, SCHEDULE.alpha_bar(t), SCHEDULE.alpha_bar(t_prev))
+    return z
+
+
+@pytest.fixture(scope="module")
+def miniature():
+    """The bundled model, a frame of its example, the embeddings of its source and of an empty prompt."""
+    checkpoint, words = load_checkpoint(mini.checkpoint()), mini.example()
+    checkpoint.unet.requires_grad_(False)
+    frame = read_clip(Clip(words["clip.path"], frames=1, size=mini.SIZE), 64).frames
+    with torch.no_grad():
+        z_0 = encode_clip(checkpoint.vae.float(), frame)
+    return checkpoint.unet.float(), z_0, *checkpoint.text.encode([words["source"], ""])
+
+
+def test_null_text_reconstructs_where_ddim_does_not(miniature):
+    unet, z_0, source, empty = miniature
+    (frame,) = optimise_frames(unet, z_0, source, empty, SCHEDULE, 7.5)
+    own = sampled(unet, frame, 7.5)
+    plain = ddim(unet, frame.source, source, empty, SCHEDULE, 7.5, FrameIndex((0,)))
+    assert relative(own, z_0) < 0.7 * relative(plain, z_0)
+
+
+def test_null_text_leaves_the_model_alone(unet):
+    before = {name: p.clone() for name, p in unet.state_dict().items()}
+    latents = {t: numbers(7, 1, 4, 16, 16) for t in (CLEAN, *SCHEDULE.timesteps)}
+    found = null_text(unet, latents, SOURCE, NEGATIVE, SCHEDULE, 7.5, inner=1)
+    assert len({null.sum().item() for null in found}) == STEPS and all(not null.requires_grad for null in found)
+    assert all(p.grad is None for p in unet.parameters())
+    assert all(torch.equal(p, before[name]) for name, p in unet.state_dict().items())
+    # at guidance 1 there is no unconditional branch
+    assert all(null is NEGATIVE for null in null_text(unet, latents, SOURCE, NEGATIVE, SCHEDULE, 1.0))
+
+
+@pytest.mark.parametrize("steps", [50, 5])
+def test_null_text_steps_and_rates_are_the_published_ones(steps, monkeypatch):
+    schedule, rates, stepped = Schedule.of({}, steps), [], []
+
+    class Spy(torch.optim.Adam):
+        def __init__(self, params, lr):
+            rates.append(lr)
+            super().__init__(params, lr)
+
+        def step(self):
+            stepped.append(len(rates) - 1)
+            super().step()
+
+    monkeypatch.setattr(torch.optim, "Adam", Spy)
+
+    def model(z, t, text):
+        """Far from the latents whatever the embedding for t above a half, exact below."""
+        away = 10.0 if t > 500 else 0.0
+        return (0 * text.embedding.sum() + away) * torch.ones_like(z)
+
+    latents = {t: torch.zeros(1, 4, 2, 2) for t in (CLEAN, *schedule.timesteps)}
+    null_text(model, latents, torch.zeros(WORDS, 2), torch.zeros(WORDS, 2), schedule, 7.5)
+    assert rates == pytest.approx([1e-2 * (1 - i * 50 / steps / 100) for i in range(steps)])
+    assert [stepped.count(i) for i in range(steps // 2)] == [10] * (steps // 2)  # never below the threshold
+    assert stepped.count(steps - 1) in (1, 10)
+
+
+def test_null_p2p_frames_know_nothing_of_each_other(unet):
+    changed = Z0.clone()
+    changed[1] = numbers(8, *Z0.shape[1:])
+    frames = optimise_frames(unet, changed, SOURCE, NEGATIVE, SCHEDULE, 3.0)
+    before, after = (null_p2p(unet, f, TARGET, SCHEDULE, 3.0, fusion()) for f in (nulls(unet), frames))
+    assert torch.equal(after[0], before[0]) and not torch.equal(after[1], before[1])
+
+
+def test_null_p2p_of_the_source_is_its_reconstruction(unet):
+    own = torch.cat([sampled(unet, frame, 3.0) for frame in nulls(unet)])
+    assert relative(null_p2p(unet, nulls(unet), SOURCE, SCHEDULE, 3.0, fusion()), own) < 1e-4
+    assert relative(null_p2p(unet, nulls(unet), TARGET, SCHEDULE, 3.0, fusion()), own) > 0.05
+
+
+def test_null_p2p_takes_the_attention_of_the_frames_own_reconstruction(unet):
+    """Without optimised nulls it is FateZero's editing of one frame with reconstruction attention and no mask."""
+    inverted = nulls(unet)[0].source
+    frame, own = Frame(inverted, (NEGATIVE,) * STEPS), FrameIndex((0,))
+    sampled = reconstruct(unet, inverted, SOURCE, NEGATIVE, SCHEDULE, 3.0, own)
+    words = torch.zeros(WORDS)
+    words[3] = 1
+    for plan in (fusion(self_window=(0, 2)), fusion(cross_window=torch.zeros(STEPS + 1, WORDS))):
+        masked = dataclasses.replace(plan, mask_words=words, latent_blend=LatentBlend(words, words))
+        got = null_p2p(unet, [frame], TARGET, SCHEDULE, 3.0, masked)
+        assert relative(got, edit(unet, sampled, TARGET, NEGATIVE, SCHEDULE, 3.0, own, plan)) < 1e-4
+        assert relative(got, edit(unet, inverted, TARGET, NEGATIVE, SCHEDULE, 3.0, own, plan)) > 1e-2
+    got = null_p2p(unet, [frame], TARGET, SCHEDULE, 3.0, None)
+    assert relative(got, edit(unet, inverted, TARGET, NEGATIVE, SCHEDULE, 3.0, own, None)) < 1e-4
+
+
+# ---- plug-and-play --------------------------------------------------------------------------------------------------------------------
+
+
+def test_pnp_injects_in_stable_diffusions_decoder_layers_4_to_11():
+    names = injected_sites(UNet(dataclasses.replace(CONFIG, layers_per_block=2)))
+    expected = {(1, 1), (1, 2), *((i, j) for i in (2, 3) for j in range(3))}
+    assert names == {f"up_blocks.{i}.attentions.{j}.transformer_blocks.0.attn1" for i, j in expected}
+
+
+def test_pnp_branches_get_the_sources_features(unet):
+    """Behind the injected block, branches of other latents and prompts have the source's residual; at injected sites its q and k."""
+    batch, text = torch.stack([Z0, Z0 + 1, numbers(6, *Z0.shape)]), TextContext(torch.stack([SOURCE, NEGATIVE, TARGET]))
+    block, sites, residuals, looked = injected_block(unet), injected_sites(unet), {}, []
+    inject, attend = InjectedResidual(block, 3), Injected(INDEX, sites)
+
+    def alter(resnet, h):
+        out = inject(resnet, h)
+        residuals[resnet] = (h.unflatten(0, (3, -1)), out.unflatten(0, (3, -1)))
+        return out
+
+    def spy(site, x):
+        out = attend(site, x)
+        if site.name in sites:
+            looked.append(site.name)
+            q, k, v = x.q(), x.k(), x.v()
+            frames = INDEX.table(site, FRAMES)
+            for b in range(3):
+                maps = torch.einsum("fnhd,frmhd->fhnrm", q[0], k[0][frames]).flatten(-2) / q.shape[-1] ** 0.5
+                expected = torch.einsum("fhnm,fmhd->fnhd", maps.softmax(-1), v[b][frames].flatten(1, 2))
+                assert relative(out[b], expected) < 1e-4
+            assert relative(q[1], q[0]) > 1e-2
+        return out
+
+    with torch.no_grad():
+        unet(batch, NOISIEST, text, spy, alter)
+    assert set(looked) == sites
+    for resnet, (before, after) in residuals.items():
+        assert relative(before[1], before[0]) > 1e-2
+        assert torch.equal(after, before[:1].expand_as(before) if resnet is block else before)
+
+
+def test_pnp_of_the_source_alone_follows_the_inversion_step(unet, source):
+    """target = source, no guidance: at the first step both branches are the same, so eps is plain sampling's."""
+    first = {}
+    pnp(unet, source, SOURCE, NEGATIVE, SCHEDULE, 1.0, INDEX, watch=lambda k, z: first.setdefault(k, z))
+    plain = {}
+    ddim(unet, source, SOURCE, NEGATIVE, SCHEDULE, 1.0, INDEX, watch=lambda k, z: plain.setdefault(k, z))
+    assert relative(first[1], plain[1]) < 1e-4 and relative(first[2], plain[2]) > 1e-5
+
+
+@pytest.mark.parametrize(("features", "attention"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.8, 0.5)])
+def test_pnp_thresholds(features, attention, unet, source):
+    """How many steps each injection lasts; without either it is plain sampling."""
+    seen = []
+
+    def model(z, t, text, attend, alter):
+        seen.append((isinstance(attend, Injected), alter is not None))
+        return unet(z, t, text, attend, alter)
+
+    model.up_blocks = unet.up_blocks
+    z = pnp(model, source, TARGET, NEGATIVE, SCHEDULE, 3.0, INDEX, features, attention)
+    assert [a for a, _ in seen] == [k < int(attention * STEPS) for k in range(STEPS)]
+    assert [f for _, f in seen] == [k < int(features * STEPS) for k in range(STEPS)]
+    plain = ddim(unet, source, TARGET, NEGATIVE, SCHEDULE, 3.0, INDEX)
+    assert (relative(z, plain) < 1e-4) == (features == attention == 0)
+
+
+def test_alter_is_nothing_unless_given(unet):
+    with torch.no_grad():
+        text = TextContext(SOURCE[None])
+        plain = unet(Z0[None], NOISIEST, text, Plain(INDEX))
+        assert torch.equal(unet(Z0[None], NOISIEST, text, Plain(INDEX), lambda resnet, h: h), plain)
+        assert not torch.equal(unet(Z0[None], NOISIEST, text, Plain(INDEX), lambda resnet, h: 2 * h), plain)
+
+
+# ---- one command ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.mark.parametrize("name", [*METHODS, "fatezero again"])
+def test_every_method_runs_on_the_miniature_from_one_command(name, cache, tmp_path_factory, capsys):
+    base = tmp_path_factory.getbasetemp()
+    out = base / name.replace(" ", "-")
+    argv = ["--method", name.partition(" ")[0], "--steps", "2", "--frames", "2", "--threads", "1", "--cache", cache, "--out", str(out)]
+    assert main([*argv, "--save-latents"]) == 0, capsys.readouterr().err
+    latents, written = load_file(out / "latents.safetensors"), json.loads((out / "run.json").read_text())
+    assert written["status"] == "done" and written["settings"]["method"] == name.partition(" ")[0]
+    assert ("inverted.002" in latents) == METHODS[name.partition(" ")[0]].inverts
+    assert (out / "edit-0.mp4").is_file() and latents["edited.0.002"].shape[:2] == (2, 4)
+    if name == "fatezero again":  # others' steps in the same cache are not taken for its own
+        assert all(torch.equal(z, latents[key]) for key, z in load_file(base / "fatezero/latents.safetensors").items())
+
+
+# ---- ablations ------------------------------------------------------------------------------------------------------------------------
+
+RUN = ["--checkpoint", "model", "--video", "clip.mp4", "--source", "a silver jeep", "--target", "a red jeep", "--target", "a blue jeep",
+       "--edit", "shape", "--cross-replace", "red=0.2"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "edit"),
+    [
+        ("no-self", {}, {"self_replace": (0.0, 0.0)}),
+        ("full-self", {}, {"self_replace": (0.0, 1.0), "threshold": None}),
+        ("reconstruction", {"attention": "reconstruction"}, {}),
+        ("no-cross", {}, {"cross_replace": (0.0, 0.0), "cross_replace_words": ()}),
+    ],
+)
+def test_an_ablation_changes_its_settings_only(name, changes, edit):
+    assert name in ABLATIONS
+    plain = cli.parse(RUN).settings
+    edits = tuple(dataclasses.replace(e, **edit) for e in plain.edits)
+    ablated = cli.parse([*RUN, "--ablate", name]).settings
+    assert ablated == dataclasses.replace(plain, **changes, edits=edits) and ablated != plain
+    # over the other flags, whatever their order and number
+    assert cli.parse(["--ablate", name, *RUN, "--self-replace.0", "0.4", "--self-replace.1", "0.3"]).settings.edits[0].self_replace == (
+        edit.get("self_replace", (0.0, 0.4))
+    )
+
+
+def test_ablations_are_all_tested_and_defaults_are_none_of_them():
+    assert set(ABLATIONS) == {"no-self", "full-self", "reconstruction", "no-cross"}
+    assert Settings.method == "fatezero" and EditSettings("x").self_replace != (0.0, 0.0)
