@@ -5,10 +5,13 @@ Command-line flags, presets and released YAML files all become overlays, flat di
 """
 
 import dataclasses
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fz import applications
 from fz.errors import FzError, suggest
 from fz.fusion import FrameIndex
 from fz.video import Clip
@@ -49,6 +52,10 @@ def window(value: Any, name: str) -> Window:
     return (float(pair[0]), float(pair[1]))
 
 
+def is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 @dataclass(frozen=True)
 class EditSettings:
     """One target sentence and how it is reached.
@@ -57,6 +64,8 @@ class EditSettings:
     cross_replace: window for all words; cross_replace_words: (word, window) pairs for single ones; self_replace: window.
     reweight: (target word, factor) pairs. threshold: tau of the self-attention blend mask, None for no mask.
     blend_words: (source words, target words) of the masks; None: the words that differ.
+    remove: phrases of the source that the target lacks and whose object is hidden; enhance: words that the target has on top, amplified by
+    enhance_factor. mask: a file of masks in place of the words'. keep_background: outside the mask all is the source's.
     blend_latents: tau of the latent blend, None for none. lenient (released configs): absent words, uneven prompts are noted, not refused.
     """
 
@@ -69,6 +78,11 @@ class EditSettings:
     threshold: float | None = None
     blend_words: tuple[tuple[str, ...], tuple[str, ...]] | None = None
     blend_latents: float | None = None
+    remove: str | None = None
+    enhance: str | None = None
+    enhance_factor: float = 2.0
+    mask: str | None = None
+    keep_background: bool = False
     lenient: bool = False
 
     def __post_init__(self):
@@ -78,8 +92,10 @@ class EditSettings:
         for word, share in self.cross_replace_words:
             window(share, f"cross_replace of {word!r}")
         for word, factor in self.reweight:
-            if not isinstance(factor, (int, float)) or isinstance(factor, bool) or not factor == factor or abs(factor) == float("inf"):
+            if not is_finite(factor):
                 raise FzError(f"reweight: got {factor!r} for {word!r}, expected a number, as {word}=10.")
+        if not is_finite(self.enhance_factor):
+            raise FzError(f"enhance_factor: got {self.enhance_factor!r}, expected a number, as 2; 1 amplifies nothing.")
         for name in ("threshold", "blend_latents"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value):
@@ -168,29 +184,53 @@ Overlay = Mapping[str, Any]  # 'clip.frames' -> 16, 'edits.0.threshold' -> 0.3, 
 def build(*overlays: Overlay, notes: tuple[str, ...] = ()) -> Settings:
     """Settings from overlays, later ones over earlier ones; within one, `edits.N.x` over `edits.*.x`.
 
-    `edits.N.target` of the last overlay that names targets decides how many edits there are.
+    `edits.N.target` of the last overlay that names targets decides how many edits there are; so do removals, which need no target.
     Raises FzError for a path that no setting has, naming the nearest, and for what the settings themselves refuse.
     """
     merged: dict[str, Any] = {}
     for overlay in overlays:
         for path in overlay:
             check_path(path)
-        if any(is_target(path) for path in overlay):
+        if any(is_target(path) or path.endswith(".remove") for path in overlay):
             merged = {path: value for path, value in merged.items() if not is_target(path)}
         # every edit's value is over what an earlier overlay gave to one
         every = {path[len("edits.*.") :] for path in overlay if path.startswith("edits.*.")}
         merged = {path: value for path, value in merged.items() if not (is_edit(path) and path.split(".")[2] in every)}
         merged |= overlay
-    count = sum(is_target(path) for path in merged)
     every = {path[len("edits.*.") :]: value for path, value in merged.items() if path.startswith("edits.*.")}
-    edits = tuple(EditSettings(**{**every, **below(merged, f"edits.{i}.")}) for i in range(count))
     if "clip.path" not in merged:
         raise FzError("video: got none, expected a clip, a folder of frames or an image, as --video clip.mp4.")
     clip = Clip(**below(merged, "clip."))
     top = {path: value for path, value in merged.items() if "." not in path}
     if "source" not in top:
         raise FzError("source: got none, expected a sentence that describes the clip, as --source 'a silver jeep on a road'.")
+    edits = tuple(edit_settings(top["source"], {**every, **below(merged, f"edits.{i}.")}) for i in range(edit_count(merged)))
     return Settings(clip=clip, edits=edits, **top, notes=notes)
+
+
+def edit_count(merged: Overlay) -> int:
+    """How many edits there are. One that has no sentence of its own must remove or enhance something."""
+    says = ("target", "remove", "enhance")
+    numbers = {int(found[1]) for path in merged if (found := re.fullmatch(rf"edits\.(\d+)\.({'|'.join(says)})", path))}
+    everyone = any(merged.get(f"edits.*.{name}") for name in says)
+    missing = sorted(set(range(max(numbers, default=0))) - numbers)
+    if missing and not everyone:
+        wanted = f"expected one, as there are flags of edit .{max(numbers)}"
+        raise FzError(f"target: got none for edit .{missing[0]}, {wanted}. Number edits from 0.")
+    return max(numbers) + 1 if numbers else int(everyone)
+
+
+def edit_settings(source: str, given: Mapping[str, Any]) -> EditSettings:
+    """One edit; its sentence, where removing or enhancing makes it, out of the source."""
+    usual = {**(applications.ENHANCEMENT if given.get("enhance") else {}), **(applications.REMOVAL if given.get("remove") else {})}
+    for name in ("remove", "enhance"):
+        words = given.get(name)
+        if words is not None and (not isinstance(words, str) or not words.strip(" ,")):
+            raise FzError(f"{name}: got {words!r}, expected words, as {'red car' if name == 'remove' else 'high-quality, 8K'!r}.")
+    target = given.get("target")
+    if given.get("remove") or given.get("enhance"):
+        target = applications.target_of(source, target, given.get("remove"), given.get("enhance"))
+    return EditSettings(**{**usual, **given, "target": target})
 
 
 def is_target(path: str) -> bool:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from fz.ddim import Schedule, ddim_inverse_step, ddim_step
 from fz.diagnose import check_finite
-from fz.fusion import MAP_STRIDE, Enough, FrameIndex, Fuser, Fusion, Keep, Plain, Recorder, blend_mask
+from fz.fusion import FUSED_FROM_STRIDE, MAP_STRIDE, Enough, FrameIndex, Fuser, Fusion, Keep, Plain, Recorder, blend_mask
 from fz.layers import Site, TextContext
+from fz.masks import edit_mask, foreground, reduced
 from fz.unet import UNet
 
 Watch = Callable[[int, Tensor], None]  # (steps done, latents after them)
@@ -168,6 +169,7 @@ def edit(
     size = tuple(z.shape[-2:])
     source_text = TextContext(source.embedding[None])
     text = TextContext(branch_prompts(negative, embedding, guidance))
+    changes = foreground(fusion, source.maps, size) if fusion else None
     for k, t, t_prev in schedule.downward():
         masks = self_masks(fusion, unet.sites(), source.maps[t], size) if fusion and fusion.replaces_self(k) else None
         if masks and watch_masks:
@@ -186,6 +188,8 @@ def edit(
         z = ddim_step(z, eps, schedule.alpha_bar(t), schedule.alpha_bar(t_prev))
         if blends:
             z = blend_latents(z, source.latents[t_prev], fusion, source.maps[t], attend.fused_target_map(source.maps[t]))
+        if changes is not None:
+            z = torch.where(changes[:, None], z, source.latents[t_prev])
         check_finite(z, unet, batch, t, text, Plain(frame_index), f"edit step {k + 1} of {schedule.steps} (t = {t})")
         watch(k + 1, z)
     return z
@@ -207,17 +211,20 @@ def guide(eps: Tensor, guidance: float) -> Tensor:
 
 
 def self_masks(fusion: Fusion, sites: list[Site], source_map: Tensor, size: tuple[int, int]) -> dict[tuple[int, int], Tensor] | None:
-    """The blend mask of every size that a fused site has, (h, w) -> (F, h, w) bool; None where the fusion has no mask words."""
-    if fusion.mask_words is None:
+    """The blend mask of every size that a fused site has, (h, w) -> (F, h, w) bool; None where the fusion has no mask."""
+    if fusion.mask_words is None and fusion.user_mask is None:
         return None
-    map_size = (size[0] // MAP_STRIDE, size[1] // MAP_STRIDE)
-    sizes = {(size[0] // s.stride, size[1] // s.stride) for s in sites if s.kind == "self" and s.stride > 1}
-    return {s: blend_mask(source_map, fusion.mask_words, fusion.threshold, map_size, s) for s in sorted(sizes, reverse=True)}
+    # keys are hidden at the full-size level too
+    least = 1 if fusion.hides_object else FUSED_FROM_STRIDE
+    sizes = {(size[0] // s.stride, size[1] // s.stride) for s in sites if s.kind == "self" and s.stride >= least}
+    return {s: edit_mask(fusion, source_map, size, s) for s in sorted(sizes, reverse=True)}
 
 
 def blend_latents(z: Tensor, background: Tensor, fusion: Fusion, source_map: Tensor, target_map: Tensor) -> Tensor:
-    """Outside the source's and the target's word masks, the inverted latent of the same noise level."""
+    """Outside the source's and the target's word masks, or the user's, the inverted latent of the same noise level."""
     blend, size = fusion.latent_blend, tuple(z.shape[-2:])
+    if fusion.user_mask is not None:
+        return torch.where(reduced(fusion.user_mask, size).to(z.device)[:, None], z, background)
     map_size = (size[0] // MAP_STRIDE, size[1] // MAP_STRIDE)
     edited = blend_mask(source_map, blend.source_words, blend.threshold, map_size, size)
     edited |= blend_mask(target_map, blend.target_words, blend.threshold, map_size, size)

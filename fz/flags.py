@@ -153,6 +153,18 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("negative", "negative", str, "TEXT", "what the result should not look like"),
         Flag("edit", "preset", one_of(tuple(PRESETS)), "KIND", "style, attribute or shape: the paper's settings for it *", edit=True),
     ),
+    "applications": (
+        Flag("remove", "remove", str, "WORDS",
+             "an object's words in the source, as 'red car' or 'red car, ball': the target is the source without them, the object hidden *",
+             edit=True),
+        Flag("enhance", "enhance", str, "WORDS", "words put after the target, or else the source, as 'high-quality, 8K', and amplified *", edit=True),
+        Flag("enhance-factor", "enhance_factor", number, "R", "by how much *", edit=True),
+        Flag("mask", "mask", str, "PATH",
+             "white where the clip is edited, in place of the words' masks: an image, or a video or folder as long as the clip *",
+             edit=True),
+        Flag("keep-background", "keep_background", None, "", "outside the mask, latents and pixels are the clip's *",
+             edit=True, const=True),
+    ),
     "clip": (
         Flag("size", "clip.size", size, "N|HxW", "short side to N and a square cut from the centre, or any height and width"),
         Flag("frames", "clip.frames", count, "N|all", "how many frames"),

@@ -132,6 +132,9 @@ class Fusion:
     mask_words:    (L,), 1 at the source's edited words; None: no mask, every row of the map is the source's.
     threshold:     τ of eq. 6.
     latent_blend:  None, or the words and threshold of the background's latents.
+    user_mask:     (F, H, W), shares in [0, 1] of the clip's pixels that are edited, in place of the words' masks; None: theirs.
+    hides_object:  removal: keys under the mask are attended to by nobody, so that it is filled from what is around it.
+    background:    (L,), 1 at words outside whose steady mask every latent is the source's (`fz.masks.foreground`); None: none is.
     """
 
     mapper: Tensor
@@ -142,6 +145,9 @@ class Fusion:
     mask_words: Tensor | None = None
     threshold: float = 0.3
     latent_blend: "LatentBlend | None" = None
+    user_mask: Tensor | None = None
+    hides_object: bool = False
+    background: Tensor | None = None
 
     def replaces_cross(self, k: int) -> bool:
         """Is any column's cross-attention fused at edit step k?"""
@@ -216,17 +222,22 @@ class Fuser:
     def self_blending(self, site: Site, x: Operands) -> Tensor:
         """s_fused = M ⊙ s_edit + (1 - M) ⊙ s_src (eq. 7), one softmax a row: its operands are the edit's or the source's."""
         table = frame_table(self.frame_index, site, x)
+        mask = self.mask_at(site)
+        # removal: what is under the mask is seen by no row of any branch
+        visible = None if mask is None or not self.fusion.hides_object else (~mask).expand(x.shape[0], -1, -1)
         if site.stride < FUSED_FROM_STRIDE or not self.fusion.replaces_self(self.k):
-            return kernels.self_attention(x.q(), x.k(), x.v(), table)
-        mask = None
-        if self.masks is not None:
-            size = (self.latent_size[0] // site.stride, self.latent_size[1] // site.stride)
-            mask = self.masks[size].flatten(1)
+            return kernels.self_attention(x.q(), x.k(), x.v(), table, key_mask=visible)
         # without a mask no row is the edit's: the last branch's queries and keys are not even computed
         branches = slice(None, -1) if mask is None else slice(None)
         q, k = x.q(branches), x.k(branches)
         q_src, k_src = self.kept[site.name]
-        return kernels.self_attention(q, k, x.v(), table, q_src=q_src, k_src=k_src, mask=mask)
+        return kernels.self_attention(q, k, x.v(), table, q_src=q_src, k_src=k_src, mask=mask, key_mask=visible)
+
+    def mask_at(self, site: Site) -> Tensor | None:
+        """(F, N) bool, or None without masks and at the full-size level, which has one for removal only."""
+        if self.masks is None or (site.stride < FUSED_FROM_STRIDE and not self.fusion.hides_object):
+            return None
+        return self.masks[self.latent_size[0] // site.stride, self.latent_size[1] // site.stride].flatten(1)
 
     def cross_fusion(self, site: Site, x: Operands) -> Tensor:
         """Columns that stay take c_src, changed ones c_edit: two attentions over 77 keys whose values are mixed beforehand."""

@@ -27,11 +27,13 @@ from fz.errors import FzError
 from fz.fusion import FrameIndex, Keep
 from fz.inversions import Inversion, digest, leading, model_digest
 from fz.machine import peak_memory, pick_device
+from fz.masks import foreground, paste_background
 from fz.output import ResultFolder
 from fz.plan import Plan, plan_edit
 from fz.text import TextEncoder, Tokens
+from fz.user_mask import read_mask
 from fz.vae import VAE, decode_clip, encode_clip
-from fz.video import Video, read_clip
+from fz.video import Clip, Video, read_clip
 from fz.weights.load import Checkpoint, load_checkpoint
 
 
@@ -109,6 +111,7 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
             note(line)
     multiple = checkpoint.vae.config.stride * checkpoint.unet.config.stride
     result.video = read_video(settings, multiple, note)
+    plans = [with_mask(plan, e, settings.clip, result.video) for plan, e in zip(plans, settings.edits, strict=True)]
     if settings.dry_run:
         note("dry run: settings, words, checkpoint and clip are fine; nothing was computed")
         return result
@@ -269,6 +272,8 @@ def edit_clip(job: Job, i: int, plan: Plan, attention: Source, prepared: Any, in
             raise NotFinite(f"{where}; expected finite values. Try --dtype float32.")
     with timed(job.result, f"decode.{i}", job.device):
         frames = decode(job.checkpoint.vae, z, job.note)
+    if plan.fusion and method.keeps and (changes := foreground(plan.fusion, attention.maps, tuple(z.shape[-2:]))) is not None:
+        frames = paste_background(frames, job.result.video.frames, changes)
     return Edited(settings.edits[i], frames, latents, masks)
 
 
@@ -326,6 +331,13 @@ def read_video(settings: Settings, multiple: int, note: Callable[[str], None]) -
     for line in video.notes:
         note(line)
     return video
+
+
+def with_mask(plan: Plan, edit: EditSettings, clip: Clip, video: Video | None) -> Plan:
+    """The plan with the user's mask, if the edit has one."""
+    if edit.mask is None or plan.fusion is None or video is None:
+        return plan
+    return dataclasses.replace(plan, fusion=dataclasses.replace(plan.fusion, user_mask=read_mask(edit.mask, clip, video)))
 
 
 @dataclass(frozen=True)

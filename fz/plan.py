@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fz import align
+from fz import align, applications
 from fz.config import EditSettings
 from fz.errors import FzError
 from fz.fusion import Fusion, LatentBlend
@@ -35,7 +35,8 @@ def plan_edit(edit: EditSettings, source: Tokens, target: Tokens, steps: int, na
         return Plan(None, (f"{name}: sampled without fusion",))
     notes: list[str] = []
     mapper, kept = correspondence(edit, source, target, notes)
-    factors, windows = dict(edit.reweight), dict(edit.cross_replace_words)
+    factors = applications.factors(edit.enhance, edit.enhance_factor, edit.reweight)
+    windows = dict(edit.cross_replace_words)
     factors = {word: factors[word] for word in present(edit, target, factors, "reweight", notes)}
     windows = {word: windows[word] for word in present(edit, target, windows, "cross_replace", notes)}
     fusion = Fusion(
@@ -44,6 +45,7 @@ def plan_edit(edit: EditSettings, source: Tokens, target: Tokens, steps: int, na
         equalizer=align.equalizer(target, factors),
         cross_window=align.cross_window(target, steps, edit.cross_replace, windows),
         self_window=(int(edit.self_replace[0] * steps), int(edit.self_replace[1] * steps)),
+        hides_object=edit.remove is not None,
         **masks(edit, source, target, notes),
     )
     return Plan(fusion, tuple(f"{name}: {note}" for note in notes))
@@ -87,9 +89,12 @@ def masks(edit: EditSettings, source: Tokens, target: Tokens, notes: list[str]) 
     # a map divided by its maximum never exceeds 1: no pixel is edited, as without a mask
     threshold = None if edit.threshold is None or edit.threshold >= 1 else edit.threshold
     blends = edit.blend_latents is not None
-    if threshold is None and not blends:
+    if threshold is None and not blends and not edit.keep_background:
         return {}
-    if edit.blend_words is None:
+    if edit.blend_words is None and edit.remove is not None:
+        # a target of its own may differ in more than the object
+        source_words, target_words = applications.phrases(edit.remove), []
+    elif edit.blend_words is None:
         source_words, target_words = align.differing_words(source, target)
         notes.append(f"masks follow the words that differ: {', '.join(source_words) or 'none'} of the source")
     else:
@@ -98,12 +103,16 @@ def masks(edit: EditSettings, source: Tokens, target: Tokens, notes: list[str]) 
     fields: dict[str, object] = {}
     if threshold is not None and source_words:
         fields |= {"mask_words": weights(source, source_words), "threshold": threshold}
-    elif threshold is not None:
+    elif threshold is not None and edit.mask is None:
         notes.append("no blend mask: it has no word of the source; --blend-words names some")
-    if blends and (source_words or target_words):
+    if blends and (source_words or target_words or edit.mask is not None):
         fields["latent_blend"] = LatentBlend(weights(source, source_words), weights(target, target_words), edit.blend_latents)
     elif blends:
         notes.append("latents are not blended: no word is named and none differs")
+    if edit.keep_background:
+        if not source_words and edit.mask is None:
+            raise FzError("keep_background: no word of the source differs, so there is no mask. Pass --blend-words or --mask.")
+        fields["background"] = weights(source, source_words)
     return fields
 
 
