@@ -119,6 +119,7 @@ class Settings:
     strength: float = 0.75  # the share of the steps that method sdedit noises and denoises
     steps: int = 50
     guidance: float = 7.5
+    guidance_window: Window = (0.0, 1.0)  # the share of edit steps with guidance; one branch less outside it
     attention: str = "inversion"
     reconstruction_prompt: str | None = None  # None: the source prompt
     frame_index: tuple[int | str, ...] | None = None
@@ -158,6 +159,10 @@ class Settings:
             whole("threads", self.threads, 1, 1024)
         if not isinstance(self.guidance, (int, float)) or isinstance(self.guidance, bool) or not 0 <= self.guidance <= 1000:
             raise FzError(f"guidance: got {self.guidance!r}, expected a number from 0 to 1000; 7.5 is usual, 1 is none.")
+        object.__setattr__(self, "guidance_window", window(self.guidance_window, "guidance_window"))
+        if self.guidance_window != (0.0, 1.0) and self.method not in ("fatezero", "ddim"):
+            got = f"guidance_window: got {self.guidance_window} with method {self.method}"
+            raise FzError(f"{got}, expected method fatezero or ddim. Leave --guidance-window out.")
         if not isinstance(self.strength, (int, float)) or isinstance(self.strength, bool) or not 0 < self.strength <= 1:
             raise FzError(f"strength: got {self.strength!r}, expected a share of the steps above 0, at most 1, as 0.75.")
         if not self.source.strip():

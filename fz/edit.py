@@ -20,6 +20,7 @@ from fz.masks import edit_mask, foreground, reduced
 from fz.unet import UNet
 
 Watch = Callable[[int, Tensor], None]  # (steps done, latents after them)
+Window = tuple[float, float]  # shares of the steps: from, to
 Operands = Mapping[str, tuple[Tensor, ...]]  # site name -> (q, k) of a self-attention, (q,) of a cross-attention
 
 
@@ -158,17 +159,18 @@ def edit(
     done: Sequence[Tensor] = (),
     watch: Watch = ignore,
     watch_masks: Callable[[int, Mapping[tuple[int, int], Tensor]], None] | None = None,
+    guided: Window = (0.0, 1.0),
 ) -> Tensor:
     """Denoise the inverted latent under the target prompt with attention fusion (Algorithm 1, second loop; eq. 2, 5). Returns z_0.
 
     embedding, negative: (77, Cx) of the target and of the negative (usually empty) prompt; guidance <= 1: no unconditional branch.
     fusion: None samples plainly. done: the latents after each step that an interrupted edit had done.
-    watch_masks(k, masks by size): the self-attention blend masks of edit step k.
+    watch_masks(k, masks by size): the self-attention blend masks of edit step k. guided: the share of steps with guidance, from, to.
     """
     z = source.latents[schedule.timesteps[0]]
     size = tuple(z.shape[-2:])
     source_text = TextContext(source.embedding[None])
-    text = TextContext(branch_prompts(negative, embedding, guidance))
+    texts = {w: TextContext(branch_prompts(negative, embedding, w)) for w in (guidance, 1.0)}
     changes = foreground(fusion, source.maps, size) if fusion else None
     for k, t, t_prev in schedule.downward():
         masks = self_masks(fusion, unet.sites(), source.maps[t], size) if fusion and fusion.replaces_self(k) else None
@@ -179,12 +181,15 @@ def edit(
             watch(k + 1, z)
             continue
         attend, blends = Plain(frame_index), False
+        # outside its window guidance is 1, and costs no unconditional branch
+        weight = guidance if guided[0] <= k / schedule.steps < guided[1] else 1.0
         if fusion:
             kept = source_operands(unet, source, t, fusion.keeps(k), source_text, frame_index)
             blends = fusion.latent_blend is not None and fusion.latent_blend.active(k + 1, schedule.steps)
             attend = Fuser(frame_index, fusion, k, size, masks, kept, source_text, record_target=blends)
+        text = texts[weight]
         batch = batch_of(z, text)
-        eps = guide(unet(batch, t, text, attend), guidance)
+        eps = guide(unet(batch, t, text, attend), weight)
         z = ddim_step(z, eps, schedule.alpha_bar(t), schedule.alpha_bar(t_prev))
         if blends:
             z = blend_latents(z, source.latents[t_prev], fusion, source.maps[t], attend.fused_target_map(source.maps[t]))

@@ -182,6 +182,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "sampling": (
         Flag("steps", "steps", whole(1), "N", "DDIM steps"),
         Flag("guidance", "guidance", number, "W", "classifier-free guidance; 1 is none"),
+        Flag("guidance-window", "guidance_window", share, "R|A,B", "share of the edit steps with guidance; the others cost a branch less"),
         Flag("attention", "attention", one_of(ATTENTIONS), "WHICH",
              "take the source's attention from inversion or from a reconstruction pass"),
         Flag("reconstruction-prompt", "reconstruction_prompt", sentence, "TEXT", "what that pass samples; default: the source"),

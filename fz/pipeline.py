@@ -246,7 +246,7 @@ def edit_clip(job: Job, i: int, plan: Plan, attention: Source, prepared: Any, in
     method = METHODS[settings.method]
     log = inversion.edit_log(
         digest(
-            settings.method, target, negative, settings.guidance, settings.attention, job.embeddings.reconstruction,
+            settings.method, target, negative, settings.guidance, settings.guidance_window, settings.attention, job.embeddings.reconstruction,
             settings.store_dtype, plan.fusion,
         )  # fmt: skip
     )
@@ -264,7 +264,7 @@ def edit_clip(job: Job, i: int, plan: Plan, attention: Source, prepared: Any, in
 
         task = Task(
             job.checkpoint.unet, attention, target, negative, job.schedule, settings.guidance, job.frame_index, plan.fusion,
-            settings.strength, settings.seed, prepared, done, watch, masks.__setitem__,
+            settings.strength, settings.seed, prepared, done, watch, masks.__setitem__, settings.guidance_window,
         )  # fmt: skip
         z = method.edit(task)
         if not torch.isfinite(z).all():

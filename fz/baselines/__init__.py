@@ -38,6 +38,7 @@ class Task:
     done: Sequence[Tensor]
     watch: Watch
     watch_masks: Callable[[int, Mapping[tuple[int, int], Tensor]], None]
+    guided: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,14 @@ METHODS: Mapping[str, Method] = {
     "fatezero": Method(
         lambda task: edit(
             task.unet, task.source, task.target, task.negative, task.schedule, task.guidance, task.frame_index, task.fusion, task.done,
-            task.watch, task.watch_masks,
+            task.watch, task.watch_masks, task.guided,
         ),
         fuses=True, keeps=True, resumes=True,
     ),
     "ddim": Method(
         lambda task: ddim(
-            task.unet, task.source, task.target, task.negative, task.schedule, task.guidance, task.frame_index, task.done, task.watch
+            task.unet, task.source, task.target, task.negative, task.schedule, task.guidance, task.frame_index, task.done, task.watch,
+            task.guided,
         ),
         resumes=True, note="DDIM inversion, then plain sampling; fusion flags do not count",
     ),

@@ -23,6 +23,7 @@ def ddim(
     frame_index: FrameIndex,
     done: Sequence[Tensor] = (),
     watch: Watch = ignore,
+    guided: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     """z_0 (F, 4, h, w) of the target prompt from the inverted noise; target, negative: (77, Cx)."""
-    return edit(unet, source, target, negative, schedule, guidance, frame_index, fusion=None, done=done, watch=watch)
+    return edit(unet, source, target, negative, schedule, guidance, frame_index, fusion=None, done=done, watch=watch, guided=guided)
