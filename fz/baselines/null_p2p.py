@@ -4,7 +4,6 @@ Each frame is a clip of its own: it is inverted, the unconditional embedding of 
 inversion, and the target is sampled beside that reconstruction, whose attention it takes. Neither masks nor latent blending.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -108,7 +107,7 @@ def null_p2p(
     fusion: its mapper, re-weighting and windows count; its masks do not. None: the target is sampled plainly.
     """
     if fusion:
-        fusion = dataclasses.replace(fusion, mask_words=None, latent_blend=None)
+        fusion = Fusion(fusion.mapper, fusion.kept, fusion.equalizer, fusion.cross_window, fusion.self_window)
     noise = [frame.source.latents[schedule.timesteps[0]] for frame in frames]
     pairs = list(zip(noise, noise, strict=True))  # of the reconstruction and of the edit
     for k, t, t_prev in schedule.downward():
