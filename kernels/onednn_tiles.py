@@ -1,7 +1,7 @@
 """Attention of float32 on a CPU by oneDNN's products, one head and one tile of rows at a time; no map, no gradients.
 
 `scaled_dot_product_attention` multiplies by MKL, which runs at less than half of oneDNN's speed on CPUs that are not Intel's. Keys and
-values are copied once, from where the anchors lie straight into the order that the products read. Whether it pays is measured (`fz.gemm`).
+values are copied from where the anchors lie straight into the order that the products read. Whether it pays is measured (`fz.gemm`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,21 +19,46 @@ LEAST = 2**21
 ROWS = 16
 
 
-def serves(q: Tensor, k: Sequence[Tensor], v: Sequence[Tensor]) -> bool:
-    """Whether `attend` takes these operands and is the faster way here. q: (B, Nq, Nh, D); k, v: anchors side by side, (B, N, Nh, D)."""
-    keys = sum(x.shape[1] for x in k)
-    if q.shape[1] * keys * q.shape[3] < LEAST or not all(x.device.type == "cpu" and x.dtype == torch.float32 for x in (q, *k, *v)):
+class Laid:
+    """Keys or values (B, F, N, Nh, D) whose anchors are copied head-major as they are asked for.
+
+    A copy stays for the frames that follow: an anchor that keeps its place among a frame's is not copied again.
+    """
+
+    def __init__(self, x: Tensor, scale: float = 1.0):
+        self.x, self.scale = x, scale
+        self._buffers: dict[tuple[int, int], tuple[Tensor, list[int | None]]] = {}
+
+    def of(self, b: int, anchors: Sequence[int]) -> Tensor:
+        """scale times the anchors of a branch, side by side: (Nh, R·N, D), until the next call."""
+        _, _, tokens, heads, d = self.x.shape
+        key = (b, len(anchors))
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty(heads, len(anchors) * tokens, d), [None] * len(anchors)
+        out, held = self._buffers[key]
+        for i, anchor in enumerate(anchors):
+            if held[i] != anchor:
+                torch.mul(self.x[b, anchor].transpose(0, 1), self.scale, out=out[:, i * tokens : (i + 1) * tokens])
+                held[i] = anchor
+        return out
+
+
+def serves(q: Tensor, k: Tensor, v: Tensor, anchors: Sequence[int]) -> bool:
+    """Whether `attend` takes these operands and is the faster way here. q: (B, Nq, Nh, D); k, v: (B, F, N, Nh, D)."""
+    if q.shape[1] * len(anchors) * k.shape[2] * q.shape[3] < LEAST:
         return False
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, *k, *v)):
+    if not all(x.device.type == "cpu" and x.dtype == torch.float32 for x in (q, k, v)):
+        return False
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         return False
     return prefers_onednn()
 
 
-def attend(q: Tensor, k: Sequence[Tensor], v: Sequence[Tensor]) -> Tensor:
-    """softmax(q kᵀ / √D) v: q (B, Nq, Nh, D), anchors' k and v (B, N, Nh, D) -> (B, Nq, Nh, D)."""
+def attend(q: Tensor, k: Laid, v: Laid, anchors: Sequence[int]) -> Tensor:
+    """softmax(q kᵀ) v over the anchors' keys: (B, Nq, Nh, D) -> (B, Nq, Nh, D); k's scale is 1/√D."""
     out = torch.empty(q.shape)
     for b in range(len(q)):
-        keys, values = lay([x[b] for x in k], q.shape[-1] ** -0.5), lay([x[b] for x in v])
+        keys, values = k.of(b, anchors), v.of(b, anchors)
         for rows in tiles(q.shape[1], keys.shape[1], q[b].numel()):
             for head in range(q.shape[2]):
                 p = product(q[b, rows, head], keys[head])
@@ -44,15 +69,6 @@ def attend(q: Tensor, k: Sequence[Tensor], v: Sequence[Tensor]) -> Tensor:
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """x weightᵀ; the weight or its transpose must be contiguous, as oneDNN has no fast product otherwise."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-
-
-def lay(anchors: Sequence[Tensor], scale: float = 1.0) -> Tensor:
-    """(N, Nh, D) of each anchor -> scale times all of them, head-major, (Nh, R·N, D)."""
-    tokens, heads, d = anchors[0].shape
-    out = torch.empty(heads, len(anchors) * tokens, d)
-    for i, x in enumerate(anchors):
-        torch.mul(x.transpose(0, 1), scale, out=out[:, i * tokens : (i + 1) * tokens])
-    return out
 
 
 def tiles(rows: int, keys: int, most: int) -> Iterator[slice]:

@@ -13,26 +13,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fz.kernels import onednn_tiles
+from fz.kernels.onednn_tiles import Laid
 
 
-def attend(q: Tensor, k: list[Tensor], v: list[Tensor], bias: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √D + bias) v for token-major operands: q (B, Nq, Nh, D) -> (B, Nq, Nh, D).
+def attend(q: Tensor, k: Laid, v: Laid, anchors: list[int], bias: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √D + bias) v for token-major operands: (B, Nq, Nh, D) -> (B, Nq, Nh, D).
 
-    k, v: anchors, (B, N, Nh, D) each, whose keys are side by side, Nk in all; bias (B or 1, Nk).
+    k, v: (B, F, N, Nh, D), of which the anchor frames are attended to, side by side; bias (B or 1, R·N).
     """
-    if bias is None and onednn_tiles.serves(q, k, v):
-        return onednn_tiles.attend(q, k, v)
-    k, v = (x[0] if len(x) == 1 else torch.cat(x, dim=1) for x in (k, v))
+    if bias is None and onednn_tiles.serves(q, k.x, v.x, anchors):
+        return onednn_tiles.attend(q, k, v, anchors)
     if bias is not None:
         bias = bias[:, None, None]
-    return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=bias).transpose(1, 2)
+    keys, values = side_by_side(k.x, anchors), side_by_side(v.x, anchors)
+    return F.scaled_dot_product_attention(q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=bias).transpose(1, 2)
 
 
 def self_attention(q, k, v, frames, *, q_src=None, k_src=None, mask=None, key_mask=None) -> Tensor:
     """See `fz.kernels.self_attention`."""
     plain = len(v) if q_src is None else len(v) - 1
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
-    table = frames.tolist()
+    table, scale = frames.tolist(), v.shape[-1] ** -0.5
+    plain_k, plain_v = Laid(k[:plain], scale), Laid(v[:plain])
+    if q_src is not None:
+        source_k, edit_k, fused_v = Laid(k_src[None].to(v), scale), Laid(k[-1:].to(v), scale), Laid(v[-1:])
     # runs of frames that read the same anchors, such as all of them under ['mid'], are one call
     for anchors, run in groupby(range(len(table)), key=table.__getitem__):
         rows = list(run)
@@ -41,32 +45,23 @@ def self_attention(q, k, v, frames, *, q_src=None, k_src=None, mask=None, key_ma
         keep = None if key_mask is None else key_mask[:, distinct].flatten(1)
         bias = key_bias(weight, keep, v.shape[2])
         if plain:
-            keys, values = side_by_side(k[:plain], distinct), side_by_side(v[:plain], distinct)
-            attended = attend(q[:plain, span].flatten(1, 2), keys, values, _of(bias, slice(plain)))
+            attended = attend(q[:plain, span].flatten(1, 2), plain_k, plain_v, distinct, _of(bias, slice(plain)))
             out[:plain, span] = attended.unflatten(1, (len(rows), -1))
-        if q_src is not None:
-            edited = None if mask is None else mask[span].flatten()
-            source = (q_src[span].flatten(0, 1), side_by_side(k_src[None], distinct))
-            edit = None if edited is None or not edited.any() else (q[-1, span].flatten(0, 1), side_by_side(k[-1:], distinct))
-            values = side_by_side(v[-1:], distinct)
-            out[-1, span] = blend(edit, source, values, edited, _of(bias, slice(-1, None))).unflatten(0, (len(rows), -1))
-    return out
-
-
-def blend(edit, source, v: list[Tensor], edited: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Rows where `edited` (Nq,) is True from the operands `edit` (q, k), the others from `source`: (Nq, Nh, D). Each row once."""
-
-    def rows(q: Tensor, k: list[Tensor]) -> Tensor:
-        return attend(q[None].to(v[0]), [x.to(v[0]) for x in k], v, bias)[0]
-
-    if edit is None:
-        return rows(*source)
-    if edited.all():
-        return rows(*edit)
-    out = torch.empty_like(edit[0], dtype=v[0].dtype, memory_format=torch.contiguous_format)
-    for (q, k), chosen in ((edit, edited), (source, ~edited)):
-        index = chosen.nonzero()[:, 0]
-        out.index_copy_(0, index, rows(q.index_select(0, index), k))
+        if q_src is None:
+            continue
+        own_bias = _of(bias, slice(-1, None))
+        edited = mask[span].flatten() if mask is not None else torch.zeros(len(rows) * v.shape[2], dtype=torch.bool, device=v.device)
+        # each row once: the edited ones by the edit's queries and keys, the others by the source's
+        for whole, keys, chosen in ((q, edit_k, edited), (q_src[None], source_k, ~edited)):
+            if not chosen.any():
+                continue
+            queries = whole[-1:, span].flatten(1, 2).to(v)
+            if chosen.all():
+                out[-1:, span] = attend(queries, keys, fused_v, distinct, own_bias).unflatten(1, (len(rows), -1))
+                continue
+            index = chosen.nonzero()[:, 0]
+            attended = attend(queries.index_select(1, index), keys, fused_v, distinct, own_bias)
+            out[-1, span].view(-1, *v.shape[3:]).index_copy_(0, index, attended[0])
     return out
 
 
@@ -87,12 +82,12 @@ def key_bias(weight: Tensor | None, keep: Tensor | None, tokens: int) -> Tensor 
     return bias if keep is None else bias.expand(keep.shape).masked_fill(~keep, float("-inf"))
 
 
-def side_by_side(x: Tensor, anchors: list[int]) -> list[Tensor]:
-    """Tokens of the anchor frames, (B, F, N, Nh, D) -> (B, N, Nh, D) each; one view of neighbours in order, (B, R·N, Nh, D)."""
+def side_by_side(x: Tensor, anchors: list[int]) -> Tensor:
+    """Tokens of the anchor frames, (B, F, N, Nh, D) -> (B, R·N, Nh, D): a view of one frame or of neighbours in order, else a copy."""
     first, count = anchors[0], len(anchors)
     if anchors == list(range(first, first + count)):
-        return [x[:, first : first + count].flatten(1, 2)]
-    return [x[:, a] for a in anchors]
+        return x[:, first : first + count].flatten(1, 2)
+    return torch.cat([x[:, a] for a in anchors], dim=1)
 
 
 def _of(bias: Tensor | None, branches: slice) -> Tensor | None:
@@ -102,9 +97,11 @@ def _of(bias: Tensor | None, branches: slice) -> Tensor | None:
 def cross_attention(q, k, v, *, q_src=None, k_src=None, v_src=None, map_branch=None, map_weights=None) -> tuple[Tensor, Tensor | None]:
     """See `fz.kernels.cross_attention`."""
     branches, frames = q.shape[:2]
-    out = attend(q.flatten(1, 2), [k[:branches]], [v[:branches]]).unflatten(1, (frames, -1))
+    scale = v.shape[-1] ** -0.5
+    out = attend(q.flatten(1, 2), Laid(k[:branches, None], scale), Laid(v[:branches, None]), [0]).unflatten(1, (frames, -1))
     if q_src is not None:
-        source = attend(q_src.flatten(0, 1)[None].to(v), [k_src[None].to(v)], [v_src[None]]).unflatten(1, (frames, -1))
+        source_k, source_v = Laid(k_src[None, None].to(v), scale), Laid(v_src[None, None])
+        source = attend(q_src.flatten(0, 1)[None].to(v), source_k, source_v, [0]).unflatten(1, (frames, -1))
         if branches == len(v):
             source = source + out[-1:]
         out = torch.cat([out[: len(v) - 1], source])
