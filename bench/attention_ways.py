@@ -96,23 +96,38 @@ def anchored(x: Tensor, frames: Tensor) -> Tensor:
     return x[frames].flatten(1, 2)
 
 
-def map_of(q: Tensor, k: Tensor) -> Tensor:
-    """softmax(q kᵀ/√D) of (B, Nq, D) and (B, Nk, D), the softmax in place."""
+def map_of(q: Tensor, k: Tensor, in_place: bool = False) -> Tensor:
+    """softmax(q kᵀ/√D) of (B, Nq, D) and (B, Nk, D)."""
     logits = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5)
-    return torch.softmax(logits, -1, out=logits)
+    return torch.softmax(logits, -1, out=logits) if in_place else logits.softmax(-1)
 
 
-def self_maps(x: SelfCase, clip: bool = True) -> Tensor:
-    """Both maps, blended, times the values: all frames at once, as the released code does it, or one frame at a time (smaller maps)."""
-    f, n, heads, d = x.q.shape
+def self_maps(x: SelfCase) -> Tensor:
+    """Both maps of all frames, blended, times the values: Algorithm 2 as it stands."""
+    f, _, heads, _ = x.q.shape
+    k, v, k_src = (head_major(anchored(o, x.frames)) for o in (x.k, x.v, x.k_src))
+    s_src, s_edit = map_of(head_major(x.q_src), k_src), map_of(head_major(x.q), k)
+    s = torch.where(heads_mask(x.mask, heads), s_edit, s_src)
+    return torch.bmm(s, v).unflatten(0, (f, heads)).transpose(1, 2)
+
+
+def self_maps_small(x: SelfCase) -> Tensor:
+    """The same with the least memory that maps allow: a frame at a time, softmax and blend in place."""
+    f, _, heads, _ = x.q.shape
     k, v, k_src = (anchored(o, x.frames) for o in (x.k, x.v, x.k_src))
     out = torch.empty_like(x.v)
-    for span in (slice(None),) if clip else (slice(i, i + 1) for i in range(f)):
-        s_src, s_edit = map_of(head_major(x.q_src[span]), head_major(k_src[span])), map_of(head_major(x.q[span]), head_major(k[span]))
-        mask = x.mask[span, None, :, None].expand(-1, heads, -1, 1).reshape(-1, n, 1)
-        torch.where(mask, s_edit, s_src, out=s_edit)
-        out[span] = torch.bmm(s_edit, head_major(v[span])).unflatten(0, (-1, heads)).transpose(1, 2)
+    for i in range(f):
+        span = slice(i, i + 1)
+        s_src = map_of(head_major(x.q_src[span]), head_major(k_src[span]), in_place=True)
+        s_edit = map_of(head_major(x.q[span]), head_major(k[span]), in_place=True)
+        torch.where(heads_mask(x.mask[span], heads), s_edit, s_src, out=s_edit)
+        out[i] = torch.bmm(s_edit, head_major(v[span])).transpose(0, 1)
     return out
+
+
+def heads_mask(mask: Tensor, heads: int) -> Tensor:
+    """(F, N) -> (F·Nh, N, 1)."""
+    return mask.repeat_interleave(heads, 0)[:, :, None]
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -140,7 +155,7 @@ def self_ways(x: SelfCase) -> dict[str, Way]:
     k_laid, v_laid = anchored(x.k_src, x.frames), anchored(x.v, x.frames)
     return {
         "maps": lambda: self_maps(x),
-        "maps, a frame at a time": lambda: self_maps(x, clip=False),
+        "maps in place, a frame at a time": lambda: self_maps_small(x),
         "two attentions + blend": lambda: self_two(x),
         "this": lambda: self_this(x),
         "this, unmixed": lambda: self_this_unmixed(x),
