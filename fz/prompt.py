@@ -33,8 +33,8 @@ class Column:
     """What happens to one word of the target in cross-attention.
 
     what: 'kept' (the source's attention of the same word), 'replaced' (of other words), 'new' (its own), or 'own' (never fused).
-    sources: those words of the source. steps: from the first edit step to the last, counted from 1, at which the source's attention or
-    the weight counts; None for 'own'. weight: r of re-weighting.
+    sources: those words of the source. steps: the first and the last edit step, counted from 1, at which the source's attention or the
+    weight counts; None where neither does. weight: r of re-weighting.
     """
 
     word: str
@@ -55,8 +55,9 @@ def columns(fusion: Fusion, source: Tokens, target: Tokens, steps: int) -> list[
         on = fusion.cross_window[:steps, at].any(1).nonzero().flatten().tolist()
         same = [bare(s) for s in sources] == [bare(word.text)]
         what = "own" if not on else "new" if not sources else "kept" if same else "replaced"
-        span = (on[0] + 1, on[-1] + 1) if on else None
-        out.append(Column(word.text, word.positions, what, sources if on else (), span, float(fusion.equalizer[at[0]])))
+        weight = float(fusion.equalizer[at[0]]) if on else 1.0
+        span = None if what == "own" or (what == "new" and weight == 1) else (on[0] + 1, on[-1] + 1)
+        out.append(Column(word.text, word.positions, what, sources if on else (), span, weight))
     return out
 
 
@@ -75,15 +76,16 @@ def describe(edit: EditSettings, plan: Plan, source: Tokens, target: Tokens, ste
     lost = [word.text for word in source.words if not fusion.mapper[list(word.positions)].any()]
     if lost:
         lines.append(f"  of the source, nothing takes: {' '.join(lost)}")
-    return [*lines, f"  self-attention: {self_attention(fusion, source, steps)}"]
+    hidden = [f"  hidden from every pixel: what is under the mask of {edit.remove}"] if fusion.hides_object else []
+    return [*lines, f"  self-attention: {self_attention(edit, fusion, source, steps)}", *hidden]
 
 
-def self_attention(fusion: Fusion, source: Tokens, steps: int) -> str:
+def self_attention(edit: EditSettings, fusion: Fusion, source: Tokens, steps: int) -> str:
     first, last = fusion.self_window
     if first >= last:
         return "the edit's own throughout"
-    where = "everywhere"
-    if fusion.mask_words is not None:
+    where = "everywhere" if edit.mask is None else f"outside the mask of {edit.mask}"
+    if edit.mask is None and fusion.mask_words is not None:
         words = [word.text for word in source.words if fusion.mask_words[list(word.positions)].any()]
         where = f"outside the mask of {' '.join(words)} (> {fusion.threshold:g} of its maximum)"
     return f"the source's at steps {first + 1}-{last} of {steps}, {where}"
@@ -195,6 +197,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say_error("interrupted.")
         return 130
     except Exception as error:
+        if "--debug" in argv:
+            raise
         line, code = explain(error)
         say_error(line)
         return code
