@@ -61,6 +61,11 @@ def target_of(source: str, target: str | None, remove: str | None, enhance: str 
     return enhanced(sentence, enhance) if enhance else sentence
 
 
+def usual_of(remove: str | None, enhance: str | None) -> dict[str, Any]:
+    """Settings of such an edit where nothing else is said."""
+    return {**(ENHANCEMENT if enhance else {}), **(REMOVAL if remove else {})}
+
+
 def factors(enhance: str | None, factor: float, reweight: tuple[tuple[str, float], ...]) -> dict[str, float]:
     """Words of the target and how much they are amplified; the user's own over the enhancement's."""
     return ({" ".join(enhance.split()): factor} if enhance else {}) | dict(reweight)

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fz.applications import usual_of
 from fz.config import EditSettings, Settings
 from fz.flags import FLAGS, Flag
 from fz.video import Clip, Crop
@@ -25,8 +26,9 @@ def command(settings: Mapping[str, Any], out: str | None = None) -> str:
     for edit in edits:
         words += ["--target", edit["target"]]
     for i, edit in enumerate(edits):
+        usual = fields(EditSettings) | usual_of(edit.get("remove"), edit.get("enhance"))
         for flag in first_flags(edit=True):
-            if flag.setting in edit and not same(edit[flag.setting], fields(EditSettings).get(flag.setting)):
+            if flag.setting in edit and not same(edit[flag.setting], usual.get(flag.setting)):
                 words += said(flag, f"--{flag.name}{f'.{i}' if len(edits) > 1 else ''}", edit[flag.setting])
             if flag.setting == "cross_replace":
                 for word, (low, high) in edit.get("cross_replace_words", ()):

@@ -89,8 +89,8 @@ class EditSettings:
         one_of("align", self.align, ALIGNS)
         object.__setattr__(self, "cross_replace", window(self.cross_replace, "cross_replace"))
         object.__setattr__(self, "self_replace", window(self.self_replace, "self_replace"))
-        for word, share in self.cross_replace_words:
-            window(share, f"cross_replace of {word!r}")
+        words = tuple((word, window(share, f"cross_replace of {word!r}")) for word, share in self.cross_replace_words)
+        object.__setattr__(self, "cross_replace_words", words)
         for word, factor in self.reweight:
             if not is_finite(factor):
                 raise FzError(f"reweight: got {factor!r} for {word!r}, expected a number, as {word}=10.")
@@ -217,7 +217,7 @@ def edit_count(merged: Overlay) -> int:
     """How many edits there are. One that has no sentence of its own must remove or enhance something."""
     says = ("target", "remove", "enhance")
     numbers = {int(found[1]) for path in merged if (found := re.fullmatch(rf"edits\.(\d+)\.({'|'.join(says)})", path))}
-    everyone = any(merged.get(f"edits.*.{name}") for name in says)
+    everyone = any(merged.get(f"edits.*.{name}") is not None for name in says)
     missing = sorted(set(range(max(numbers, default=0))) - numbers)
     if missing and not everyone:
         wanted = f"expected one, as there are flags of edit .{max(numbers)}"
@@ -227,7 +227,6 @@ def edit_count(merged: Overlay) -> int:
 
 def edit_settings(source: str, given: Mapping[str, Any]) -> EditSettings:
     """One edit; its sentence, where removing or enhancing makes it, out of the source."""
-    usual = {**(applications.ENHANCEMENT if given.get("enhance") else {}), **(applications.REMOVAL if given.get("remove") else {})}
     for name in ("remove", "enhance"):
         words = given.get(name)
         if words is not None and (not isinstance(words, str) or not words.strip(" ,")):
@@ -235,7 +234,7 @@ def edit_settings(source: str, given: Mapping[str, Any]) -> EditSettings:
     target = given.get("target")
     if given.get("remove") or given.get("enhance"):
         target = applications.target_of(source, target, given.get("remove"), given.get("enhance"))
-    return EditSettings(**{**usual, **given, "target": target})
+    return EditSettings(**{**applications.usual_of(given.get("remove"), given.get("enhance")), **given, "target": target})
 
 
 def is_target(path: str) -> bool:

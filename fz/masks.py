@@ -27,8 +27,12 @@ def edit_mask(fusion: Fusion, source_map: Tensor, latent_size: Size, size: Size)
 
 
 def reduced(shares: Tensor, size: Size) -> Tensor:
-    """(F, H, W) in [0, 1] -> (F, h, w) bool: where more than half of the area is edited."""
-    return F.interpolate(shares[:, None].float(), size=size, mode="area")[:, 0] > 0.5
+    """(F, H, W) in [0, 1] -> (F, h, w) bool: where more than half as much of a cell is edited as of the frame's fullest one.
+
+    Mostly that is half of the cell; but at deep levels no cell is full of a small object, which must not vanish there (eq. 6 likewise).
+    """
+    area = F.interpolate(shares[:, None].float(), size=size, mode="area")[:, 0]
+    return area > 0.5 * area.amax((1, 2), keepdim=True)
 
 
 def foreground(fusion: Fusion, maps: Mapping[int, Tensor], latent_size: Size) -> Tensor | None:

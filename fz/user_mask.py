@@ -11,7 +11,7 @@ from fz.video import Clip, Video, read_clip
 
 
 def read_mask(path: str, clip: Clip, video: Video) -> Tensor:
-    """A user's mask, white = edited, cropped and resized as the clip was: shares (F, H, W) in [0, 1].
+    """A user's mask, white = edited, cropped and resized as the clip was: (F, H, W), 1 where edited and 0 elsewhere.
 
     path: an image, for all frames; or a video or a folder with a mask for each picture of the clip (read with its start and every) or for
     each frame taken. Raises FzError, in one line, for a file that is none, another count or size, and for a mask that is black.
@@ -36,7 +36,7 @@ def read_mask(path: str, clip: Clip, video: Video) -> Tensor:
         read = read_clip(dataclasses.replace(clip, path=path, size=size, **choice), multiple=1)
     except FzError as error:
         raise FzError(f"mask: {str(error).removeprefix('video: ')}") from error
-    shares = (read.frames.mean(1) / 2 + 0.5).clamp(0, 1)
-    if not (shares > 0.5).any():
+    white = read.frames.mean(1) > 0
+    if not white.any():
         raise FzError(f"mask: nothing in {Path(path).name} is white where the clip is looked at. Expected white where it is to be edited.")
-    return shares.expand(frames, -1, -1).contiguous()
+    return white.float().expand(frames, -1, -1).contiguous()
