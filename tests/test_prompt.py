@@ -56,7 +56,7 @@ def test_refinement_and_weights(text):
 
 
 def test_windows(text):
-    columns, lines = told(text, CAR, cross_replace=0.5, cross_replace_words=(("blue", (0.0, 0.0)), ("car", (0.2, 1.0))), self_replace=0.0)
+    columns, lines = told(text, CAR, cross_replace=0.5, cross_replace_words=(("blue", 0.0), ("car", (0.2, 1.0))), self_replace=0.0)
     assert (columns["blue"].what, columns["blue"].steps, columns["blue"].sources) == ("own", None, ())
     assert columns["car"].steps == (3, 10) and columns["a"].steps == (1, 5)
     assert lines[-1] == "  self-attention: the edit's own throughout"
