@@ -105,7 +105,7 @@ def measure_folder(folder: Path, clip: Any = None, truth: Truth | None = None) -
         if masks is None:
             masks, of = blend_masks(folder, i, source.shape[:3]), "blend"
         row = measure(source, edited, (settings["source"], edit["target"]), clip, Truth(known.frames, masks, known.flow))
-        about = {"result": str(folder), "edit": i, "align": edit.get("align"), "source": settings["source"], "target": edit["target"]}
+        about = {"result": str(folder), "edit": i, "method": settings.get("method"), "source": settings["source"], "target": edit["target"]}
         how = {"clip": clip.name if clip else None, "masks": of if masks is not None else None}
         rows.append(about | row | how | {"flow": "given" if known.flow is not None else "estimated"})
     return rows
