@@ -4,7 +4,6 @@ Latents are (F, 4, h, w), scaled by 0.18215. Time is a timestep t; `ddim.Schedul
 elsewhere: this file gets embeddings and a `Fusion`, and calls `watch` after each step.
 """
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -12,9 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fz.chunks import operands_of
 from fz.ddim import Schedule, ddim_inverse_step, ddim_step
 from fz.diagnose import check_finite
-from fz.fusion import FUSED_FROM_STRIDE, MAP_STRIDE, Enough, FrameIndex, Fuser, Fusion, Keep, Plain, Recorder, blend_mask
+from fz.fusion import FUSED_FROM_STRIDE, MAP_STRIDE, FrameIndex, Fuser, Fusion, Keep, Plain, Recorder, blend_mask
 from fz.layers import Site, TextContext
 from fz.masks import edit_mask, foreground, reduced
 from fz.unet import UNet
@@ -110,10 +110,7 @@ def source_operands(unet: UNet, source: Source, t: int, keep: Keep, text: TextCo
     wanted = [site.name for site in unet.sites() if keep.wants(site)]
     kept = source.kept.get(t) or {}
     if any(name not in kept for name in wanted):
-        seen = Recorder(frame_index, keep=keep, last=wanted[-1])
-        with contextlib.suppress(Enough):
-            unet(source.inputs[t][None], t, text, seen)
-        kept = seen.kept
+        kept = operands_of(unet, Recorder(frame_index, keep=keep, last=wanted[-1]), source.inputs[t][None], t, text)
     return kept
 
 

@@ -104,7 +104,7 @@ class Recorder:
         q, k = x.q(), x.k()
         if self.keep.wants(site):
             # the keys of a cross-attention are the prompt's, the same at every step
-            operands = (q, k) if site.kind == "self" else (q,)
+            operands = (q, k[:, x.own]) if site.kind == "self" else (q,)
             self.kept[site.name] = tuple(o[self.branch].to(self.keep.dtype or o.dtype, copy=True) for o in operands)
         if site.name == self.last:
             raise Enough

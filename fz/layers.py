@@ -49,8 +49,10 @@ class Operands:
     """What an attention layer offers to the attention function at its site: queries, keys and values, made only when asked for.
 
     Self-attention: q, k, v are (B, F, N, Nh, D). Cross-attention: q is that, k and v are (B, L, Nh, D).
-    `branches` picks branches of the batch, so that what fusion does not need is not computed.
+    `branches` picks branches of the batch, so that what fusion does not need is not computed. `own`: q's frames among k's (`fz.chunks`).
     """
+
+    own: slice = slice(None)
 
     def __init__(self, layer: "Attention", tokens: Tensor, text: TextContext | None):
         self.layer, self.tokens, self.text = layer, tokens, text
@@ -150,15 +152,30 @@ class GEGLU(nn.Module):
         return value * F.gelu(gate)
 
 
+def in_parts(layer: Callable[[Tensor], Tensor], x: Tensor, at_once: int | None) -> Tensor:
+    """layer(x), so many frames of x (B·F, …) at a time, so that its workspace does not grow with the clip; None: all of them."""
+    if at_once is None or len(x) <= at_once:
+        return layer(x)
+    first = layer(x[:at_once])
+    layout = torch.channels_last if first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    out = torch.empty((len(x), *first.shape[1:]), dtype=first.dtype, device=first.device, memory_format=layout)
+    out[:at_once] = first
+    for start in range(at_once, len(x), at_once):
+        out[start : start + at_once] = layer(x[start : start + at_once])
+    return out
+
+
 class FeedForward(nn.Module):
-    """GEGLU, then a linear layer. The indices of `net` are the checkpoint's."""
+    """GEGLU, then a linear layer. The indices of `net` are the checkpoint's. at_once: frames, where `fz.chunks` bounds them."""
+
+    at_once: int | None = None
 
     def __init__(self, channels: int):
         super().__init__()
         self.net = nn.ModuleList([GEGLU(channels, 4 * channels), nn.Identity(), Linear(4 * channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](self.net[0](x))
+        return in_parts(lambda y: self.net[2](self.net[0](y)), x.flatten(0, 1), self.at_once).unflatten(0, x.shape[:2])
 
 
 class TransformerBlock(nn.Module):
@@ -244,9 +261,11 @@ class Conv3x3(nn.Conv2d):
     """A 3x3 convolution of each frame; in tuned models followed by a convolution over time at each pixel.
 
     temporal: None (no such layer), 0 (full rank) or the rank. winograd: what `fz.cpu` may have put in the direct way's place.
+    at_once: frames, where `fz.chunks` bounds them.
     """
 
     winograd: Winograd | None = None
+    at_once: int | None = None
 
     def __init__(self, c_in: int, c_out: int, stride: int = 1, temporal: int | None = None):
         super().__init__(c_in, c_out, 3, stride=stride, padding=1)
@@ -255,13 +274,16 @@ class Conv3x3(nn.Conv2d):
             self.conv_temporal = LowRankTemporalConv(c_out, temporal) if temporal else nn.Conv1d(c_out, c_out, 3, padding=1)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        x = self.winograd(x) if self.winograd and not torch.is_grad_enabled() else super().forward(x)
+        x = in_parts(self.convolve, x, self.at_once)
         if self.temporal is None:
             return x
         _, _, h, w = x.shape
         x = x.unflatten(0, (-1, frames)).permute(0, 3, 4, 2, 1)  # (B, H, W, C, F)
         x = self.conv_temporal(x.flatten(0, 2)).unflatten(0, (-1, h, w))
         return x.permute(0, 4, 3, 1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        return self.winograd(x) if self.winograd and not torch.is_grad_enabled() else super().forward(x)
 
 
 class ResnetBlock(nn.Module):

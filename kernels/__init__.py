@@ -76,7 +76,8 @@ def self_attention(
     """Spatial-temporal self-attention (FateZero eq. 8), the last branch blended with the source's (eq. 7).
 
     q, k, v:  (B, F, N, Nh, D) by strides; D must be contiguous.
-    frames:   (F, R) int64: frame i reads keys and values of frames[i]; a frame named twice counts twice.
+    frames:   (F, R) int64: frame i reads keys and values of frames[i]; a frame named twice counts twice. Queries may be of fewer frames
+              than keys and values: it has a row for each frame of q.
     q_src, k_src: None for plain attention, or (F, N, Nh, D): in the last branch, rows where mask is False take
               softmax(q_src k_srcᵀ/√D) v[-1], rows where it is True softmax(q[-1] k[-1]ᵀ/√D) v[-1].
     mask:     (F, N) bool, True = edited. None: no row is edited, and q and k may lack the last branch.

@@ -34,7 +34,7 @@ def self_attention(q, k, v, frames, *, q_src=None, k_src=None, mask=None, key_ma
                     m = mask[i][None, :, None].to(s.dtype)
                     s = m * s_edit + (1 - m) * s
             out.append(torch.einsum("hqk,khd->qhd", s, v[b, anchors].flatten(0, 1)))
-    return torch.stack(out).unflatten(0, v.shape[:2])
+    return torch.stack(out).unflatten(0, (len(v), len(frames)))
 
 
 def cross_attention(q, k, v, *, q_src=None, k_src=None, v_src=None, map_branch=None, map_weights=None) -> tuple[Tensor, Tensor | None]:

@@ -32,7 +32,7 @@ def attend(q: Tensor, k: Laid, v: Laid, anchors: list[int], bias: Tensor | None 
 def self_attention(q, k, v, frames, *, q_src=None, k_src=None, mask=None, key_mask=None) -> Tensor:
     """See `fz.kernels.self_attention`."""
     plain = len(v) if q_src is None else len(v) - 1
-    out = torch.empty_like(v, memory_format=torch.contiguous_format)
+    out = v.new_empty(len(v), len(frames), *v.shape[2:])
     table, scale = frames.tolist(), v.shape[-1] ** -0.5
     plain_k, plain_v = Laid(k[:plain], scale), Laid(v[:plain])
     if q_src is not None:

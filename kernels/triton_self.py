@@ -195,7 +195,8 @@ def self_attention(q, k, v, frames, *, q_src=None, k_src=None, mask=None, key_ma
     """See `fz.kernels.self_attention`."""
     fused = q_src is not None
     q, k, v = (with_contiguous_heads(x.to(v.dtype)) for x in (q, k, v))
-    branches, f, tokens, heads, d = v.shape
+    branches, _, tokens, heads, d = v.shape
+    f = len(frames)
     q_src, k_src = (with_contiguous_heads(x.to(v.dtype)) for x in (q_src, k_src)) if fused else (q[0], k[0])
     if fused and mask is None:
         # no row is edited: the fused branch has no (q, k) of its own, and none is read
@@ -206,7 +207,7 @@ def self_attention(q, k, v, frames, *, q_src=None, k_src=None, mask=None, key_ma
         order = edited = frames  # not read
     anchors, weights, counts = merge_anchors(frames.to(v.device))
     keep = key_mask.contiguous().view(torch.uint8) if key_mask is not None else order
-    out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    out = v.new_empty(branches, f, tokens, heads, d)
     config = configure(d, v.dtype, capability_of(v.device))
     plain_tiles, tiles, fused_tiles = grid_of(branches, f, tokens, config.block_q, fused, mask is not None)
     d_a, d_b = split(d)

@@ -1,0 +1,309 @@
+"""Long clips: a UNet whose forward pass takes N frames at a time, with the result of taking all of them.
+
+Three things cross frames: clip GroupNorm, keys and values of other frames, a tuned model's temporal layers. With clip statistics every
+norm needs all frames: activations stay whole and the layers with large workspaces take N frames each. With statistics per frame, whole
+chunks run through the UNet and share keys and values only, so that memory does not grow with the clip.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from fz.errors import FzError
+from fz.fusion import ABSOLUTE, Enough, FrameIndex, Fuser, Plain, Recorder
+from fz.layers import Attend, Conv3x3, FeedForward, Operands, Site, TextContext
+from fz.unet import UNet
+
+Attending = Plain | Recorder | Fuser
+Shared = dict[tuple[str, str], dict[int, Tensor]]  # (site, 'k' or 'v') -> frame -> (B, N, Nh, D)
+OWN = FrameIndex(())
+
+
+class Chunks:
+    """Called as the UNet that it runs, `size` frames at a time. Sets what of it works layer by layer."""
+
+    def __init__(self, unet: UNet, size: int):
+        self.unet, self.size, self.config = unet, size, unet.config
+        if unet.config.temporal and not unet.clip_norm:
+            raise FzError(TUNED)
+        self.layerwise = unet.clip_norm
+        for layer in unet.modules():
+            if isinstance(layer, (Conv3x3, FeedForward)):
+                layer.at_once = size if self.layerwise else None
+
+    def sites(self) -> list[Site]:
+        return self.unet.sites()
+
+    def named_modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        return self.unet.named_modules()
+
+    def parts(self, index: FrameIndex, frames: int) -> "list[Part]":
+        """The parts of a clip, in the order in which they run. Raises FzError where the frame index lets no order be found."""
+        cut = runs(range(frames), self.size) if self.layerwise else order(index, frames, self.size)
+        parts = [Part(index, frames, own, everything=self.layerwise) for own in cut]
+        for i, part in enumerate(parts):
+            part.following = parts[i + 1 :]
+        return parts
+
+    def __call__(self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attend = Plain(OWN)) -> Tensor:  # noqa: B008 (frozen)
+        """eps of z (B, F, 4, h, w), as `UNet.forward`; attend: a Plain, Recorder or Fuser."""
+        parts = self.parts(attend.frame_index, z.shape[1])
+        if len(parts) == 1:
+            return self.unet(z, t, text, attend)
+        return self._layerwise(z, t, text, attend, parts) if self.layerwise else self._partwise(z, t, text, attend, parts)
+
+    def _layerwise(self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attending, parts: "list[Part]") -> Tensor:
+        inner = [of_part(attend, part) for part in parts]
+        try:
+            return self.unet(z, t, text, QueriesInTurn(parts, inner))
+        finally:
+            # also after Enough
+            join(attend, parts, [results(a) for a in inner])
+
+    def _partwise(self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attending, parts: "list[Part]") -> Tensor:
+        eps, shared, found, enough = z.new_empty(z.shape), {}, [], False
+        for part in parts:
+            inner = of_part(attend, part)
+            try:
+                eps[:, part.own] = self.unet(z[:, part.own], t, text, Sharing(inner, part, shared))
+            except Enough:
+                enough = True
+            found.append(results(inner))
+        join(attend, parts, found)
+        if enough:
+            raise Enough
+        return eps
+
+
+TUNED = (
+    "chunk: got a checkpoint with temporal layers and per-frame GroupNorm, expected one or the other: temporal layers read all frames, "
+    "so chunks cannot run alone. Leave out --per-frame-norm or --chunk."
+)
+
+
+def order(index: FrameIndex, frames: int, size: int) -> list[list[int]]:
+    """Which frames run together, so that each finds the keys it reads among its own and those of earlier chunks.
+
+    Own and absolute frames: the absolute ones first. Earlier and own frames, and the first: as the clip runs. Else FzError.
+    """
+    if frames <= size:
+        return [list(range(frames))]
+    absolute = FrameIndex(tuple(e for e in index.entries if e in ABSOLUTE)).table(Site("", "self", 1, 0), frames)[0].tolist()
+    anchors = sorted(set(absolute)) if any(e in ABSOLUTE for e in index.entries) else []
+    relative = [e for e in index.entries if e not in ABSOLUTE and e != 0]
+    if not relative:
+        return runs(anchors, max(len(anchors), 1)) + runs([f for f in range(frames) if f not in anchors], size)
+    if max(relative) < 0 and set(anchors) <= {0}:
+        return runs(range(frames), size)
+    got = f"chunk: got frame index {list(index.entries)} with per-frame GroupNorm"
+    expected = "expected own and absolute frames (as 0,mid), or earlier frames and the first (as -1,first)"
+    raise FzError(f"{got}, {expected}: no order of chunks has all keys that these read. Leave out --per-frame-norm or --chunk.")
+
+
+def runs(frames, size: int) -> list[list[int]]:
+    frames = list(frames)
+    return [frames[i : i + size] for i in range(0, len(frames), size)]
+
+
+@dataclass
+class Part:
+    """Some frames of a clip that are computed together; takes a FrameIndex's place in the attention of these frames.
+
+    everything: keys of all frames are there; else of these, and, after them, of the others that these read.
+    """
+
+    index: FrameIndex
+    frames: int
+    own: list[int]
+    everything: bool = False
+    following: "list[Part]" = field(default_factory=list, repr=False)
+    _seen: dict[str, list[int]] = field(default_factory=dict, repr=False)
+
+    def seen(self, site: Site) -> list[int]:
+        """The frames whose keys and values are there at this site, in their order."""
+        if self.everything:
+            return list(range(self.frames))
+        if site.name not in self._seen:
+            read = set(self.index.table(site, self.frames)[self.own].flatten().tolist())
+            self._seen[site.name] = self.own + sorted(read - set(self.own))
+        return self._seen[site.name]
+
+    def lacks(self, site: Site) -> list[int]:
+        """Frames that these read and that are not theirs."""
+        return self.seen(site)[len(self.own) :]
+
+    def table(self, site: Site, frames: int) -> Tensor:
+        """(own, R) int64: places in `seen` of the frames that each own frame attends to."""
+        place = torch.zeros(self.frames, dtype=torch.int64)
+        seen = self.seen(site)
+        place[seen] = torch.arange(len(seen))
+        return place[self.index.table(site, self.frames)[self.own]]
+
+
+def of_part(attend: Attending, part: Part) -> Attending:
+    """The same attention of some frames: its masks and the source's operands are these frames' only."""
+    if isinstance(attend, Plain):
+        return Plain(part)
+    if isinstance(attend, Recorder):
+        return replace(attend, frame_index=part, maps={}, kept={})
+    if attend.fusion.hides_object:
+        raise FzError("chunk: got an edit that removes an object, expected one without: what hides it spans chunks. Leave out --chunk.")
+    masks = attend.masks and {size: mask[part.own] for size, mask in attend.masks.items()}
+    kept = attend.kept.part(part) if isinstance(attend.kept, Deferred) else KeptOfPart(attend.kept, part)
+    return replace(attend, frame_index=part, masks=masks, kept=kept, target_maps={})
+
+
+@dataclass
+class KeptOfPart(Mapping):
+    """Of kept queries a part's own, of kept keys those that it reads."""
+
+    whole: Mapping[str, tuple[Tensor, ...]]
+    part: Part
+
+    def __getitem__(self, name: str) -> tuple[Tensor, ...]:
+        q, *k = self.whole[name]
+        if not k or self.part.everything:
+            return (q[self.part.own], *k)
+        # a site's name is all that a part knows it by once it has attended there
+        return (q[self.part.own], k[0][self.part._seen[name]])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.whole)
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+
+def results(attend: Attending) -> list[dict[str, Tensor | tuple[Tensor, ...]]]:
+    """What an attention function has recorded, by site name."""
+    return [attend.kept, attend.maps] if isinstance(attend, Recorder) else [attend.target_maps] if isinstance(attend, Fuser) else []
+
+
+def join(attend: Attending, parts: list[Part], found: list[list[dict]]) -> None:
+    """Put what the parts recorded side by side into `attend`, frames in the clip's order."""
+    frames = [f for part in parts for f in part.own]
+    back = None if frames == sorted(frames) else torch.tensor(frames).argsort()
+
+    def side_by_side(tensors: list[Tensor]) -> Tensor:
+        whole = torch.cat(tensors)
+        return whole if back is None else whole[back.to(whole.device)]
+
+    for i, whole in enumerate(results(attend)):
+        for name in list(found[0][i]):
+            pieces = [of[i].pop(name) for of in found]
+            several = isinstance(pieces[0], tuple)
+            whole[name] = tuple(map(side_by_side, zip(*pieces, strict=True))) if several else side_by_side(pieces)
+
+
+@dataclass
+class QueriesInTurn:
+    """Attention of whole activations, a part's queries at a time, with all keys."""
+
+    parts: list[Part]
+    inner: list[Attending]
+
+    def __call__(self, site: Site, x: Operands) -> Tensor:
+        keys: dict[tuple, Tensor] = {}
+        out, enough = None, False
+        for part, attend in zip(self.parts, self.inner, strict=True):
+            try:
+                attended = attend(site, Queries(x, part, keys))
+            except Enough:
+                enough = True
+                continue
+            if out is None:
+                out = attended.new_empty(len(attended), x.shape[1], *attended.shape[2:])
+            out[:, part.own[0] : part.own[-1] + 1] = attended
+        if enough:
+            raise Enough
+        return out
+
+
+class Queries(Operands):
+    """Operands of a part's queries and all keys, which are made once for all parts."""
+
+    def __init__(self, x: Operands, part: Part, keys: dict[tuple, Tensor]):
+        own = slice(part.own[0], part.own[-1] + 1)
+        super().__init__(x.layer, x.tokens[:, own], x.text)
+        self.whole, self.own, self.keys = x, own, keys
+
+    def k(self, branches: slice = slice(None)) -> Tensor:
+        return self._once("k", branches)
+
+    def v(self, branches: slice = slice(None)) -> Tensor:
+        return self._once("v", branches)
+
+    def _once(self, which: str, branches: slice) -> Tensor:
+        key = (which, branches.start, branches.stop)
+        if key not in self.keys:
+            self.keys[key] = getattr(self.whole, which)(branches)
+        return self.keys[key]
+
+
+@dataclass
+class Sharing:
+    """Attention of one part, whose keys and values are its own and those that earlier parts have left in `shared`."""
+
+    inner: Attending
+    part: Part
+    shared: Shared
+    keeps_all: bool = False  # of the keys that the part reads, rather than its own
+
+    def __call__(self, site: Site, x: Operands) -> Tensor:
+        if site.kind == "cross":
+            return self.inner(site, x)
+        return self.inner(site, SharedOperands(x, site, self))
+
+
+class SharedOperands(Operands):
+    """A part's operands; its keys and values are followed by those of other frames that it reads."""
+
+    def __init__(self, x: Operands, site: Site, sharing: Sharing):
+        super().__init__(x.layer, x.tokens, x.text)
+        self.site, self.part, self.shared = site, sharing.part, sharing.shared
+        self.part.seen(site)
+        self.own = slice(None) if sharing.keeps_all else slice(len(self.part.own))
+
+    def k(self, branches: slice = slice(None)) -> Tensor:
+        return self._with_others("k", super().k(branches))
+
+    def v(self, branches: slice = slice(None)) -> Tensor:
+        return self._with_others("v", super().v(branches))
+
+    def _with_others(self, which: str, own: Tensor) -> Tensor:
+        known = self.shared.get((self.site.name, which), {})
+        lacking = [known[f] for f in self.part.lacks(self.site)]
+        wanted = {f for part in self.part.following for f in part.lacks(self.site)}
+        mine = {f: own[:, i].clone() for i, f in enumerate(self.part.own) if f in wanted}
+        self.shared[self.site.name, which] = {f: x for f, x in known.items() if f in wanted} | mine
+        return torch.cat([own, torch.stack(lacking, dim=1)], dim=1) if lacking else own
+
+
+def operands_of(unet: UNet | Chunks, seen: Recorder, z: Tensor, t: int, text: TextContext) -> "Mapping[str, tuple[Tensor, ...]] | Deferred":
+    """What a Recorder keeps of a pass that it may break off; of chunks that run alone only when the same chunk is fused with it."""
+    if isinstance(unet, Chunks) and not unet.layerwise and z.shape[1] > unet.size:
+        return Deferred(unet.unet, seen, z, t, text)
+    with contextlib.suppress(Enough):
+        unet(z, t, text, seen)
+    return seen.kept
+
+
+@dataclass
+class Deferred:
+    """The source's queries and keys, made a part at a time: none is there for longer than its part. Parts are asked for in their order."""
+
+    unet: UNet
+    recorder: Recorder
+    z: Tensor
+    t: int
+    text: TextContext
+    shared: Shared = field(default_factory=dict)
+
+    def part(self, part: Part) -> dict[str, tuple[Tensor, ...]]:
+        seen = of_part(self.recorder, part)
+        with contextlib.suppress(Enough):
+            self.unet(self.z[:, part.own], self.t, self.text, Sharing(seen, part, self.shared, keeps_all=True))
+        return seen.kept

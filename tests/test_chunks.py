@@ -1,0 +1,201 @@
+"""Chunks of frames give what the whole clip gives: plain, recorded and fused, for every frame index; and memory does not grow where it need not."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from random_weights import numbers, randomize, relative
+
+from fz.chunks import Chunks, order
+from fz.ddim import CLEAN, Schedule
+from fz.edit import Source, edit, invert
+from fz.errors import FzError
+from fz.fusion import Enough, FrameIndex, Fuser, Fusion, Keep, LatentBlend, Plain, Recorder
+from fz.layers import TextContext
+from fz.store import KeptInMemory
+from fz.unet import Temporal, UNet, UNetConfig
+
+WORDS, FRAMES, SIDE = 77, 5, 16
+SHAPE = dict(block_out_channels=(16, 32, 32, 32), layers_per_block=1, heads=(2, 2, 2, 2), cross_attention_dim=24, norm_num_groups=8)
+INDEXES = [(0, "mid"), ("mid",), (-1, "first"), (0, "first", "last"), (), (-2, 0), ("last", "last", 0)]
+ANY_ORDER = [(-1, 1), (-1, "mid")]
+TEXT = numbers(2, 2, WORDS, 24)
+SCHEDULE = Schedule.of({}, 3)
+
+
+def model(clip_norm, temporal=None):
+    unet = randomize(UNet(UNetConfig(**SHAPE, temporal=temporal), clip_norm))
+    return unet.to(memory_format=torch.channels_last)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["clip-norm", "per-frame-norm"])
+def unet(request):
+    return model(request.param)
+
+
+def fusion(**changes):
+    words = torch.zeros(WORDS)
+    words[[2, 5]] = 1
+    beta = torch.ones(SCHEDULE.steps + 1, WORDS)
+    kept = torch.ones(WORDS)
+    kept[5] = 0
+    settings = dict(mapper=torch.diag(kept), kept=kept, equalizer=torch.ones(WORDS), cross_window=beta, self_window=(0, 3),
+                    mask_words=words, latent_blend=LatentBlend(words, words))  # fmt: skip
+    return Fusion(**(settings | changes))
+
+
+def whole(unet):
+    """The UNet without the bounds of an earlier test."""
+    for layer in unet.modules():
+        if hasattr(layer, "at_once"):
+            layer.at_once = None
+    return unet
+
+
+def close(a, b):
+    assert a.shape == b.shape and relative(a, b) < 1e-5
+
+
+@pytest.mark.parametrize("entries", INDEXES, ids=str)
+@torch.no_grad()
+def test_plain_and_recorded(unet, entries):
+    # layers of 16 channels read their own frame only
+    index, z = FrameIndex(entries, 32 if "last" in entries else 0), numbers(3, 2, FRAMES, 4, SIDE, SIDE)
+    expected = whole(unet)(z, 300, TextContext(TEXT), Plain(index))
+    seen = Recorder(index, branch=-1, keep=Keep(True, True))
+    assert relative(unet(z, 300, TextContext(TEXT), seen), expected) < 1e-6
+    for size in (1, 2):
+        chunks = Chunks(unet, size)
+        close(chunks(z, 300, TextContext(TEXT), Plain(index)), expected)
+        ours = Recorder(index, branch=-1, keep=Keep(True, True))
+        close(chunks(z, 300, TextContext(TEXT), ours), expected)
+        close(ours.average(), seen.average())
+        assert ours.kept.keys() == seen.kept.keys() and ours.kept
+        for name, operands in seen.kept.items():
+            for a, b in zip(ours.kept[name], operands, strict=True):
+                close(a, b)
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
+@pytest.mark.parametrize("entries", INDEXES, ids=str)
+@torch.no_grad()
+def test_fused(unet, entries, masked):
+    index, z = FrameIndex(entries), numbers(3, 2, FRAMES, 4, SIDE, SIDE)
+    source_text = TextContext(numbers(7, 1, WORDS, 24))
+    sizes = [(SIDE // s, SIDE // s) for s in (2, 4, 8)]
+    masks = {size: numbers(i, FRAMES, *size) > 0 for i, size in enumerate(sizes)} if masked else None
+    whole(unet)
+    source = Recorder(index, keep=Keep(True, True))
+    unet(numbers(4, 1, FRAMES, 4, SIDE, SIDE), 300, source_text, source)
+
+    def fused():
+        return Fuser(index, fusion(), 0, (SIDE, SIDE), masks, source.kept, source_text, record_target=True)
+
+    attend = fused()
+    expected = unet(z, 300, TextContext(TEXT), attend)
+    plain = unet(z, 300, TextContext(TEXT), Plain(index))
+    assert relative(expected[0], plain[0]) < 1e-5 and relative(expected[1], plain[1]) > 1e-2
+    for size in (1, 2):
+        ours = fused()
+        close(Chunks(unet, size)(z, 300, TextContext(TEXT), ours), expected)
+        source_map = source.average()
+        close(ours.fused_target_map(source_map), attend.fused_target_map(source_map))
+
+
+@pytest.mark.parametrize("entries", [(0, "mid"), (-1, "first")], ids=str)
+@pytest.mark.parametrize("guidance", [7.5, 1.0])
+def test_a_whole_edit_recomputed_and_kept(unet, entries, guidance):
+    """Recomputed operands of chunks are made when they are fused, and are inversion's own bits."""
+    index, z0 = FrameIndex(entries), numbers(5, FRAMES, 4, SIDE, SIDE)
+
+    def run(model, kept):
+        source = Source(TEXT[0], latents={CLEAN: z0}, **({"kept": KeptInMemory()} if kept else {}))
+        invert(model, source, SCHEDULE, index, keep=lambda k: Keep(kept, kept))
+        return edit(model, source, TEXT[1], numbers(8, WORDS, 24), SCHEDULE, guidance, index, fusion())
+
+    expected = run(whole(unet), kept=False)
+    chunks = Chunks(unet, 2)
+    recomputed = run(chunks, kept=False)
+    assert torch.equal(run(chunks, kept=True), recomputed)
+    assert relative(recomputed, expected) < 1e-3
+
+
+@torch.no_grad()
+def test_a_pass_that_is_broken_off_has_all_frames(unet):
+    index, z = FrameIndex((0, "mid")), numbers(3, 1, FRAMES, 4, SIDE, SIDE)
+    last = [s.name for s in unet.sites() if Keep(True, True).wants(s)][-2]
+    seen = Recorder(index, keep=Keep(True, True), last=last)
+    with pytest.raises(Enough):
+        Chunks(unet, 2)(z, 300, TextContext(TEXT[:1]), seen)
+    assert len(seen.kept[last][0]) == FRAMES
+
+
+@pytest.mark.parametrize("entries", [(0, "mid"), *ANY_ORDER], ids=str)
+@torch.no_grad()
+def test_clip_norm_takes_tuned_models_and_any_index(entries):
+    unet = model(True, Temporal(conv="full"))
+    index, z = FrameIndex(entries), numbers(3, 1, FRAMES, 4, SIDE, SIDE)
+    expected = unet(z, 300, TextContext(TEXT[:1]), Plain(index))
+    close(Chunks(unet, 2)(z, 300, TextContext(TEXT[:1]), Plain(index)), expected)
+
+
+@pytest.mark.parametrize("entries", ANY_ORDER, ids=str)
+@torch.no_grad()
+def test_what_no_order_of_chunks_serves_is_refused(entries):
+    chunks, z = Chunks(model(False), 2), numbers(3, 1, FRAMES, 4, SIDE, SIDE)
+    with pytest.raises(FzError, match="chunk: got frame index .* expected .* Leave out --per-frame-norm or --chunk"):
+        chunks(z, 300, TextContext(TEXT[:1]), Plain(FrameIndex(entries)))
+    # a clip that is one chunk needs no order
+    assert chunks(z[:, :2], 300, TextContext(TEXT[:1]), Plain(FrameIndex(entries))).isfinite().all()
+
+
+def test_tuned_models_with_per_frame_norm_are_refused():
+    with pytest.raises(FzError, match="chunk: got a checkpoint with temporal layers and per-frame GroupNorm"):
+        Chunks(model(False, Temporal()), 3)
+
+
+def test_anchors_run_first_and_nothing_runs_twice():
+    assert order(FrameIndex((0, "mid", "last")), 8, 3) == [[3, 7], [0, 1, 2], [4, 5, 6]]
+    assert order(FrameIndex((-1, "first")), 5, 2) == [[0, 1], [2, 3], [4]]
+    assert order(FrameIndex((-1, 5)), 5, 5) == [[0, 1, 2, 3, 4]]
+
+
+PEAK = """
+import resource, sys
+import torch
+from fz import cpu
+from fz.chunks import Chunks
+from fz.fusion import FrameIndex, Plain
+from fz.layers import TextContext
+from fz.unet import UNet, UNetConfig
+torch.set_num_threads(1)
+cpu.keep_freed_memory()
+frames, chunk, clip_norm = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "clip"
+torch.manual_seed(0)
+config = UNetConfig(block_out_channels=(32, 32, 32, 32), layers_per_block=1, heads=(2,) * 4, cross_attention_dim=24, norm_num_groups=8)
+unet = UNet(config, clip_norm).eval().to(memory_format=torch.channels_last)
+run = Chunks(unet, chunk) if chunk else unet
+def forward(frames):
+    return run(torch.randn(1, frames, 4, 32, 32), 300, TextContext(torch.randn(1, 77, 24)), Plain(FrameIndex((0, "mid"))))
+with torch.no_grad():
+    forward(2)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    forward(frames)
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+
+
+def peak(frames, chunk, norm):
+    run = subprocess.run([sys.executable, "-c", PEAK, str(frames), str(chunk), norm], capture_output=True, text=True, check=True,
+                         env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    return int(run.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux has it")
+def test_peak_memory_is_flat_with_per_frame_norm_and_less_with_clip_norm():
+    eight, flat, long = peak(8, 0, "frame"), peak(64, 8, "frame"), peak(64, 0, "frame")
+    assert flat < 1.25 * eight < 0.3 * long
+    assert peak(64, 8, "clip") < 0.8 * peak(64, 0, "clip")
