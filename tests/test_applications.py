@@ -21,6 +21,9 @@ from fz.errors import FzError
 from fz.fusion import FrameIndex, Fuser
 from fz.layers import Site
 from fz.masks import foreground, paste_background, reduced
+from fz.mini import evaluate, measure
+from fz.mini.data import as_given
+from fz.mini.world import counterfactual
 from fz.output import as_json
 from fz.plan import plan_edit
 from fz.run import main
@@ -392,3 +395,24 @@ def test_mistakes_are_answered_in_one_line(flags, said, masks, capsys, cache):
     assert main([*flags, *RUN, *cache, "--out", str(masks / "out")]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and said in lines[0], lines
+
+
+# ---- what measures removal -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not measure.WEIGHTS.is_file(), reason="weights/mini has no judge yet")
+def test_the_judge_of_removals():
+    """It finds the thing itself, one of another colour or elsewhere, mostly its ghost; in the true empty scene nothing."""
+    eye, found = measure.load_eye(), {}
+    for i in range(6):
+        story = evaluate.held_out_story(i)
+        drawn, empty = as_given(story, 2, 64), as_given(dataclasses.replace(story, things=()), 2, 64)
+        area, thing = drawn.masks[0], story.things[0]
+        other = counterfactual(story, colour="cyan" if thing.colour != "cyan" else "red")
+        half = (0.5 * drawn.frames + 0.5 * empty.frames).astype(np.uint8)
+        shown = {"itself": drawn.frames, "another": as_given(other, 2, 64).frames, "moved": np.roll(drawn.frames, 8, 2), "its ghost": half}
+        for name, frames in (shown | {"nothing": empty.frames}).items():
+            found.setdefault(name, []).extend(measure.remains(eye, frames, empty.frames, area, thing.colour))
+    shares = {name: np.mean(values) for name, values in found.items()}
+    # half transparent and of its scene's colour it can be missed: the PSNR to the empty scene is there for that
+    assert shares.pop("nothing") == 0 and shares.pop("its ghost") > 0.8 and min(shares.values()) == 1, shares

@@ -152,7 +152,7 @@ def test_sampling_is_finite_and_does_not_depend_on_the_company(fresh):
 
 def test_evaluation_measures_once_has_every_bar_and_goes_on(fresh, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "load_eye", lambda: measure.Eye().eval())
-    setup, jobs = evaluate.Setup(frames=2, size=64, steps=2, picture_steps=1), [("picture", 0), ("clip", 0)]
+    setup, jobs = evaluate.Setup(frames=2, size=64, steps=2, picture_steps=1), [("picture", 0), ("clip", 0), ("removal", 0)]
     rows = [row for found in evaluate.evaluate(setup, str(fresh[2]), jobs, tmp_path) for row in found]
     names = [name for _, name, _ in rows]
     assert len(names) == len(set(names)) and set(bars.BARS) <= set(names)
@@ -160,10 +160,11 @@ def test_evaluation_measures_once_has_every_bar_and_goes_on(fresh, tmp_path, mon
     # of the second clip nothing, of the first all that the file has, unless the key is another
     bench = evaluate.Bench(load_checkpoint(fresh[2]), measure.Eye().eval(), setup)
     files = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    assert len(files) == 2
+    assert len(files) == 3
     key = json.loads((tmp_path / "clip-0000.json").read_text())["key"]
     monkeypatch.setitem(evaluate.MEASURES, "clip", lambda bench, i: iter([evaluate.Figure("again", True)]))
-    assert sorted(evaluate.figures_of(bench, key, "clip", 0, tmp_path)) == sorted(row for row in rows if row[1] in names[4:])
+    of_clips = [row for row in rows if row[1] in names[4:] and not row[1].startswith("removal")]
+    assert sorted(evaluate.figures_of(bench, key, "clip", 0, tmp_path)) == sorted(of_clips)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == files
     assert evaluate.figures_of(bench, "other", "clip", 0, tmp_path) == [(0, "again", 1.0)]
     (tmp_path / "clip-0000.json").write_text("{")

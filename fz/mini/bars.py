@@ -16,7 +16,8 @@ KINDS_OF_EDIT = ("attribute", "shape", "style")
 BARS = {
     "vae psnr at 128 px": 30, "text to image: colour": 0.95, "text to image: scene": 0.95, "text to image: kind": 0.85,
     "reconstruction, fused: psnr": 28, "blend mask: iou": 0.5, "attribute, fused: colour": 0.9, "attribute, fused: background psnr": 25,
-    "shape, fused: kind": 0.7, "style, fused: style": 0.8,
+    "shape, fused: kind": 0.7, "style, fused: style": 0.8, "removal, fused: no object": 0.7,
+    "removal, fused: psnr to the empty scene": 22,
 }  # fmt: skip
 # figure -> what it must be better than
 ORDERINGS = [
@@ -29,7 +30,7 @@ ORDERINGS = [
     ("shape, fused: psnr to counterfactual", "shape, full self fusion: psnr to counterfactual"),
     ("attribute, fused: psnr to counterfactual", "attribute, reconstruction attention: psnr to counterfactual"),
 ]
-SHARES = ("colour", "kind", "scene", "style")
+SHARES = ("colour", "kind", "scene", "style", "no object")
 
 Row = tuple[int, str, float]  # clip, figure, value
 

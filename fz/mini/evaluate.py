@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fz import mini
+from fz.applications import REMOVAL, without
 from fz.budget import wanted
 from fz.config import PRESETS, EditSettings
 from fz.cpu import keep_freed_memory
@@ -33,7 +34,7 @@ from fz.inversions import digest, model_digest
 from fz.media import atomic, to_uint8
 from fz.mini.bars import Row, table
 from fz.mini.data import as_given, held_out
-from fz.mini.measure import Eye, hue_name, load_eye, look
+from fz.mini.measure import Eye, hue_name, load_eye, look, remains
 from fz.mini.sample import sample
 from fz.mini.world import COLOURS, KINDS, STYLES, Drawn, Story, caption, counterfactual
 from fz.plan import plan_edit, weights
@@ -48,6 +49,12 @@ VARIANTS = {
     "attribute": {"fused": {}, "plain": {"align": "plain"}},
     "shape": {"fused": {}, "plain": {"align": "plain"}, "no self fusion": {"self_replace": 0.0}, "full self fusion": {"threshold": None}},
     "style": {"fused": {}, "plain": {"align": "plain"}},
+}
+REMOVALS = {
+    "fused": {},
+    "plain": {"align": "plain"},
+    "object not hidden": {"remove": None},
+    "background kept": {"keep_background": True},
 }
 
 
@@ -195,6 +202,32 @@ def measure_clip(bench: Bench, i: int) -> Iterator[Figure]:
             yield from judge(bench, f"{name}, reconstruction attention", out, wished, truth, drawn)
 
 
+@torch.no_grad()
+def measure_removal(bench: Bench, i: int) -> Iterator[Figure]:
+    """Removing the thing of the i-th held-out clip. Truth is its scene drawn without it; right is a clip of which most frames are empty.
+
+    How often the judge says 'no object' of the source and of the true empty scene is measured too: 0 and 1 if it never errs.
+    """
+    story, setup = held_out_story(i), bench.setup
+    thing, prompt = story.things[0], caption(story)
+    drawn = as_given(story, setup.frames, setup.size)
+    truth = as_given(dataclasses.replace(story, things=()), setup.frames, setup.size).frames
+    words = f"{thing.colour} {thing.kind}"
+    target = without(prompt, words)
+
+    def empty(frames: np.ndarray) -> bool:
+        return np.mean(remains(bench.eye, frames, truth, drawn.masks[0], thing.colour)) < 0.5
+
+    yield Figure("removal, source: no object", empty(drawn.frames))
+    yield Figure("removal, true empty scene: no object", empty(truth))
+    source = bench.invert(code(bench, drawn.frames), prompt)
+    for variant, settings in REMOVALS.items():
+        out = bench.edit(source, prompt, target, {"remove": words, **REMOVAL, **settings})
+        yield Figure(f"removal, {variant}: no object", empty(out))
+        yield Figure(f"removal, {variant}: psnr to the empty scene", psnr(out, truth))
+        yield Figure(f"removal, {variant}: background psnr", psnr(out, drawn.frames, ~drawn.masks.any(0)))
+
+
 def judge(bench: Bench, label: str, out: np.ndarray, wished: Story, truth: Drawn, source: Drawn) -> Iterator[Figure]:
     """Is it what was wished, where, and how near to the counterfactual? An edit is right if most of its frames are.
 
@@ -219,7 +252,7 @@ def mask_iou(bench: Bench, source: Source, prompt: str, word: str, mask: np.ndar
     true = F.max_pool2d((true >= 0.5).float(), 3, stride=1, padding=1)[:, 0].bool()
     words = weights(bench.checkpoint.text.tokens(prompt), [word])
     ious = []
-    for t in bench.schedule.timesteps[: bench.schedule.steps // 2]:
+    for t in bench.schedule.timesteps[: max(1, bench.schedule.steps // 2)]:
         found = blend_mask(source.maps[t], words, 0.3, size, size)
         ious.append(float((found & true).sum() / (found | true).sum()))
     return float(np.mean(ious))
@@ -227,7 +260,7 @@ def mask_iou(bench: Bench, source: Source, prompt: str, word: str, mask: np.ndar
 
 # ---- many of them --------------------------------------------------------------------------------------------------------
 
-MEASURES = {"picture": measure_picture, "clip": measure_clip}
+MEASURES = {"picture": measure_picture, "clip": measure_clip, "removal": measure_removal}
 
 
 def figures_of(bench: Bench, key: str, part: str, i: int, folder: Path) -> list[Row]:
@@ -244,7 +277,7 @@ def figures_of(bench: Bench, key: str, part: str, i: int, folder: Path) -> list[
 
 
 def evaluate(setup: Setup, checkpoint: str, jobs: list[tuple[str, int]], folder: Path, processes: int = 1) -> Iterator[list[Row]]:
-    """The rows of each of the jobs ('picture' or 'clip', number), as they are done. More than one process: each has one thread."""
+    """The rows of each of the jobs (a name of MEASURES, number), as they are done. More than one process: each has one thread."""
     folder.mkdir(parents=True, exist_ok=True)
     if processes == 1:
         bench = ready(setup, checkpoint)
@@ -280,6 +313,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fz.mini.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=64, help="clips that are edited, nine edits and two reconstructions each")
     parser.add_argument("--pictures", type=int, default=64, help="pictures that are sampled from captions")
+    parser.add_argument("--removals", type=int, default=64, help="clips from which the thing is removed")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--size", type=int, default=mini.SIZE, help="side of the pictures")
     parser.add_argument("--steps", type=int, default=50, help="of an edit")
@@ -291,6 +325,7 @@ def main() -> None:
     given = parser.parse_args()
     setup = Setup(given.frames, given.size, given.steps, given.picture_steps, given.guidance)
     jobs = [("picture", i) for i in range(given.pictures)] + [("clip", i) for i in range(given.clips)]
+    jobs += [("removal", i) for i in range(given.removals)]
     rows: list[Row] = []
     for n, found in enumerate(evaluate(setup, given.checkpoint or mini.checkpoint(), jobs, given.out, given.processes), start=1):
         rows += found

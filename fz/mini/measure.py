@@ -108,6 +108,18 @@ def hue_name(frame: np.ndarray, mask: np.ndarray) -> str | None:
     return min(HUES, key=lambda name: abs((HUES[name][0] - hue + 180) % 360 - 180))
 
 
+def remains(eye: Eye, frames: np.ndarray, empty: np.ndarray, area: np.ndarray, colour: str) -> list[bool]:
+    """Is there still an object, frame by frame, where one of this colour and area was removed?
+
+    frames, empty (the true scene without it): (F, H, W, 3) uint8; area: (F, H, W) bool, where it was. By shape: the eye finds a thing of
+    a quarter of its size anywhere (in true empty scenes at most a tenth: 48 held-out ones). By colour: the area has the object's, and
+    not because the scene has it.
+    """
+    shape = [seen.mask.sum() > 0.25 * was.sum() for seen, was in zip(look(eye, frames), area, strict=True)]
+    hue = [hue_name(a, was) == colour != hue_name(b, was) for a, b, was in zip(frames, empty, area, strict=True)]
+    return [bool(s or h) for s, h in zip(shape, hue, strict=True)]
+
+
 def truth(story: Story, t: float, size: int = SIDE) -> tuple[np.ndarray, np.ndarray]:
     """The picture and the mask of all its things, (size, size, 3) uint8 and (size, size) bool."""
     picture, masks = render(story, t, size)
