@@ -1,6 +1,7 @@
 """Attention as the editor calls it: two functions, each in three versions, and the one place that chooses between them.
 
-`reference` builds the maps, word for word as the paper's Algorithm 2. `torch_ops` never does. `triton_*` are the GPU kernels.
+`reference` builds the maps, word for word as the paper's Algorithm 2. `torch_ops` never does (`small` is its way with small maps).
+`triton_*` are the GPU kernels.
 FZ_KERNELS=reference|torch|triton forces one; otherwise Triton runs on a GPU it supports and torch everywhere else.
 """
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fz.errors import FzError, suggest
-from fz.kernels import reference, torch_ops
+from fz.kernels import reference, small, torch_ops
 
 VERSIONS = ("reference", "torch", "triton")
 _last: str | None = None
@@ -85,6 +86,8 @@ def self_attention(
     Returns (B, F, N, Nh, D), dtype of v; softmax and accumulation are float32 for half types.
     """
     ops = _version(q_src, k_src, q, k, v)
+    if ops is torch_ops and small.serves(v, frames, key_mask):
+        return small.self_attention(q, k, v, frames, q_src=q_src, k_src=k_src, mask=mask)
     return ops.self_attention(q, k, v, frames, q_src=q_src, k_src=k_src, mask=mask, key_mask=key_mask)
 
 

@@ -297,7 +297,8 @@ def test_a_fresh_temporal_part_changes_nothing(name):
             p.zero_()
         elif key.endswith("conv_temporal.weight"):
             torch.nn.init.dirac_(p)
-    assert relative(predict(model), predict(plain)) < 1e-6
+    # rounding only: float32, sums in another order
+    assert relative(predict(model), predict(plain)) < 2e-6
 
 
 def test_full_and_low_rank_convolutions_agree():
