@@ -43,9 +43,9 @@ class Laid:
         return out
 
 
-def serves(q: Tensor, k: Tensor, v: Tensor, anchors: Sequence[int]) -> bool:
-    """Whether `attend` takes these operands and is the faster way here. q: (B, Nq, Nh, D); k, v: (B, F, N, Nh, D)."""
-    if q.shape[1] * len(anchors) * k.shape[2] * q.shape[3] < LEAST:
+def serves(q: Tensor, k: Tensor, v: Tensor, anchors: Sequence[int], rows: int) -> bool:
+    """Whether `attend` takes these operands and is the faster way for so many rows. q: (B, Nq, Nh, D); k, v: (B, F, N, Nh, D)."""
+    if rows * len(anchors) * k.shape[2] * q.shape[3] < LEAST:
         return False
     if not all(x.device.type == "cpu" and x.dtype == torch.float32 for x in (q, k, v)):
         return False
@@ -54,16 +54,22 @@ def serves(q: Tensor, k: Tensor, v: Tensor, anchors: Sequence[int]) -> bool:
     return prefers_onednn()
 
 
-def attend(q: Tensor, k: Laid, v: Laid, anchors: Sequence[int]) -> Tensor:
-    """softmax(q kᵀ) v over the anchors' keys: (B, Nq, Nh, D) -> (B, Nq, Nh, D); k's scale is 1/√D."""
-    out = torch.empty(q.shape)
+def attend(q: Tensor, k: Laid, v: Laid, anchors: Sequence[int], out: Tensor, index: Tensor | None = None) -> None:
+    """out = softmax(q kᵀ) v over the anchors' keys, q and out (B, Nq, Nh, D); k's scale is 1/√D. index: the rows to do, None for all.
+
+    Rows are gathered and scattered a tile and a head at a time, while they are in the cache.
+    """
     for b in range(len(q)):
         keys, values = k.of(b, anchors), v.of(b, anchors)
-        for rows in tiles(q.shape[1], keys.shape[1], q[b].numel()):
+        for rows in tiles(q.shape[1] if index is None else len(index), keys.shape[1], q[b].numel()):
+            chosen = None if index is None else index[rows]
             for head in range(q.shape[2]):
-                p = product(q[b, rows, head], keys[head])
-                out[b, rows, head] = product(torch.softmax(p, -1, out=p), values[head].t())
-    return out
+                p = product(q[b, rows, head] if chosen is None else q[b, :, head].index_select(0, chosen), keys[head])
+                result = product(torch.softmax(p, -1, out=p), values[head].t())
+                if chosen is None:
+                    out[b, rows, head] = result
+                else:
+                    out[b, :, head].index_copy_(0, chosen, result)
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:

@@ -16,17 +16,25 @@ from fz.kernels import onednn_tiles
 from fz.kernels.onednn_tiles import Laid
 
 
-def attend(q: Tensor, k: Laid, v: Laid, anchors: list[int], bias: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √D + bias) v for token-major operands: (B, Nq, Nh, D) -> (B, Nq, Nh, D).
+def attend(q: Tensor, k: Laid, v: Laid, anchors: list[int], out: Tensor, bias: Tensor | None = None, index: Tensor | None = None) -> None:
+    """out = softmax(q kᵀ / √D + bias) v for token-major operands, q and out (B, Nq, Nh, D).
 
-    k, v: (B, F, N, Nh, D), of which the anchor frames are attended to, side by side; bias (B or 1, R·N).
+    k, v: (B, F, N, Nh, D), of which the anchor frames are attended to, side by side; bias (B or 1, R·N). index: the rows to do, (n,)
+    int64, None for all.
     """
-    if bias is None and onednn_tiles.serves(q, k.x, v.x, anchors):
-        return onednn_tiles.attend(q, k, v, anchors)
+    if bias is None and onednn_tiles.serves(q, k.x, v.x, anchors, q.shape[1] if index is None else len(index)):
+        onednn_tiles.attend(q, k, v, anchors, out, index)
+        return
     if bias is not None:
         bias = bias[:, None, None]
-    keys, values = side_by_side(k.x, anchors), side_by_side(v.x, anchors)
-    return F.scaled_dot_product_attention(q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=bias).transpose(1, 2)
+    if index is not None:
+        q = q.index_select(1, index)
+    q, keys, values = (x.transpose(1, 2) for x in (q, side_by_side(k.x, anchors), side_by_side(v.x, anchors)))
+    attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias).transpose(1, 2)
+    if index is None:
+        out.copy_(attended)
+    else:
+        out.index_copy_(1, index, attended)
 
 
 def self_attention(q, k, v, frames, *, q_src=None, k_src=None, mask=None, key_mask=None) -> Tensor:
@@ -45,23 +53,16 @@ def self_attention(q, k, v, frames, *, q_src=None, k_src=None, mask=None, key_ma
         keep = None if key_mask is None else key_mask[:, distinct].flatten(1)
         bias = key_bias(weight, keep, v.shape[2])
         if plain:
-            attended = attend(q[:plain, span].flatten(1, 2), plain_k, plain_v, distinct, _of(bias, slice(plain)))
-            out[:plain, span] = attended.unflatten(1, (len(rows), -1))
+            attend(q[:plain, span].flatten(1, 2), plain_k, plain_v, distinct, out[:plain, span].flatten(1, 2), _of(bias, slice(plain)))
         if q_src is None:
             continue
-        own_bias = _of(bias, slice(-1, None))
-        edited = mask[span].flatten() if mask is not None else torch.zeros(len(rows) * v.shape[2], dtype=torch.bool, device=v.device)
+        own_bias, fused = _of(bias, slice(-1, None)), out[-1:, span].flatten(1, 2)
+        edited = mask[span].flatten() if mask is not None else torch.zeros(fused.shape[1], dtype=torch.bool, device=v.device)
         # each row once: the edited ones by the edit's queries and keys, the others by the source's
         for whole, keys, chosen in ((q, edit_k, edited), (q_src[None], source_k, ~edited)):
-            if not chosen.any():
-                continue
-            queries = whole[-1:, span].flatten(1, 2).to(v)
-            if chosen.all():
-                out[-1:, span] = attend(queries, keys, fused_v, distinct, own_bias).unflatten(1, (len(rows), -1))
-                continue
-            index = chosen.nonzero()[:, 0]
-            attended = attend(queries.index_select(1, index), keys, fused_v, distinct, own_bias)
-            out[-1, span].view(-1, *v.shape[3:]).index_copy_(0, index, attended[0])
+            if chosen.any():
+                index = None if chosen.all() else chosen.nonzero()[:, 0]
+                attend(whole[-1:, span].flatten(1, 2).to(v), keys, fused_v, distinct, fused, own_bias, index)
     return out
 
 
@@ -97,14 +98,15 @@ def _of(bias: Tensor | None, branches: slice) -> Tensor | None:
 def cross_attention(q, k, v, *, q_src=None, k_src=None, v_src=None, map_branch=None, map_weights=None) -> tuple[Tensor, Tensor | None]:
     """See `fz.kernels.cross_attention`."""
     branches, frames = q.shape[:2]
+    out = torch.empty(len(v), frames * q.shape[2], *v.shape[2:], dtype=v.dtype, device=v.device)
     scale = v.shape[-1] ** -0.5
-    out = attend(q.flatten(1, 2), Laid(k[:branches, None], scale), Laid(v[:branches, None]), [0]).unflatten(1, (frames, -1))
+    attend(q.flatten(1, 2), Laid(k[:branches, None], scale), Laid(v[:branches, None]), [0], out[:branches])
     if q_src is not None:
-        source_k, source_v = Laid(k_src[None, None].to(v), scale), Laid(v_src[None, None])
-        source = attend(q_src.flatten(0, 1)[None].to(v), source_k, source_v, [0]).unflatten(1, (frames, -1))
+        source = torch.empty_like(out[-1:]) if branches == len(v) else out[-1:]
+        attend(q_src.flatten(0, 1)[None].to(v), Laid(k_src[None, None].to(v), scale), Laid(v_src[None, None]), [0], source)
         if branches == len(v):
-            source = source + out[-1:]
-        out = torch.cat([out[: len(v) - 1], source])
+            out[-1:] += source
+    out = out.unflatten(1, (frames, -1))
     maps = None if map_branch is None else averaged_map(q[map_branch], k[range(branches)[map_branch]], map_weights)
     return out, maps
 
