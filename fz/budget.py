@@ -21,6 +21,8 @@ from fz.unet import UNet
 FILL = 0.6
 # largest sum of live activations over one branch's full-size feature map (F, C0, h, w), without maps
 ACTIVATIONS = 24
+# the part of them that stays whole when layers take some frames at a time: residuals, skips, queries, keys and values
+WHOLE = 12
 
 
 def wanted(fusions: list[Fusion], store_dtype: str = "same") -> Callable[[int], Keep]:
@@ -47,6 +49,7 @@ def kept_bytes(unet: UNet, latent_size: tuple[int, int], frames: int, keep: Keep
 def choose_store(
     asked: str,
     unet: UNet,
+    chunk: int | None,
     latent_size: tuple[int, int],
     frames: int,
     branches: int,
@@ -63,8 +66,10 @@ def choose_store(
     dtype = unet.conv_in.weight.dtype
     per_step = [kept_bytes(unet, latent_size, frames, keep(k), dtype) for k in range(steps)]
     free = free_memory(device)
-    channels = unet.config.block_out_channels[0]
-    working = ACTIVATIONS * branches * frames * latent_size[0] * latent_size[1] * channels * dtype.itemsize + max(per_step)
+    feature_map = branches * latent_size[0] * latent_size[1] * unet.config.block_out_channels[0] * dtype.itemsize
+    # frames whose operands are recomputed at once: those of a chunk where chunks run alone
+    alone = min(chunk or frames, frames) if not unet.clip_norm else frames
+    working = live_maps(frames, chunk, unet.clip_norm) * feature_map + max(per_step) * alone // frames
     need = {"memory": working + sum(per_step), "recompute": working, "disk": working}
     mode = asked if asked != "auto" else "memory" if need["memory"] <= FILL * free else "recompute"
     if need["recompute"] > free:
@@ -80,6 +85,15 @@ def choose_store(
     on_disk = f" and {gb(sum(per_step))} of disk" if mode == "disk" else ""
     say(f"this edit needs about {gb(need[mode])} of {gb(free)} of memory{on_disk}; {mode}")
     return mode
+
+
+def live_maps(frames: int, chunk: int | None, clip_norm: bool) -> int:
+    """Activations of a forward pass that are alive at once, counted in one branch's full-size feature maps of one frame."""
+    at_once = min(chunk or frames, frames)
+    if clip_norm:
+        return WHOLE * frames + (ACTIVATIONS - WHOLE) * at_once
+    # three absolute frames may run together, and keys and values of other frames stay
+    return ACTIVATIONS * min(max(at_once, 3) + 3, frames)
 
 
 def kept_for(mode: str, folder: Path, timesteps: tuple[int, ...], device: torch.device, say: Say) -> Kept:

@@ -125,6 +125,7 @@ class Settings:
     frame_index: tuple[int | str, ...] | None = None
     least_channels: int = 0
     clip_norm: bool = True
+    chunk: int | None = None  # frames that the UNet takes at a time; None: all
     store: str = "auto"
     store_dtype: str = "same"
     cache: str | None = None  # where inversions are kept; None: the user's cache folder; 'none': nowhere
@@ -159,6 +160,13 @@ class Settings:
             whole("threads", self.threads, 1, 1024)
         if not isinstance(self.guidance, (int, float)) or isinstance(self.guidance, bool) or not 0 <= self.guidance <= 1000:
             raise FzError(f"guidance: got {self.guidance!r}, expected a number from 0 to 1000; 7.5 is usual, 1 is none.")
+        if self.chunk is not None:
+            whole("chunk", self.chunk, 1, 10**6)
+            if self.method not in ("fatezero", "ddim"):
+                raise FzError(f"chunk: got {self.chunk} with method {self.method}, expected fatezero or ddim. Leave --chunk out.")
+            if any(e.remove for e in self.edits):
+                got = f"chunk: got {self.chunk} with an edit that removes an object"
+                raise FzError(f"{got}, expected one without: what hides the object spans chunks. Leave --chunk or --remove out.")
         object.__setattr__(self, "guidance_window", window(self.guidance_window, "guidance_window"))
         if self.guidance_window != (0.0, 1.0) and self.method not in ("fatezero", "ddim"):
             got = f"guidance_window: got {self.guidance_window} with method {self.method}"

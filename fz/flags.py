@@ -221,6 +221,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("device", "device", one_of(DEVICES), "NAME", "auto, cpu, cuda or mps"),
         Flag("dtype", "dtype", one_of(DTYPES), "NAME", "float32, float16 or bfloat16"),
         Flag("threads", "threads", whole(1), "N", "CPU threads"),
+        Flag("chunk", "chunk", whole(1), "N",
+             "frames that the UNet takes at a time: less memory; with --per-frame-norm it does not grow with the clip"),
         Flag("store", "store", one_of(STORES), "WHICH",
              "the source's queries and keys: recompute them while editing, keep them in memory or on disk, or auto, by what is free"),
         Flag("store-dtype", "store_dtype", one_of(STORE_DTYPES), "NAME", "same, float16 or bfloat16: keep them so"),

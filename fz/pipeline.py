@@ -19,6 +19,7 @@ import fz
 from fz import cpu, kernels
 from fz.baselines import METHODS, Method, Task
 from fz.budget import choose_store, keep_for, kept_for, wanted
+from fz.chunks import Chunks
 from fz.config import EditSettings, Settings
 from fz.ddim import CLEAN, Schedule
 from fz.diagnose import NotFinite
@@ -31,6 +32,7 @@ from fz.masks import foreground, paste_background
 from fz.output import ResultFolder
 from fz.plan import Plan, plan_edit
 from fz.text import TextEncoder, Tokens
+from fz.unet import UNet
 from fz.user_mask import read_mask
 from fz.vae import VAE, decode_clip, encode_clip
 from fz.video import Clip, Video, read_clip
@@ -112,24 +114,24 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     multiple = checkpoint.vae.config.stride * checkpoint.unet.config.stride
     result.video = read_video(settings, multiple, note)
     plans = [with_mask(plan, e, settings.clip, result.video) for plan, e in zip(plans, settings.edits, strict=True)]
+    unet = in_chunks(checkpoint.unet, settings.chunk, frame_index, result.video)
     if settings.dry_run:
         note("dry run: settings, words, checkpoint and clip are fine; nothing was computed")
         return result
 
     folder.start(settings)
-    unet = checkpoint.unet
     latent_size = tuple(side // checkpoint.vae.config.stride for side in result.video.frames.shape[-2:])
     budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9)
     with timed(result, "prepare", device):
-        note(cpu.prepare(unet, latent_size, len(result.video.frames), settings.conv, budget))
+        note(cpu.prepare(checkpoint.unet, latent_size, settings.chunk or len(result.video.frames), settings.conv, budget))
     embeddings = embed(checkpoint.text, settings, device)
-    job = Job(settings, checkpoint, schedule, frame_index, embeddings, device, progress, result)
+    job = Job(settings, checkpoint, unet, schedule, frame_index, embeddings, device, progress, result)
     keep = wanted([plan.fusion for plan in plans if plan.fusion and method.keeps], settings.store_dtype)
     with Inversion.open(settings.cache, inversion_key(job), progress.say) as inversion:
         # what is free differs from run to run: said, not noted
         mode = choose_store(
-            settings.store, unet, latent_size, len(result.video.frames), 2 if settings.guidance > 1 else 1, schedule.steps,
-            keep, inversion.operands, device, progress.say,
+            settings.store, checkpoint.unet, settings.chunk, latent_size, len(result.video.frames), 2 if settings.guidance > 1 else 1,
+            schedule.steps, keep, inversion.operands, device, progress.say,
         )  # fmt: skip
         job.keep = keep_for(mode, keep)
         result.schedule, result.source = schedule, encoded(job, inversion)
@@ -170,6 +172,7 @@ class Job:
 
     settings: Settings
     checkpoint: Checkpoint
+    unet: UNet | Chunks  # the checkpoint's, or it in chunks
     schedule: Schedule
     frame_index: FrameIndex
     embeddings: "Embeddings"
@@ -214,7 +217,7 @@ def invert_clip(job: Job, mode: str, inversion: Inversion) -> None:
                 inversion.save(done, source, job.schedule)
             advance()
 
-        invert(job.checkpoint.unet, source, job.schedule, job.frame_index, job.keep, watch)
+        invert(job.unet, source, job.schedule, job.frame_index, job.keep, watch)
 
 
 def reconstruct_clip(job: Job, mode: str, inversion: Inversion) -> Source:
@@ -223,7 +226,7 @@ def reconstruct_clip(job: Job, mode: str, inversion: Inversion) -> Source:
     steps = job.schedule.steps
     with timed(job.result, "reconstruct", job.device), job.progress.stage("reconstructing", steps) as advance:
         return reconstruct(
-            job.checkpoint.unet, job.result.source, job.embeddings.reconstruction, job.embeddings.negative, job.schedule,
+            job.unet, job.result.source, job.embeddings.reconstruction, job.embeddings.negative, job.schedule,
             job.settings.guidance, job.frame_index, job.keep, kept, watch=lambda k, z: advance(),
         )  # fmt: skip
 
@@ -246,8 +249,8 @@ def edit_clip(job: Job, i: int, plan: Plan, attention: Source, prepared: Any, in
     method = METHODS[settings.method]
     log = inversion.edit_log(
         digest(
-            settings.method, target, negative, settings.guidance, settings.guidance_window, settings.attention, job.embeddings.reconstruction,
-            settings.store_dtype, plan.fusion,
+            settings.method, target, negative, settings.guidance, settings.guidance_window, settings.attention,
+            job.embeddings.reconstruction, settings.store_dtype, plan.fusion,
         )  # fmt: skip
     )
     done = leading(log, job.schedule.steps, job.device) if method.resumes else []
@@ -263,7 +266,7 @@ def edit_clip(job: Job, i: int, plan: Plan, attention: Source, prepared: Any, in
             advance()
 
         task = Task(
-            job.checkpoint.unet, attention, target, negative, job.schedule, settings.guidance, job.frame_index, plan.fusion,
+            job.unet, attention, target, negative, job.schedule, settings.guidance, job.frame_index, plan.fusion,
             settings.strength, settings.seed, prepared, done, watch, masks.__setitem__, settings.guidance_window,
         )  # fmt: skip
         z = method.edit(task)
@@ -287,7 +290,8 @@ def inversion_key(job: Job) -> str:
         model_digest(job.checkpoint.vae),
         [job.schedule.timesteps, [job.schedule.alpha_bar(t) for t in (CLEAN, *job.schedule.timesteps)]],
         dataclasses.asdict(job.frame_index),
-        [settings.clip_norm, settings.dtype, str(job.device), kernels.choose(job.device), cpu.signature(unet), torch.get_num_threads()],
+        [settings.clip_norm, settings.chunk, settings.dtype, str(job.device)],
+        [kernels.choose(job.device), cpu.signature(unet), torch.get_num_threads()],
         [fz.__version__, torch.__version__],
     )
 
@@ -308,6 +312,16 @@ def load(settings: Settings, device: torch.device) -> Checkpoint:
     # fp16 VAEs overflow on some checkpoints: bfloat16 has float32's range
     checkpoint.vae.to(device, torch.bfloat16 if dtype == torch.float16 else dtype, memory_format=torch.channels_last)
     return checkpoint
+
+
+def in_chunks(unet: UNet, size: int | None, frame_index: FrameIndex, video: Video | None) -> UNet | Chunks:
+    """The UNet, taking so many frames of the clip at a time. Raises FzError now for what cannot be done so."""
+    if size is None:
+        return unet
+    chunks = Chunks(unet, size)
+    if video is not None:
+        chunks.parts(frame_index, len(video.frames))
+    return chunks
 
 
 def choose_frame_index(settings: Settings, tuned: bool, note: Callable[[str], None]) -> FrameIndex:

@@ -1,4 +1,4 @@
-"""Chunks of frames give what the whole clip gives: plain, recorded and fused, for every frame index; and memory does not grow where it need not."""
+"""Chunks give what the whole clip gives, plain, recorded and fused, for every frame index; memory does not grow where it need not."""
 
 import os
 import subprocess
@@ -7,13 +7,17 @@ import sys
 import pytest
 import torch
 from random_weights import numbers, randomize, relative
+from safetensors.torch import load_file
 
+from fz.budget import live_maps
 from fz.chunks import Chunks, order
+from fz.config import build
 from fz.ddim import CLEAN, Schedule
 from fz.edit import Source, edit, invert
 from fz.errors import FzError
 from fz.fusion import Enough, FrameIndex, Fuser, Fusion, Keep, LatentBlend, Plain, Recorder
 from fz.layers import TextContext
+from fz.run import main
 from fz.store import KeptInMemory
 from fz.unet import Temporal, UNet, UNetConfig
 
@@ -199,3 +203,49 @@ def test_peak_memory_is_flat_with_per_frame_norm_and_less_with_clip_norm():
     eight, flat, long = peak(8, 0, "frame"), peak(64, 8, "frame"), peak(64, 0, "frame")
     assert flat < 1.25 * eight < 0.3 * long
     assert peak(64, 8, "clip") < 0.8 * peak(64, 0, "clip")
+
+
+def settings(**changes):
+    return build({"clip.path": "a.mp4", "source": "a red car", "edits.0.target": "a boat", "chunk": 4} | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"chunk": 0}, "chunk: got 0, expected a whole number"), ({"method": "pnp"}, "chunk: got 4 with method pnp, expected fatezero or ddim"),
+     ({"source": "a red car", "edits.0.remove": "red"}, "chunk: got 4 with an edit that removes")],
+    ids=["zero", "method", "remove"],
+)  # fmt: skip
+def test_settings_that_chunks_cannot_do_are_refused(changes, message):
+    assert settings().chunk == 4
+    with pytest.raises(FzError, match=message):
+        settings(**changes)
+
+
+def test_predicted_memory_does_not_grow_where_chunks_run_alone():
+    assert live_maps(64, 8, clip_norm=False) == live_maps(640, 8, clip_norm=False) < live_maps(64, None, clip_norm=False)
+    assert live_maps(8, 8, clip_norm=True) == live_maps(8, None, clip_norm=False) == live_maps(8, 100, clip_norm=False)
+    assert live_maps(64, 8, clip_norm=True) < live_maps(64, None, clip_norm=True)
+
+
+def run(shared, tmp_path, *flags):
+    out = tmp_path / "-".join(("out", *flags))
+    arguments = ["--video", str(shared / "data/jeep"), "--checkpoint", str(shared / "golden/tiny_sd"), "--source", "a jeep on a road",
+                 "--target", "a red jeep on a road", "--size", "64", "--frames", "5", "--steps", "2", "--threads", "1", "--device", "cpu",
+                 "--cache", "none", "--conv", "direct", "--save-latents", "--out", str(out), *flags]  # fmt: skip
+    return main(arguments), out
+
+
+@pytest.mark.parametrize("flags", [(), ("--per-frame-norm",), ("--per-frame-norm", "--frame-index=-1,first")], ids=str)
+def test_a_run_in_chunks_is_the_run(shared, tmp_path, flags, capsys):
+    code, whole = run(shared, tmp_path, *flags)
+    assert code == 0
+    code, parts = run(shared, tmp_path, "--chunk", "2", *flags)
+    assert code == 0
+    a, b = (load_file(folder / "latents.safetensors") for folder in (whole, parts))
+    assert a.keys() == b.keys() and relative(b["edited.0.002"].float(), a["edited.0.002"].float()) < 1e-3
+
+
+def test_a_run_refuses_an_index_before_it_starts(shared, tmp_path, capsys):
+    code, out = run(shared, tmp_path, "--chunk", "2", "--per-frame-norm", "--frame-index=-1,mid", "--dry-run")
+    said = capsys.readouterr().err.strip().splitlines()
+    assert code == 2 and "chunk: got frame index" in said[-1]
