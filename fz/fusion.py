@@ -195,6 +195,11 @@ def blend_mask(cross_map: Tensor, words: Tensor, threshold: float, map_size: tup
     return (m / m.amax(dim=(-2, -1), keepdim=True) > threshold)[:, 0]
 
 
+def surroundings(mask: Tensor) -> Tensor:
+    """The keys that removal leaves to be seen, (F, N) bool: those outside the mask, or a frame's all where it covers everything."""
+    return ~mask | mask.all(1, keepdim=True)
+
+
 @dataclass
 class Fuser:
     """Algorithm 2 at edit step k: the last branch's attention fused with the source's at the same t; other branches plain.
@@ -223,8 +228,7 @@ class Fuser:
         """s_fused = M ⊙ s_edit + (1 - M) ⊙ s_src (eq. 7), one softmax a row: its operands are the edit's or the source's."""
         table = frame_table(self.frame_index, site, x)
         mask = self.mask_at(site)
-        # removal: what is under the mask is seen by no row of any branch
-        visible = None if mask is None or not self.fusion.hides_object else (~mask).expand(x.shape[0], -1, -1)
+        visible = None if mask is None or not self.fusion.hides_object else surroundings(mask).expand(x.shape[0], -1, -1)
         if site.stride < FUSED_FROM_STRIDE or not self.fusion.replaces_self(self.k):
             return kernels.self_attention(x.q(), x.k(), x.v(), table, key_mask=visible)
         # without a mask no row is the edit's: the last branch's queries and keys are not even computed

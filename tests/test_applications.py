@@ -18,7 +18,7 @@ from fz.config import EditSettings, build
 from fz.ddim import CLEAN
 from fz.edit import self_masks
 from fz.errors import FzError
-from fz.fusion import FrameIndex, Fuser
+from fz.fusion import FrameIndex, Fuser, surroundings
 from fz.layers import Site
 from fz.masks import foreground, paste_background, reduced
 from fz.mini import evaluate, measure
@@ -232,6 +232,11 @@ def test_no_row_sees_what_is_hidden(stride):
     assert not torch.equal(out(fusion(), k, v, kept), out(fusion(), *other))
     # what is seen does count
     assert not torch.equal(out(removal, k, v, kept), out(removal, k, torch.where(hidden[..., None, None], v, v + 1), kept))
+
+
+def test_a_mask_that_covers_a_frame_hides_nothing_of_it():
+    mask = torch.tensor([[True, True, True], [True, False, True], [False, False, False]])
+    assert surroundings(mask).tolist() == [[True, True, True], [False, True, False], [True, True, True]]
 
 
 # ---- masks -----------------------------------------------------------------------------------------------------------------------
