@@ -14,8 +14,10 @@ import torch
 from fz.edit import Kept, KeptNowhere, keep_nothing
 from fz.errors import FzError
 from fz.fusion import Fusion, Keep
+from fz.offload import CPU, Copier, KeptInRam
 from fz.store import KeptInMemory, KeptOnDisk, Say
 from fz.unet import UNet
+from fz.vae import VAE
 
 # share of the free memory that keeping may fill
 FILL = 0.6
@@ -23,6 +25,8 @@ FILL = 0.6
 ACTIVATIONS = 24
 # the part of them that stays whole when layers take some frames at a time: residuals, skips, queries, keys and values
 WHOLE = 12
+# the same of the VAE, over a float32 picture of its second level's width: float32 copies of its norms count
+VAE_ACTIVATIONS = 8
 
 
 def wanted(fusions: list[Fusion], store_dtype: str = "same") -> Callable[[int], Keep]:
@@ -58,6 +62,7 @@ def choose_store(
     folder: Path,
     device: torch.device,
     say: Say,
+    offload: bool = False,
 ) -> str:
     """'recompute', 'memory' or 'disk': what was asked for, or, for 'auto', 'memory' where it fits in memory that is free, else 'recompute'.
 
@@ -65,13 +70,20 @@ def choose_store(
     """
     dtype = unet.conv_in.weight.dtype
     per_step = [kept_bytes(unet, latent_size, frames, keep(k), dtype) for k in range(steps)]
-    free = free_memory(device)
+    # models that are not on the device yet will be
+    free = free_memory(device) - sum(p.nbytes for p in unet.parameters() if p.device.type != device.type)
     feature_map = branches * latent_size[0] * latent_size[1] * unet.config.block_out_channels[0] * dtype.itemsize
     # frames whose operands are recomputed at once: those of a chunk where chunks run alone
     alone = min(chunk or frames, frames) if not unet.clip_norm else frames
     working = live_maps(frames, chunk, unet.clip_norm) * feature_map + max(per_step) * alone // frames
-    need = {"memory": working + sum(per_step), "recompute": working, "disk": working}
+    in_ram = offload and device.type == "cuda"
+    need = {"memory": working + (0 if in_ram else sum(per_step)), "recompute": working, "disk": working}
     mode = asked if asked != "auto" else "memory" if need["memory"] <= FILL * free else "recompute"
+    if in_ram and mode == "memory" and sum(per_step) > FILL * free_memory(CPU):
+        if asked == "memory":
+            got = f"store: 'memory' needs {gb(sum(per_step))} of RAM, and {gb(free_memory(CPU))} are free"
+            raise FzError(f"{got}. Pass --store recompute or disk.")
+        mode = "recompute"
     if need["recompute"] > free:
         raise FzError(
             f"memory: this edit needs about {gb(need['recompute'])}, and {gb(free)} are free. Take fewer --frames or a smaller --size."
@@ -96,10 +108,12 @@ def live_maps(frames: int, chunk: int | None, clip_norm: bool) -> int:
     return ACTIVATIONS * min(max(at_once, 3) + 3, frames)
 
 
-def kept_for(mode: str, folder: Path, timesteps: tuple[int, ...], device: torch.device, say: Say) -> Kept:
+def kept_for(mode: str, folder: Path, timesteps: tuple[int, ...], device: torch.device, say: Say, offload: bool = False) -> Kept:
     """Where that mode keeps queries and keys."""
     if mode == "disk":
         return KeptOnDisk(folder, timesteps, device, say)
+    if mode == "memory" and offload:
+        return KeptInRam(timesteps, Copier(device))
     return KeptInMemory() if mode == "memory" else KeptNowhere()
 
 
@@ -109,6 +123,14 @@ def keep_for(mode: str, keep: Callable[[int], Keep]) -> Callable[[int], Keep]:
 
 def gb(amount: float) -> str:
     return f"{amount / 1e9:.2f} GB"
+
+
+def pictures_at_once(vae: VAE, height: int, width: int, device: torch.device) -> int:
+    """How many frames the VAE takes at a time: on a GPU as many as fit, one on a CPU, which gains nothing from more."""
+    if device.type != "cuda":
+        return 1
+    channels = vae.config.block_out_channels[min(1, len(vae.config.block_out_channels) - 1)]
+    return max(int(FILL * free_memory(device) / (VAE_ACTIVATIONS * channels * height * width * 4)), 1)
 
 
 def free_memory(device: torch.device) -> int:

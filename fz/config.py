@@ -132,6 +132,8 @@ class Settings:
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
+    offload: bool = False  # models on the device only while they are used, queries and keys in RAM
+    compile: bool = False
     threads: int | None = None
     conv: str = "auto"  # 3x3 convolutions on a CPU: 'auto' as Winograd's where that pays, or 'direct'
     conv_memory: float | None = None  # GB that Winograd's weights may take; None: a quarter of the machine's memory

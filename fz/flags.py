@@ -220,6 +220,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "machine": (
         Flag("device", "device", one_of(DEVICES), "NAME", "auto, cpu, cuda or mps"),
         Flag("dtype", "dtype", one_of(DTYPES), "NAME", "float32, float16 or bfloat16"),
+        Flag("offload", "offload", None, "", "models on the GPU only while they are used, what is kept in RAM", const=True),
+        Flag("compile", "compile", None, "", "compile the UNet's layers for a GPU", const=True),
         Flag("threads", "threads", whole(1), "N", "CPU threads"),
         Flag("chunk", "chunk", whole(1), "N",
              "frames that the UNet takes at a time: less memory; with --per-frame-norm it does not grow with the clip"),

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fz
 from fz import cpu, kernels
 from fz.baselines import METHODS, Method, Task
-from fz.budget import choose_store, keep_for, kept_for, wanted
+from fz.budget import choose_store, keep_for, kept_for, pictures_at_once, wanted
 from fz.chunks import Chunks
+from fz.compiled import compile_step
 from fz.config import EditSettings, Settings
 from fz.ddim import CLEAN, Schedule
 from fz.diagnose import NotFinite
@@ -29,6 +30,7 @@ from fz.fusion import FrameIndex, Keep
 from fz.inversions import Inversion, digest, leading, model_digest
 from fz.machine import peak_memory, pick_device
 from fz.masks import foreground, paste_background
+from fz.offload import resident
 from fz.output import ResultFolder
 from fz.plan import Plan, plan_edit
 from fz.text import TextEncoder, Tokens
@@ -122,8 +124,10 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     folder.start(settings)
     latent_size = tuple(side // checkpoint.vae.config.stride for side in result.video.frames.shape[-2:])
     budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9)
-    with timed(result, "prepare", device):
+    with timed(result, "prepare", device), resident(checkpoint.unet, device, settings.offload):
         note(cpu.prepare(checkpoint.unet, latent_size, settings.chunk or len(result.video.frames), settings.conv, budget))
+    if settings.compile:
+        note(compile_step(checkpoint.unet, device))
     embeddings = embed(checkpoint.text, settings, device)
     job = Job(settings, checkpoint, unet, schedule, frame_index, embeddings, device, progress, result)
     keep = wanted([plan.fusion for plan in plans if plan.fusion and method.keeps], settings.store_dtype)
@@ -131,7 +135,7 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
         # what is free differs from run to run: said, not noted
         mode = choose_store(
             settings.store, checkpoint.unet, settings.chunk, latent_size, len(result.video.frames), 2 if settings.guidance > 1 else 1,
-            schedule.steps, keep, inversion.operands, device, progress.say,
+            schedule.steps, keep, inversion.operands, device, progress.say, settings.offload,
         )  # fmt: skip
         job.keep = keep_for(mode, keep)
         result.schedule, result.source = schedule, encoded(job, inversion)
@@ -185,10 +189,14 @@ class Job:
         self.result.notes.append(line)
         self.progress.say(line)
 
+    def resident(self, module: nn.Module) -> contextlib.AbstractContextManager:
+        """The module on the run's device, for the time of a block if models are offloaded."""
+        return resident(module, self.device, self.settings.offload)
+
     def kept(self, mode: str, inversion: Inversion, of: str) -> Kept:
         """Where queries and keys of that pass are kept."""
         folder = inversion.operands / f"{of}-{self.settings.store_dtype}"
-        return kept_for(mode, folder, self.schedule.timesteps, self.device, self.progress.say)
+        return kept_for(mode, folder, self.schedule.timesteps, self.device, self.progress.say, self.settings.offload)
 
 
 def encoded(job: Job, inversion: Inversion) -> Source:
@@ -197,7 +205,9 @@ def encoded(job: Job, inversion: Inversion) -> Source:
     if z0 is not None:
         return Source(job.embeddings.source, latents={CLEAN: z0.to(job.device)})
     with timed(job.result, "encode", job.device):
-        z0 = encode(job.checkpoint.vae, job.result.video.frames, job.note)
+        frames, vae = job.result.video.frames, job.checkpoint.vae
+        with job.resident(vae):
+            z0 = encode(vae, frames, job.note, pictures_at_once(vae, *frames.shape[-2:], job.device))
     source = Source(job.embeddings.source, latents={CLEAN: z0.to(job.device)})
     inversion.save(0, source, job.schedule)
     return source
@@ -217,14 +227,16 @@ def invert_clip(job: Job, mode: str, inversion: Inversion) -> None:
                 inversion.save(done, source, job.schedule)
             advance()
 
-        invert(job.unet, source, job.schedule, job.frame_index, job.keep, watch)
+        with job.resident(job.checkpoint.unet):
+            invert(job.unet, source, job.schedule, job.frame_index, job.keep, watch)
 
 
 def reconstruct_clip(job: Job, mode: str, inversion: Inversion) -> Source:
     """A sampling pass of the reconstruction prompt, whose attention takes inversion's place."""
     kept = job.kept(mode, inversion, "reconstruction")
     steps = job.schedule.steps
-    with timed(job.result, "reconstruct", job.device), job.progress.stage("reconstructing", steps) as advance:
+    on_device = job.resident(job.checkpoint.unet)
+    with timed(job.result, "reconstruct", job.device), job.progress.stage("reconstructing", steps) as advance, on_device:
         return reconstruct(
             job.unet, job.result.source, job.embeddings.reconstruction, job.embeddings.negative, job.schedule,
             job.settings.guidance, job.frame_index, job.keep, kept, watch=lambda k, z: advance(),
@@ -235,10 +247,11 @@ def prepare(job: Job, method: Method) -> Any:
     """What the method needs once for all edits."""
     z0, settings = job.result.source.latents[CLEAN], job.settings
     with timed(job.result, "prepare method", job.device), job.progress.stage("preparing", len(z0) * job.schedule.steps) as advance:
-        return method.prepare(
-            job.checkpoint.unet, z0, job.embeddings.source, job.embeddings.negative, job.schedule, settings.guidance,
-            lambda k, z: advance(),
-        )  # fmt: skip
+        with job.resident(job.checkpoint.unet):
+            return method.prepare(
+                job.checkpoint.unet, z0, job.embeddings.source, job.embeddings.negative, job.schedule, settings.guidance,
+                lambda k, z: advance(),
+            )  # fmt: skip
 
 
 def edit_clip(job: Job, i: int, plan: Plan, attention: Source, prepared: Any, inversion: Inversion) -> Edited:
@@ -269,12 +282,15 @@ def edit_clip(job: Job, i: int, plan: Plan, attention: Source, prepared: Any, in
             job.unet, attention, target, negative, job.schedule, settings.guidance, job.frame_index, plan.fusion,
             settings.strength, settings.seed, prepared, done, watch, masks.__setitem__, settings.guidance_window,
         )  # fmt: skip
-        z = method.edit(task)
+        with job.resident(job.checkpoint.unet):
+            z = method.edit(task)
         if not torch.isfinite(z).all():
             where = f"edit {i}: latents of method {settings.method} hold NaN or infinity"
             raise NotFinite(f"{where}; expected finite values. Try --dtype float32.")
     with timed(job.result, f"decode.{i}", job.device):
-        frames = decode(job.checkpoint.vae, z, job.note)
+        vae = job.checkpoint.vae
+        with job.resident(vae):
+            frames = decode(vae, z, job.note, pictures_at_once(vae, *job.result.video.frames.shape[-2:], job.device))
     if plan.fusion and method.keeps and (changes := foreground(plan.fusion, attention.maps, tuple(z.shape[-2:]))) is not None:
         frames = paste_background(frames, job.result.video.frames, changes)
     return Edited(settings.edits[i], frames, latents, masks)
@@ -290,7 +306,7 @@ def inversion_key(job: Job) -> str:
         model_digest(job.checkpoint.vae),
         [job.schedule.timesteps, [job.schedule.alpha_bar(t) for t in (CLEAN, *job.schedule.timesteps)]],
         dataclasses.asdict(job.frame_index),
-        [settings.clip_norm, settings.chunk, settings.dtype, str(job.device)],
+        [settings.clip_norm, settings.chunk, settings.dtype, str(job.device), settings.compile],
         [kernels.choose(job.device), cpu.signature(unet), torch.get_num_threads()],
         [fz.__version__, torch.__version__],
     )
@@ -307,10 +323,12 @@ def load(settings: Settings, device: torch.device) -> Checkpoint:
         path, vae=settings.vae, tokenizer=settings.tokenizer, model_config=settings.model_config, ema=settings.ema
     )
     dtype = getattr(torch, settings.dtype)
-    checkpoint.unet.to(device, dtype, memory_format=torch.channels_last)
+    # offloaded models come to the device when they are used
+    home = torch.device("cpu") if settings.offload else device
+    checkpoint.unet.to(home, dtype, memory_format=torch.channels_last)
     checkpoint.unet.clip_norm = settings.clip_norm
     # fp16 VAEs overflow on some checkpoints: bfloat16 has float32's range
-    checkpoint.vae.to(device, torch.bfloat16 if dtype == torch.float16 else dtype, memory_format=torch.channels_last)
+    checkpoint.vae.to(home, torch.bfloat16 if dtype == torch.float16 else dtype, memory_format=torch.channels_last)
     return checkpoint
 
 
@@ -370,13 +388,13 @@ def embed(text: TextEncoder, settings: Settings, device: torch.device) -> Embedd
     return Embeddings(source, negative, reconstruction, targets)
 
 
-def encode(vae: VAE, frames: Tensor, note: Callable[[str], None]) -> Tensor:
+def encode(vae: VAE, frames: Tensor, note: Callable[[str], None], at_once: int = 1) -> Tensor:
     """z0, scaled; in float32 if a half-precision VAE overflows."""
-    return finite(vae, "encoding the clip", note, lambda: encode_clip(vae, frames))
+    return finite(vae, "encoding the clip", note, lambda: encode_clip(vae, frames, at_once))
 
 
-def decode(vae: VAE, z: Tensor, note: Callable[[str], None]) -> Tensor:
-    return finite(vae, "decoding", note, lambda: decode_clip(vae, z))
+def decode(vae: VAE, z: Tensor, note: Callable[[str], None], at_once: int = 1) -> Tensor:
+    return finite(vae, "decoding", note, lambda: decode_clip(vae, z, at_once))
 
 
 @torch.no_grad()

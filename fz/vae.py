@@ -194,14 +194,14 @@ class VAE(nn.Module):
         return self.decoder(self.post_quant_conv(z))
 
 
-def encode_clip(vae: VAE, frames: Tensor) -> Tensor:
-    """frames (F, 3, H, W) in [-1, 1] -> z0 (F, 4, h, w) float32 scaled by 0.18215; one frame at a time, to bound memory."""
+def encode_clip(vae: VAE, frames: Tensor, at_once: int = 1) -> Tensor:
+    """frames (F, 3, H, W) in [-1, 1] -> z0 (F, 4, h, w) float32 scaled by 0.18215; so many frames at a time, to bound memory."""
     weight = vae.quant_conv.weight
-    means = [vae.encode(frame[None].to(weight.device, weight.dtype)).float() for frame in frames]
+    means = [vae.encode(some.to(weight.device, weight.dtype)).float() for some in frames.split(at_once)]
     return SCALE * torch.cat(means)
 
 
-def decode_clip(vae: VAE, z: Tensor) -> Tensor:
-    """z (F, 4, h, w) scaled by 0.18215 -> frames (F, 3, H, W), float32 on the CPU, about [-1, 1]; one frame at a time."""
+def decode_clip(vae: VAE, z: Tensor, at_once: int = 1) -> Tensor:
+    """z (F, 4, h, w) scaled by 0.18215 -> frames (F, 3, H, W), float32 on the CPU, about [-1, 1]; so many frames at a time."""
     weight = vae.quant_conv.weight
-    return torch.cat([vae.decode(latent[None].to(weight.device, weight.dtype) / SCALE).float().cpu() for latent in z])
+    return torch.cat([vae.decode(some.to(weight.device, weight.dtype) / SCALE).float().cpu() for some in z.split(at_once)])

@@ -211,7 +211,7 @@ def settings(**changes):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"chunk": 0}, "chunk: got 0, expected a whole number"), ({"method": "pnp"}, "chunk: got 4 with method pnp, expected fatezero or ddim"),
+    [({"chunk": 0}, "chunk: got 0, expected a whole number"), ({"method": "pnp"}, "chunk: got 4 with method pnp, expected"),
      ({"source": "a red car", "edits.0.remove": "red"}, "chunk: got 4 with an edit that removes")],
     ids=["zero", "method", "remove"],
 )  # fmt: skip
