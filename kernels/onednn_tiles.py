@@ -42,6 +42,24 @@ class Laid:
                 held[i] = anchor
         return out
 
+    def beside(self, anchors: Sequence[int]) -> Tensor:
+        """The anchors of all branches as they are, side by side: (B, R·N, Nh, D), a view of one frame or of neighbours in order."""
+        first, count = anchors[0], len(anchors)
+        if list(anchors) == list(range(first, first + count)):
+            return self.x[:, first : first + count].flatten(1, 2)
+        # a buffer that is written again would spoil what a backward pass has kept
+        if torch.is_grad_enabled() and self.x.requires_grad:
+            return torch.cat([self.x[:, a] for a in anchors], dim=1)
+        branches = len(self.x)
+        if (-1, count) not in self._buffers:
+            self._buffers[-1, count] = self.x.new_empty(branches, count, *self.x.shape[2:]), [None] * count
+        out, held = self._buffers[-1, count]
+        for i, anchor in enumerate(anchors):
+            if held[i] != anchor:
+                out[:, i] = self.x[:, anchor]
+                held[i] = anchor
+        return out.flatten(1, 2)
+
 
 def serves(q: Tensor, k: Tensor, v: Tensor, anchors: Sequence[int], rows: int) -> bool:
     """Whether `attend` takes these operands and is the faster way for so many rows. q: (B, Nq, Nh, D); k, v: (B, F, N, Nh, D)."""

@@ -29,7 +29,7 @@ def attend(q: Tensor, k: Laid, v: Laid, anchors: list[int], out: Tensor, bias: T
         bias = bias[:, None, None]
     if index is not None:
         q = q.index_select(1, index)
-    q, keys, values = (x.transpose(1, 2) for x in (q, side_by_side(k.x, anchors), side_by_side(v.x, anchors)))
+    q, keys, values = (x.transpose(1, 2) for x in (q, k.beside(anchors), v.beside(anchors)))
     attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias).transpose(1, 2)
     if index is None:
         out.copy_(attended)
@@ -81,14 +81,6 @@ def key_bias(weight: Tensor | None, keep: Tensor | None, tokens: int) -> Tensor 
         return keep
     bias = weight.repeat_interleave(tokens)[None]
     return bias if keep is None else bias.expand(keep.shape).masked_fill(~keep, float("-inf"))
-
-
-def side_by_side(x: Tensor, anchors: list[int]) -> Tensor:
-    """Tokens of the anchor frames, (B, F, N, Nh, D) -> (B, R·N, Nh, D): a view of one frame or of neighbours in order, else a copy."""
-    first, count = anchors[0], len(anchors)
-    if anchors == list(range(first, first + count)):
-        return x[:, first : first + count].flatten(1, 2)
-    return torch.cat([x[:, a] for a in anchors], dim=1)
 
 
 def _of(bias: Tensor | None, branches: slice) -> Tensor | None:
