@@ -7,8 +7,9 @@ import torch
 
 from bench import attention, attention_ways, roofline
 from bench.sites import BenchSite, sites
+from fz import kernels
 from fz.errors import FzError
-from fz.kernels import torch_ops
+from fz.kernels import onednn_tiles
 
 
 @pytest.fixture(autouse=True)
@@ -108,12 +109,8 @@ def test_it_runs_and_appends_rows(tmp_path, capsys):
 @pytest.mark.parametrize("name", ("reference", "torch"))
 def test_the_version_that_is_asked_for_is_measured(monkeypatch, name):
     monkeypatch.setenv("FZ_KERNELS", name)
-    called = []
-    module = attention_ways.kernels.reference if name == "reference" else torch_ops
-    real = module.self_attention
-    monkeypatch.setattr(module, "self_attention", lambda *a, **k: called.append(name) or real(*a, **k))
     attention_ways.self_ways(attention_ways.self_case(HAND, torch.float32, torch.device("cpu")))["this"]()
-    assert called == [name]
+    assert kernels.which() == name
 
 
 BROKEN = {
@@ -126,16 +123,28 @@ BROKEN = {
 @pytest.mark.parametrize("how", BROKEN)
 @pytest.mark.parametrize("kind", ("self", "cross"))
 def test_nothing_is_timed_when_a_version_is_wrong(monkeypatch, capsys, how, kind):
-    real = getattr(torch_ops, f"{kind}_attention")
+    real = getattr(kernels, f"{kind}_attention")
 
     def broken(*a, **k):
         out = real(*a, **k)
         return BROKEN[how](out) if kind == "self" else (BROKEN[how](out[0]), out[1])
 
-    monkeypatch.setattr(torch_ops, f"{kind}_attention", broken)
+    monkeypatch.setattr(kernels, f"{kind}_attention", broken)
     monkeypatch.setattr(attention, "measure", lambda *a: pytest.fail("timed"))
     assert attention.main(args()) == 2
     assert f"fz: {kind} 8x8 D40: 'this' has error" in capsys.readouterr().err
+
+
+def test_what_is_timed_is_what_is_checked(monkeypatch):
+    """oneDNN's tiles take large sites only: the check meets them at the size that is timed."""
+    real = onednn_tiles.product
+    monkeypatch.setattr(onednn_tiles, "prefers_onednn", lambda: True)
+    cross = [s for s in sites(256, 2) if (s.kind, s.side) == ("cross", 16)]
+    attention.check(cross, torch.float32, torch.device("cpu"))
+    monkeypatch.setattr(onednn_tiles, "product", lambda x, weight: real(x, weight) * 1.001)
+    attention.check(cross, torch.float32, torch.device("cpu"), most_tokens=50)
+    with pytest.raises(FzError, match="'this' has error"):
+        attention.check(cross, torch.float32, torch.device("cpu"))
 
 
 def test_nothing_is_timed_when_a_rival_is_wrong(monkeypatch, capsys):
