@@ -12,6 +12,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,19 +20,22 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fz import cpu
-from fz.budget import kept_bytes
+from fz.budget import kept_bytes, live_maps
+from fz.chunks import Chunks
 from fz.ddim import CLEAN, Schedule
 from fz.edit import KeptNowhere, Source, edit, invert
-from fz.fusion import MAP_STRIDE, FrameIndex, Fusion, Keep
-from fz.layers import GEGLU, Conv3x3, Linear, Pointwise, TextContext
+from fz.fusion import MAP_STRIDE, Enough, FrameIndex, Fusion, Keep
+from fz.layers import GEGLU, Conv3x3, Linear, Operands, Pointwise, Site, TextContext
 from fz.machine import peak_memory
 from fz.store import KeptInMemory
 from fz.unet import UNet, UNetConfig
+from fz.vae import VAE, VAEConfig, decode_clip, encode_clip
 
 WORDS = 77
 CPU = torch.device("cpu")
 INDEX = FrameIndex((0, "mid"))
 SMALL = UNetConfig(block_out_channels=(32, 64, 96, 96), cross_attention_dim=32)
+SMALL_VAE = VAEConfig(block_out_channels=(32, 32, 32, 32), layers_per_block=1)
 
 
 def gemm_peak() -> float:
@@ -141,18 +145,23 @@ def ratio(times: dict[str, list[float]], ours: str, theirs: str) -> float:
 
 
 @torch.no_grad()
-def run(frames: int, size: int, rounds: int, maps: bool, config: UNetConfig) -> list[dict[str, object]]:
-    """Time all steps; returns a row for each."""
+def run(
+    frames: int, size: int, rounds: int, maps: bool, config: UNetConfig, chunk: int | None = None, clip_norm: bool = True,
+    vae_config: VAEConfig | None = None,
+) -> list[dict[str, object]]:  # fmt: skip
+    """Time all steps, and encoding and decoding the clip if a VAE's shape is given; returns a row for each."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        unet = UNet(config).eval().to(memory_format=torch.channels_last)
+        unet = UNet(config, clip_norm).eval().to(memory_format=torch.channels_last)
+        vae = None if vae_config is None else VAE(vae_config).eval().to(memory_format=torch.channels_last)
     steps = Steps(unet, frames, size)
-    with FlopCounterMode(display=False) as counter:
-        steps.forward()
-    flop = counter.get_total_flops()
+    flop = {"forward": flop_of(steps.forward)}
     theirs = diffusers_unet(unet)
     weights = peak_memory(CPU)
-    print(cpu.prepare(unet, (size // 8, size // 8), frames), flush=True)
+    print(cpu.prepare(unet, (size // 8, size // 8), chunk or frames), flush=True)
+    if chunk:
+        steps.unet = Chunks(unet, chunk)
+        print(f"{chunk} frames at a time, {'layer by layer' if clip_norm else 'whole chunks'}")
     everything = Keep(True, True)
     kept, nothing = steps.source(everything), steps.source(Keep())
     ways: dict[str, Callable[[], object]] = {"forward": steps.forward}
@@ -165,6 +174,12 @@ def run(frames: int, size: int, rounds: int, maps: bool, config: UNetConfig) -> 
         "edit step, memory": lambda: steps.edit(kept),
         "edit step, recompute": lambda: steps.edit(nothing),
     }
+    if vae is not None:
+        pictures = torch.rand(frames, vae_config.in_channels, size, size) * 2 - 1
+        z0 = encode_clip(vae, pictures)
+        ways |= {"encode": lambda: encode_clip(vae, pictures), "decode": lambda: decode_clip(vae, z0)}
+        flop |= {name: frames * flop_of(way) for name, way in
+                 (("encode", lambda: encode_clip(vae, pictures[:1])), ("decode", lambda: decode_clip(vae, z0[:1])))}  # fmt: skip
     if maps:
 
         def with_maps(way: Callable[[], object]) -> Callable[[], None]:
@@ -180,14 +195,17 @@ def run(frames: int, size: int, rounds: int, maps: bool, config: UNetConfig) -> 
         }
     times = measure(ways, rounds)
     peak = gemm_peak()
-    forwards = {"forward": 1, "diffusers forward": 1, "edit step, memory": 2, "edit step, recompute": 3, "maps: edit step": 2}
+    source_pass = flop["forward"] * flop_of_source_pass(unet, size // 8) / flop_of_forward(unet, size // 8)
+    flop |= {name: 2 * flop["forward"] for name in ("edit step, memory", "maps: edit step")}
+    flop["edit step, recompute"] = 2 * flop["forward"] + source_pass
     rows = []
     for name, taken in times.items():
         median = statistics.median(taken)
         against = ratio(times, name, "diffusers forward") if theirs is not None else float("nan")
-        share = flop * forwards.get(name, 1) / median / peak
+        counted = flop.get(name, flop["forward"])
+        share = counted / median / peak
         rows.append({"step": name, "size": size, "frames": frames, "seconds": round(median, 3), "of diffusers": round(against, 3),
-                     "TFLOP": round(flop * forwards.get(name, 1) / 1e12, 3), "share of GEMM peak": round(share, 2)})  # fmt: skip
+                     "TFLOP": round(counted / 1e12, 3), "share of GEMM peak": round(share, 2)})  # fmt: skip
         print(f"{name:28} {median:8.3f} s   {against:6.3f} x diffusers   {100 * share:4.0f} % of {peak / 1e9:.0f} GFLOP/s", flush=True)
     for ours, maps_way in (("inversion step, memory", "maps: inversion step"), ("edit step, memory", "maps: edit step")):
         if maps_way in times:
@@ -198,7 +216,7 @@ def run(frames: int, size: int, rounds: int, maps: bool, config: UNetConfig) -> 
 
 
 def cost_model() -> None:
-    """Bytes that inversion keeps and FLOP of a run at 512 x 512, 50 steps, fp16, by mode and length; counted, not measured."""
+    """Bytes that inversion keeps, FLOP of a run and memory of a step at 512 x 512, 50 steps, by mode and length; counted, not measured."""
     with torch.device("meta"):
         unet = UNet(UNetConfig())
     side, steps = 64, 50
@@ -210,6 +228,62 @@ def cost_model() -> None:
         maps = maps_bytes(unet, side, frames, anchors=2)
         shown = (f"{b / 1e9:.4f} / {b * steps / 1e9:.2f}" for b in (always, operands, maps))
         print(f"{frames:>6} {next(shown):>28} {next(shown):>24} {next(shown):>22}")
+    forward, source_pass = flop_of_forward(unet, side), flop_of_source_pass(unet, side)
+    print("\nTFLOP of the UNet, a step / the run: frames attend to two; recompute ends its source pass at the last fused layer")
+    print(f"{'frames':>6} {'inversion':>22} {'edit: memory, disk, maps':>26} {'edit: recompute':>24} {'edit: without guidance':>24}")
+    for frames in (8, 16, 32, 64):
+        costs = (forward, 2 * forward, 2 * forward + source_pass, forward)
+        shown = (f"{frames * c / 1e12:.1f} / {frames * c * steps / 1e12:.0f}" for c in costs)
+        print(f"{frames:>6} {next(shown):>22} {next(shown):>26} {next(shown):>24} {next(shown):>24}")
+    print("\nGB that an edit step works in above weights, fp16, two branches, by fz.budget's prediction")
+    print(f"{'frames':>6} {'all at once':>14} {'--chunk 8':>14} {'--chunk 8 --per-frame-norm':>28}")
+    feature_map = 2 * side * side * unet.config.block_out_channels[0] * 2
+    for frames in (8, 16, 32, 64):
+        ways = ((None, True), (8, True), (8, False))
+        shown = (f"{live_maps(frames, chunk, norm) * feature_map / 1e9:.2f}" for chunk, norm in ways)
+        print(f"{frames:>6} {next(shown):>14} {next(shown):>14} {next(shown):>28}")
+
+
+def flop_of(way: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        way()
+    return counter.get_total_flops()
+
+
+@dataclass
+class Counted:
+    """Attention to two frames of every site, as products that the counter sees on any device; ends at the site called `last`."""
+
+    last: str | None = None
+
+    def __call__(self, site: Site, x: Operands) -> Tensor:
+        q, k, v = x.q()[0], x.k(), x.v()
+        k, v = ((t[0].repeat(1, 2, 1, 1) if site.kind == "self" else t[:1].expand(len(q), -1, -1, -1)) for t in (k, v))
+        if site.name == self.last:
+            raise Enough
+        weights = torch.einsum("fqhd,fkhd->fhqk", q, k)
+        return torch.einsum("fhqk,fkhd->fqhd", weights, v)[None]
+
+
+def flop_of_forward(unet: UNet, side: int) -> int:
+    """Of one frame and branch, latent (side, side), the prompt's keys and values included."""
+    return flop_of(lambda: count(unet, side, Counted()))
+
+
+def flop_of_source_pass(unet: UNet, side: int) -> int:
+    """The same, as far as the last site that is ever fused."""
+    everything = Keep(True, True)
+    return flop_of(lambda: count(unet, side, Counted([s.name for s in unet.sites() if everything.wants(s)][-1])))
+
+
+@torch.no_grad()
+def count(unet: UNet, side: int, attend: Counted) -> None:
+    config = unet.config
+    with torch.device("meta"):
+        model = UNet(config, unet.clip_norm)
+        z, text = torch.empty(1, 1, config.in_channels, side, side), TextContext(torch.empty(1, WORDS, config.cross_attention_dim))
+    with contextlib.suppress(Enough):
+        model(z, 1, text, attend)
 
 
 def maps_bytes(unet: UNet, side: int, frames: int, anchors: int) -> int:
@@ -229,6 +303,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-maps", action="store_true", help="leave out the maps way, which is slow and large")
+    parser.add_argument("--chunk", type=int, help="frames that the UNet takes at a time")
+    parser.add_argument("--per-frame-norm", action="store_true", help="GroupNorm of one frame: whole chunks run alone")
+    parser.add_argument("--vae", action="store_true", help="encode and decode the clip too")
     parser.add_argument("--small", action="store_true", help="a small model, to try the command")
     parser.add_argument("--model", action="store_true", help="the cost model only")
     parser.add_argument("--csv", type=Path, help="append rows to this file")
@@ -237,7 +314,11 @@ def main() -> None:
         cost_model()
         return
     torch.set_num_threads(arguments.threads)
-    rows = run(arguments.frames, arguments.size, arguments.rounds, not arguments.no_maps, SMALL if arguments.small else UNetConfig())
+    config, vae = (SMALL, SMALL_VAE) if arguments.small else (UNetConfig(), VAEConfig())
+    rows = run(
+        arguments.frames, arguments.size, arguments.rounds, not arguments.no_maps, config, arguments.chunk, not arguments.per_frame_norm,
+        vae if arguments.vae else None,
+    )  # fmt: skip
     if arguments.csv:
         new = not arguments.csv.exists()
         with open(arguments.csv, "a", newline="") as file:

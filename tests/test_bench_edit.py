@@ -1,0 +1,41 @@
+"""The bench of edit steps: what it counts without a clip. Nothing here says how fast anything is."""
+
+import sys
+
+import pytest
+import torch
+
+from bench import edit as bench
+from fz.unet import UNet, UNetConfig
+
+
+@pytest.fixture(scope="module")
+def sd():
+    with torch.device("meta"):
+        return UNet(UNetConfig())
+
+
+def test_flop_of_stable_diffusion(sd):
+    """About 0.8 TFLOP at 64 x 64 with own keys, as diffusers' model counts; the second frame's keys add what attention costs once more."""
+    forward = bench.flop_of_forward(sd, 64)
+    assert 0.8e12 < forward < 1.1e12
+    assert 0.5 < bench.flop_of_source_pass(sd, 64) / forward < 0.9
+
+
+def test_the_cost_model_has_every_length_and_mode(sd, capsys):
+    bench.cost_model()
+    tables = capsys.readouterr().out.split("\n\n")
+    assert len(tables) == 3
+    for table in tables:
+        assert [line.split()[0] for line in table.splitlines()[2:]] == ["8", "16", "32", "64"]
+    # whole chunks: the same memory for 32 frames as for 64
+    assert tables[2].splitlines()[-1].split()[-1] == tables[2].splitlines()[-2].split()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--chunk", "2"), ("--chunk", "2", "--per-frame-norm", "--vae")], ids=str)
+def test_the_command_prints_a_share_of_the_peak(flags, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench.edit", "--small", "--size", "64", "--frames", "3", "--rounds", "1", "--threads", "1", *flags])
+    bench.main()
+    out = capsys.readouterr().out
+    assert "GFLOP/s" in out and ("encode" in out) == ("--vae" in flags) and ("frames at a time" in out) == bool(flags)
