@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from fz.errors import FzError
 
-MEMORY = "out of memory. Use fewer --frames, a smaller --size, --store recompute, or --dtype float16 on a GPU."
+MEMORY = "out of memory. Use fewer --frames, a smaller --size, --chunk 8, --store recompute, or --dtype float16 on a GPU."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
