@@ -102,7 +102,11 @@ def test_flags_alone_are_the_defaults():
         ("--self-replace 0.1,0.5", "edits.0.self_replace", (0.1, 0.5)),
         ("--cross-replace 0.4", "edits.0.cross_replace", (0.0, 0.4)),
         ("--cross-replace 0.1,0.4", "edits.0.cross_replace", (0.1, 0.4)),
-        ("--cross-replace red=0.2 --cross-replace jeep=0.1,0.3", "edits.0.cross_replace_words", (("red", (0.0, 0.2)), ("jeep", (0.1, 0.3)))),
+        (
+            "--cross-replace red=0.2 --cross-replace jeep=0.1,0.3",
+            "edits.0.cross_replace_words",
+            (("red", (0.0, 0.2)), ("jeep", (0.1, 0.3))),
+        ),
         ("--reweight red=10 --reweight jeep=-.5", "edits.0.reweight", (("red", 10.0), ("jeep", -0.5))),
         ("--threshold 0.3", "edits.0.threshold", 0.3),
         ("--threshold none", "edits.0.threshold", None),
