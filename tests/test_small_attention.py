@@ -53,14 +53,16 @@ def test_strides_and_half_types():
     assert (out.double() - wanted).abs().max() <= 2 * (plain.double() - wanted).abs().max()
 
 
-def test_takes_small_maps_with_different_anchors_only(monkeypatch):
+def test_takes_small_maps_of_narrow_heads_with_different_anchors_only(monkeypatch):
     q, k, v, *_ = operands(2, 10)
     frames, same = torch.tensor(OWN_AND_MID), torch.tensor([[1], [1], [1]])
     assert small.serves(v, frames, None)
     assert not small.serves(v, same, None)  # one call without copies as it is
     assert not small.serves(v, frames, torch.ones(2, 3, 7, dtype=torch.bool))
-    large = torch.empty(2, 8, 4096, 8, 40, device="meta")
+    large = torch.empty(2, 8, 4096, 8, 20, device="meta")
     assert not small.serves(large, torch.tensor([[i, 3] for i in range(8)]), None)
+    deepest_of_sd = torch.empty(2, 8, 16, 8, 160, device="meta")
+    assert not small.serves(deepest_of_sd, torch.tensor([[i, 3] for i in range(8)]), None)
     assert small.serves(torch.empty(2, 8, 256, 4, 10, device="meta"), torch.tensor([[i, 3] for i in range(8)]), None)
 
     taken = []
