@@ -147,23 +147,24 @@ def ratio(times: dict[str, list[float]], ours: str, theirs: str) -> float:
 @torch.no_grad()
 def run(
     frames: int, size: int, rounds: int, maps: bool, config: UNetConfig, chunk: int | None = None, clip_norm: bool = True,
-    vae_config: VAEConfig | None = None,
+    vae_config: VAEConfig | None = None, only: str = "",
 ) -> list[dict[str, object]]:  # fmt: skip
-    """Time all steps, and encoding and decoding the clip if a VAE's shape is given; returns a row for each."""
+    """Time all steps with `only` in their names, and encoding and decoding the clip if a VAE's shape is given; returns a row for each."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet(config, clip_norm).eval().to(memory_format=torch.channels_last)
         vae = None if vae_config is None else VAE(vae_config).eval().to(memory_format=torch.channels_last)
     steps = Steps(unet, frames, size)
     flop = {"forward": flop_of(steps.forward)}
-    theirs = diffusers_unet(unet)
+    theirs = diffusers_unet(unet) if only in "diffusers forward" else None
     weights = peak_memory(CPU)
     print(cpu.prepare(unet, (size // 8, size // 8), chunk or frames), flush=True)
     if chunk:
         steps.unet = Chunks(unet, chunk)
         print(f"{chunk} frames at a time, {'layer by layer' if clip_norm else 'whole chunks'}")
     everything = Keep(True, True)
-    kept, nothing = steps.source(everything), steps.source(Keep())
+    kept = steps.source(everything) if only in "edit step, memory" or only in "maps: edit step" else None
+    nothing = steps.source(Keep()) if only in "edit step, recompute" else None
     ways: dict[str, Callable[[], object]] = {"forward": steps.forward}
     if theirs is not None:
         prompt = steps.source_prompt.expand(frames, -1, -1)
@@ -193,7 +194,10 @@ def run(
             "maps: inversion step": with_maps(lambda: steps.invert(everything)),
             "maps: edit step": with_maps(lambda: steps.edit(kept)),
         }
-    times = measure(ways, rounds)
+    chosen = {name: way for name, way in ways.items() if only in name}
+    if not chosen:
+        raise SystemExit(f"--only {only}: no step has this in its name; there are {', '.join(ways)}.")
+    times = measure(chosen, rounds)
     peak = gemm_peak()
     source_pass = flop["forward"] * flop_of_source_pass(unet, size // 8) / flop_of_forward(unet, size // 8)
     flop |= {name: 2 * flop["forward"] for name in ("edit step, memory", "maps: edit step")}
@@ -208,9 +212,10 @@ def run(
                      "TFLOP": round(counted / 1e12, 3), "share of GEMM peak": round(share, 2)})  # fmt: skip
         print(f"{name:28} {median:8.3f} s   {against:6.3f} x diffusers   {100 * share:4.0f} % of {peak / 1e9:.0f} GFLOP/s", flush=True)
     for ours, maps_way in (("inversion step, memory", "maps: inversion step"), ("edit step, memory", "maps: edit step")):
-        if maps_way in times:
+        if maps_way in times and ours in times:
             print(f"{ours}: {1 / ratio(times, ours, maps_way):.2f} x as fast as with maps")
-    print(f"edit step, recompute: {ratio(times, 'edit step, recompute', 'edit step, memory'):.2f} x memory's")
+    if "edit step, recompute" in times and "edit step, memory" in times:
+        print(f"edit step, recompute: {ratio(times, 'edit step, recompute', 'edit step, memory'):.2f} x memory's")
     print(f"peak above weights: {(peak_memory(CPU) - weights) / 1e9:.2f} GB, prepared weights included; {torch.get_num_threads()} threads")
     return rows
 
@@ -302,6 +307,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", metavar="PART", help="only the steps with this in their names, as 'inversion'")
     parser.add_argument("--no-maps", action="store_true", help="leave out the maps way, which is slow and large")
     parser.add_argument("--chunk", type=int, help="frames that the UNet takes at a time")
     parser.add_argument("--per-frame-norm", action="store_true", help="GroupNorm of one frame: whole chunks run alone")
@@ -317,7 +323,7 @@ def main() -> None:
     config, vae = (SMALL, SMALL_VAE) if arguments.small else (UNetConfig(), VAEConfig())
     rows = run(
         arguments.frames, arguments.size, arguments.rounds, not arguments.no_maps, config, arguments.chunk, not arguments.per_frame_norm,
-        vae if arguments.vae else None,
+        vae if arguments.vae else None, arguments.only,
     )  # fmt: skip
     if arguments.csv:
         new = not arguments.csv.exists()

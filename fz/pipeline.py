@@ -160,7 +160,7 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     result.out = str(folder.path)
     if settings.report:
         folder.files.append("report.html")
-    folder.finish(result, versions())
+    folder.finish(result, versions(job.device))
     if settings.report:
         # it reads the finished run's folder
         from fz.report import write_report
@@ -434,7 +434,7 @@ def timed(result: Result, stage: str, device: torch.device) -> Iterator[None]:
     result.stages[stage] = {"seconds": round(time.perf_counter() - start, 3), "peak_memory_bytes": peak_memory(device)}
 
 
-def versions() -> dict[str, str]:
+def versions(device: torch.device) -> dict[str, str]:
     import numpy
     import transformers
 
@@ -445,7 +445,7 @@ def versions() -> dict[str, str]:
         "transformers": transformers.__version__,
         "numpy": numpy.__version__,
         "platform": platform.platform(),
-        "kernels": kernels.which(),
+        "kernels": kernels.choose(device),
         "threads": str(torch.get_num_threads()),
     }
 

@@ -33,9 +33,10 @@ def test_the_cost_model_has_every_length_and_mode(sd, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [(), ("--chunk", "2"), ("--chunk", "2", "--per-frame-norm", "--vae")], ids=str)
+@pytest.mark.parametrize("flags", [(), ("--chunk", "2"), ("--chunk", "2", "--per-frame-norm", "--vae"), ("--only", "recompute")], ids=str)
 def test_the_command_prints_a_share_of_the_peak(flags, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench.edit", "--small", "--size", "64", "--frames", "3", "--rounds", "1", "--threads", "1", *flags])
     bench.main()
     out = capsys.readouterr().out
-    assert "GFLOP/s" in out and ("encode" in out) == ("--vae" in flags) and ("frames at a time" in out) == bool(flags)
+    assert "GFLOP/s" in out and ("encode" in out) == ("--vae" in flags) and ("frames at a time" in out) == ("--chunk" in flags)
+    assert ("with maps" in out) == ("--only" not in flags)

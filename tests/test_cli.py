@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fz
-from fz import cli, flags, run
+from fz import cli, flags, kernels, run
 from fz.config import EditSettings, Settings
 from fz.errors import FzError
 from fz.run import main
@@ -271,7 +271,7 @@ def real(shared):
             "--source", "a silver jeep on a road", "--target", "a red jeep on a road"]  # fmt: skip
 
 
-def test_a_run_by_flags(shared, tmp_path, capsys):
+def test_a_run_by_flags(shared, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     second = ["--target", "watercolor painting of a silver jeep on a road", "--reweight.1", "watercolor=3"]
     assert main([*real(shared), *second, "--out", str(out)]) == 0
@@ -281,7 +281,11 @@ def test_a_run_by_flags(shared, tmp_path, capsys):
     assert run["status"] == "done" and run["settings"]["steps"] == 2
     for name in ("source.mp4", "edit-0.mp4", "edit-1.mp4", "side-by-side-0.mp4", "frames/edit-1/00001.png"):
         assert (out / name).stat().st_size > 0
-    # the same settings again are no conflict, others are
+    # the same settings again are no conflict; nothing is left to compute, and the record is the same
+    monkeypatch.setattr(kernels, "_last", None)
+    assert main([*real(shared), *second, "--out", str(out)]) == 0
+    assert json.loads((out / "run.json").read_text())["versions"] == run["versions"]
+    capsys.readouterr()
     assert main([*real(shared), "--out", str(out)]) == 2
     assert "--overwrite" in capsys.readouterr().err
 
