@@ -3,16 +3,18 @@
 Compiled as the launchers would have them compiled there; registers and instructions are read from the machine code (`bench/aot.py`).
 """
 
+import functools
 import math
+import multiprocessing
 import os
 import re
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
 
-triton = pytest.importorskip("triton")
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)
+pytest.importorskip("triton")
 
 from bench import aot  # noqa: E402
 from fz.kernels import triton_cross, triton_self  # noqa: E402
@@ -20,6 +22,32 @@ from fz.kernels import triton_cross, triton_self  # noqa: E402
 HALF = (torch.float16, torch.bfloat16)
 HEADS = (40, 80, 160)
 WORDS = 77
+
+
+@functools.cache
+def compiler() -> ProcessPoolExecutor:
+    """A process in which kernels can be compiled: in this one they are interpreted."""
+    before = os.environ.pop("TRITON_INTERPRET")
+    try:
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        pool.submit(os.getpid).result()
+        return pool
+    finally:
+        os.environ["TRITON_INTERPRET"] = before
+
+
+def apart(test: Callable[..., None]) -> Callable[..., None]:
+    """The test, to be run by `compiler`."""
+
+    @functools.wraps(test)
+    def run(**parameters: object) -> None:
+        compiler().submit(call, test.__name__, parameters).result()
+
+    return run
+
+
+def call(name: str, parameters: dict[str, object]) -> None:
+    globals()[name].__wrapped__(**parameters)
 
 
 def macs(compiled: aot.Compiled, warps: int) -> int:
@@ -45,12 +73,14 @@ def check(case: tuple, capability: int, least: int) -> None:
 
 @pytest.mark.parametrize(("capability", "dtype"), [(80, torch.float16), (90, torch.float16), (90, torch.bfloat16)], ids=str)
 @pytest.mark.parametrize("d", HEADS)
+@apart
 def test_self_attention(capability, dtype, d):
     config = triton_self.configure(d, dtype, capability)
     check(aot.self_attention_case(d, dtype, capability), capability, 2 * config.block_q * config.block_k * d)
 
 
 @pytest.mark.parametrize("capability", (80, 90))
+@apart
 def test_cross_attention(capability):
     config = triton_cross.configure(torch.float16)
     # the edit's and the source's attention, each a product with keys and one with values
@@ -61,6 +91,7 @@ def test_cross_attention(capability):
 @pytest.mark.parametrize("capability", aot.NVIDIA)
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("d", HEADS)
+@apart
 def test_every_gpu(capability, dtype, d):
     config = triton_self.configure(d, dtype, capability)
     for key_mask in (False, True):
@@ -73,6 +104,7 @@ def test_every_gpu(capability, dtype, d):
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", (80, 90))
 @pytest.mark.parametrize("d", HEADS)
+@apart
 def test_float32(capability, d):
     for case in (aot.self_attention_case(d, torch.float32, capability), aot.cross_attention_case(d, torch.float32, capability)):
         compiled = aot.compile_kernel(*case)
@@ -81,12 +113,14 @@ def test_float32(capability, d):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("d", HEADS)
+@apart
 def test_amd(d):
     for case in (aot.self_attention_case(d, torch.float16, 80), aot.cross_attention_case(d, torch.float16, 80)):
         assembly = aot.compile_for_amd(*case)
         assert "v_mfma_f32" in assembly
 
 
+@apart
 def test_a_spill_is_seen():
     """Tiles that are too large for the registers: the check above can fail."""
     case = list(aot.self_attention_case(160, torch.float16, 80))

@@ -3,23 +3,14 @@
 The Triton kernels run under triton's interpreter, on sites of SD v1.4 with fewer tokens, and with outputs that begin as NaN.
 """
 
-import os
-
 import pytest
 import torch
 
-# triton decides at decoration whether a kernel is interpreted
-_before = os.environ.get("TRITON_INTERPRET")
-os.environ["TRITON_INTERPRET"] = "1"
-triton = pytest.importorskip("triton")
-from fz.kernels import triton_cross, triton_ops, triton_self  # noqa: E402
-
-if _before is None:
-    del os.environ["TRITON_INTERPRET"]
+pytest.importorskip("triton")
 
 from fz import kernels  # noqa: E402
 from fz.errors import FzError  # noqa: E402
-from fz.kernels import reference, torch_ops  # noqa: E402
+from fz.kernels import reference, torch_ops, triton_cross, triton_ops, triton_self  # noqa: E402
 
 VERSIONS = {"torch": torch_ops, "triton": triton_ops}
 WORDS = 77
@@ -39,7 +30,6 @@ def poisoned(monkeypatch):
     def fill(x):
         return x.fill_(float("nan")) if x.is_floating_point() else x
 
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(torch, "empty", lambda *a, **k: fill(empty(*a, **k)))
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: fill(empty_like(*a, **k)))
 
@@ -287,7 +277,6 @@ def test_choice(monkeypatch):
     args, options = self_case(4, 8)
     for name in kernels.VERSIONS:
         monkeypatch.setenv("FZ_KERNELS", name)
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
         kernels.self_attention(*args, **options)
         assert kernels.which() == name
     # gradients: no kernel has a backward pass
