@@ -8,20 +8,25 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fz import released, tree
 from fz.config import ABLATIONS, PRESETS, Overlay, Settings, build
 from fz.errors import FzError, suggest
 from fz.flags import build_parser
 
+if TYPE_CHECKING:
+    from fz.sweep import Variant
+
 
 @dataclass(frozen=True)
 class Request:
-    """What a command line asks for. settings None: the words that the miniature knows."""
+    """What a command line asks for. settings None: the words that the miniature knows; sweep: what each of its edits is varied by."""
 
     settings: Settings | None
     list_words: bool = False
+    sweep: tuple["Variant", ...] = ()
+    clip: str | None = None  # the CLIP that judges a sweep and a report
 
 
 def parse(argv: Sequence[str]) -> Request:
@@ -35,6 +40,7 @@ def parse(argv: Sequence[str]) -> Request:
     given = vars(given)
     given.pop("debug", None)
     list_words = given.pop("list_words", False)
+    sweeps, clip = given.pop("sweep", []), given.pop("clip", None)
     config, assignments = given.pop("config", None), given.pop("set", [])
     flags = flag_overlay(given)
 
@@ -58,7 +64,15 @@ def parse(argv: Sequence[str]) -> Request:
         raise FzError(f"ablate: got it with method {settings.method!r}, expected 'fatezero', whose parts it takes away. Leave one out.")
     if beyond := [n for n in numbers if n >= len(settings.edits)]:
         raise FzError(f"flags of edit .{beyond[0]}: there are {len(settings.edits)} targets, numbered from 0. Expected .N of one of them.")
-    return Request(settings, list_words)
+    if clip is not None and not (sweeps or settings.report):
+        raise FzError(f"clip: got {clip!r} without --sweep or --report, which it judges. Pass one of them, or leave it out.")
+    if not sweeps or list_words:
+        return Request(settings, list_words, clip=clip)
+    # seconds of imports that only a sweep needs
+    from fz.sweep import expand, read_sweeps
+
+    variants = read_sweeps(sweeps)
+    return Request(expand(settings, variants), sweep=tuple(variants), clip=clip)
 
 
 def joined(argv: Sequence[str]) -> list[str]:

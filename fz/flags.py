@@ -26,6 +26,11 @@ examples:
 
 Flags marked * count for every target; add .N to mean target N, from 0: --threshold.1 0.3
 """
+SWEEP = (
+    "an edit for each combination, from one inversion, and one sheet of them with metrics: "
+    "self_replace=0.2:0.9:0.1 blend_th=0.2,0.3,none reweight.WORD=1,5"
+)
+JUDGE = "CLIP that judges --sweep and --report, a folder or a file, or none; default: the miniature's, for its runs"
 
 
 # ---- what a flag's text means; argparse puts the flag's name before the message --------------------------------------------------
@@ -263,6 +268,9 @@ def build_parser(numbers: Iterable[int] = ()) -> argparse.ArgumentParser:
         if title == "what to do":
             group.add_argument("--config", metavar="YAML", help="a released FateZero config, read unchanged")
             group.add_argument("--set", action="append", metavar="KEY=VALUE", help="a value of it, as model_config.least_sc_channel=64")
+    group = parser.add_argument_group("many settings")
+    group.add_argument("--sweep", nargs="+", action="extend", metavar="NAME=VALUES", help=SWEEP)
+    group.add_argument("--clip", metavar="PATH", help=JUDGE)
     group = parser.add_argument_group("about")
     group.add_argument("--list-words", action="store_true", help="show the prompts' words; without prompts, what the miniature knows")
     group.add_argument("--debug", action="store_true", help="show an error's traceback")

@@ -163,9 +163,9 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     folder.finish(result, versions(job.device))
     if settings.report:
         # it reads the finished run's folder
-        from fz.report import write_report
+        from fz.report import clip_for, write_report
 
-        write_report(folder.path)
+        write_report(folder.path, clip_for(folder.path, None))
     progress.say(f"results in {folder.path}")
     return result
 

@@ -45,7 +45,30 @@ def answer(argv: list[str]) -> None:
         return
     from fz import pipeline
 
-    pipeline.run(request.settings, bars())
+    # before the run: a CLIP that cannot be read costs no minutes
+    clip = judge(request)
+    result = pipeline.run(request.settings, bars())
+    if result.out is None:
+        return  # a dry run
+    if request.sweep:
+        from fz.evaluate import table
+        from fz.sweep import write_sweep
+
+        print(table(write_sweep(result, request.sweep, clip), label="label"))
+        print(f"in {result.out}/sweep.png, .json and .csv")
+    if request.settings.report and request.clip:
+        from fz.report import write_report
+
+        write_report(result.out, clip)
+
+
+def judge(request):
+    """The `fz.clip.Clip` that a sweep's or a report's metrics are by, if there is one."""
+    if not request.sweep and not request.clip:
+        return None
+    from fz.clip_weights import choose_clip
+
+    return choose_clip(request.clip, miniature=request.settings.checkpoint is None)
 
 
 def explain(error: Exception) -> tuple[str, int]:

@@ -1,7 +1,7 @@
-"""`python -m fz.sweep FLAGS... --sweep self_replace=0.2:0.9:0.1 threshold=0.2,0.3`: many settings of an edit from one inversion, one sheet.
+"""`python -m fz.run FLAGS... --sweep self_replace=0.2:0.9:0.1 threshold=0.2,0.3`: many settings of an edit from one inversion, one sheet.
 
 A sweep is a run with an edit for each combination, so everything of `fz.run` holds: cache, resuming, folder. Beside the run's files there
-are then sweep.png (a row each: what was set, its metrics, its frames), sweep.json and sweep.csv.
+are then sweep.png (a row each: what was set, its metrics, its frames), sweep.json and sweep.csv. `python -m fz.sweep` is the same command.
 """
 
 import dataclasses
@@ -16,8 +16,9 @@ import numpy as np
 
 from fz.config import EditSettings, Settings
 from fz.errors import FzError, suggest
-from fz.evaluate import TITLES, as_csv, measure, shown, table
+from fz.evaluate import TITLES, as_csv, measure, shown
 from fz.media import atomic, contact_sheet, to_uint8, write_png
+from fz.output import default_path
 
 # settings of an edit that are a number, and the released code's names of them
 NAMES = {name: name for name in ("self_replace", "cross_replace", "threshold", "blend_latents")}
@@ -72,10 +73,11 @@ def read_values(text: str, values: str) -> list[float | None]:
 
 
 def expand(settings: Settings, variants: Sequence[Variant]) -> Settings:
-    """The settings with each of their edits once for each variant."""
+    """The settings with each of their edits once for each variant; unless told otherwise, in a folder beside the plain run's."""
     if len(settings.edits) * len(variants) > MOST:
         raise FzError(f"sweep: {len(settings.edits)} targets of {len(variants)} settings each, expected at most {MOST} edits in all.")
-    return dataclasses.replace(settings, edits=tuple(varied(edit, variant) for edit in settings.edits for variant in variants))
+    edits = tuple(varied(edit, variant) for edit in settings.edits for variant in variants)
+    return dataclasses.replace(settings, edits=edits, out=settings.out or f"{default_path(settings)}-sweep")
 
 
 def varied(edit: EditSettings, variant: Variant) -> EditSettings:
@@ -110,61 +112,15 @@ def write_sweep(result: Any, variants: Sequence[Variant], clip: Any = None) -> l
     return rows
 
 
-def split(argv: Sequence[str]) -> tuple[list[str], list[str], str | None]:
-    """(flags of fz.run, values of --sweep, value of --clip)."""
-    rest, sweeps, clip, taking = [], [], None, None
-    for arg in argv:
-        if arg == "--sweep":
-            taking = "sweep"
-        elif arg == "--clip":
-            taking = "clip"
-        elif taking == "sweep" and not arg.startswith("--"):
-            sweeps.append(arg)
-        elif taking == "clip":
-            clip, taking = arg, None
-        else:
-            taking = None
-            rest.append(arg)
-    return rest, sweeps, clip
-
-
-def answer(argv: list[str]) -> None:
-    from fz import cli, pipeline
-    from fz.clip_weights import choose_clip
-    from fz.run import bars
-
-    rest, sweeps, path = split(argv)
-    variants = read_sweeps(sweeps)
-    request = cli.parse(rest)
-    if request.settings is None or request.list_words:
-        raise FzError("sweep: --list-words sweeps nothing. Use python -m fz.run.")
-    clip = choose_clip(path, miniature=request.settings.checkpoint is None)
-    result = pipeline.run(expand(request.settings, variants), bars())
-    if result.out is None:
-        return  # a dry run
-    print(table(write_sweep(result, variants, clip), label="label"))
-    print(f"in {result.out}/sweep.png, .json and .csv")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    from fz.run import explain, say_error
+    """`fz.run`, which then has to be told what to sweep."""
+    from fz import run
 
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or "--help" in argv:
-        print(__doc__)
-        return 0
-    try:
-        answer(argv)
-        return 0
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
-    except KeyboardInterrupt:
-        say_error("interrupted. The same command goes on from the last step.")
-        return 130
-    except Exception as error:
-        line, code = explain(error)
-        say_error(line)
-        return code
+    if "--help" not in argv and not any(arg.partition("=")[0] == "--sweep" for arg in argv):
+        run.say_error("sweep: got no --sweep, expected as --sweep self_replace=0.2:0.9:0.1 threshold=0.2,0.3.")
+        return 2
+    return run.main(argv)
 
 
 if __name__ == "__main__":

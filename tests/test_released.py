@@ -105,7 +105,7 @@ def test_defaults_of_the_released_code():
         (f"{NAME}cross_replace_steps=0.7", "edits.0.cross_replace", 0.7),
         (f"{NAME}cross_replace_steps=1", "edits.0.cross_replace", 1),
         (f"{NAME}cross_replace_steps=[0.1, 0.7]", "edits.0.cross_replace", (0.1, 0.7)),
-        (f"{NAME}cross_replace_steps.jeep=0.2", "edits.0.cross_replace_words", (("jeep", (0.0, 0.2)),)),
+        (f"{NAME}cross_replace_steps.jeep=0.2", "edits.0.cross_replace_words", (("jeep", 0.2),)),
         (f"{NAME}cross_replace_steps={{jeep: 0.2}}", "edits.0.cross_replace", 1.0),
         (f"{NAME}self_replace_steps=[0.1, 0.5]", "edits.0.self_replace", (0.1, 0.5)),
         (f"{NAME}eq_params={{words: [red, jeep], values: [2, 3]}}", "edits.0.reweight", (("red", 2), ("jeep", 3))),

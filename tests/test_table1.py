@@ -1,16 +1,13 @@
-"""Sweeps and the bench of Table 1 with a stand-in for the editor: what is run, what is kept, what goes on after a kill."""
+"""The bench of Table 1 with a stand-in for the editor: what is run, what is kept, what goes on after a kill."""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from bench import table1
-from fz import metrics, pipeline, sweep
-from fz.config import EditSettings
-from fz.errors import FzError
+from fz import metrics, pipeline
 from fz.video import Video, read_clip
 
 
@@ -91,44 +88,3 @@ def test_summary_and_verdict():
     assert "FateZero, 0.9000" in table1.verdict({"FateZero": numbers(0.9, 0.9), plain: numbers(0.95, 0.2)})
     assert "FateZero is not: 0.9000" in table1.verdict({"FateZero": numbers(0.9, 0.9), plain: numbers(0.95, 0.8)})
     assert "none counts" in table1.verdict({"FateZero": numbers(0.9, 0.1)})
-
-
-def test_sweep_values():
-    variants = sweep.read_sweeps(["self_replace=0.2:0.9:0.1", "blend_th=0.2,none"])
-    assert len(variants) == 16 and variants[0] == (("self_replace", 0.2), ("threshold", 0.2))
-    assert variants[-1] == (("self_replace", 0.9), ("threshold", None))
-    edit = sweep.varied(EditSettings("x", reweight=(("car", 3.0),)), (("reweight.blue", 2.0), ("self_replace", 0.4)))
-    assert edit.reweight == (("car", 3.0), ("blue", 2.0)) and edit.self_replace == (0.0, 0.4)
-
-
-@pytest.mark.parametrize(
-    "texts, said",
-    [
-        ([], "got nothing"),
-        (["self_replac=0.2"], "Did you mean 'self_replace'"),
-        (["threshold=a"], "expected NAME="),
-        (["threshold=0:1"], "expected NAME="),
-        (["threshold=0:1:0"], "expected NAME="),
-        (["threshold=none:1:0.1"], "expected NAME="),
-        (["threshold=0:1:0.001"], "1001 values"),
-        (["threshold=0:1:0.05", "self_replace=0:1:0.1"], "231 combinations"),
-        (["threshold=0.1", "blend_th=0.2"], "twice"),
-    ],
-    ids=str,
-)
-def test_sweep_mistakes(texts, said):
-    with pytest.raises(FzError, match=said):
-        sweep.read_sweeps(texts)
-
-
-def test_sweep_is_one_run_and_one_sheet(tmp_path, runs, capsys):
-    from fz.media import write_pngs
-
-    write_pngs(tmp_path / "clip", np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8))
-    argv = ["--checkpoint", "x", "--video", str(tmp_path / "clip"), "--size", "32", "--frames", "3", "--source", "a red car"]
-    argv += ["--sweep", "self_replace=0.2:0.4:0.1", "threshold=0.2,0.3", "--target", "a blue car", "--out", str(tmp_path / "out")]
-    assert sweep.main(argv) == 0
-    assert len(runs) == 1 and [e.self_replace[1] for e in runs[0].edits] == [0.2, 0.2, 0.3, 0.3, 0.4, 0.4]
-    assert "self_replace 0.2, threshold 0.3" in capsys.readouterr().out
-    assert len(json.loads((tmp_path / "out/sweep.json").read_text())) == 6 and (tmp_path / "out/sweep.png").is_file()
-    assert sweep.main([*argv, "--sweep", "self_replace=2"]) == 2
