@@ -204,7 +204,7 @@ def test_null_text_leaves_the_model_alone(unet):
     assert all(p.grad is None for p in unet.parameters())
     assert all(torch.equal(p, before[name]) for name, p in unet.state_dict().items())
     # at guidance 1 there is no unconditional branch
-    assert all(null is NEGATIVE for null in null_text(unet, latents, SOURCE, NEGATIVE, SCHEDULE, 1.0))
+    assert all(torch.equal(null, NEGATIVE[None]) for null in null_text(unet, latents, SOURCE, NEGATIVE, SCHEDULE, 1.0))
 
 
 @pytest.mark.parametrize("steps", [50, 5])
@@ -232,6 +232,37 @@ def test_null_text_steps_and_rates_are_the_published_ones(steps, monkeypatch):
     assert rates == pytest.approx([1e-2 * (1 - i * 50 / steps / 100) for i in range(steps)])
     assert [stepped.count(i) for i in range(steps // 2)] == [10] * (steps // 2)  # never below the threshold
     assert stepped.count(steps - 1) in (1, 10)
+
+
+def test_null_text_of_a_batch_is_that_of_each_frame(unet):
+    together, apart = (optimise_frames(unet, Z0, SOURCE, NEGATIVE, SCHEDULE, 3.0, at_once=n) for n in (10**6, 1))
+    for one, other in zip(together, apart, strict=True):
+        assert all(relative(a, b) < 1e-4 for a, b in zip(one.nulls, other.nulls, strict=True))
+        assert all(relative(one.source.latents[t], other.source.latents[t]) < 1e-5 for t in SCHEDULE.timesteps)
+
+
+def test_null_text_leaves_a_frame_that_is_near_alone(monkeypatch):
+    stepped, schedule = [], Schedule.of({}, 5)
+
+    class Spy(torch.optim.Adam):
+        def step(self):
+            stepped.append(None)
+            super().step()
+
+    monkeypatch.setattr(torch.optim, "Adam", Spy)
+
+    def model(z, t, text):
+        return text.embedding.mean((1, 2))[:, None, None, None, None] * torch.ones_like(z)
+
+    # the first frame's latents can be followed, the second's are out of reach
+    latents = {t: torch.stack([torch.zeros(4, 2, 2), torch.full((4, 2, 2), 10.0 * i)]) for i, t in enumerate((CLEAN, *schedule.timesteps))}
+    start = torch.full((WORDS, 2), 0.02)
+    together = null_text(model, latents, torch.zeros(WORDS, 2), start, schedule, 7.5)
+    count = len(stepped)
+    apart = [null_text(model, {t: z[i : i + 1] for t, z in latents.items()}, torch.zeros(WORDS, 2), start, schedule, 7.5) for i in (0, 1)]
+    assert 55 <= count < 100 and len(stepped) == 2 * count
+    for null, first, second in zip(together, *apart, strict=True):
+        assert torch.allclose(null, torch.cat([first, second]), atol=1e-6)
 
 
 def test_null_p2p_frames_know_nothing_of_each_other(unet):

@@ -18,6 +18,7 @@ from fz.layers import TextContext
 from fz.unet import UNet
 
 INNER = 10  # Adam steps at each timestep
+AT_ONCE = 64 * 64  # a frame of 512²
 OWN = FrameIndex((0,))
 
 
@@ -30,19 +31,33 @@ class Frame:
 
 
 def optimise_frames(
-    unet: UNet, z_0: Tensor, source: Tensor, negative: Tensor, schedule: Schedule, guidance: float, watch: Watch = ignore
+    unet: UNet,
+    z_0: Tensor,
+    source: Tensor,
+    negative: Tensor,
+    schedule: Schedule,
+    guidance: float,
+    watch: Watch = ignore,
+    at_once: int = AT_ONCE,
 ) -> list[Frame]:
-    """Invert each frame of z_0 (F, 4, h, w) under the source prompt, and optimise its null text; watch is called after each timestep."""
-    frames, done = [], 0
-    for i in range(len(z_0)):
-        inverted = invert(unet, Source(source, latents={CLEAN: z_0[i : i + 1]}), schedule, OWN)
+    """Invert each frame of z_0 (F, 4, h, w) under the source prompt, and optimise its null text; watch is called F · T times.
 
-        def count(k: int, z: Tensor) -> None:
-            nonlocal done
+    at_once: as many frames are optimised together as have that many pixels of latents, at least one.
+    """
+    frames, done = [], 0
+
+    def count(k: int, z: Tensor) -> None:
+        nonlocal done
+        for _ in z:
             done += 1
             watch(done, z)
 
-        frames.append(Frame(inverted, null_text(unet, inverted.latents, source, negative, schedule, guidance, watch=count)))
+    # gradients of many small frames take no more memory than those of a large one
+    for some in z_0.split(max(1, at_once // z_0[0, 0].numel())):
+        inverted = [invert(unet, Source(source, latents={CLEAN: z[None]}), schedule, OWN) for z in some]
+        latents = {t: torch.cat([one.latents[t] for one in inverted]) for t in inverted[0].latents}
+        nulls = null_text(unet, latents, source, negative, schedule, guidance, watch=count)
+        frames += [Frame(one, tuple(null[i] for null in nulls)) for i, one in enumerate(inverted)]
     return frames
 
 
@@ -57,37 +72,44 @@ def null_text(
     inner: int = INNER,
     watch: Watch = ignore,
 ) -> tuple[Tensor, ...]:
-    """The unconditional embedding of each step with which guided sampling of the source prompt follows the inverted latents.
+    """The unconditional embeddings (N, 77, Cx) of each step with which guided sampling of the source prompt follows the inverted latents.
 
-    latents: t -> (1, 4, h, w). As published for T = 50: at step i, Adam of rate 1e-2 (1 - i/100), until the squared error is below
-    1e-5 + i · 2e-5; for another T both go by the share of the steps. A step starts from the last one's embedding.
-    Without guidance nothing depends on it: the negative prompt then.
+    latents: t -> (N, 4, h, w) of N frames, the branches of one batch, none of which knows of another. As published for T = 50: at step i,
+    Adam of rate 1e-2 (1 - i/100), until a frame's squared error is below 1e-5 + i · 2e-5; for another T both go by the share of the steps.
+    A step starts from the last one's embedding. Without guidance nothing depends on it: the negative prompt then.
     """
-    if guidance <= 1:
-        return (negative,) * schedule.steps
-    nulls, null, text = [], negative, TextContext(source[None])
     z = latents[schedule.timesteps[0]]
+    null = negative.expand(len(z), *negative.shape)
+    if guidance <= 1:
+        return (null,) * schedule.steps
+    nulls, text = [], TextContext(source.expand(len(z), *source.shape))
     for k, t, t_prev in schedule.downward():
         alpha_bar, alpha_bar_prev, share = schedule.alpha_bar(t), schedule.alpha_bar(t_prev), k / schedule.steps
-        eps_cond = unet(z[None], t, text)[0]
+        eps_cond = unet(z[:, None], t, text)[:, 0]
 
-        def guided_step(null: Tensor, z=z, t=t, eps_cond=eps_cond, a=alpha_bar, a_prev=alpha_bar_prev) -> Tensor:
-            eps_null = unet(z[None], t, TextContext(null[None]))[0]
-            return ddim_step(z, guide(torch.stack([eps_null, eps_cond]), guidance), a, a_prev)
+        def guided_step(null: Tensor, of: list[int], z=z, t=t, eps_cond=eps_cond, a=alpha_bar, a_prev=alpha_bar_prev) -> Tensor:
+            eps_null = unet(z[of, None], t, TextContext(null))[:, 0]
+            return ddim_step(z[of], guide(torch.stack([eps_null, eps_cond[of]]), guidance), a, a_prev)
 
-        null = null.clone().requires_grad_()
-        adam = torch.optim.Adam([null], lr=1e-2 * (1 - share / 2))
+        # an optimiser for each frame: one that is near enough is left alone
+        own = [one.clone().requires_grad_() for one in null]
+        adams = [torch.optim.Adam([one], lr=1e-2 * (1 - share / 2)) for one in own]
+        far = list(range(len(own)))
         for _ in range(inner):
             with torch.enable_grad():
-                loss = F.mse_loss(guided_step(null), latents[t_prev])
-                # of the embedding alone: the UNet's weights get no gradient
-                (null.grad,) = torch.autograd.grad(loss, [null])
-            adam.step()
-            if loss.item() < 1e-5 + 1e-3 * share:
+                step = guided_step(torch.stack([own[i] for i in far]), far)
+                losses = F.mse_loss(step, latents[t_prev][far], reduction="none").flatten(1).mean(1)
+                # of the embeddings alone: the UNet's weights get no gradient
+                gradients = torch.autograd.grad(losses.sum(), [own[i] for i in far])
+            for i, gradient in zip(far, gradients, strict=True):
+                own[i].grad = gradient
+                adams[i].step()
+            far = [i for i, loss in zip(far, losses.tolist(), strict=True) if not loss < 1e-5 + 1e-3 * share]
+            if not far:
                 break
-        null = null.detach()
+        null = torch.stack([one.detach() for one in own])
         nulls.append(null)
-        z = guided_step(null)
+        z = guided_step(null, list(range(len(z))))
         watch(k + 1, z)
     return tuple(nulls)
 
