@@ -1,10 +1,12 @@
 """Null-text optimisation (Mokady et al. 2022, arXiv 2211.09794), then prompt-to-prompt (Hertz et al. 2022), frame by frame.
 
 Each frame is a clip of its own: it is inverted, the unconditional embedding of each step is optimised until guided sampling follows the
-inversion, and the target is sampled beside that reconstruction, whose attention it takes. Neither masks nor latent blending.
+inversion, and the target is sampled beside that reconstruction, whose attention it takes. Neither masks nor latent blending. Small frames
+go through the UNet several at a time, and know nothing of each other.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fz.ddim import CLEAN, Schedule, ddim_step
-from fz.edit import Source, Watch, batch_of, branch_prompts, guide, ignore, invert
-from fz.fusion import FrameIndex, Fuser, Fusion, Plain, Recorder
+from fz.edit import Source, Watch, guide, ignore, invert
+from fz.fusion import FrameIndex, Fuser, Fusion, Keep, Plain, Recorder
 from fz.layers import TextContext
 from fz.unet import UNet
 
@@ -23,11 +25,21 @@ OWN = FrameIndex((0,))
 
 
 @dataclass(frozen=True)
-class Frame:
-    """One frame's inversion, latents (1, 4, h, w), and the unconditional embedding (77, Cx) of each edit step."""
+class Frames:
+    """N frames' inversion, latents (N, 4, h, w), and their unconditional embeddings (N, 77, Cx) of each edit step."""
 
     source: Source
     nulls: tuple[Tensor, ...]
+
+
+@contextlib.contextmanager
+def apart(unet: UNet) -> Iterator[None]:
+    """In this block frames share no statistics; with attention to their own (`OWN`) they share nothing."""
+    before, unet.clip_norm = unet.clip_norm, False
+    try:
+        yield
+    finally:
+        unet.clip_norm = before
 
 
 def optimise_frames(
@@ -39,12 +51,12 @@ def optimise_frames(
     guidance: float,
     watch: Watch = ignore,
     at_once: int = AT_ONCE,
-) -> list[Frame]:
+) -> list[Frames]:
     """Invert each frame of z_0 (F, 4, h, w) under the source prompt, and optimise its null text; watch is called F · T times.
 
-    at_once: as many frames are optimised together as have that many pixels of latents, at least one.
+    at_once: as many frames go together as have that many pixels of latents, at least one; one where a tuned model's layers span frames.
     """
-    frames, done = [], 0
+    groups, done = [], 0
 
     def count(k: int, z: Tensor) -> None:
         nonlocal done
@@ -52,13 +64,11 @@ def optimise_frames(
             done += 1
             watch(done, z)
 
-    # gradients of many small frames take no more memory than those of a large one
-    for some in z_0.split(max(1, at_once // z_0[0, 0].numel())):
-        inverted = [invert(unet, Source(source, latents={CLEAN: z[None]}), schedule, OWN) for z in some]
-        latents = {t: torch.cat([one.latents[t] for one in inverted]) for t in inverted[0].latents}
-        nulls = null_text(unet, latents, source, negative, schedule, guidance, watch=count)
-        frames += [Frame(one, tuple(null[i] for null in nulls)) for i, one in enumerate(inverted)]
-    return frames
+    with apart(unet):
+        for some in z_0.split(1 if unet.config.temporal else max(1, at_once // z_0[0, 0].numel())):
+            inverted = invert(unet, Source(source, latents={CLEAN: some}), schedule, OWN)
+            groups.append(Frames(inverted, null_text(unet, inverted.latents, source, negative, schedule, guidance, watch=count)))
+    return groups
 
 
 @torch.no_grad()
@@ -117,7 +127,7 @@ def null_text(
 @torch.no_grad()
 def null_p2p(
     unet: UNet,
-    frames: Sequence[Frame],
+    groups: Sequence[Frames],
     target: Tensor,
     schedule: Schedule,
     guidance: float,
@@ -130,29 +140,31 @@ def null_p2p(
     """
     if fusion:
         fusion = Fusion(fusion.mapper, fusion.kept, fusion.equalizer, fusion.cross_window, fusion.self_window)
-    noise = [frame.source.latents[schedule.timesteps[0]] for frame in frames]
+    noise = [group.source.latents[schedule.timesteps[0]] for group in groups]
     pairs = list(zip(noise, noise, strict=True))  # of the reconstruction and of the edit
-    for k, t, t_prev in schedule.downward():
-        alpha_bar, alpha_bar_prev = schedule.alpha_bar(t), schedule.alpha_bar(t_prev)
-        for i, (frame, (z_src, z)) in enumerate(zip(frames, pairs, strict=True)):
-            eps_src, eps = both(unet, frame, k, t, z_src, z, target, guidance, fusion)
-            pairs[i] = (ddim_step(z_src, eps_src, alpha_bar, alpha_bar_prev), ddim_step(z, eps, alpha_bar, alpha_bar_prev))
-        watch(k + 1, torch.cat([z for _, z in pairs]))
+    with apart(unet):
+        for k, t, t_prev in schedule.downward():
+            alpha_bar, alpha_bar_prev = schedule.alpha_bar(t), schedule.alpha_bar(t_prev)
+            for i, (group, (z_src, z)) in enumerate(zip(groups, pairs, strict=True)):
+                eps_src, eps = both(unet, group, k, t, z_src, z, target, guidance, fusion)
+                pairs[i] = (ddim_step(z_src, eps_src, alpha_bar, alpha_bar_prev), ddim_step(z, eps, alpha_bar, alpha_bar_prev))
+            watch(k + 1, torch.cat([z for _, z in pairs]))
     return torch.cat([z for _, z in pairs])
 
 
 def both(
-    unet: UNet, frame: Frame, k: int, t: int, z_src: Tensor, z: Tensor, target: Tensor, guidance: float, fusion: Fusion | None
+    unet: UNet, group: Frames, k: int, t: int, z_src: Tensor, z: Tensor, target: Tensor, guidance: float, fusion: Fusion | None
 ) -> tuple[Tensor, Tensor]:
-    """The guided eps of a frame's reconstruction, and of its edit with the reconstruction's attention."""
-    source, null = frame.source.embedding, frame.nulls[k]
-    seen = Recorder(OWN, branch=-1)
+    """The guided eps of the frames' reconstructions, and of their edits with the reconstructions' attention."""
+    source = TextContext(group.source.embedding[None])
+    seen, attend = Recorder(OWN, keep=fusion.keeps(k) if fusion else Keep()), Plain(OWN)
+    eps_src = unet(z_src[None], t, source, seen)[0]
     if fusion:
-        seen.keep = fusion.keeps(k)
-    text = TextContext(branch_prompts(null, source, guidance))
-    eps_src = guide(unet(batch_of(z_src, text), t, text, seen), guidance)
-    attend = Plain(OWN)
-    if fusion:
-        attend = Fuser(OWN, fusion, k, tuple(z.shape[-2:]), None, seen.kept, TextContext(source[None]))
-    text = TextContext(branch_prompts(null, target, guidance))
-    return eps_src, guide(unet(batch_of(z, text), t, text, attend), guidance)
+        attend = Fuser(OWN, fusion, k, tuple(z.shape[-2:]), None, seen.kept, source)
+    eps = unet(z[None], t, TextContext(target[None]), attend)[0]
+    if guidance <= 1:
+        return eps_src, eps
+    # each frame has an embedding of its own here: it is a branch
+    nulls = TextContext(group.nulls[k].repeat(2, 1, 1))
+    null_src, null = unet(torch.cat([z_src, z])[:, None], t, nulls)[:, 0].chunk(2)
+    return guide(torch.stack([null_src, eps_src]), guidance), guide(torch.stack([null, eps]), guidance)
