@@ -1,7 +1,7 @@
 """`python -m bench.table1`: the paper's Table 1 and ablations on held-out clips of the miniature's world, or on clips of released configs.
 
 A cell is one method on one clip and seed, all of the clip's edits from one inversion; it is one JSON file, written whole, so that a bench
-that was stopped goes on and a second run changes nothing. A table gives each method's mean and its 95% interval, the clip being the unit.
+that was stopped goes on and a second run changes nothing. What the cells say, `bench.summary` makes of them: table1.md and table1.json.
 Held-out clips are judged by the miniature's CLIP unless told otherwise. Rows that cannot be had here are listed with why.
 """
 
@@ -11,9 +11,11 @@ import functools
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -22,52 +24,57 @@ from typing import Any
 
 import numpy as np
 
+from bench.summary import ranked, summary, table, verdict
 from fz.config import ABLATIONS, PRESETS, EditSettings, Settings
-from fz.errors import FzError
-from fz.evaluate import TITLES, Parser, Truth, measure
+from fz.errors import FzError, suggest
+from fz.evaluate import Parser, Truth, measure
 from fz.media import atomic, to_uint8, write_pngs
-from fz.metrics import half_interval
 from fz.output import as_json
 from fz.video import Clip
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row: what it changes in the settings, of the run and of each edit. only: the kinds of edit for which it is a different method."""
+    """A row: what it changes in the settings, of the run and of each edit. only: the kinds of edit for which it is a different method.
 
+    key: what --methods calls it; name: what the table does.
+    """
+
+    key: str
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     edit: Mapping[str, Any] = field(default_factory=dict)
     only: tuple[str, ...] = ("attribute", "shape", "style")
 
 
-def ablation(title: str, name: str, only: tuple[str, ...] = Method.only) -> Method:
+def ablation(name: str, title: str, only: tuple[str, ...] = Method.only) -> Method:
     """The row of one of `--ablate`."""
     edit = {path.removeprefix("edits.*."): value for path, value in ABLATIONS[name].items() if path.startswith("edits.*.")}
-    return Method(title, {path: value for path, value in ABLATIONS[name].items() if not path.startswith("edits.")}, edit, only)
+    return Method(name, title, {path: value for path, value in ABLATIONS[name].items() if not path.startswith("edits.")}, edit, only)
 
 
 TABLE = (
-    Method("FateZero"),
-    Method("DDIM inversion, target prompt", {"method": "ddim"}),
-    Method("frame-wise: Null-text & p2p", {"method": "null-p2p"}),
-    Method("frame-wise: SDEdit", {"method": "sdedit"}),
-    Method("Plug-and-play features", {"method": "pnp"}),
-    Method("frame-wise: DDIM inversion, target prompt", {"method": "ddim", "frame_index": (0,)}),
-    Method("frame-wise: attention fusion, no mask", {"frame_index": (0,)}, {"threshold": None}),
+    Method("fatezero", "FateZero"),
+    Method("ddim", "DDIM inversion, target prompt", {"method": "ddim"}),
+    Method("null-p2p", "frame-wise: Null-text & p2p", {"method": "null-p2p"}),
+    Method("sdedit", "frame-wise: SDEdit", {"method": "sdedit"}),
+    Method("pnp", "Plug-and-play features", {"method": "pnp"}),
+    Method("frame-ddim", "frame-wise: DDIM inversion, target prompt", {"method": "ddim", "frame_index": (0,)}),
+    Method("frame-fusion", "frame-wise: attention fusion, no mask", {"frame_index": (0,)}, {"threshold": None}),
 )
 ABLATED = (
-    ablation("Fig. 3, 8: attention of reconstruction", "reconstruction"),
-    ablation("Fig. 4, 9: no self-attention fused", "no-self", ("shape",)),
-    ablation("Fig. 4, 9: all self-attention fused, without mask", "full-self", ("shape",)),
-    ablation("no cross-attention fused", "no-cross"),
+    ablation("reconstruction", "Fig. 3, 8: attention of reconstruction"),
+    ablation("no-self", "Fig. 4, 9: no self-attention fused", ("shape",)),
+    ablation("full-self", "Fig. 4, 9: all self-attention fused, without mask", ("shape",)),
+    ablation("no-cross", "no cross-attention fused"),
 )
 # rows of the paper's Table 1 that are not in the table, and why
 MISSING = {
     "Tune-A-Video + DDIM": "pass --checkpoint TUNED; it is then 'DDIM inversion, target prompt'",
     "Layered neural atlas": "not built",
 }
-COLUMNS = tuple(TITLES)
+EVERY = {method.key: method for method in (*TABLE, *ABLATED)}
+SHAPES = "FateZero, shape edits"
 
 
 @dataclass(frozen=True)
@@ -125,21 +132,25 @@ def settings_of(method: Method, job: Job, seed: int, out: Path) -> tuple[Setting
 
 
 def cell(method: Method, job: Job, seed: int, out: Path, clip: Any, by: str, keep: bool) -> list[dict[str, Any]]:
-    """The rows of one cell: read where it was done before with the same settings and weights (`by`), else run and written."""
+    """The rows of one cell: read where it was done before with the same settings and weights (`by`), else run and written.
+
+    Each says the commit that it was done at.
+    """
     from fz.pipeline import run
 
     settings, chosen = settings_of(method, job, seed, out)
     if not chosen:
         return []
-    # the clip by its name: the bench's folder may be moved
-    about = as_json(settings) | {"clip": {**as_json(settings)["clip"], "path": Path(settings.clip.path).name}, "out": None, "by": by}
+    # the clip by its name: the bench's folder may be moved; threads change no more than the last digit
+    clip_settings = {**as_json(settings)["clip"], "path": Path(settings.clip.path).name}
+    about = as_json(settings) | {"clip": clip_settings, "out": None, "threads": None, "by": by}
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     file = out / "cells" / slugged(method) / f"{job.name}-{seed}.json"
     if file.is_file():
         try:
             done = json.loads(file.read_text(encoding="utf-8"))
             if done["key"] == key:
-                return done["rows"]
+                return [row | {"commit": done["commit"]} for row in done["rows"]]
         except (ValueError, KeyError, TypeError):
             pass  # not ours or damaged: done again
     result = run(settings)
@@ -147,13 +158,12 @@ def cell(method: Method, job: Job, seed: int, out: Path, clip: Any, by: str, kee
     for i, edited in zip(chosen, result.edits, strict=True):
         row = measure(source, to_uint8(edited.frames), (settings.source, edited.settings.target), clip, job.truths[i])
         rows.append({"clip": job.name, "seed": seed, "kind": job.kinds[i], "target": edited.settings.target, **row})
+    done = {"key": key, "method": method.name, "commit": commit(), "rows": rows}
     with atomic(file) as part:
-        part.write_text(
-            json.dumps({"key": key, "method": method.name, "commit": commit(), "rows": rows}, indent=1) + "\n", encoding="utf-8"
-        )
+        part.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
     if not keep:
         shutil.rmtree(settings.out, ignore_errors=True)
-    return rows
+    return [row | {"commit": done["commit"]} for row in rows]
 
 
 def fingerprint(path: str | Path | None) -> str:
@@ -168,51 +178,6 @@ def fingerprint(path: str | Path | None) -> str:
                 opened.seek(max(0, size - 65536))
                 sha.update(f"{file.name} {size} ".encode() + opened.read())
     return sha.hexdigest()[:16]
-
-
-def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Metric -> mean over clips of their edits' means, half the 95% interval (Student's t; absent for one clip), and how many clips."""
-    out = {}
-    for name in COLUMNS:
-        by_clip: dict[str, list[float]] = {}
-        for row in rows:
-            if row.get(name) is not None:
-                by_clip.setdefault(row["clip"], []).append(row[name])
-        values = [sum(v) / len(v) for v in by_clip.values()]
-        if values:
-            out[name] = {"mean": float(np.mean(values)), "clips": len(values)}
-            if len(values) > 1:
-                out[name]["half"] = half_interval(np.array(values))
-    return out
-
-
-def table(methods: Sequence[Method], summaries: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Markdown: a row for each method, mean ± half the interval."""
-    names = [name for name in COLUMNS if any(name in summaries.get(m.name, {}) for m in methods)]
-    lines = [f"| method | {' | '.join(TITLES[n] for n in names)} |", "|---" * (len(names) + 1) + "|"]
-    for method in methods:
-        cells = []
-        for name in names:
-            value, scale = summaries.get(method.name, {}).get(name), 1000 if name == "warp_error" else 1
-            half = f" ± {scale * value['half']:.3f}" if value and "half" in value else ""
-            cells.append(f"{scale * value['mean']:.3f}{half}" if value else "-")
-        lines.append(f"| {method.name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def verdict(summaries: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Whether FateZero is first in Tem-Con among methods that edit (Frame-Acc >= 0.8), as the paper says."""
-    having = {m.name: summaries[m.name] for m in TABLE if "tem_con" in summaries.get(m.name, {})}
-    if not having:
-        return "No --clip, hence no Tem-Con and Frame-Acc."
-    editing = {name: s["tem_con"]["mean"] for name, s in having.items() if s.get("frame_acc", {}).get("mean", 0) >= 0.8}
-    if not editing:
-        return "No method reaches Frame-Acc 0.8: none counts as editing."
-    first = max(editing, key=editing.get)
-    said = f"First in Tem-Con among methods that edit (Frame-Acc >= 0.8): {first}, {editing[first]:.4f}."
-    if first == "FateZero":
-        return said
-    return f"{said} FateZero is not: " + (f"{editing['FateZero']:.4f}." if "FateZero" in editing else "it does not reach Frame-Acc 0.8.")
 
 
 def slugged(method: Method) -> str:
@@ -237,6 +202,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m bench.table1", description="The paper's Table 1 and ablations.", allow_abbrev=False)
     parser.add_argument("--clips", type=int, default=32, help="held-out clips of the miniature's world")
     parser.add_argument("--config", action="append", metavar="YAML", help="instead, clips of released configs; again for more")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help=f"of {', '.join(EVERY)}; default: all")
     parser.add_argument("--seeds", type=int, default=1, help="editing draws nothing: more than one is for baselines that do")
     parser.add_argument("--checkpoint", metavar="PATH", help="default: the miniature")
     parser.add_argument("--clip", metavar="PATH", help="CLIP, for Tem-Con and Frame-Acc; default: the miniature's for its clips; 'none'")
@@ -256,8 +222,17 @@ def rows_of(given: argparse.Namespace, number: int) -> dict[str, list[dict[str, 
     """All cells of one clip, by method."""
     job = config_job(given.config[number], given) if given.config else held_out_job(number, given)
     clip, by = judge_of(given.clip, given.tokenizer, given.checkpoint, bool(given.config))
-    methods = (*TABLE, *ABLATED)
-    return {m.name: [row for seed in range(given.seeds) for row in cell(m, job, seed, given.out, clip, by, given.keep)] for m in methods}
+    cells = {m.name: [cell(m, job, seed, given.out, clip, by, given.keep) for seed in range(given.seeds)] for m in methods_of(given)}
+    return {name: sum(seeds, []) for name, seeds in cells.items()}
+
+
+def methods_of(given: argparse.Namespace) -> list[Method]:
+    """The methods that are asked for, in the table's order. Raises FzError for one that there is not."""
+    names = list(EVERY) if given.methods is None else given.methods
+    for name in names:
+        if name not in EVERY:
+            raise FzError(f"methods: got {name!r}, expected any of {', '.join(EVERY)}.{suggest(name, EVERY)}")
+    return [method for key, method in EVERY.items() if key in names]
 
 
 @functools.lru_cache(maxsize=1)
@@ -271,27 +246,17 @@ def judge_of(path: str | None, tokenizer: str | None, checkpoint: str | None, ow
     return clip, f"{fingerprint(checkpoint or mini.FOLDER)} {fingerprint(used)}"
 
 
-def rows_alone(given: argparse.Namespace, number: int) -> dict[str, list[dict[str, Any]]]:
-    """`rows_of` in a process beside others: on one thread."""
+def start_alone() -> None:
+    """Of a process beside others: on one thread, and gone when the bench is, even killed. What it was doing is resumed, by one process."""
     import torch
 
     torch.set_num_threads(1)
-    given.threads = 1
-    return rows_of(given, number)
+    threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def bench(given: argparse.Namespace) -> dict[str, Any]:
-    rows: dict[str, list[dict[str, Any]]] = {m.name: [] for m in (*TABLE, *ABLATED)}
-    for number, found in enumerate(every_clip(given)):
-        for name, more in found.items():
-            rows[name] += more
-        print(f"clip {number + 1}: done", file=sys.stderr, flush=True)
-    shape = [row for row in rows["FateZero"] if row["kind"] == "shape"]
-    summaries = {name: summary(r) for name, r in rows.items()} | {"FateZero, shape edits": summary(shape)}
-    content = {"summaries": summaries, "missing": MISSING, "verdict": verdict(summaries)}
-    with atomic(given.out / "table1.json") as part:
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return content
+def leave_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def every_clip(given: argparse.Namespace) -> Iterator[dict[str, list[dict[str, Any]]]]:
@@ -301,8 +266,45 @@ def every_clip(given: argparse.Namespace) -> Iterator[dict[str, list[dict[str, A
         yield from (rows_of(given, number) for number in range(count))
         return
     # processes of their own: a forked one may hang in a library's locks
-    with ProcessPoolExecutor(given.processes, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(functools.partial(rows_alone, given), range(count))
+    with ProcessPoolExecutor(given.processes, multiprocessing.get_context("spawn"), initializer=start_alone) as pool:
+        yield from pool.map(functools.partial(rows_of, given), range(count))
+
+
+def bench(given: argparse.Namespace) -> str:
+    """Run what is not done yet; write table1.json and table1.md, whose text is returned."""
+    rows: dict[str, list[dict[str, Any]]] = {m.name: [] for m in methods_of(given)}
+    for number, found in enumerate(every_clip(given)):
+        for name, more in found.items():
+            rows[name] += more
+        print(f"clip {number + 1}: done", file=sys.stderr, flush=True)
+    text, summaries, said = page(rows)
+    content = {"summaries": summaries, "missing": MISSING, "verdict": said}
+    for name, what in (("table1.json", json.dumps(content, indent=1) + "\n"), ("table1.md", text)):
+        with atomic(given.out / name) as part:
+            part.write_text(what, encoding="utf-8")
+    return text
+
+
+def page(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[str, dict[str, Any], str]:
+    """Of the rows of each method: (Markdown, summaries, verdict)."""
+    import torch
+
+    from bench.attention import machine
+
+    if "FateZero" in rows:
+        rows = {**rows, SHAPES: [row for row in rows["FateZero"] if row["kind"] == "shape"]}
+    summaries = {name: summary(found) for name, found in rows.items()}
+    compared = [m.name for m in TABLE]
+    said = verdict(rows, compared)
+    commits = sorted({row["commit"] for found in rows.values() for row in found})
+    clips = len({row["clip"] for found in rows.values() for row in found})
+    about = f"{clips} clips, means ± 95% intervals; {machine(torch.device('cpu'))}, torch {torch.__version__}, commit {', '.join(commits)}"
+    parts = ["# Table 1", about, table(compared, summaries, ranked(summaries, compared))]
+    parts += [f"place: in Tem-Con, among methods that edit. {said}"]
+    parts += ["Not here: " + "; ".join(f"{name} ({why})" for name, why in MISSING.items()) + "."]
+    if any(rows.get(m.name) for m in ABLATED):
+        parts += ["# Ablations", table(["FateZero", SHAPES, *(m.name for m in ABLATED)], summaries)]
+    return "\n\n".join(parts) + "\n", summaries, said
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -310,9 +312,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         given = build_parser().parse_args(argv)
-        if given.clips < 1 or given.seeds < 1:
-            raise FzError("--clips, --seeds: expected at least 1.")
-        content = bench(given)
+        if min(given.clips, given.seeds, given.processes) < 1:
+            raise FzError("--clips, --seeds, --processes: expected at least 1.")
+        if given.processes > 1:
+            given.threads = 1
+        print(bench(given), end="")
+        return 0
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
@@ -322,16 +327,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         line, code = explain(error)
         say_error(line)
         return code
-    import platform
-
-    import torch
-
-    print(f"# Table 1 - {platform.machine()}, torch {torch.__version__}, commit {commit()}\n")
-    print(table(TABLE, content["summaries"]))
-    print("\nNot here: " + "; ".join(f"{name} ({why})" for name, why in MISSING.items()) + f".\n{content['verdict']}")
-    print("\n# Ablations\n")
-    print(table((TABLE[0], Method("FateZero, shape edits"), *ABLATED), content["summaries"]))
-    return 0
 
 
 if __name__ == "__main__":

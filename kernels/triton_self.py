@@ -152,9 +152,9 @@ def split(d: int) -> tuple[int, int]:
 def configure(d: int, dtype: torch.dtype, capability: int) -> Config:
     """The tiles for a head size, a dtype and a GPU (80, 86, 89, 90, 100; anything else as 80): without spills, see tests/test_aot.py."""
     if dtype == torch.float32:
-        return Config(32, 32, 4, 1)
+        return Config(32, 16 if d > 128 else 32, 8 if d > 64 else 4, 1)
     if capability >= 90:
-        return Config(128, 64, 8, 2)
+        return Config(128, 64 if capability < 100 else 32, 8, 2)
     if d > 128:
         return Config(64, 16, 4, 2)
     return Config(128, 32, 8, 2) if d > 64 else Config(128, 64, 8, 2)

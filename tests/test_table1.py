@@ -1,12 +1,18 @@
 """The bench of Table 1 with a stand-in for the editor: what is run, what is kept, what goes on after a kill."""
 
+import contextlib
 import json
+import os
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import table1
+from bench import summary, table1
 from fz import metrics, pipeline
 from fz.video import Video, read_clip
 
@@ -74,17 +80,102 @@ def test_methods_are_what_they_say(tmp_path, runs):
     assert rows[0]["psnr_background"] is not None and rows[2]["psnr_background"] is None and rows[0]["psnr_truth"] > 0
 
 
-def test_summary_and_verdict():
+def test_methods_are_chosen_and_counted(tmp_path, runs, capsys):
+    assert bench(tmp_path, "--clips", "3", "--methods", "sdedit", "fatezero", "no-self") == 0
+    said = capsys.readouterr().out
+    assert len(runs) == 9 and {p.name for p in (tmp_path / "cells").iterdir()} == {
+        "fatezero", "frame-wise-sdedit", "fig-4-9-no-self-attention-fused"
+    }  # fmt: skip
+    assert "3 clips" in said and "| frame-wise: SDEdit |" in said and "Null-text" not in said
+    assert (tmp_path / "table1.md").read_text() == said and f"commit {table1.commit()}" in said
+    # what was done counts for more methods, more clips and other processes
+    assert bench(tmp_path, "--clips", "3", "--methods", "fatezero", "sdedit", "--seeds", "2", "--threads", "1") == 0 and len(runs) == 15
+    assert bench(tmp_path, "--methods", "sdedi") == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert "Did you mean 'sdedit'" in err
+    assert bench(tmp_path, "--processes", "0") == 2
+
+
+def test_summary():
     rows = [{"clip": c, "tem_con": v} for c, v in (("a", 0.9), ("a", 0.7), ("b", 0.6), ("c", 0.4))]
-    got = table1.summary(rows)["tem_con"]
+    got = summary.summary(rows)["tem_con"]
     # clips are the unit: 0.8, 0.6, 0.4
     assert got["clips"] == 3 and got["mean"] == pytest.approx(0.6) and got["half"] == pytest.approx(4.3027 * 0.2 / 3**0.5)
     assert [metrics.student(df) for df in (1, 4, 31, 1000)] == pytest.approx([12.706, 2.776, 2.0395, 1.9623], abs=0.01)
 
-    def numbers(tem, acc):
-        return {"tem_con": {"mean": tem}, "frame_acc": {"mean": acc}}
 
+def rows_of(tem, acc, spread=(0.0, 0.0, 0.0)):
+    return [{"clip": str(i), "kind": "style", "commit": "c", "tem_con": tem + d, "frame_acc": acc} for i, d in enumerate(spread)]
+
+
+@pytest.mark.parametrize(
+    "ours, plain, said",
+    [
+        (rows_of(0.9, 0.9), rows_of(0.95, 0.2), "First in Tem-Con among methods that edit (Frame-Acc >= 0.8): FateZero, 0.9000."),
+        (rows_of(0.9, 0.9), rows_of(0.8, 0.8), "FateZero is ahead of ddim by 0.1000 ± 0.0000 clip by clip."),
+        (rows_of(0.9, 0.9), rows_of(0.95, 0.8), "ddim, 0.9500. FateZero is not: 0.9000, place 2. ddim is ahead of FateZero by 0.0500"),
+        (rows_of(0.9, 0.9, (0, 0.1, -0.1)), rows_of(0.89, 0.9), "by 0.0100 ± 0.2484 clip by clip (the interval holds 0: not told apart)"),
+        (rows_of(0.9, 0.1), rows_of(0.95, 0.8), "FateZero is not: its Frame-Acc is 0.100."),
+        (rows_of(0.9, 0.1), rows_of(0.9, 0.2), "No method reaches Frame-Acc 0.8"),
+        ([], rows_of(0.9, 0.9), "FateZero was not run."),
+        ([{"clip": "a"}], [], "No --clip"),
+    ],
+)
+def test_verdict(ours, plain, said):
+    assert said in summary.verdict({"FateZero": ours, "ddim": plain}, ["FateZero", "ddim"])
+
+
+def test_the_table_itself_says_the_place():
     plain = table1.TABLE[1].name
-    assert "FateZero, 0.9000" in table1.verdict({"FateZero": numbers(0.9, 0.9), plain: numbers(0.95, 0.2)})
-    assert "FateZero is not: 0.9000" in table1.verdict({"FateZero": numbers(0.9, 0.9), plain: numbers(0.95, 0.8)})
-    assert "none counts" in table1.verdict({"FateZero": numbers(0.9, 0.1)})
+    text, _, said = table1.page({"FateZero": rows_of(0.9, 0.9), plain: rows_of(0.95, 0.8), table1.TABLE[2].name: rows_of(0.99, 0.3)})
+    assert "| FateZero | 2 | 0.9000 ± 0.0000 |" in text and f"| {plain} | 1 |" in text and f"| {table1.TABLE[2].name} | - |" in text
+    assert "FateZero is not" in said and said in text
+
+
+def alive(group):
+    """Processes of a group that are not zombies."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, own = stat.read_text().rpartition(")")[2].split()[:3]
+            found += [stat.parent.name] if int(own) == group and state != "Z" else []
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_and_started_again_it_gives_the_same_bytes(shared, tmp_path, processes):
+    def start(name):
+        arguments = ["--checkpoint", str(shared / "golden/tiny_sd"), "--clips", "3", "--frames", "2", "--size", "64", "--steps", "3"]
+        arguments += ["--methods", "fatezero", "ddim", "null-p2p", "reconstruction", "--processes", str(processes), "--threads", "1"]
+        environment = os.environ | {"FZ_CACHE": str(tmp_path / f"cache-{name}"), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "bench.table1", *arguments, "--out", str(tmp_path / name)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, env=environment, cwd=table1.__file__.rpartition("/bench")[0], start_new_session=True, **pipes)
+
+    begun = time.monotonic()
+    whole = start("whole")
+    said, errors = whole.communicate()
+    assert whole.returncode == 0, errors
+    seconds, expected = time.monotonic() - begun, snapshot(tmp_path / "whole")
+    kept, chance = {}, random.Random(processes)
+    for _ in range(4):
+        process = start("killed")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(0.3, 0.9) * seconds)
+        process.kill()
+        process.communicate()
+        end = time.monotonic() + 30
+        while alive(process.pid) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not alive(process.pid), "a killed bench leaves processes at work"
+        now = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("cells/*/*.json")}
+        assert kept.items() <= now.items(), "a cell that was done was done again"
+        kept = now
+    assert kept, "nothing was gone on from"
+    for _ in range(2):
+        last = start("killed")
+        again, errors = last.communicate()
+        assert last.returncode == 0 and again == said, errors
+        assert {p: b for p, b in snapshot(tmp_path / "killed").items() if p.suffix != ".part"} == expected
