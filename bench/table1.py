@@ -159,10 +159,11 @@ def cell(method: Method, job: Job, seed: int, out: Path, clip: Any, by: str, kee
         row = measure(source, to_uint8(edited.frames), (settings.source, edited.settings.target), clip, job.truths[i])
         rows.append({"clip": job.name, "seed": seed, "kind": job.kinds[i], "target": edited.settings.target, **row})
     done = {"key": key, "method": method.name, "commit": commit(), "rows": rows}
-    with atomic(file) as part:
-        part.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+    # first, so that no kill leaves a folder beside a cell that is done
     if not keep:
         shutil.rmtree(settings.out, ignore_errors=True)
+    with atomic(file) as part:
+        part.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
     return [row | {"commit": done["commit"]} for row in rows]
 
 
