@@ -26,10 +26,11 @@ from fz.output import read_run, slug
 NAME = "report.html"
 LARGEST = 5_000_000  # bytes
 # (longest side, quality) of the clips' frames, tried in turn until the page is small enough
-FRAMES = ((768, 90), (512, 85), (384, 80), (256, 75), (192, 60))
+FRAMES = ((768, 90), (512, 85), (384, 80), (256, 75), (192, 60), (128, 50))
 TILE, GAP = 192, 4  # `contact_sheet`'s
 PER_STRIP = 64  # tiles in one picture: WebP ends at 16383 pixels
-MOST_STEPS = 25
+MOST_STEPS = 25  # of an edit's masks
+MOST_MASKS = 100  # of all edits'
 
 
 def write_report(folder: str | Path, clip: Any = None) -> Path:
@@ -63,14 +64,31 @@ def gather(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     for i in range(len(settings["edits"])):
         files = sorted((folder / "masks").glob(f"edit-{i}-step-*.png"))
         # evenly, the first and the last among them
-        chosen = sorted({round(k) for k in np.linspace(0, len(files) - 1, min(len(files), MOST_STEPS))})
+        most = min(len(files), MOST_STEPS, max(2, MOST_MASKS // len(settings["edits"])))
+        chosen = sorted({round(k) for k in np.linspace(0, len(files) - 1, most)})
         masks += [{"edit": i, "step": int(re.findall(r"\d+", files[k].stem)[-1]), **strips(files[k], run)} for k in chosen]
-    clips = [{"label": settings["source"]}, *({"label": edit["target"]} for edit in settings["edits"])]
+    clips = [{"label": label} for label in (settings["source"], *labels(settings["edits"]))]
     fps = run.get("fps") or 8
     return {
         "clips": clips, "words": words, "masks": masks, "fps": min(30, max(1, fps)), "gap": GAP, "per_strip": PER_STRIP,
         "first_word": first_word(source_words, settings["edits"], [w["word"] for w in words]),
     }  # fmt: skip
+
+
+def labels(edits: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each edit's target; with the settings that differ, where several have the same target, as in a sweep."""
+
+    def brief(value: Any) -> str:
+        # a window from the first step is known by its end
+        windowed = isinstance(value, list) and len(value) == 2 and value[0] == 0
+        return "none" if value is None else json.dumps(value[1] if windowed else value, ensure_ascii=False)
+
+    out = []
+    for edit in edits:
+        alike = [other for other in edits if other["target"] == edit["target"]]
+        differing = [name for name, value in edit.items() if any(other.get(name) != value for other in alike)]
+        out.append(", ".join([edit["target"], *(f"{name} {brief(edit[name])}" for name in differing)]))
+    return out
 
 
 def first_word(source: Sequence[str], edits: Sequence[Mapping[str, Any]], words: Sequence[str]) -> int:
@@ -87,8 +105,10 @@ def strips(sheet: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     with Image.open(sheet.parent.parent / "frames" / "source" / "00000.png") as frame:
         shrink = min(1, TILE / max(frame.size))
         height = max(1, round(frame.height * shrink))
-    row = pixels[-height:]
-    step = width + GAP
+    row, step = pixels[-height:].copy(), width + GAP
+    # the gap would bleed into the tiles: lossy pictures halve their colours' resolution
+    for i in range(1, count):
+        row[:, i * step - GAP : i * step] = row[:, i * step - GAP - 1 : i * step - GAP]
     cut = [row[:, i * step : min(i + PER_STRIP, count) * step - GAP] for i in range(0, count, PER_STRIP)]
     return {"width": width, "strips": [data_uri(Image.fromarray(np.ascontiguousarray(part)), "WEBP", 70) for part in cut]}
 
@@ -112,9 +132,9 @@ def fill_page(content: Mapping[str, Any], run: Mapping[str, Any], rows: Sequence
     lenient = any(edit.get("lenient") for edit in settings["edits"])
     notes = [*run.get("notes", ()), *(["from a released config: run that for the same leniency with words"] if lenient else [])]
     parts = {
-        "TITLE": html.escape("; ".join(edit["target"] for edit in settings["edits"])),
+        "TITLE": html.escape("; ".join(dict.fromkeys(edit["target"] for edit in settings["edits"]))),
         "SOURCE": html.escape(settings["source"]),
-        "METRICS": metrics_table(rows),
+        "METRICS": metrics_table(rows, labels(settings["edits"])),
         "COMMAND": html.escape(command(settings, folder.name)),
         "NOTES": "".join(f"<p>{html.escape(str(note))}</p>" for note in notes),
         "STAGES": stages_table(run.get("stages", {})),
@@ -126,10 +146,13 @@ def fill_page(content: Mapping[str, Any], run: Mapping[str, Any], rows: Sequence
     return re.sub(r"@([A-Z]+)@", lambda found: parts[found[1]], PAGE).encode()
 
 
-def metrics_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def metrics_table(rows: Sequence[Mapping[str, Any]], called: Sequence[str]) -> str:
     names = [name for name in TITLES if any(row.get(name) is not None for row in rows)]
     head = "".join(f'<th scope="col">{html.escape(TITLES[name])}</th>' for name in names)
-    lines = [f'<th scope="row">{html.escape(r["target"])}</th>' + "".join(f"<td>{shown(n, r.get(n))}</td>" for n in names) for r in rows]
+    lines = [
+        f'<th scope="row">{html.escape(label)}</th>' + "".join(f"<td>{shown(name, row.get(name))}</td>" for name in names)
+        for label, row in zip(called, rows, strict=True)
+    ]
     how = "; ".join(sorted({f"motion {r['flow']}, masks {r['masks'] or 'none'}, CLIP {r['clip'] or 'none'}" for r in rows}))
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<table><tr><th scope="col">edit</th>{head}</tr>{body}</table><p class="soft">{html.escape(how)}</p>'

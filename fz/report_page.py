@@ -160,8 +160,10 @@ const drag = e => {
 $("compare").onpointerdown = e => { $("compare").setPointerCapture(e.pointerId); drag(e) };
 $("compare").onpointermove = e => { if (e.buttons) drag(e) };
 document.onkeydown = e => {
-  if (e.ctrlKey || e.metaKey || e.altKey || /^(INPUT|BUTTON|SUMMARY)$/.test(e.target.tagName)) return;
-  if (e.key === " ") { e.preventDefault(); play(!timer) }
+  const on = e.target.tagName;  // sliders and what scrolls keep their arrows, buttons their space
+  if (e.ctrlKey || e.metaKey || e.altKey) return;
+  if (e.key === " " && !/^(BUTTON|SUMMARY)$/.test(on)) { e.preventDefault(); play(!timer) }
+  if (on === "INPUT" || e.target.closest?.(".scroll")) return;
   if (e.key === "ArrowRight") { play(false); go(frame + 1) }
   if (e.key === "ArrowLeft") { play(false); go(frame - 1) }
 };

@@ -4,6 +4,8 @@ import html.parser
 import json
 import re
 import shlex
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -84,6 +86,17 @@ def test_page(tmp_path):
     assert "a &lt;note&gt;" in text and "python -m fz.run" in text and "recon PSNR" not in text and "warp err" in text
 
 
+def test_a_sweeps_edits_are_told_apart(tmp_path):
+    edits = [{"target": t, "self_replace": [0.0, s], "threshold": h} for t, s, h in (("a", 0.2, 0.3), ("a", 0.4, None), ("b", 0.2, 0.3))]
+    assert report.labels(edits) == ["a, self_replace 0.2, threshold 0.3", "a, self_replace 0.4, threshold none", "b"]
+    # many edits have fewer masks each
+    make_run(tmp_path, frames=1, height=64, width=64)
+    run = json.loads((tmp_path / "run.json").read_text())
+    run["settings"]["edits"] *= 10
+    masks = report.gather(tmp_path, run)["masks"]
+    assert [mask["step"] for mask in masks] == [0, 7, 14, 22, 29]
+
+
 @pytest.mark.parametrize("height, width", [(64, 128), (256, 448), (512, 512)])
 def test_tiles_are_the_sheets_own(tmp_path, height, width):
     make_run(tmp_path, frames=3, height=height, width=width)
@@ -98,6 +111,33 @@ def test_tiles_are_the_sheets_own(tmp_path, height, width):
 
     image = Image.open(io.BytesIO(base64.b64decode(found["strips"][0].partition(",")[2])))
     assert image.size == (3 * found["width"] + 8, round(height * shrink))
+
+
+BROWSER = next((found for name in ("chromium", "google-chrome", "chromium-browser") if (found := shutil.which(name))), None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_in_a_browser(tmp_path):
+    """The script fills the page in, and says nothing in the console."""
+    make_run(tmp_path)
+
+    def shown(page):
+        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}"]
+        command = [BROWSER, *flags, "--virtual-time-budget=3000", "--dump-dom", page.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+    page = report.write_report(tmp_path)
+    dom, console = shown(page)
+    assert console == []
+    assert re.search(r'id="frame-is">\d of 8<', dom) and 'id="step-is">step 0<' in dom and 'id="split-is">50 %<' in dom
+    assert dom.count("<figure>") == 3 and 'width="192"' in dom  # a tile of attention is painted
+    # and a script that fails would be seen
+    broken = tmp_path / "broken.html"
+    broken.write_text(page.read_text().replace("const count = data.clips", "const count = data.clop"))
+    dom, console = shown(broken)
+    assert "of 8<" not in dom and len(console) == 1
 
 
 def test_command_gives_the_settings_again(tmp_path):
