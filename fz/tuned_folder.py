@@ -38,7 +38,10 @@ def write_tuned(folder: Path, checkpoint: Checkpoint) -> None:
     # older versions of transformers expect the positions' numbers
     state["text_model.embeddings.position_ids"] = torch.arange(text.config.max_position_embeddings)[None]
     write_weights(folder / "text_encoder/pytorch_model.bin", state)
-    checkpoint.text.tokenizer.save_pretrained(str(folder / "tokenizer"))
+    tokenizer = checkpoint.text.tokenizer
+    tokenizer.save_pretrained(str(folder / "tokenizer"))
+    # vocab.json and merges.txt: transformers writes them no more, and then read no other
+    tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
 
 
 def renamed(name: str, names: dict[str, str]) -> str:
