@@ -200,8 +200,9 @@ def peak(frames, chunk, norm):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux has it")
 def test_peak_memory_is_flat_with_per_frame_norm_and_less_with_clip_norm():
-    eight, flat, long = peak(8, 0, "frame"), peak(64, 8, "frame"), peak(64, 0, "frame")
-    assert flat < 1.25 * eight < 0.3 * long
+    # what an allocator holds differs by a third from run to run
+    chunks, more, whole = peak(16, 8, "frame"), peak(128, 8, "frame"), peak(64, 0, "frame")
+    assert more < 1.4 * chunks and more < 0.3 * whole
     assert peak(64, 8, "clip") < 0.8 * peak(64, 0, "clip")
 
 
