@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fz import cli, pipeline, sweep
+from fz import cli, mini, pipeline, sweep
 from fz.config import EditSettings
 from fz.errors import FzError
 from fz.run import main
@@ -120,3 +120,17 @@ def test_one_inversion_one_sheet(shared, tmp_path, monkeypatch, capsys, command)
     assert command(argv) == 0 and before == ((out / "sweep.png").read_bytes(), (out / "sweep.csv").read_bytes())
     argv[argv.index(str(out))] = str(tmp_path / "dry")
     assert command([*argv, "--dry-run"]) == 0 and not (tmp_path / "dry").exists()
+
+
+def test_clip_judges_the_sweep_and_the_report(shared, tmp_path):
+    argv = ["--checkpoint", str(shared / "golden/tiny_sd"), "--video", str(shared / "data/jeep"), "--cache", "none", "--device", "cpu"]
+    argv += ["--source", "a silver jeep driving down a road", "--target", "a red jeep driving down a road", "--out", str(tmp_path / "out")]
+    argv += ["--size", "64", "--frames", "2", "--steps", "1", "--sweep", "threshold=0.3,none", "--report", "--clip", mini.clip()]
+    assert main(argv) == 0
+    rows = json.loads((tmp_path / "out/sweep.json").read_text())
+    assert all(-1 <= row["tem_con"] <= 1 and 0 <= row["frame_acc"] <= 1 for row in rows)
+    page = (tmp_path / "out/report.html").read_text()
+    assert "Tem-Con" in page and "a red jeep driving down a road, threshold none" in page
+    # one that is none is said before anything is computed
+    argv[argv.index("--clip") + 1], argv[argv.index("--out") + 1] = str(tmp_path), str(tmp_path / "other")
+    assert main(argv) == 2 and not (tmp_path / "other").exists()
