@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -154,26 +155,26 @@ def test_killed_and_started_again_it_gives_the_same_bytes(shared, tmp_path, proc
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, env=environment, cwd=table1.__file__.rpartition("/bench")[0], start_new_session=True, **pipes)
 
-    begun = time.monotonic()
+    def cells():
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("cells/*/*.json")}
+
     whole = start("whole")
     said, errors = whole.communicate()
     assert whole.returncode == 0, errors
-    seconds, expected = time.monotonic() - begun, snapshot(tmp_path / "whole")
-    kept, chance = {}, random.Random(processes)
-    for _ in range(3):
+    expected, kept, chance = snapshot(tmp_path / "whole"), {}, random.Random(processes)
+    for done in (1, 3, 6):  # of nine
         process = start("killed")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(chance.uniform(0.3, 0.9) * seconds)
+        while len(cells()) < done and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(chance.uniform(0, 1))
         process.kill()
-        process.communicate()
+        process.communicate(timeout=60)
         end = time.monotonic() + 30
         while alive(process.pid) and time.monotonic() < end:
             time.sleep(0.1)
         assert not alive(process.pid), "a killed bench leaves processes at work"
-        now = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("cells/*/*.json")}
-        assert kept.items() <= now.items(), "a cell that was done was done again"
-        kept = now
-    assert kept, "nothing was gone on from"
+        assert process.returncode == -signal.SIGKILL and kept.items() <= cells().items(), "a cell that was done was done again"
+        kept = cells()
     for _ in range(2):
         last = start("killed")
         again, errors = last.communicate()

@@ -9,7 +9,7 @@ from typing import Any
 import fz.weights
 from fz.errors import FzError
 
-SIZE = 64  # side of the pictures that the shipped UNet was last trained on
+SIZE = 128  # side of the pictures that the shipped UNet was last trained on
 DEFAULTS: dict[str, Any] = {"clip.size": SIZE, "guidance": 4.0}
 FOLDER = Path(fz.weights.__file__).parent / "mini"
 
