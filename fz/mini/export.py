@@ -35,7 +35,7 @@ INDEX = {
 
 def export(state: Path, out: Path) -> str:
     """Write the checkpoint; returns which UNet stage it is of. Raises FzError if the state has none yet."""
-    stage = next((name for name in ("unet-128", "unet-64") if (state / f"{name}.pt").exists()), None)
+    stage = next((name for name in ("unet-placed", "unet-128", "unet-64") if (state / f"{name}.pt").exists()), None)
     if stage is None or not (state / "vae-final.pt").exists():
         raise FzError(f"state: {state} has no trained VAE and UNet yet. Run python -m fz.mini.train --state {state}.")
     averaged = torch.load(state / f"{stage}.pt", weights_only=True)["shadow"]

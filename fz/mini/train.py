@@ -1,5 +1,7 @@
 """Trains the miniature: pictures, VAE, latents, then text encoder and UNet together, first at 16x16 latents, then at 32x32.
 
+A last stage teaches cross-attention where things are, which so small a model does not find by itself: masks are made of it.
+
 `python -m fz.mini.train --state DIR` does all of it and goes on where it was stopped; each stage ends after its minutes of training.
 Then `python -m fz.mini.export` puts the result into a checkpoint folder. State and log are in DIR.
 """
@@ -11,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,12 +23,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from fz.cpu import keep_freed_memory
 from fz.ddim import Schedule
-from fz.fusion import FrameIndex, frame_table
+from fz.fusion import MAP_STRIDE, FrameIndex, frame_table
 from fz.layers import Operands, Site, TextContext
-from fz.mini.data import draw_many, to_unit
+from fz.mini.data import draw_many, places, to_unit
 from fz.mini.warm import warm_start
 from fz.mini.words import write_tokenizer
-from fz.mini.world import VERB
+from fz.mini.world import VERB, sample_story
 from fz.text import TextEncoder
 from fz.unet import UNet, UNetConfig
 from fz.vae import SCALE, VAE, VAEConfig
@@ -51,6 +54,8 @@ SCHEDULER = {
 STORIES = 12_000
 EMPTY = 0.1  # share of prompts left empty, for guidance
 SHORT = 0.2  # share of prompts without the verb: 'a blue star on the grass'
+PLACED = 6_000  # stories whose things' places are learned
+PLACING = 0.01  # weight of that loss
 CLIPS = 0.25  # share of batches whose pictures are clips of two frames, as editing has them
 MOST_SNR = 5.0  # steps with less noise weigh less (min-SNR, arXiv 2303.09556): they hold most of the loss and little of the shapes
 SAVE_EVERY = 120  # seconds
@@ -129,6 +134,7 @@ class BuiltAttention:
 
     def __init__(self, frame_index: FrameIndex):
         self.frame_index = frame_index
+        self.maps: list[Tensor] = []  # of the layers that masks are made of: (B, F, N, L), averaged over heads
 
     def __call__(self, site: Site, x: Operands) -> Tensor:
         q, k, v = (o.transpose(-3, -2) for o in (x.q(), x.k(), x.v()))  # (B, F, Nh, N, D); of a prompt (B, Nh, L, D)
@@ -138,6 +144,8 @@ class BuiltAttention:
         else:
             k, v = k[:, None], v[:, None]
         s = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1)
+        if site.kind == "cross" and site.stride == MAP_STRIDE:
+            self.maps.append(s.float().mean(2))
         return (s @ v).transpose(-3, -2)
 
 
@@ -213,42 +221,95 @@ def new_text_model(vocabulary: int, start: int, end: int) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def train_unet(state: Path, size: int, z: Tensor, captions: list[str], minutes: float, rate: float, batch: int, start: Path | None) -> None:
-    """UNet and text encoder by the weighted epsilon loss, prompts empty for a tenth, a quarter of the batches clips of two frames."""
+@dataclass(frozen=True)
+class Placement:
+    """Where the things of stories are, (n, 2 moments, 2 things, N) shares of the maps' cells, and which tokens name them.
+
+    columns: (n, 2 captions, 2 things, L), 1 for a thing's words.
+    """
+
+    cells: Tensor
+    columns: Tensor
+
+    def loss(self, maps: list[Tensor], chosen: Tensor, moments: Tensor, which: Tensor, told: Tensor) -> Tensor:
+        """Cross-entropy of the words' attention over a picture's cells to the thing's own place; of the prompts that were told.
+
+        maps: (n, F, N, L) each; chosen, which (n,): stories and captions; moments (n, F); told (n,) bool.
+        """
+        words = self.columns[chosen, which]  # (n, 2, L)
+        seen = torch.einsum("bfnl,bkl->bfkn", torch.stack(maps).mean(0), words)
+        where = self.cells[chosen[:, None], moments]  # (n, F, 2, N)
+        there = told[:, None, None] & (where.sum(-1) > 0) & (words.sum(-1) > 0)[:, None]
+        log = (seen / seen.sum(-1, keepdim=True).clamp(min=1e-6)).clamp(min=1e-6).log()
+        entropy = -(where / where.sum(-1, keepdim=True).clamp(min=1e-6) * log).sum(-1)
+        return entropy[there].sum() / there.sum().clamp(min=1)
+
+
+def placement(encoder: TextEncoder, captions: list[str], cells: int) -> Placement:
+    """Of the stories of seeds 0 …, whose captions these are."""
+    columns = torch.zeros(len(captions), 2, 2, 77)
+    for seed, caption in enumerate(captions):
+        for i, text in enumerate(variants(caption)):
+            for word in encoder.tokens(text).words:
+                for j, thing in enumerate(sample_story(seed).things):
+                    if word.text in (thing.kind, thing.colour):
+                        columns[seed, i, j, list(word.positions)] = 1
+    shares = torch.stack([torch.from_numpy(places(seed, cells)) for seed in range(len(captions))])
+    return Placement(shares.flatten(3), columns)
+
+
+def variants(caption: str) -> tuple[str, str]:
+    """The caption, and it without its verb."""
+    return caption, caption.replace(f" {VERB}", "")
+
+
+def train_unet(
+    state: Path, name: str, z: Tensor, captions: list[str], minutes: float, rate: float, batch: int, start: Path | None, place: bool = False
+) -> None:
+    """UNet and text encoder by the weighted epsilon loss, prompts empty for a tenth, a quarter of the batches clips of two frames.
+
+    place: with `Placement.loss`, too; captions are then of the stories of seeds 0 ….
+    """
     tokenizer = write_tokenizer(state / "tokenizer")
     text = new_text_model(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
     unet = UNet(UNetConfig.from_json(UNET)).to(memory_format=torch.channels_last)
-    training = Training(state, f"unet-{size}", {"unet": unet, "text": text}, rate=rate, minutes=minutes)
+    training = Training(state, name, {"unet": unet, "text": text}, rate=rate, minutes=minutes)
     if start and not training.path.exists():
         training.modules.load_state_dict(torch.load(start, weights_only=True)["shadow"])
         training.shadow = {k: v.detach().clone() for k, v in training.modules.state_dict().items()}
     encoder = TextEncoder(tokenizer, text)
-    ids = torch.tensor([[encoder.tokens(c).ids for c in (caption, caption.replace(f" {VERB}", ""))] for caption in captions])
+    ids = torch.tensor([[encoder.tokens(c).ids for c in variants(caption)] for caption in captions])
     nothing = torch.tensor(encoder.tokens("").ids)
     alpha_bar = torch.tensor(Schedule.of(SCHEDULER, 1000).alpha_bars)
     own, clip_frames = BuiltAttention(FrameIndex((0,))), BuiltAttention(FrameIndex((0, "mid")))
+    placed = placement(encoder, captions, z.shape[-1] // MAP_STRIDE) if place else None
     bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
     def loss(step: int) -> Tensor:
         clip = torch.rand(()) < CLIPS
         n = batch // 2 if clip else batch
         chosen = torch.randint(len(z), (n,))
-        x = z[chosen].float() if clip else z[chosen, torch.randint(2, (n,))].float()[:, None]  # (n, F, 4, h, w)
-        prompt = torch.where(torch.rand(n, 1) < EMPTY, nothing, ids[chosen, (torch.rand(n) < SHORT).long()])
+        moments = torch.arange(2).expand(n, 2) if clip else torch.randint(2, (n, 1))
+        x = z[chosen[:, None], moments].float()  # (n, F, 4, h, w)
+        told, which = torch.rand(n) >= EMPTY, (torch.rand(n) < SHORT).long()
+        prompt = torch.where(told[:, None], ids[chosen, which], nothing)
         t = torch.randint(1000, (n,))
         a = alpha_bar[t].float().view(n, 1, 1, 1, 1)
         eps = torch.randn_like(x)
         embedding = text(input_ids=prompt).last_hidden_state
         noisy = a.sqrt() * x + (1 - a).sqrt() * eps
+        attend = clip_frames if clip else own
+        attend.maps.clear()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            out = unet(noisy, t, TextContext(embedding), clip_frames if clip else own)
+            out = unet(noisy, t, TextContext(embedding), attend)
         weight = (MOST_SNR * (1 - a) / a).clamp(max=1)  # min(SNR, 5) / SNR, SNR = alpha_bar / (1 - alpha_bar)
-        return (weight * (out.float() - eps).square()).mean()
+        error = (weight * (out.float() - eps).square()).mean()
+        return error if placed is None else error + PLACING * placed.loss(attend.maps, chosen, moments, which, told)
 
     training.run(loss)
 
 
-def stages(state: Path, stories: int, minutes: tuple[float, float, float]) -> Iterator[str]:
+def stages(state: Path, stories: int, minutes: tuple[float, float, float, float]) -> Iterator[str]:
     """Do all stages, telling each as it begins."""
     state.mkdir(parents=True, exist_ok=True)
     yield "pictures"
@@ -261,7 +322,10 @@ def stages(state: Path, stories: int, minutes: tuple[float, float, float]) -> It
         yield f"latents of {size} x {size}"
         z = latents(state, vae, frames, size)
         yield f"unet at {size // 4} x {size // 4}"
-        train_unet(state, size, z, captions, stage_minutes, rate, batch, start)
+        train_unet(state, f"unet-{size}", z, captions, stage_minutes, rate, batch, start)
+    yield "places"
+    few = min(PLACED, stories)
+    train_unet(state, "unet-placed", z[:few], captions[:few], minutes[3], 2e-4, 16, state / "unet-128.pt", place=True)
     (state / "configs.json").write_text(json.dumps({"unet": UNET, "vae": VAE_JSON, "scheduler": SCHEDULER}))
     yield "done"
 
@@ -270,7 +334,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fz.mini.train", description=__doc__.splitlines()[0])
     parser.add_argument("--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="where state and log are kept")
     parser.add_argument("--stories", type=int, default=STORIES)
-    parser.add_argument("--minutes", type=float, nargs=3, default=(15, 60, 120), metavar=("VAE", "UNET16", "UNET32"))
+    parser.add_argument("--minutes", type=float, nargs=4, default=(15, 60, 120, 20), metavar=("VAE", "UNET16", "UNET32", "PLACES"))
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -137,12 +137,17 @@ def draw_frame(story: Story, t: float, size: int = 128) -> np.ndarray:
 
 def render(story: Story, t: float, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """The picture and each thing's seen mask (size, size) bool."""
-    picture = scenes.draw(story.scene, story.seed, story.drift * (t - 0.5), size)
+    picture, masks = add_things(scenes.draw(story.scene, story.seed, story.drift * (t - 0.5), size), story, t)
+    return styles.apply(picture, story.style, story.seed), masks
+
+
+def add_things(picture: np.ndarray, story: Story, t: float) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The scene with the story's things on it, and each one's seen mask."""
     masks: list[np.ndarray] = []
     for thing in story.things:
         picture, alpha = things.paint(picture, thing.kind, thing.colour, thing.size, thing.pose(t))
         masks = [mask & (alpha < 0.5) for mask in masks] + [alpha >= 0.5]
-    return styles.apply(picture, story.style, story.seed), masks
+    return picture, masks
 
 
 def draw(story: Story, frames: int = 8, size: int = 128) -> Drawn:
