@@ -22,11 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fz import mini
+from fz import cpu, mini
 from fz.applications import REMOVAL, without
 from fz.budget import wanted
 from fz.config import PRESETS, EditSettings
-from fz.cpu import keep_freed_memory
 from fz.ddim import CLEAN, Schedule
 from fz.edit import Source, edit, invert, reconstruct
 from fz.fusion import MAP_STRIDE, FrameIndex, blend_mask
@@ -72,7 +71,7 @@ class Setup:
 
     frames: int = 8
     size: int = mini.SIZE
-    steps: int = 50
+    steps: int = mini.DEFAULTS["steps"]
     picture_steps: int = 50
     guidance: float = mini.DEFAULTS["guidance"]
 
@@ -292,8 +291,10 @@ def evaluate(setup: Setup, checkpoint: str, jobs: list[tuple[str, int]], folder:
 
 
 def ready(setup: Setup, checkpoint: str) -> Bench:
-    keep_freed_memory()
-    return Bench(load_checkpoint(checkpoint), load_eye(), setup)
+    cpu.keep_freed_memory()
+    loaded = load_checkpoint(checkpoint)
+    cpu.prepare(loaded.unet, (setup.size // loaded.vae.config.stride,) * 2, setup.frames)
+    return Bench(loaded, load_eye(), setup)
 
 
 OWN: list[tuple[Bench, str]] = []  # a worker process's bench and its key
@@ -316,7 +317,7 @@ def main() -> None:
     parser.add_argument("--removals", type=int, default=64, help="clips from which the thing is removed")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--size", type=int, default=mini.SIZE, help="side of the pictures")
-    parser.add_argument("--steps", type=int, default=50, help="of an edit")
+    parser.add_argument("--steps", type=int, default=mini.DEFAULTS["steps"], help="of an edit")
     parser.add_argument("--picture-steps", type=int, default=50)
     parser.add_argument("--guidance", type=float, default=mini.DEFAULTS["guidance"])
     parser.add_argument("--checkpoint", default=None, help="another folder; default: the bundled miniature")

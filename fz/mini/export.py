@@ -24,7 +24,7 @@ from fz.mini.words import write_tokenizer
 from fz.mini.world import Story, Thing, draw
 
 # of the default run: the sentence of it is in fz.mini.example
-EXAMPLE = Story((Thing("car", "red", (0.3, 0.6), (0.68, 0.62), 0.4, 0.01, 0.08),), "sand", seed=11, drift=0.02)
+EXAMPLE = Story((Thing("car", "red", (0.32, 0.6), (0.6, 0.62), 0.4, 0.01, 0.08),), "sand", seed=11, drift=0.02)
 INDEX = {
     "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.20.0", "feature_extractor": [None, None],
     "requires_safety_checker": False, "safety_checker": [None, None], "scheduler": ["diffusers", "DDIMScheduler"],
