@@ -22,7 +22,12 @@ from fz.weights.load import Checkpoint, load_checkpoint
 
 @torch.no_grad()
 def sample(
-    checkpoint: Checkpoint, prompts: Sequence[str], seed: int = 0, steps: int = 50, guidance: float = mini.DEFAULTS["guidance"], size: int = mini.SIZE
+    checkpoint: Checkpoint,
+    prompts: Sequence[str],
+    seed: int = 0,
+    steps: int = 50,
+    guidance: float = mini.DEFAULTS["guidance"],
+    size: int = mini.SIZE,
 ) -> Tensor:
     """One picture of each prompt, (n, 3, size, size) in [-1, 1]. Prompt i starts from the noise of seed + i, whatever the others are."""
     schedule = Schedule.of(checkpoint.scheduler, steps)
