@@ -5,6 +5,7 @@ every target, or with `.N` for target N alone (`--threshold.1 0.3`).
 """
 
 import argparse
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,11 @@ def parse(argv: Sequence[str]) -> Request:
             return Request(None, list_words)
         overlays.insert(0, {"clip.path": ""})  # words need no clip
     settings = build(*bundled(overlays), *overlays, notes=tuple(translation.notes))
+    if settings.checkpoint is None:
+        from fz import mini
+
+        strange = mini.strange_words([settings.source, *(edit.target for edit in settings.edits)])
+        settings = dataclasses.replace(settings, notes=(*settings.notes, *strange))
     if given.get("ablate") and settings.method != "fatezero":
         raise FzError(f"ablate: got it with method {settings.method!r}, expected 'fatezero', whose parts it takes away. Leave one out.")
     if beyond := [n for n in numbers if n >= len(settings.edits)]:

@@ -167,12 +167,13 @@ def test_anchors_run_first_and_nothing_runs_twice():
 
 
 PEAK = """
-import resource, sys
+import sys
 import torch
 from fz import cpu
 from fz.chunks import Chunks
 from fz.fusion import FrameIndex, Plain
 from fz.layers import TextContext
+from fz.machine import peak_memory
 from fz.unet import UNet, UNetConfig
 torch.set_num_threads(1)
 cpu.keep_freed_memory()
@@ -185,9 +186,9 @@ def forward(frames):
     return run(torch.randn(1, frames, 4, 32, 32), 300, TextContext(torch.randn(1, 77, 24)), Plain(FrameIndex((0, "mid"))))
 with torch.no_grad():
     forward(2)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory(torch.device("cpu"))
     forward(frames)
-print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+print(peak_memory(torch.device("cpu")) - before)
 """
 
 
@@ -200,9 +201,9 @@ def peak(frames, chunk, norm):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux has it")
 def test_peak_memory_is_flat_with_per_frame_norm_and_less_with_clip_norm():
-    # what an allocator holds differs by a third from run to run
+    # eight times the frames; 10 MB are their latents and an allocator's share, which differs from run to run
     chunks, more, whole = peak(16, 8, "frame"), peak(128, 8, "frame"), peak(64, 0, "frame")
-    assert more < 1.4 * chunks and more < 0.3 * whole
+    assert more < 1.8 * chunks and more < 0.3 * whole
     assert peak(64, 8, "clip") < 0.8 * peak(64, 0, "clip")
 
 

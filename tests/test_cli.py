@@ -333,6 +333,15 @@ def test_words_that_the_miniature_knows(capsys):
     assert "car" in said and "red" in said and "sand" in said and "watercolor" in said
 
 
+def test_words_that_the_miniature_does_not_know_are_named():
+    notes = cli.parse(["--source", "A red car, moving on the sand", "--target", "a blu car moving on the planet"]).settings.notes
+    assert notes == (
+        "the miniature does not know 'blu'. Did you mean 'blue'? --list-words tells what it knows.",
+        "the miniature does not know 'planet'. --list-words tells what it knows.",
+    )
+    assert not cli.parse([]).settings.notes and not settings_of().notes  # other checkpoints know more
+
+
 def test_without_flags_the_example_of_the_miniature():
     from fz import mini
 

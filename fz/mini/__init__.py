@@ -3,11 +3,13 @@
 This file says where the shipped data is and what a run without a checkpoint or without a clip means; the data is in `weights/mini`.
 """
 
+import string
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import fz.weights
-from fz.errors import FzError
+from fz.errors import FzError, suggest
 
 SIZE = 128  # side of the pictures that the shipped UNet was last trained on
 # guidance: of 2, 3 and 4, on stories of which nothing is reported, 3 missed no more kinds than 4 and kept more of the background
@@ -36,3 +38,13 @@ def example() -> dict[str, Any]:
         "source": "a red car moving on the sand",
         "edits.0.target": "a blue car moving on the sand",
     }
+
+
+def strange_words(prompts: Iterable[str]) -> list[str]:
+    """A line for each word that no caption of the miniature's training had, and what may have been meant."""
+    from fz.mini.world import vocabulary
+
+    known = vocabulary()
+    words = dict.fromkeys(word.strip(string.punctuation).lower() for prompt in prompts for word in prompt.split())
+    strange = [word for word in words if word and word not in known]
+    return [f"the miniature does not know {word!r}.{suggest(word, known)} --list-words tells what it knows." for word in strange]
