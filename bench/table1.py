@@ -11,11 +11,9 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -28,6 +26,7 @@ from bench.summary import ranked, summary, table, verdict
 from fz.config import ABLATIONS, PRESETS, EditSettings, Settings
 from fz.errors import FzError, suggest
 from fz.evaluate import Parser, Truth, measure
+from fz.machine import start_alone
 from fz.media import atomic, to_uint8, write_pngs
 from fz.output import as_json
 from fz.video import Clip
@@ -245,19 +244,6 @@ def judge_of(path: str | None, tokenizer: str | None, checkpoint: str | None, ow
     clip = choose_clip(path, tokenizer, miniature=not own_clips)
     used = None if clip is None else path or mini.clip()
     return clip, f"{fingerprint(checkpoint or mini.FOLDER)} {fingerprint(used)}"
-
-
-def start_alone() -> None:
-    """Of a process beside others: on one thread, and gone when the bench is, even killed. What it was doing is resumed, by one process."""
-    import torch
-
-    torch.set_num_threads(1)
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
-def leave_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def every_clip(given: argparse.Namespace) -> Iterator[dict[str, list[dict[str, Any]]]]:

@@ -1,7 +1,10 @@
 """What the machine offers: memory as it is reported to a person."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -22,3 +25,41 @@ def test_peak_memory_grows_with_what_is_held():
     before = peak_memory(torch.device("cpu"))
     held = torch.ones(before // 4 + 50_000_000)
     assert peak_memory(torch.device("cpu")) >= held.nbytes > before
+
+
+POOL = """
+import multiprocessing, time
+from concurrent.futures import ProcessPoolExecutor
+from fz.machine import start_alone
+if __name__ == "__main__":
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), initializer=start_alone) as pool:
+        jobs = [pool.submit(time.sleep, 600) for _ in range(2)]
+        pool.submit(time.sleep, 0)
+        print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="processes are looked up by signal 0")
+def test_processes_beside_others_leave_with_the_one_that_started_them(tmp_path):
+    script = tmp_path / "pool.py"
+    script.write_text(POOL)
+    pool = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    children = [int(pid) for pid in pool.stdout.readline().split()]
+    assert len(children) == 2
+    time.sleep(8)  # they are at work by now, or about to begin: both must end
+    pool.send_signal(signal.SIGKILL)
+    pool.wait()
+    deadline = time.monotonic() + 120
+    while any(alive(pid) for pid in children):
+        assert time.monotonic() < deadline, "a killed program leaves processes at work"
+        time.sleep(0.2)
+
+
+def alive(pid: int) -> bool:
+    """Running: neither gone nor a zombie that nobody waits for."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = f"/proc/{pid}/stat"
+    return not os.path.exists(status) or open(status).read().rsplit(")", 1)[1].split()[0] != "Z"

@@ -30,6 +30,7 @@ from fz.ddim import CLEAN, Schedule
 from fz.edit import Source, edit, invert, reconstruct
 from fz.fusion import MAP_STRIDE, FrameIndex, blend_mask
 from fz.inversions import digest, model_digest
+from fz.machine import start_alone
 from fz.media import atomic, to_uint8
 from fz.mini.bars import Row, table
 from fz.mini.data import as_given, held_out
@@ -301,7 +302,7 @@ OWN: list[tuple[Bench, str]] = []  # a worker process's bench and its key
 
 
 def start(setup: Setup, checkpoint: str) -> None:
-    torch.set_num_threads(1)
+    start_alone()
     bench = ready(setup, checkpoint)
     OWN.append((bench, bench.key()))
 
