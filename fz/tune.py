@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from fz.video import Clip
 RECIPES = ("tune-a-video", "fatezero")
 DTYPES = ("float32", "float16", "bfloat16")
 # sums of what a step keeps, in full-size feature maps (F, C0, h, w) of one frame: with gradient checkpointing and without (bench/LOG.md)
-KEPT_RECOMPUTED, KEPT_WHOLE = 80, 330
+KEPT_RECOMPUTED, KEPT_WHOLE = 50, 130
 # of a released YAML, what tuning reads beside what editing does: their names -> settings
 OF_TUNING = {
     "train_steps": "steps", "learning_rate": "rate", "seed": "seed", "gradient_accumulation_steps": "accumulate",
@@ -245,7 +245,10 @@ def tune(settings: TuneSettings, say: Any = print) -> dict[str, float]:
     pictures = read_clip(dataclasses.replace(settings.clip, path=settings.class_images, frames=None, start=0, every=1), multiple).frames \
         if settings.class_images else None  # fmt: skip
     before = claim(settings, model)
-    needed, free = predicted(checkpoint.unet, video.frames.shape, checkpoint.vae.config.stride, settings.recompute), free_memory(device)
+    unet = tuning.inflate(checkpoint.unet, recipe, settings.rank, settings.seed)
+    weights = tuning.trained(unet, recipe).values()
+    needed = predicted(unet, weights, video.frames.shape, checkpoint.vae.config.stride, settings.recompute)
+    free = free_memory(device)
     say(f"tuning needs about {needed / 1e9:.1f} GB beside the weights, of {free / 1e9:.1f} GB that are free")
     if needed > free:
         less = "fewer --frames or a smaller --size" if settings.recompute else "no --keep-activations"
@@ -256,12 +259,11 @@ def tune(settings: TuneSettings, say: Any = print) -> dict[str, float]:
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "tuning.json", {"model": model, **as_json(settings)})
 
-    checkpoint.unet.to(device)
+    unet.to(device)
     checkpoint.vae.to(device)
     with torch.no_grad():
         lessons = [tuning.Lesson(encode_clip(checkpoint.vae, video.frames.to(device)).float(), embed(checkpoint, settings.prompt, device))]
         kinds = None if pictures is None else encode_clip(checkpoint.vae, pictures.to(device)).float()
-    unet = tuning.inflate(checkpoint.unet, recipe, settings.rank, settings.seed)
     alpha_bars = Schedule.of(checkpoint.scheduler, checkpoint.scheduler.get("num_train_timesteps", 1000)).alpha_bars
     rate = recipe.rate if settings.rate is None else settings.rate
     tuner = tuning.Tuner(
@@ -322,14 +324,11 @@ def as_json(settings: TuneSettings) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(settings)))
 
 
-def predicted(unet: Any, frames: Sequence[int], stride: int, recompute: bool) -> int:
-    """Bytes that a step takes beside the weights: activations, gradients and AdamW's averages of what is trained."""
+def predicted(unet: Any, weights: Iterable[Any], frames: Sequence[int], stride: int, recompute: bool) -> int:
+    """Bytes that a step takes beside the weights: activations, and of each trained weight its gradient and AdamW's two averages."""
     count, _, h, w = frames
     feature_map = count * (h // stride) * (w // stride) * unet.config.block_out_channels[0] * 4
-    queries = sum(p.nbytes for name, p in unet.named_parameters() if name.endswith("to_q.weight"))
-    # temporal attention has as many queries again, and keys, values and outputs; three copies: gradient and two averages
-    trained_bytes = queries + 2 * queries
-    return (KEPT_RECOMPUTED if recompute else KEPT_WHOLE) * feature_map + 3 * trained_bytes + trained_bytes
+    return (KEPT_RECOMPUTED if recompute else KEPT_WHOLE) * feature_map + 3 * sum(weight.nbytes for weight in weights)
 
 
 def free_memory(device: Any) -> int:
