@@ -339,6 +339,7 @@ def test_words_that_the_miniature_does_not_know_are_named():
         "the miniature does not know 'blu'. Did you mean 'blue'? --list-words tells what it knows.",
         "the miniature does not know 'planet'. --list-words tells what it knows.",
     )
+    assert not cli.parse(["--target", "a “blue” car – moving on the sand…"]).settings.notes
     assert not cli.parse([]).settings.notes and not settings_of().notes  # other checkpoints know more
 
 

@@ -3,7 +3,6 @@
 This file says where the shipped data is and what a run without a checkpoint or without a clip means; the data is in `weights/mini`.
 """
 
-import string
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -42,9 +41,10 @@ def example() -> dict[str, Any]:
 
 def strange_words(prompts: Iterable[str]) -> list[str]:
     """A line for each word that no caption of the miniature's training had, and what may have been meant."""
+    from fz.align import bare, is_punctuation
     from fz.mini.world import vocabulary
 
     known = vocabulary()
-    words = dict.fromkeys(word.strip(string.punctuation).lower() for prompt in prompts for word in prompt.split())
-    strange = [word for word in words if word and word not in known]
+    words = dict.fromkeys(bare(word) for prompt in prompts for word in prompt.split())
+    strange = [word for word in words if word not in known and not all(map(is_punctuation, word))]
     return [f"the miniature does not know {word!r}.{suggest(word, known)} --list-words tells what it knows." for word in strange]

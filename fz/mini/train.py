@@ -132,9 +132,10 @@ class Training:
 class BuiltAttention:
     """Attention by its maps: with gradients, and as few tokens as here, twice as fast on a CPU as the flash kernel."""
 
-    def __init__(self, frame_index: FrameIndex):
-        self.frame_index = frame_index
-        self.maps: list[Tensor] = []  # of the layers that masks are made of: (B, F, N, L), averaged over heads
+    def __init__(self, frame_index: FrameIndex, keep_maps: bool = False):
+        """keep_maps: those that masks are made of go to `maps`, (B, F, N, L), averaged over heads."""
+        self.frame_index, self.keep_maps = frame_index, keep_maps
+        self.maps: list[Tensor] = []
 
     def __call__(self, site: Site, x: Operands) -> Tensor:
         q, k, v = (o.transpose(-3, -2) for o in (x.q(), x.k(), x.v()))  # (B, F, Nh, N, D); of a prompt (B, Nh, L, D)
@@ -144,7 +145,7 @@ class BuiltAttention:
         else:
             k, v = k[:, None], v[:, None]
         s = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1)
-        if site.kind == "cross" and site.stride == MAP_STRIDE:
+        if self.keep_maps and site.kind == "cross" and site.stride == MAP_STRIDE:
             self.maps.append(s.float().mean(2))
         return (s @ v).transpose(-3, -2)
 
@@ -281,7 +282,7 @@ def train_unet(
     ids = torch.tensor([[encoder.tokens(c).ids for c in variants(caption)] for caption in captions])
     nothing = torch.tensor(encoder.tokens("").ids)
     alpha_bar = torch.tensor(Schedule.of(SCHEDULER, 1000).alpha_bars)
-    own, clip_frames = BuiltAttention(FrameIndex((0,))), BuiltAttention(FrameIndex((0, "mid")))
+    own, clip_frames = (BuiltAttention(FrameIndex(index), keep_maps=place) for index in ((0,), (0, "mid")))
     placed = placement(encoder, captions, z.shape[-1] // MAP_STRIDE) if place else None
     bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
