@@ -28,6 +28,7 @@ from fz.errors import FzError
 from fz.gemm import Packed
 from fz.kernels import reference
 from fz.machine import pick_device
+from fz.run import answered
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 UNMIXED = ("this, unmixed", "one plain attention, keys laid out")
@@ -284,29 +285,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from fz.run import explain, say_error
+    return answered(lambda: answer(argv))
 
-    try:
-        given = build_parser().parse_args(argv)
-        given.size = given.size or (512 if given.static else 256)
-        if given.rounds < 1:
-            raise FzError(f"rounds: got {given.rounds}, expected at least 1.")
-        if given.static:
-            from bench import roofline
 
-            print(roofline.write(given.size, given.frames, given.anchors))
-        else:
-            run(given)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
-    except KeyboardInterrupt:
-        say_error("interrupted.")
-        return 130
-    except Exception as problem:
-        line, code = explain(problem)
-        say_error(line)
-        return code
-    return 0
+def answer(argv: Sequence[str] | None) -> None:
+    given = build_parser().parse_args(argv)
+    given.size = given.size or (512 if given.static else 256)
+    if given.rounds < 1:
+        raise FzError(f"rounds: got {given.rounds}, expected at least 1.")
+    if given.static:
+        from bench import roofline
+
+        print(roofline.write(given.size, given.frames, given.anchors))
+    else:
+        run(given)
 
 
 if __name__ == "__main__":

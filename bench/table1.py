@@ -27,8 +27,9 @@ from fz.config import ABLATIONS, PRESETS, EditSettings, Settings
 from fz.errors import FzError, suggest
 from fz.evaluate import Parser, Truth, measure
 from fz.machine import start_alone
-from fz.media import atomic, to_uint8, write_pngs
+from fz.media import atomic, to_uint8, write_json, write_pngs
 from fz.output import as_json
+from fz.run import answered
 from fz.video import Clip
 
 
@@ -161,8 +162,7 @@ def cell(method: Method, job: Job, seed: int, out: Path, clip: Any, by: str, kee
     # first, so that no kill leaves a folder beside a cell that is done
     if not keep:
         shutil.rmtree(settings.out, ignore_errors=True)
-    with atomic(file) as part:
-        part.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+    write_json(file, done)
     return [row | {"commit": done["commit"]} for row in rows]
 
 
@@ -266,9 +266,9 @@ def bench(given: argparse.Namespace) -> str:
         print(f"clip {number + 1}: done", file=sys.stderr, flush=True)
     text, summaries, said = page(rows)
     content = {"summaries": summaries, "missing": MISSING, "verdict": said}
-    for name, what in (("table1.json", json.dumps(content, indent=1) + "\n"), ("table1.md", text)):
-        with atomic(given.out / name) as part:
-            part.write_text(what, encoding="utf-8")
+    write_json(given.out / "table1.json", content)
+    with atomic(given.out / "table1.md") as part:
+        part.write_text(text, encoding="utf-8")
     return text
 
 
@@ -295,25 +295,16 @@ def page(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[str, dict[str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from fz.run import explain, say_error
+    return answered(lambda: answer(argv), "The same command goes on from the last cell.")
 
-    try:
-        given = build_parser().parse_args(argv)
-        if min(given.clips, given.seeds, given.processes) < 1:
-            raise FzError("--clips, --seeds, --processes: expected at least 1.")
-        if given.processes > 1:
-            given.threads = 1
-        print(bench(given), end="")
-        return 0
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
-    except KeyboardInterrupt:
-        say_error("interrupted. The same command goes on from the last cell.")
-        return 130
-    except Exception as error:
-        line, code = explain(error)
-        say_error(line)
-        return code
+
+def answer(argv: Sequence[str] | None) -> None:
+    given = build_parser().parse_args(argv)
+    if min(given.clips, given.seeds, given.processes) < 1:
+        raise FzError("--clips, --seeds, --processes: expected at least 1.")
+    if given.processes > 1:
+        given.threads = 1
+    print(bench(given), end="")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from PIL import Image
 from fz import metrics
 from fz.errors import FzError
 from fz.output import RUN, read_run
+from fz.run import answered
 
 TITLES = {
     "tem_con": "Tem-Con",
@@ -226,20 +227,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from fz.run import explain, say_error
-
-    try:
-        answer(list(sys.argv[1:] if argv is None else argv))
-        return 0
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
-    except KeyboardInterrupt:
-        say_error("interrupted.")
-        return 130
-    except Exception as error:
-        line, code = explain(error)
-        say_error(line)
-        return code
+    return answered(lambda: answer(list(sys.argv[1:] if argv is None else argv)))
 
 
 def answer(argv: list[str]) -> None:

@@ -3,6 +3,7 @@
 Pictures are numpy (F, H, W, 3) uint8 throughout. Every file is written under a temporary name beside its place and moved there when
 complete (`atomic`), so an interrupted run leaves no half file. Reading is `fz.decode`'s question."""
 
+import json
 import math
 import os
 import platform
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -48,6 +50,12 @@ def atomic(path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Whole or not at all."""
+    with atomic(path) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def to_uint8(frames: torch.Tensor) -> np.ndarray:

@@ -21,7 +21,19 @@ from fz.ddim import Schedule
 from fz.edit import Source
 from fz.errors import FzError
 from fz.fusion import MAP_STRIDE
-from fz.media import atomic, contact_sheet, heat, overlay, side_by_side, to_uint8, write_gif, write_mp4, write_png, write_pngs
+from fz.media import (
+    atomic,
+    contact_sheet,
+    heat,
+    overlay,
+    side_by_side,
+    to_uint8,
+    write_gif,
+    write_json,
+    write_mp4,
+    write_png,
+    write_pngs,
+)
 from fz.text import Tokens
 from fz.video import Video
 
@@ -144,8 +156,7 @@ class ResultFolder:
         self.write_run({"status": "running", "settings": self.settings, "started": self.started, "files": sorted(self.files)})
 
     def write_run(self, content: Mapping[str, Any]) -> None:
-        with atomic(self.path / RUN) as part:
-            part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(self.path / RUN, content)
 
 
 def as_json(settings: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from fz.fusion import MAP_STRIDE, Fusion, blend_mask
 from fz.media import contact_sheet, overlay, to_uint8, write_png
 from fz.output import slug
 from fz.plan import Plan, plan_edit, weights
+from fz.run import answered
 from fz.text import Tokens
 
 MAP_STEPS, TAU = 4, 0.3
@@ -182,26 +183,11 @@ def answer(argv: list[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from fz.run import explain, say_error
-
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or "--help" in argv:
         print(__doc__)
         return 0
-    try:
-        answer(argv)
-        return 0
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
-    except KeyboardInterrupt:
-        say_error("interrupted.")
-        return 130
-    except Exception as error:
-        if "--debug" in argv:
-            raise
-        line, code = explain(error)
-        say_error(line)
-        return code
+    return answered(lambda: answer(argv), debug="--debug" in argv)
 
 
 if __name__ == "__main__":

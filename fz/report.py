@@ -22,6 +22,7 @@ from fz.command import command
 from fz.evaluate import CLIP_HELP, TITLES, Parser, clip_for, measure_folder, picture, read_frames, shown
 from fz.media import atomic
 from fz.output import read_run, slug
+from fz.run import answered
 
 NAME = "report.html"
 LARGEST = 5_000_000  # bytes
@@ -176,22 +177,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from fz.run import explain, say_error
+    return answered(lambda: answer(sys.argv[1:] if argv is None else argv))
 
-    try:
-        given = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
-        for folder in (Path(folder).expanduser() for folder in given.folders):
-            print(write_report(folder, clip_for(folder, given.clip, given.tokenizer)))
-        return 0
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
-    except KeyboardInterrupt:
-        say_error("interrupted.")
-        return 130
-    except Exception as error:
-        line, code = explain(error)
-        say_error(line)
-        return code
+
+def answer(argv: Sequence[str]) -> None:
+    given = build_parser().parse_args(argv)
+    for folder in (Path(folder).expanduser() for folder in given.folders):
+        print(write_report(folder, clip_for(folder, given.clip, given.tokenizer)))
 
 
 if __name__ == "__main__":

@@ -17,16 +17,25 @@ MEMORY = "out of memory. Use fewer --frames, a smaller --size, --chunk 8, --stor
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (sys.argv's, if none is given); returns its exit code. With --debug, errors come with their traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    goes_on = "Files that are there are whole; the same command goes on from the last step."
+    return answered(lambda: answer(argv), goes_on, debug="--debug" in argv)
+
+
+def answered(work: Callable[[], object], goes_on: str = "", debug: bool = False) -> int:
+    """Do a command's work and return its exit code; what stops it is said in one line.
+
+    goes_on: what 'interrupted.' is followed by. debug: errors are raised.
+    """
     try:
-        answer(argv)
+        work()
         return 0
     except SystemExit as stop:  # argparse's --help and --version
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
-        say_error("interrupted. Files that are there are whole; the same command goes on from the last step.")
+        say_error(f"interrupted. {goes_on}".rstrip())
         return 130
     except Exception as error:
-        if "--debug" in argv:
+        if debug:
             raise
         line, code = explain(error)
         say_error(line)

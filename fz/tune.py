@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from fz import flags, released, tree
+from fz.cli import unknown
 from fz.errors import FzError
+from fz.run import answered
 from fz.video import Clip
 
 RECIPES = ("tune-a-video", "fatezero")
@@ -125,10 +127,10 @@ def parser() -> argparse.ArgumentParser:
 
 def parse(argv: Sequence[str]) -> tuple[TuneSettings, list[str]]:
     """The settings and what the user should know. Raises FzError in one line."""
-    given, rest = parser().parse_known_args(list(argv))
+    all_flags = parser()
+    given, rest = all_flags.parse_known_args(list(argv))
     if rest:
-        names = [o for action in parser()._actions for o in action.option_strings]
-        raise FzError(f"unknown flag {rest[0]}.{flags.suggest(rest[0], names)} See python -m fz.tune --help.")
+        raise FzError(unknown(rest, all_flags))
     given = vars(given)
     given.pop("debug", None)
     config, assignments = given.pop("config", None), given.pop("set", [])
@@ -218,9 +220,11 @@ def tune(settings: TuneSettings, say: Any = print) -> dict[str, float]:
     import torch
 
     from fz import tuning
+    from fz.budget import free_memory
     from fz.ddim import Schedule
     from fz.inversions import model_digest
     from fz.machine import pick_device
+    from fz.media import write_json
     from fz.tuned_folder import write_tuned
     from fz.vae import encode_clip
     from fz.video import read_clip
@@ -234,9 +238,7 @@ def tune(settings: TuneSettings, say: Any = print) -> dict[str, float]:
         from fz import mini
 
         path = mini.checkpoint()
-    checkpoint = load_checkpoint(
-        path, vae=settings.vae, tokenizer=settings.tokenizer, model_config=settings.model_config, ema=settings.ema
-    )
+    checkpoint = load_checkpoint(path, vae=settings.vae, tokenizer=settings.tokenizer, model_config=settings.model_config, ema=settings.ema)
     say(checkpoint.report)
     model = model_digest(checkpoint.unet)
     multiple = checkpoint.vae.config.stride * checkpoint.unet.config.stride
@@ -331,12 +333,6 @@ def predicted(unet: Any, weights: Iterable[Any], frames: Sequence[int], stride: 
     return (KEPT_RECOMPUTED if recompute else KEPT_WHOLE) * feature_map + 3 * sum(weight.nbytes for weight in weights)
 
 
-def free_memory(device: Any) -> int:
-    from fz.budget import free_memory as free
-
-    return free(device)
-
-
 def embed(checkpoint: Any, prompt: str, device: Any) -> Any:
     return checkpoint.text.encode([prompt])[0].to(device)
 
@@ -345,12 +341,6 @@ def bar(steps: int, done: int) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=steps, initial=done, desc="tuning", unit="step", mininterval=0.1 if sys.stderr.isatty() else 10.0)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    from fz.tuned_folder import write_json as write
-
-    write(path, content)
 
 
 def save(out: Path, tuner: Any) -> None:
@@ -411,27 +401,16 @@ def write_samples(out: Path, checkpoint: Any, settings: TuneSettings, lesson: An
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from fz.run import explain, say_error
-
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        settings, notes = parse(argv)
-        for note in notes:
-            print(note, flush=True)
-        tune(settings, lambda line: print(line, flush=True))
-        return 0
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
-    except KeyboardInterrupt:
-        say_error("interrupted. The same command goes on from the last saved step.")
-        return 130
-    except Exception as error:
-        if "--debug" in argv:
-            raise
-        line, code = explain(error)
-        say_error(line)
-        return code
+    return answered(lambda: answer(argv), "The same command goes on from the last saved step.", debug="--debug" in argv)
+
+
+def answer(argv: Sequence[str]) -> None:
+    settings, notes = parse(argv)
+    for note in notes:
+        print(note, flush=True)
+    tune(settings, lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """Writes a tuned model as a folder that `fz.run` and the released code can read: diffusers' layout of that time, weights in .bin files."""
 
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fz.media import atomic
+from fz.media import atomic, write_json
 from fz.unet import UNetConfig
 from fz.vae import VAEConfig
 from fz.weights.layouts import OLD_VAE_TABLE
@@ -80,13 +79,6 @@ def vae_json(config: VAEConfig) -> dict:
     }  # fmt: skip
 
 
-def write_json(path: Path, content: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
 def write_weights(path: Path, state: dict[str, Tensor]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as part:
         torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, part)

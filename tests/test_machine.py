@@ -1,6 +1,5 @@
 """What the machine offers: memory as it is reported to a person."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -8,6 +7,7 @@ import time
 
 import pytest
 import torch
+from processes import alive
 
 from fz.machine import peak_memory
 
@@ -39,27 +39,16 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(os.name != "posix", reason="processes are looked up by signal 0")
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 def test_processes_beside_others_leave_with_the_one_that_started_them(tmp_path):
     script = tmp_path / "pool.py"
     script.write_text(POOL)
-    pool = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
-    children = [int(pid) for pid in pool.stdout.readline().split()]
-    assert len(children) == 2
+    pool = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert len(pool.stdout.readline().split()) == 2 and len(alive(pool.pid)) > 2
     time.sleep(8)  # they are at work by now, or about to begin: both must end
     pool.send_signal(signal.SIGKILL)
     pool.wait()
     deadline = time.monotonic() + 120
-    while any(alive(pid) for pid in children):
+    while alive(pool.pid):
         assert time.monotonic() < deadline, "a killed program leaves processes at work"
         time.sleep(0.2)
-
-
-def alive(pid: int) -> bool:
-    """Running: neither gone nor a zombie that nobody waits for."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    status = f"/proc/{pid}/stat"
-    return not os.path.exists(status) or open(status).read().rsplit(")", 1)[1].split()[0] != "Z"

@@ -1,6 +1,5 @@
 """The bench of Table 1 with a stand-in for the editor: what is run, what is kept, what goes on after a kill."""
 
-import contextlib
 import json
 import os
 import random
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import alive
 
 from bench import summary, table1
 from fz import metrics, pipeline
@@ -137,16 +137,6 @@ def test_the_table_itself_says_the_place():
 def unsigned(content):
     """Without the commit, which may be another by the time that a killed bench is started again."""
     return re.sub(rb'commit[": ]+[0-9a-f, ]+', b"", content)
-
-
-def alive(group):
-    """Processes of a group that are not zombies."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, own = stat.read_text().rpartition(")")[2].split()[:3]
-            found += [stat.parent.name] if int(own) == group and state != "Z" else []
-    return found
 
 
 @pytest.mark.slow

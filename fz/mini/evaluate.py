@@ -31,7 +31,7 @@ from fz.edit import Source, edit, invert, reconstruct
 from fz.fusion import MAP_STRIDE, FrameIndex, blend_mask
 from fz.inversions import digest, model_digest
 from fz.machine import start_alone
-from fz.media import atomic, to_uint8
+from fz.media import atomic, to_uint8, write_json
 from fz.mini.bars import Row, table
 from fz.mini.data import as_given, held_out
 from fz.mini.measure import Eye, hue_name, load_eye, look, remains
@@ -271,8 +271,7 @@ def figures_of(bench: Bench, key: str, part: str, i: int, folder: Path) -> list[
         if content["key"] == key:
             return [(i, name, value) for name, value in content["figures"].items()]
     figures = {figure.name: float(figure.value) for figure in MEASURES[part](bench, i)}
-    with atomic(file) as temporary:
-        temporary.write_text(json.dumps({"key": key, "figures": figures}, indent=1) + "\n", encoding="utf-8")
+    write_json(file, {"key": key, "figures": figures})
     return [(i, name, value) for name, value in figures.items()]
 
 

@@ -6,7 +6,6 @@ along as clip/, in transformers' layout, if it has been trained; `--only clip` l
 
 import argparse
 import csv
-import json
 import math
 import shutil
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from fz import mini
 from fz.errors import FzError
-from fz.media import atomic, write_pngs
+from fz.media import atomic, write_json, write_pngs
 from fz.mini.train import SCHEDULER, TEXT, UNET, VAE_JSON
 from fz.mini.words import write_tokenizer
 from fz.mini.world import Story, Thing, draw
@@ -100,11 +99,6 @@ def write_part(folder: Path, config: dict, tensors: dict[str, Tensor], name: str
     write_json(folder / "config.json", config)
     with atomic(folder / f"{name}.safetensors") as part:
         save_file({key: t.half().contiguous() for key, t in tensors.items()}, part, metadata={"format": "pt"})
-
-
-def write_json(path: Path, content: dict) -> None:
-    with atomic(path) as part:
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
