@@ -25,10 +25,10 @@ from bench.sites import BenchSite, sites
 from bench.temporaries import temporaries
 from fz import kernels
 from fz.errors import FzError
-from fz.gemm import Packed
 from fz.kernels import reference
-from fz.machine import pick_device
-from fz.run import answered
+from fz.kernels.gemm import Packed
+from fz.memory.machine import pick_device
+from fz.shell import answered
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 UNMIXED = ("this, unmixed", "one plain attention, keys laid out")

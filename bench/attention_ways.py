@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bench.sites import BenchSite
 from fz import kernels
-from fz.fusion import FrameIndex
-from fz.layers import Site
+from fz.frames import FrameIndex
+from fz.model.layers import Site
 
 Way = Callable[[], Tensor]
 

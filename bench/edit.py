@@ -19,17 +19,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fz import cpu
-from fz.budget import kept_bytes, live_maps
 from fz.chunks import Chunks
 from fz.ddim import CLEAN, Schedule
 from fz.edit import KeptNowhere, Source, edit, invert
-from fz.fusion import MAP_STRIDE, Enough, FrameIndex, Fusion, Keep
-from fz.layers import GEGLU, Conv3x3, Linear, Operands, Pointwise, Site, TextContext
-from fz.machine import peak_memory
-from fz.store import KeptInMemory
-from fz.unet import UNet, UNetConfig
-from fz.vae import VAE, VAEConfig, decode_clip, encode_clip
+from fz.frames import FrameIndex
+from fz.fusion import MAP_STRIDE, Enough, Fusion, Keep
+from fz.memory.budget import kept_bytes, live_maps
+from fz.memory.kept import KeptInMemory
+from fz.memory.machine import peak_memory
+from fz.model import fast_cpu
+from fz.model.layers import GEGLU, Conv3x3, Linear, Operands, Pointwise, Site, TextContext
+from fz.model.unet import UNet, UNetConfig
+from fz.model.vae import VAE, VAEConfig, decode_clip, encode_clip
 
 WORDS = 77
 CPU = torch.device("cpu")
@@ -40,7 +41,7 @@ SMALL_VAE = VAEConfig(block_out_channels=(32, 32, 32, 32), layers_per_block=1)
 
 def gemm_peak() -> float:
     """FLOP/s of the best product that this machine does now: PyTorch's own and, where there is one, oneDNN's."""
-    from fz.gemm import Packed
+    from fz.kernels.gemm import Packed
 
     x = torch.randn(2048, 2048)
     ways = [lambda: x @ x]
@@ -62,7 +63,7 @@ def as_released(unet: UNet) -> Iterator[None]:
     layers = [m for m in unet.modules() if isinstance(m, (Linear, Pointwise, GEGLU, Conv3x3))]
     fast = [(m, m.__dict__.get("packed"), m.__dict__.get("winograd")) for m in layers]
     before = os.environ.get("FZ_KERNELS")
-    cpu.unpack(unet)
+    fast_cpu.unpack(unet)
     os.environ["FZ_KERNELS"] = "reference"
     try:
         yield
@@ -158,7 +159,7 @@ def run(
     flop = {"forward": flop_of(steps.forward)}
     theirs = diffusers_unet(unet) if only in "diffusers forward" else None
     weights = peak_memory(CPU)
-    print(cpu.prepare(unet, (size // 8, size // 8), chunk or frames), flush=True)
+    print(fast_cpu.prepare(unet, (size // 8, size // 8), chunk or frames), flush=True)
     if chunk:
         steps.unet = Chunks(unet, chunk)
         print(f"{chunk} frames at a time, {'layer by layer' if clip_norm else 'whole chunks'}")
@@ -240,7 +241,7 @@ def cost_model() -> None:
         costs = (forward, 2 * forward, 2 * forward + source_pass, forward)
         shown = (f"{frames * c / 1e12:.1f} / {frames * c * steps / 1e12:.0f}" for c in costs)
         print(f"{frames:>6} {next(shown):>22} {next(shown):>26} {next(shown):>24} {next(shown):>24}")
-    print("\nGB that an edit step works in above weights, fp16, two branches, by fz.budget's prediction")
+    print("\nGB that an edit step works in above weights, fp16, two branches, by fz.memory.budget's prediction")
     print(f"{'frames':>6} {'all at once':>14} {'--chunk 8':>14} {'--chunk 8 --per-frame-norm':>28}")
     feature_map = 2 * side * side * unet.config.block_out_channels[0] * 2
     for frames in (8, 16, 32, 64):

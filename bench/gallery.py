@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 
 from fz import mini
-from fz.config import PRESETS, build
+from fz.clips.media import heat, side_by_side, to_uint8, write_gif, write_pngs
 from fz.fusion import MAP_STRIDE, blend_mask
-from fz.media import heat, side_by_side, to_uint8, write_gif, write_pngs
 from fz.mini.export import EXAMPLE
 from fz.mini.world import Story, Thing, caption, draw
 from fz.pipeline import run
-from fz.plan import weights
-from fz.text import TextEncoder
+from fz.prompts.plan import weights
+from fz.prompts.text import TextEncoder
+from fz.settings.config import PRESETS, build
 from fz.weights.load import load_tokenizer
 
 SHOWN = 192  # side of a picture in the gallery

@@ -10,7 +10,7 @@ import torch
 
 from fz.errors import FzError
 from fz.fusion import FUSED_FROM_STRIDE
-from fz.unet import UNet, UNetConfig
+from fz.model.unet import UNet, UNetConfig
 
 TEXT_TOKENS = 77
 LATENT_STRIDE = 8  # pixels of an image that one latent pixel stands for

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fz.evaluate import TITLES
-from fz.metrics import half_interval
+from fz.metrics.numbers import half_interval
 
 Row = Mapping[str, Any]
 Summary = Mapping[str, Mapping[str, float]]  # metric -> mean, half (of the 95% interval), clips

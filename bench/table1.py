@@ -23,14 +23,13 @@ from typing import Any
 import numpy as np
 
 from bench.summary import ranked, summary, table, verdict
-from fz.config import ABLATIONS, PRESETS, EditSettings, Settings
+from fz.clips.media import atomic, to_uint8, write_json, write_pngs
 from fz.errors import FzError, suggest
 from fz.evaluate import Parser, Truth, measure
-from fz.machine import start_alone
-from fz.media import atomic, to_uint8, write_json, write_pngs
-from fz.output import as_json
-from fz.run import answered
-from fz.video import Clip
+from fz.memory.machine import start_alone
+from fz.results.folder import as_json
+from fz.settings.config import ABLATIONS, PRESETS, ClipSettings, EditSettings, Settings
+from fz.shell import answered
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def held_out_job(i: int, given: argparse.Namespace) -> Job:
         region = None if kind == "style" else np.any(drawn.masks, 0) | np.any(after.masks, 0)
         truths.append(Truth(after.frames, region, drawn.flow))
         kinds.append(kind)
-    clip = Clip(str(folder), frames=given.frames, size=given.size)
+    clip = ClipSettings(str(folder), frames=given.frames, size=given.size)
     guidance = given.guidance if given.guidance is not None else mini.DEFAULTS["guidance"]
     settings = Settings(
         clip, caption(story), tuple(edits), checkpoint=given.checkpoint, steps=given.steps, guidance=guidance, threads=given.threads
@@ -117,7 +116,7 @@ def held_out_job(i: int, given: argparse.Namespace) -> Job:
 
 def config_job(config: str, given: argparse.Namespace) -> Job:
     """A clip of a released config, read as `fz.run --config` reads it."""
-    from fz.cli import parse
+    from fz.settings.parse import parse
 
     settings = parse(["--config", config, *(["--checkpoint", given.checkpoint] if given.checkpoint else [])]).settings
     return Job(Path(config).stem, settings, ("",) * len(settings.edits), (Truth(),) * len(settings.edits))
@@ -181,7 +180,7 @@ def fingerprint(path: str | Path | None) -> str:
 
 
 def slugged(method: Method) -> str:
-    from fz.output import slug
+    from fz.results.folder import slug
 
     return slug(method.name, 60)
 
@@ -239,7 +238,7 @@ def methods_of(given: argparse.Namespace) -> list[Method]:
 def judge_of(path: str | None, tokenizer: str | None, checkpoint: str | None, own_clips: bool) -> tuple[Any, str]:
     """The CLIP, and a fingerprint of it and of the checkpoint: the miniature's knows held-out clips only."""
     from fz import mini
-    from fz.clip_weights import choose_clip
+    from fz.weights.clip import choose_clip
 
     clip = choose_clip(path, tokenizer, miniature=not own_clips)
     used = None if clip is None else path or mini.clip()

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from fz.errors import FzError
-from fz.fusion import ABSOLUTE, Enough, FrameIndex, Fuser, Plain, Recorder
-from fz.layers import Attend, Conv3x3, FeedForward, Operands, Site, TextContext
-from fz.unet import UNet
+from fz.frames import ABSOLUTE, FrameIndex
+from fz.fusion import Enough, Fuser, Plain, Recorder
+from fz.model.layers import Attend, Conv3x3, FeedForward, Operands, Site, TextContext
+from fz.model.unet import UNet
 
 Attending = Plain | Recorder | Fuser
 Shared = dict[tuple[str, str], dict[int, Tensor]]  # (site, 'k' or 'v') -> frame -> (B, N, Nh, D)

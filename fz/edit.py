@@ -13,11 +13,12 @@ from torch import Tensor
 
 from fz.chunks import operands_of
 from fz.ddim import Schedule, ddim_inverse_step, ddim_step
-from fz.diagnose import check_finite
-from fz.fusion import FUSED_FROM_STRIDE, MAP_STRIDE, FrameIndex, Fuser, Fusion, Keep, Plain, Recorder, blend_mask
-from fz.layers import Site, TextContext
+from fz.frames import FrameIndex
+from fz.fusion import FUSED_FROM_STRIDE, MAP_STRIDE, Fuser, Fusion, Keep, Plain, Recorder, blend_mask
 from fz.masks import edit_mask, foreground, reduced
-from fz.unet import UNet
+from fz.model.finite import check_finite
+from fz.model.layers import Site, TextContext
+from fz.model.unet import UNet
 
 Watch = Callable[[int, Tensor], None]  # (steps done, latents after them)
 Window = tuple[float, float]  # shares of the steps: from, to

@@ -1,6 +1,6 @@
 """The command line, `python -m fz.evaluate RESULTS... --clip PATH`: measure folders that `fz.run` wrote; a table, JSON and CSV.
 
-What a number means is `fz.metrics`' question. Without --clip, runs of the miniature are measured by the miniature's CLIP, others by what
+What a number means is `fz.metrics.numbers`' question. Without --clip, runs of the miniature are measured by the miniature's CLIP, others by what
 pixels tell. Without --truth, --masks or --flow the run's own blend masks stand for the edited region and motion is estimated on the source
 clip; the rows say which.
 """
@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fz import metrics
 from fz.errors import FzError
-from fz.output import RUN, read_run
-from fz.run import answered
+from fz.metrics import numbers
+from fz.results.folder import RUN, read_run
+from fz.shell import Parser, answered
 
 TITLES = {
     "tem_con": "Tem-Con",
@@ -56,36 +56,36 @@ def measure(
 ) -> dict[str, Any]:
     """All metrics of one edited clip that can be had, by name; None for those that cannot.
 
-    source, edited: (F, H, W, 3) uint8; prompts: the source's and the target's. clip: a `fz.clip.Clip`. An edit whose target is the source
+    source, edited: (F, H, W, 3) uint8; prompts: the source's and the target's. clip: a `fz.model.clip_vision.Clip`. An edit whose target is the source
     prompt is a reconstruction.
     """
     truth = truth or Truth()
-    metrics.same_shape(source, edited)
+    numbers.same_shape(source, edited)
     row: dict[str, Any] = dict.fromkeys(TITLES)
     if clip is not None:
         images, texts = clip.images(edited), clip.texts(prompts)
         row |= {
-            "tem_con": metrics.tem_con(images),
-            "frame_acc": metrics.frame_acc(images, texts[0], texts[1]) if prompts[0] != prompts[1] else None,
-            "text_score": metrics.text_score(images, texts[1]),
-            "patch_distance": metrics.clip_patch_distance(
+            "tem_con": numbers.tem_con(images),
+            "frame_acc": numbers.frame_acc(images, texts[0], texts[1]) if prompts[0] != prompts[1] else None,
+            "text_score": numbers.text_score(images, texts[1]),
+            "patch_distance": numbers.clip_patch_distance(
                 clip.patches(edited), clip.patches(source if truth.frames is None else truth.frames)
             ),
         }
-    flow, seen = (truth.flow, None) if truth.flow is not None else metrics.estimate_flow(source)
-    row["warp_error"] = metrics.warp_error(edited, flow, seen)
+    flow, seen = (truth.flow, None) if truth.flow is not None else numbers.estimate_flow(source)
+    row["warp_error"] = numbers.warp_error(edited, flow, seen)
     if truth.masks is not None:
         if truth.masks.shape != source.shape[:3]:
             raise FzError(f"masks: got {truth.masks.shape}, expected one of the clip's size for each frame, {source.shape[:3]}.")
         row |= {
-            "psnr_background": metrics.psnr(edited, source, ~truth.masks),
-            "ssim_background": metrics.ssim(edited, source, ~truth.masks),
+            "psnr_background": numbers.psnr(edited, source, ~truth.masks),
+            "ssim_background": numbers.ssim(edited, source, ~truth.masks),
         }
     if truth.frames is not None:
-        row |= {"psnr_truth": metrics.psnr(edited, truth.frames), "ssim_truth": metrics.ssim(edited, truth.frames)}
-        row["psnr_truth_masked"] = metrics.psnr(edited, truth.frames, truth.masks) if truth.masks is not None else None
+        row |= {"psnr_truth": numbers.psnr(edited, truth.frames), "ssim_truth": numbers.ssim(edited, truth.frames)}
+        row["psnr_truth_masked"] = numbers.psnr(edited, truth.frames, truth.masks) if truth.masks is not None else None
     if prompts[0] == prompts[1]:
-        row["psnr_reconstruction"] = metrics.psnr(edited, source)
+        row["psnr_reconstruction"] = numbers.psnr(edited, source)
     return row
 
 
@@ -196,14 +196,9 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return out.getvalue()
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise FzError(message.removeprefix("argument "))
-
-
 @functools.lru_cache(maxsize=2)
 def load(path: str | None, tokenizer: str | None, miniature: bool) -> Any:
-    from fz.clip_weights import choose_clip
+    from fz.weights.clip import choose_clip
 
     return choose_clip(path, tokenizer, miniature)
 
@@ -231,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def answer(argv: list[str]) -> None:
-    from fz.media import atomic
+    from fz.clips.media import atomic
 
     given = build_parser().parse_args(argv)
     truth = read_truth(given.truth, given.masks, given.flow)

@@ -13,38 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fz import kernels
-from fz.errors import FzError, suggest
-from fz.layers import Operands, Site, TextContext
+from fz.frames import FrameIndex, frame_table
+from fz.model.layers import Operands, Site, TextContext
 
 MAP_STRIDE = 4  # masks come from the cross-attention whose feature map is 1/4 of the latent's side
 FUSED_FROM_STRIDE = 2  # the full-size level is never fused
-ABSOLUTE = ("first", "mid", "middle", "last")
-
-
-@dataclass(frozen=True)
-class FrameIndex:
-    """Which frames' keys and values a frame reads (eq. 8): integers relative to it (0 = own), words absolute.
-
-    Layers narrower than `least_channels` read their own frame only; so does an empty list.
-    """
-
-    entries: tuple[int | str, ...] = (0, "mid")
-    least_channels: int = 0
-
-    def __post_init__(self):
-        for entry in self.entries:
-            if not (entry in ABSOLUTE or (isinstance(entry, int) and not isinstance(entry, bool))):
-                expected = f"expected integers (relative) or one of {', '.join(ABSOLUTE)}"
-                raise FzError(f"frame index: got {entry!r}, {expected}.{suggest(str(entry), ABSOLUTE)}")
-
-    def table(self, site: Site, frames: int) -> Tensor:
-        """(F, R) int64: the frames that each frame attends to at this site. Relative frames are clipped at the ends of the clip."""
-        own = torch.arange(frames)
-        if site.channels < self.least_channels or not self.entries:
-            return own[:, None]
-        absolute = {"first": 0, "mid": (frames - 1) // 2, "middle": (frames - 1) // 2, "last": frames - 1}
-        columns = [torch.full_like(own, absolute[e]) if e in absolute else (own + e).clamp(0, frames - 1) for e in self.entries]
-        return torch.stack(columns, dim=1)
 
 
 @dataclass(frozen=True)
@@ -57,10 +30,6 @@ class Plain:
         if site.kind == "cross":
             return kernels.cross_attention(x.q(), x.k(), x.v())[0]
         return kernels.self_attention(x.q(), x.k(), x.v(), frame_table(self.frame_index, site, x))
-
-
-def frame_table(frame_index: FrameIndex, site: Site, x: Operands) -> Tensor:
-    return frame_index.table(site, x.shape[1]).to(x.tokens.device)
 
 
 @dataclass(frozen=True)

@@ -16,28 +16,30 @@ import torch
 from torch import Tensor, nn
 
 import fz
-from fz import cpu, kernels
+from fz import kernels
 from fz.baselines import METHODS, Method, Task
-from fz.budget import choose_store, keep_for, kept_for, pictures_at_once, wanted
 from fz.chunks import Chunks
-from fz.compiled import compile_step
-from fz.config import EditSettings, Settings
+from fz.clips.user_mask import read_mask
+from fz.clips.video import Video, read_clip
 from fz.ddim import CLEAN, Schedule
-from fz.diagnose import NotFinite
 from fz.edit import Kept, Source, invert, keep_nothing, reconstruct
 from fz.errors import FzError
-from fz.fusion import FrameIndex, Keep
-from fz.inversions import Inversion, digest, leading, model_digest
-from fz.machine import peak_memory, pick_device
+from fz.frames import FrameIndex
+from fz.fusion import Keep
 from fz.masks import foreground, paste_background
-from fz.offload import resident
-from fz.output import ResultFolder
-from fz.plan import Plan, plan_edit
-from fz.text import TextEncoder, Tokens
-from fz.unet import UNet
-from fz.user_mask import read_mask
-from fz.vae import VAE, decode_clip, encode_clip
-from fz.video import Clip, Video, read_clip
+from fz.memory.budget import choose_store, keep_for, kept_for, pictures_at_once, wanted
+from fz.memory.inversions import Inversion, digest, leading, model_digest
+from fz.memory.machine import peak_memory, pick_device
+from fz.memory.offload import resident
+from fz.model import fast_cpu
+from fz.model.compiled import compile_step
+from fz.model.finite import NotFinite
+from fz.model.unet import UNet
+from fz.model.vae import VAE, decode_clip, encode_clip
+from fz.prompts.plan import Plan, plan_edit
+from fz.prompts.text import TextEncoder, Tokens
+from fz.results.folder import ResultFolder
+from fz.settings.config import ClipSettings, EditSettings, Settings
 from fz.weights.load import Checkpoint, load_checkpoint
 
 
@@ -125,7 +127,7 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     latent_size = tuple(side // checkpoint.vae.config.stride for side in result.video.frames.shape[-2:])
     budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9)
     with timed(result, "prepare", device), resident(checkpoint.unet, device, settings.offload):
-        note(cpu.prepare(checkpoint.unet, latent_size, settings.chunk or len(result.video.frames), settings.conv, budget))
+        note(fast_cpu.prepare(checkpoint.unet, latent_size, settings.chunk or len(result.video.frames), settings.conv, budget))
     if settings.compile:
         note(compile_step(checkpoint.unet, device))
     embeddings = embed(checkpoint.text, settings, device)
@@ -307,7 +309,7 @@ def inversion_key(job: Job) -> str:
         [job.schedule.timesteps, [job.schedule.alpha_bar(t) for t in (CLEAN, *job.schedule.timesteps)]],
         dataclasses.asdict(job.frame_index),
         [settings.clip_norm, settings.chunk, settings.dtype, str(job.device), settings.compile],
-        [kernels.choose(job.device), cpu.signature(unet), torch.get_num_threads()],
+        [kernels.choose(job.device), fast_cpu.signature(unet), torch.get_num_threads()],
         [fz.__version__, torch.__version__],
     )
 
@@ -365,7 +367,7 @@ def read_video(settings: Settings, multiple: int, note: Callable[[str], None]) -
     return video
 
 
-def with_mask(plan: Plan, edit: EditSettings, clip: Clip, video: Video | None) -> Plan:
+def with_mask(plan: Plan, edit: EditSettings, clip: ClipSettings, video: Video | None) -> Plan:
     """The plan with the user's mask, if the edit has one."""
     if edit.mask is None or plan.fusion is None or video is None:
         return plan

@@ -13,18 +13,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fz.align import bare
 from fz.baselines import METHODS
-from fz.config import EditSettings, Settings
+from fz.clips.media import contact_sheet, overlay, to_uint8, write_png
 from fz.ddim import CLEAN, Schedule
 from fz.edit import Source, invert
 from fz.errors import FzError
 from fz.fusion import MAP_STRIDE, Fusion, blend_mask
-from fz.media import contact_sheet, overlay, to_uint8, write_png
-from fz.output import slug
-from fz.plan import Plan, plan_edit, weights
-from fz.run import answered
-from fz.text import Tokens
+from fz.prompts.align import bare
+from fz.prompts.plan import Plan, plan_edit, weights
+from fz.prompts.text import Tokens
+from fz.results.folder import slug
+from fz.settings.config import EditSettings, Settings
+from fz.shell import answered
 
 MAP_STEPS, TAU = 4, 0.3
 
@@ -113,7 +113,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], int]:
 def word_maps(settings: Settings, map_steps: int, say: Callable[[str], None]) -> tuple[Tensor, Tensor, tuple[int, int]]:
     """(frames (F, 3, H, W), the source's cross-attention averaged over heads, layers and steps (F, N, 77), (h, w) of its N tokens)."""
     from fz import pipeline
-    from fz.machine import pick_device
+    from fz.memory.machine import pick_device
 
     device = pick_device(settings.device)
     if settings.threads:
@@ -155,11 +155,11 @@ def write_pictures(
 
 
 def answer(argv: list[str]) -> None:
-    from fz import cli
     from fz.run import text_of
+    from fz.settings.parse import parse
 
     rest, map_steps = split(argv)
-    settings = cli.parse([*rest, "--list-words"]).settings
+    settings = parse([*rest, "--list-words"]).settings
     if settings is None:
         raise FzError("prompt: got no sentences, expected --source 'a red car on sand' --target 'a blue car on sand'.")
     text, steps = text_of(settings), settings.steps

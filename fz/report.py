@@ -1,7 +1,7 @@
 """The command line, `python -m fz.report FOLDER`: one page, report.html, of a run's folder, to be looked at anywhere without anything else.
 
-It gathers what `fz.output` wrote: clips, attention and masks (the tiles of their contact sheets), settings, and metrics measured now.
-How the page looks and works is `fz.report_page`'s question.
+It gathers what `fz.results.folder` wrote: clips, attention and masks (the tiles of their contact sheets), settings, and metrics measured now.
+How the page looks and works is `fz.results.page`'s question.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fz.command import command
+from fz.clips.media import atomic
 from fz.evaluate import CLIP_HELP, TITLES, Parser, clip_for, measure_folder, picture, read_frames, shown
-from fz.media import atomic
-from fz.output import read_run, slug
-from fz.run import answered
+from fz.results.folder import read_run, slug
+from fz.settings.command import command
+from fz.shell import answered
 
 NAME = "report.html"
 LARGEST = 5_000_000  # bytes
@@ -35,7 +35,7 @@ MOST_MASKS = 100  # of all edits'
 
 
 def write_report(folder: str | Path, clip: Any = None) -> Path:
-    """Write FOLDER/report.html, return its path. clip: a `fz.clip.Clip` for its metrics. Raises FzError unless the run is finished."""
+    """Write FOLDER/report.html, return its path. clip: a `fz.model.clip_vision.Clip` for its metrics. Raises FzError unless the run is finished."""
     folder = Path(folder)
     rows = measure_folder(folder, clip)
     run = read_run(folder)
@@ -127,7 +127,7 @@ def data_uri(image: Image.Image, form: str, quality: int) -> str:
 
 
 def fill_page(content: Mapping[str, Any], run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folder: Path) -> bytes:
-    from fz.report_page import PAGE
+    from fz.results.page import PAGE
 
     settings = run["settings"]
     lenient = any(edit.get("lenient") for edit in settings["edits"])

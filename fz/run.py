@@ -1,6 +1,6 @@
 """The command line, `python -m fz.run`: edit a clip, show what is going on, answer every mistake in one line.
 
-Flags are read in `fz.cli`, the work is `fz.pipeline.run`. Exit codes: 0 done, 1 a bug, 2 something that the user can put right, 130
+Flags are read in `fz.settings.parse`, the work is `fz.pipeline.run`. Exit codes: 0 done, 1 a bug, 2 something that the user can put right, 130
 interrupted.
 """
 
@@ -10,8 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from fz.errors import FzError
-
-MEMORY = "out of memory. Use fewer --frames, a smaller --size, --chunk 8, --store recompute, or --dtype float16 on a GPU."
+from fz.shell import answered
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,34 +20,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return answered(lambda: answer(argv), goes_on, debug="--debug" in argv)
 
 
-def answered(work: Callable[[], object], goes_on: str = "", debug: bool = False) -> int:
-    """Do a command's work and return its exit code; what stops it is said in one line.
-
-    goes_on: what 'interrupted.' is followed by. debug: errors are raised.
-    """
-    try:
-        work()
-        return 0
-    except SystemExit as stop:  # argparse's --help and --version
-        return stop.code if isinstance(stop.code, int) else 0
-    except KeyboardInterrupt:
-        say_error(f"interrupted. {goes_on}".rstrip())
-        return 130
-    except Exception as error:
-        if debug:
-            raise
-        line, code = explain(error)
-        say_error(line)
-        return code
-
-
 def answer(argv: list[str]) -> None:
     # transformers warns of long prompts, which fz answers itself
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # torch takes seconds to import: inside, so that Ctrl-C is answered then too
-    from fz import cli
+    from fz.settings.parse import parse
 
-    request = cli.parse(argv)
+    request = parse(argv)
     if request.list_words:
         list_words(request.settings)
         return
@@ -61,7 +39,7 @@ def answer(argv: list[str]) -> None:
         return  # a dry run
     if request.sweep:
         from fz.evaluate import table
-        from fz.sweep import write_sweep
+        from fz.settings.sweep import write_sweep
 
         print(table(write_sweep(result, request.sweep, clip), label="label"))
         print(f"in {result.out}/sweep.png, .json and .csv")
@@ -72,31 +50,12 @@ def answer(argv: list[str]) -> None:
 
 
 def judge(request):
-    """The `fz.clip.Clip` that a sweep's or a report's metrics are by, if there is one."""
+    """The `fz.model.clip_vision.Clip` that a sweep's or a report's metrics are by, if there is one."""
     if not request.sweep and not request.clip:
         return None
-    from fz.clip_weights import choose_clip
+    from fz.weights.clip import choose_clip
 
     return choose_clip(request.clip, miniature=request.settings.checkpoint is None)
-
-
-def explain(error: Exception) -> tuple[str, int]:
-    """(one line for the user, exit code)."""
-    text = " ".join(str(error).split())
-    if isinstance(error, FzError):
-        return text, 2
-    # torch: OutOfMemoryError on GPUs, a RuntimeError of the allocator on the CPU
-    signs = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "storage size calculation overflowed")
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text.lower() for sign in signs)):
-        return MEMORY, 2
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}. Expected a file or folder that can be used, and space on the disk.", 2
-    return f"{type(error).__name__}: {text[:300]} - this is a bug; --debug shows the traceback.", 1
-
-
-def say_error(line: str) -> None:
-    print(f"fz: {line}", file=sys.stderr, flush=True)
 
 
 def bars():
@@ -138,7 +97,7 @@ def text_of(settings):
     """A TextEncoder of the checkpoint's tokenizer alone: it has tokens of prompts, no embeddings."""
     from pathlib import Path
 
-    from fz.text import TextEncoder
+    from fz.prompts.text import TextEncoder
     from fz.weights.load import load_tokenizer
     from fz.weights.source import find_tokenizer
 

@@ -1,7 +1,7 @@
 """`python -m fz.tune --video CLIP --prompt TEXT --out DIR`: tune a Stable Diffusion on one clip, for edits of shape.
 
 DIR is then a checkpoint: `python -m fz.run --checkpoint DIR --video CLIP …`. Beside it are loss.csv, loss.png and samples. The same command
-goes on where it was stopped. --config takes a released tuning YAML; flags are over it. What is trained, and how, is `fz.tuning`.
+goes on where it was stopped. --config takes a released tuning YAML; flags are over it. What is trained, and how, is `fz.tuning.trainer`.
 """
 
 import argparse
@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fz import flags, released, tree
-from fz.cli import unknown
 from fz.errors import FzError
-from fz.run import answered
-from fz.video import Clip
+from fz.settings import flags, released, tree
+from fz.settings.config import ClipSettings
+from fz.shell import Parser, answered, unknown
 
 RECIPES = ("tune-a-video", "fatezero")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -39,7 +38,7 @@ PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "no": "float32", None: "flo
 class TuneSettings:
     """All of a tuning. rate None: the recipe's. class_images: pictures of the same kind of thing, so that it is not forgotten."""
 
-    clip: Clip
+    clip: ClipSettings
     prompt: str
     out: str
     checkpoint: str | None = None
@@ -74,7 +73,7 @@ FREE = ("out", "steps", "sample_prompts", "sample_every", "sample_steps", "guida
 
 
 def parser() -> argparse.ArgumentParser:
-    out = flags.Parser(
+    out = Parser(
         prog="python -m fz.tune", description=__doc__.split("\n\n")[1], allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
 
@@ -154,7 +153,7 @@ def parse(argv: Sequence[str]) -> tuple[TuneSettings, list[str]]:
             raise FzError(f"{name}: got none, expected one, as {example}.")
     top = {name: value for name, value in values.items() if not name.startswith("clip.")}
     top["sample_prompts"] = tuple(top.get("sample_prompts", ()))
-    settings = TuneSettings(Clip(**clip), **top)
+    settings = TuneSettings(ClipSettings(**clip), **top)
     if settings.rate is not None and not 0 < settings.rate < 1:
         raise FzError(f"rate: got {settings.rate}, expected a number between 0 and 1, as 3e-5.")
     if (settings.class_images is None) != (settings.class_prompt is None):
@@ -219,16 +218,16 @@ def tune(settings: TuneSettings, say: Any = print) -> dict[str, float]:
     """Tune and write the folder; returns the loss on the fixed draws, 'untuned' and 'tuned'. Goes on with what is in the folder."""
     import torch
 
-    from fz import tuning
-    from fz.budget import free_memory
+    from fz.clips.media import write_json
+    from fz.clips.video import read_clip
     from fz.ddim import Schedule
-    from fz.inversions import model_digest
-    from fz.machine import pick_device
-    from fz.media import write_json
-    from fz.tuned_folder import write_tuned
-    from fz.vae import encode_clip
-    from fz.video import read_clip
+    from fz.memory.budget import free_memory
+    from fz.memory.inversions import model_digest
+    from fz.memory.machine import pick_device
+    from fz.model.vae import encode_clip
+    from fz.tuning import trainer as tuning
     from fz.weights.load import load_checkpoint
+    from fz.weights.write import write_tuned
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -347,7 +346,7 @@ def save(out: Path, tuner: Any) -> None:
     """The state from which the same command goes on, and the losses up to now."""
     import torch
 
-    from fz.media import atomic
+    from fz.clips.media import atomic
 
     with atomic(out / "state.pt") as part:
         torch.save(tuner.state(), part)
@@ -361,7 +360,7 @@ def draw_losses(path: Path, losses: Sequence[float], size: tuple[int, int] = (64
     import numpy as np
     from PIL import Image, ImageDraw
 
-    from fz.media import write_png
+    from fz.clips.media import write_png
 
     width, height = size
     picture = Image.new("RGB", size, "white")
@@ -385,11 +384,11 @@ def write_samples(out: Path, checkpoint: Any, settings: TuneSettings, lesson: An
     """samples/STEP-N.gif: the inverted clip sampled plainly under each sample prompt."""
     if not settings.sample_prompts:
         return
+    from fz.clips.media import to_uint8, write_gif
     from fz.ddim import CLEAN, Schedule
     from fz.edit import Source, edit, invert
-    from fz.media import to_uint8, write_gif
-    from fz.tuning import ANCHORS
-    from fz.vae import decode_clip
+    from fz.model.vae import decode_clip
+    from fz.tuning.trainer import ANCHORS
 
     schedule = Schedule.of(checkpoint.scheduler, settings.sample_steps)
     source = invert(checkpoint.unet, Source(lesson.embedding, {CLEAN: lesson.z}), schedule, ANCHORS)

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from fz import align
 from fz.errors import FzError
-from fz.text import LENGTH, TextEncoder
+from fz.prompts import align
+from fz.prompts.text import LENGTH, TextEncoder
 from fz.weights.load import load_tokenizer
 
 # curly quotes and &amp;: the released tokenizer cleans them, transformers' does not

@@ -11,25 +11,26 @@ from random_weights import numbers
 from test_edit import FRAMES, SCHEDULE, STEPS, Z0, edited, fusion, inverted, unet  # noqa: F401
 
 from fz import mini
-from fz.applications import enhanced, target_of, without
-from fz.cli import parse
-from fz.command import command
-from fz.config import EditSettings, build
+from fz.clips.user_mask import read_mask
+from fz.clips.video import read_clip
 from fz.ddim import CLEAN
 from fz.edit import self_masks
 from fz.errors import FzError
-from fz.fusion import FrameIndex, Fuser, surroundings
-from fz.layers import Site
+from fz.frames import FrameIndex
+from fz.fusion import Fuser, surroundings
 from fz.masks import foreground, paste_background, reduced
 from fz.mini import evaluate, measure
 from fz.mini.data import as_given
 from fz.mini.world import counterfactual
-from fz.output import as_json
-from fz.plan import plan_edit
+from fz.model.layers import Site
+from fz.prompts.plan import plan_edit
+from fz.prompts.text import TextEncoder
+from fz.results.folder import as_json
 from fz.run import main
-from fz.text import TextEncoder
-from fz.user_mask import read_mask
-from fz.video import Clip, Crop, read_clip
+from fz.settings.applications import enhanced, target_of, without
+from fz.settings.command import command
+from fz.settings.config import ClipSettings, Crop, EditSettings, build
+from fz.settings.parse import parse
 from fz.weights.load import load_tokenizer
 from fz.weights.source import find_tokenizer
 
@@ -317,7 +318,7 @@ def pictures(folder, arrays):
 def test_masks_are_cut_and_chosen_as_the_clip_is(tmp_path):
     rng = np.random.default_rng(0)
     drawn = [(rng.random((6, 10)) < 0.5).repeat(8, 0).repeat(8, 1).astype(np.uint8) * 255 for _ in range(7)]
-    clip = Clip(pictures(tmp_path / "clip", [np.stack([m] * 3, -1) for m in drawn]), 3, start=1, every=2, size=32, crop=Crop(8, 0, 0, 8))
+    clip = ClipSettings(pictures(tmp_path / "clip", [np.stack([m] * 3, -1) for m in drawn]), 3, start=1, every=2, size=32, crop=Crop(8, 0, 0, 8))
     video = read_clip(clip, 32)
     expected = (video.frames.mean(1) > 0).float()
     long = read_mask(pictures(tmp_path / "long", drawn), clip, video)

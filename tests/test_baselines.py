@@ -9,21 +9,24 @@ import torch
 from random_weights import numbers, randomize, relative
 from safetensors.torch import load_file
 
-from fz import cli, config, mini
+from fz import mini
 from fz.baselines import METHODS, Task
 from fz.baselines.ddim import ddim
 from fz.baselines.null_p2p import Frames, null_p2p, null_text, optimise_frames
 from fz.baselines.pnp import Injected, InjectedResidual, injected_block, injected_sites, pnp
 from fz.baselines.sdedit import add_noise, sdedit
-from fz.config import ABLATIONS, EditSettings, Settings
+from fz.clips.video import read_clip
 from fz.ddim import CLEAN, Schedule, ddim_inverse_step, ddim_step
 from fz.edit import Source, edit, guide, invert, reconstruct
-from fz.fusion import FrameIndex, Fusion, LatentBlend, Plain
-from fz.layers import TextContext
+from fz.frames import FrameIndex
+from fz.fusion import Fusion, LatentBlend, Plain
+from fz.model.layers import TextContext
+from fz.model.unet import UNet, UNetConfig
+from fz.model.vae import encode_clip
 from fz.run import main
-from fz.unet import UNet, UNetConfig
-from fz.vae import encode_clip
-from fz.video import Clip, read_clip
+from fz.settings import config
+from fz.settings.config import ABLATIONS, ClipSettings, EditSettings, Settings
+from fz.settings.parse import parse
 from fz.weights.load import load_checkpoint
 
 STEPS, FRAMES, WORDS = 4, 2, 77
@@ -184,7 +187,7 @@ def miniature():
     """The bundled model, a frame of its example, the embeddings of its source and of an empty prompt."""
     checkpoint, words = load_checkpoint(mini.checkpoint()), mini.example()
     checkpoint.unet.requires_grad_(False)
-    frame = read_clip(Clip(words["clip.path"], frames=1, size=64), 64).frames
+    frame = read_clip(ClipSettings(words["clip.path"], frames=1, size=64), 64).frames
     with torch.no_grad():
         z_0 = encode_clip(checkpoint.vae.float(), frame)
     return checkpoint.unet.float(), z_0, *checkpoint.text.encode([words["source"], ""])
@@ -415,12 +418,12 @@ RUN = ["--checkpoint", "model", "--video", "clip.mp4", "--source", "a silver jee
 )
 def test_an_ablation_changes_its_settings_only(name, changes, edit):
     assert name in ABLATIONS
-    plain = cli.parse(RUN).settings
+    plain = parse(RUN).settings
     edits = tuple(dataclasses.replace(e, **edit) for e in plain.edits)
-    ablated = cli.parse([*RUN, "--ablate", name]).settings
+    ablated = parse([*RUN, "--ablate", name]).settings
     assert ablated == dataclasses.replace(plain, **changes, edits=edits) and ablated != plain
     # over the other flags, whatever their order and number
-    assert cli.parse(["--ablate", name, *RUN, "--self-replace.0", "0.4", "--self-replace.1", "0.3"]).settings.edits[0].self_replace == (
+    assert parse(["--ablate", name, *RUN, "--self-replace.0", "0.4", "--self-replace.1", "0.3"]).settings.edits[0].self_replace == (
         edit.get("self_replace", (0.0, 0.4))
     )
 

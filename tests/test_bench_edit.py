@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench import edit as bench
-from fz.unet import UNet, UNetConfig
+from fz.model.unet import UNet, UNetConfig
 
 
 @pytest.fixture(scope="module")

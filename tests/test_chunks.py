@@ -9,17 +9,18 @@ import torch
 from random_weights import numbers, randomize, relative
 from safetensors.torch import load_file
 
-from fz.budget import live_maps
 from fz.chunks import Chunks, order
-from fz.config import build
 from fz.ddim import CLEAN, Schedule
 from fz.edit import Source, edit, invert
 from fz.errors import FzError
-from fz.fusion import Enough, FrameIndex, Fuser, Fusion, Keep, LatentBlend, Plain, Recorder
-from fz.layers import TextContext
+from fz.frames import FrameIndex
+from fz.fusion import Enough, Fuser, Fusion, Keep, LatentBlend, Plain, Recorder
+from fz.memory.budget import live_maps
+from fz.memory.kept import KeptInMemory
+from fz.model.layers import TextContext
+from fz.model.unet import Temporal, UNet, UNetConfig
 from fz.run import main
-from fz.store import KeptInMemory
-from fz.unet import Temporal, UNet, UNetConfig
+from fz.settings.config import build
 
 WORDS, FRAMES, SIDE = 77, 5, 16
 SHAPE = dict(block_out_channels=(16, 32, 32, 32), layers_per_block=1, heads=(2, 2, 2, 2), cross_attention_dim=24, norm_num_groups=8)
@@ -169,14 +170,15 @@ def test_anchors_run_first_and_nothing_runs_twice():
 PEAK = """
 import sys
 import torch
-from fz import cpu
+from fz.model import fast_cpu
 from fz.chunks import Chunks
-from fz.fusion import FrameIndex, Plain
-from fz.layers import TextContext
-from fz.machine import peak_memory
-from fz.unet import UNet, UNetConfig
+from fz.frames import FrameIndex
+from fz.fusion import Plain
+from fz.model.layers import TextContext
+from fz.memory.machine import peak_memory
+from fz.model.unet import UNet, UNetConfig
 torch.set_num_threads(1)
-cpu.keep_freed_memory()
+fast_cpu.keep_freed_memory()
 frames, chunk, clip_norm = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "clip"
 torch.manual_seed(0)
 config = UNetConfig(block_out_channels=(32, 32, 32, 32), layers_per_block=1, heads=(2,) * 4, cross_attention_dim=24, norm_num_groups=8)

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import fz
-from fz import cli, flags, kernels, run
-from fz.config import EditSettings, Settings
+from fz import kernels, run
 from fz.errors import FzError
 from fz.run import main
-from fz.video import Clip, Crop
+from fz.settings import flags
+from fz.settings.config import ClipSettings, Crop, EditSettings, Settings
+from fz.settings.parse import parse
 
 BASE = ["--checkpoint", "model", "--video", "clip.mp4", "--source", "a silver jeep", "--target", "a red jeep"]
 YAML = """
@@ -38,7 +39,7 @@ def _own_cache_and_threads(tmp_path_factory, monkeypatch):
 
 
 def settings_of(*argv):
-    return cli.parse([*BASE, *argv]).settings
+    return parse([*BASE, *argv]).settings
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def config(tmp_path):
 
 
 def test_flags_alone_are_the_defaults():
-    expected = Settings(Clip("clip.mp4"), "a silver jeep", (EditSettings("a red jeep"),), checkpoint="model")
+    expected = Settings(ClipSettings("clip.mp4"), "a silver jeep", (EditSettings("a red jeep"),), checkpoint="model")
     assert settings_of() == expected
 
 
@@ -142,7 +143,7 @@ def test_several_targets_and_flags_of_one():
 def test_every_setting_has_a_flag():
     settable = {flag.setting for group in flags.FLAGS.values() for flag in group}
     names = {f.name for f in dataclasses.fields(Settings)} - {"clip", "edits", "notes"}
-    names |= {f"clip.{f.name}" for f in dataclasses.fields(Clip)}
+    names |= {f"clip.{f.name}" for f in dataclasses.fields(ClipSettings)}
     names |= {f.name for f in dataclasses.fields(EditSettings)} - {"lenient", "cross_replace_words"}
     assert names <= settable
 
@@ -151,18 +152,18 @@ def test_every_setting_has_a_flag():
 
 
 def test_preset_over_released_defaults(config):
-    settings = cli.parse([*config, "--edit", "shape"]).settings
+    settings = parse([*config, "--edit", "shape"]).settings
     assert [e.align for e in settings.edits] == ["auto", "refine"]  # the second's is the YAML's
     assert [e.threshold for e in settings.edits] == [0.3, 0.3]
 
 
 def test_yaml_over_preset(config):
-    settings = cli.parse([*config, "--edit", "shape"]).settings
+    settings = parse([*config, "--edit", "shape"]).settings
     assert [e.cross_replace for e in settings.edits] == [(0, 0.5), (0, 0.6)]
 
 
 def test_flags_over_yaml(config):
-    settings = cli.parse([*config, "--guidance", "3", "--self-replace", "0.1", "--cross-replace.1", "0.2", "--frames", "2"]).settings
+    settings = parse([*config, "--guidance", "3", "--self-replace", "0.1", "--cross-replace.1", "0.2", "--frames", "2"]).settings
     assert (settings.guidance, settings.clip.frames, settings.clip.path) == (3, 2, "frames")
     assert [e.self_replace for e in settings.edits] == [(0, 0.1), (0, 0.1)]
     assert [e.cross_replace for e in settings.edits] == [(0, 0.5), (0, 0.2)]
@@ -170,7 +171,7 @@ def test_flags_over_yaml(config):
 
 
 def test_set_over_flags(config):
-    settings = cli.parse(
+    settings = parse(
         [*config, "--guidance", "3", "--steps", "9", "--self-replace", "0.1", "--set", "editing_config.guidance_scale=5",
          "--set", "editing_config.p2p_config.1.self_replace_steps=0.9"]
     ).settings  # fmt: skip
@@ -180,9 +181,9 @@ def test_set_over_flags(config):
 
 def test_set_of_targets_over_target_flags(config):
     prompts = "editing_config.editing_prompts=[a green jeep, a black jeep]"
-    settings = cli.parse([*config, "--target", "a blue jeep", "--set", prompts]).settings
+    settings = parse([*config, "--target", "a blue jeep", "--set", prompts]).settings
     assert [e.target for e in settings.edits] == ["a green jeep", "a black jeep"]
-    settings = cli.parse([*config, "--target", "a blue jeep"]).settings
+    settings = parse([*config, "--target", "a blue jeep"]).settings
     assert [(e.target, e.self_replace) for e in settings.edits] == [("a blue jeep", (0, 0.4))]
 
 
@@ -193,13 +194,13 @@ def test_set_without_config():
 
 
 def test_same_settings_by_flags_and_by_config(config):
-    by_flags = cli.parse(
+    by_flags = parse(
         ["--checkpoint", "ckpt", "--video", "frames", "--frames", "4", "--source", "a silver jeep", "--target", "a red jeep",
          "--target", "watercolor painting of a silver jeep", "--guidance", "9", "--steps", "20", "--frame-index", "-1,first",
          "--replace.0", "--refine.1", "--cross-replace.0", "0.5", "--cross-replace.1", "0.6", "--self-replace.0", "0.4",
          "--self-replace.1", "0.7"]
     ).settings  # fmt: skip
-    by_config = cli.parse(config).settings
+    by_config = parse(config).settings
     strict = tuple(dataclasses.replace(e, lenient=False) for e in by_config.edits)
     assert dataclasses.replace(by_config, edits=strict) == by_flags
 
@@ -297,7 +298,7 @@ def test_python_does_what_the_command_line_does(shared, tmp_path):
 
     argv = [*real(shared), "--save-latents", "--out"]
     assert main([*argv, str(tmp_path / "a")]) == 0
-    result = run_settings(cli.parse([*argv, str(tmp_path / "b")]).settings)
+    result = run_settings(parse([*argv, str(tmp_path / "b")]).settings)
     ours, theirs = (load_file(tmp_path / side / "latents.safetensors") for side in "ab")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
     assert torch.equal(result.edits[0].latents[-1], ours["edited.0.002"])
@@ -334,23 +335,23 @@ def test_words_that_the_miniature_knows(capsys):
 
 
 def test_words_that_the_miniature_does_not_know_are_named():
-    notes = cli.parse(["--source", "A red car, moving on the sand", "--target", "a blu car moving on the planet"]).settings.notes
+    notes = parse(["--source", "A red car, moving on the sand", "--target", "a blu car moving on the planet"]).settings.notes
     assert notes == (
         "the miniature does not know 'blu'. Did you mean 'blue'? --list-words tells what it knows.",
         "the miniature does not know 'planet'. --list-words tells what it knows.",
     )
-    assert not cli.parse(["--target", "a “blue” car – moving on the sand…"]).settings.notes
-    assert not cli.parse([]).settings.notes and not settings_of().notes  # other checkpoints know more
+    assert not parse(["--target", "a “blue” car – moving on the sand…"]).settings.notes
+    assert not parse([]).settings.notes and not settings_of().notes  # other checkpoints know more
 
 
 def test_without_flags_the_example_of_the_miniature():
     from fz import mini
 
-    settings = cli.parse([]).settings
+    settings = parse([]).settings
     assert settings.checkpoint is None and settings.clip.path == mini.example()["clip.path"]
     assert settings.clip.size == mini.DEFAULTS["clip.size"] and settings.edits[0].target == mini.example()["edits.0.target"]
     # what is said is over the example, and another checkpoint has no part of it
-    assert cli.parse(["--target", "a green car"]).settings.edits[0].target == "a green car"
+    assert parse(["--target", "a green car"]).settings.edits[0].target == "a green car"
     assert settings_of().clip.size == 512
 
 

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from fz.clip import Preprocess
-from fz.clip_weights import load_clip, translate
 from fz.errors import FzError
 from fz.mini.words import write_tokenizer
+from fz.model.clip_vision import Preprocess
+from fz.weights.clip import load_clip, translate
 
 SHAPES = {
     # patch sizes and odd grids as ViT-B/32 and L/14 have them, narrow

@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fz import cpu, gemm
-from fz.layers import GEGLU, Conv3x3, Linear, TextContext
-from fz.unet import UNet, UNetConfig
-from fz.winograd import Winograd
+from fz.kernels import gemm
+from fz.kernels.winograd import Winograd
+from fz.model import fast_cpu
+from fz.model.layers import GEGLU, Conv3x3, Linear, TextContext
+from fz.model.unet import UNet, UNetConfig
 
 CONFIG = UNetConfig(block_out_channels=(32, 64, 64), heads=(4, 4, 4), cross_attention_dim=48, norm_num_groups=8,
                     down_attention=(True, True, False), up_attention=(False, True, True))  # fmt: skip
@@ -25,7 +26,7 @@ def unet():
 def test_winograd_is_the_convolution(monkeypatch, m, bound, h, w, onednn):
     if onednn and not gemm.onednn_gain():
         pytest.skip("this PyTorch has no packed product")
-    monkeypatch.setattr("fz.winograd.prefers_onednn", lambda: onednn)
+    monkeypatch.setattr("fz.kernels.winograd.prefers_onednn", lambda: onednn)
     torch.manual_seed(0)
     x = torch.randn(3, 24, h, w).contiguous(memory_format=torch.channels_last)
     weight, bias = torch.randn(40, 24, 3, 3), torch.randn(40)
@@ -53,17 +54,17 @@ def test_a_prepared_unet_gives_the_same_noise(unet, conv):
     z, text = torch.randn(2, 3, 4, 16, 24), TextContext(torch.randn(2, 77, 48))
     with torch.no_grad():
         plain = unet(z, 500, text)
-        line = cpu.prepare(unet, (16, 24), 3, conv)
+        line = fast_cpu.prepare(unet, (16, 24), 3, conv)
         fast = unet(z, 500, text)
         assert ((fast - plain).norm() / plain.norm()).item() < 2e-5
-        cpu.unpack(unet)
+        fast_cpu.unpack(unet)
         assert torch.equal(unet(z, 500, TextContext(text.embedding)), plain)
     assert ("Winograd" in line) == (conv == "auto")
 
 
 def test_winograd_spends_no_more_than_its_budget(unet):
     def spent(budget):
-        chosen = cpu.choose(cpu.convolutions(unet, (32, 32)), 8, budget)
+        chosen = fast_cpu.choose(fast_cpu.convolutions(unet, (32, 32)), 8, budget)
         return sum(site.bytes(m) for site, m in chosen), len(chosen)
 
     everything, sites = spent(10**12)
@@ -80,7 +81,7 @@ def test_sizes_of_the_convolutions_are_those_of_the_forward_pass(unet):
             module.register_forward_hook(lambda m, args, out, name=name: seen.__setitem__(m, out.shape[-2:]))
     with torch.no_grad():
         unet(torch.randn(1, 2, 4, 16, 24), 1, TextContext(torch.randn(1, 77, 48)))
-    for site in cpu.convolutions(unet, (16, 24)):
+    for site in fast_cpu.convolutions(unet, (16, 24)):
         assert seen[site.conv] == (site.h, site.w)
 
 
@@ -93,5 +94,5 @@ def test_gradients_take_the_plain_layers(unet):
         return unet.mid_block.resnets[0].conv1.weight.grad.clone()
 
     plain = gradient()
-    cpu.prepare(unet, (16, 16), 2)
+    fast_cpu.prepare(unet, (16, 16), 2)
     assert torch.equal(gradient(), plain)

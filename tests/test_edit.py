@@ -5,11 +5,12 @@ import torch
 
 from fz.ddim import CLEAN, Schedule
 from fz.edit import KeptNowhere, Source, edit, guide, invert, reconstruct
-from fz.fusion import FrameIndex, Fusion, LatentBlend, Plain
-from fz.inversions import Inversion, digest, leading, prune
-from fz.layers import TextContext
-from fz.store import KeptInMemory, KeptOnDisk, StepLog
-from fz.unet import UNet, UNetConfig
+from fz.frames import FrameIndex
+from fz.fusion import Fusion, LatentBlend, Plain
+from fz.memory.inversions import Inversion, digest, leading, prune
+from fz.memory.kept import KeptInMemory, KeptOnDisk, StepLog
+from fz.model.layers import TextContext
+from fz.model.unet import UNet, UNetConfig
 
 WORDS, STEPS, FRAMES = 77, 5, 3
 CONFIG = UNetConfig(block_out_channels=(16, 32, 32, 32), layers_per_block=1, heads=(2, 2, 2, 2), cross_attention_dim=24, norm_num_groups=8)
@@ -79,7 +80,7 @@ def test_operands_that_another_edit_lacks_are_computed(unet):
 
 
 def test_half_precision_operands_are_close(unet):
-    from fz.budget import wanted
+    from fz.memory.budget import wanted
 
     source = Source(SOURCE, latents={CLEAN: Z0}, kept=KeptInMemory())
     invert(unet, source, SCHEDULE, INDEX, wanted([fusion()], "float16"))
@@ -202,8 +203,8 @@ def test_reconstruction_attention_is_another_source(unet):
 
 
 def test_half_written_files_of_a_killed_run_are_removed(tmp_path):
-    from fz.config import build
-    from fz.output import ResultFolder
+    from fz.results.folder import ResultFolder
+    from fz.settings.config import build
 
     parts = [tmp_path / ".edit-0.mp4.123.part", tmp_path / "frames" / ".edit-0.123.part" / "00000.png"]
     for part in parts:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fz import media, pipeline
+from fz import pipeline
+from fz.clips import media
 from fz.run import main
 
 SOURCE, TARGET = "a silver jeep on a road", "a red jeep on a road"

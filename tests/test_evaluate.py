@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import save_file
 
 from fz import evaluate
-from fz.media import write_pngs
+from fz.clips.media import write_pngs
 
 SHAPE = (4, 32, 48, 3)
 

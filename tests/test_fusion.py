@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from fz.errors import FzError
-from fz.fusion import FrameIndex, Fuser, Fusion, Keep, LatentBlend, Plain, Recorder, blend_mask
-from fz.layers import Attention, Operands, Site, TextContext
+from fz.frames import FrameIndex
+from fz.fusion import Fuser, Fusion, Keep, LatentBlend, Plain, Recorder, blend_mask
+from fz.model.layers import Attention, Operands, Site, TextContext
 
 FRAMES, SIDE, CHANNELS, HEADS, WORDS, CONTEXT = 3, 4, 16, 2, 77, 8
 STEPS, STEP = 10, 4

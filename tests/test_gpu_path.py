@@ -6,16 +6,18 @@ from random_weights import numbers, randomize, relative
 from safetensors.torch import load_file
 from torch import nn
 
-from fz import budget, kernels
-from fz.compiled import cannot, compile_layers, compile_step
+from fz import kernels
 from fz.ddim import CLEAN, Schedule
 from fz.edit import Source, edit, invert
-from fz.fusion import FrameIndex, Fusion, Keep, Plain
-from fz.layers import FeedForward, Ranks, ResnetBlock, TextContext
-from fz.offload import Copier, KeptInRam, resident
+from fz.frames import FrameIndex
+from fz.fusion import Fusion, Keep, Plain
+from fz.memory import budget
+from fz.memory.offload import Copier, KeptInRam, resident
+from fz.model.compiled import cannot, compile_layers, compile_step
+from fz.model.layers import FeedForward, Ranks, ResnetBlock, TextContext
+from fz.model.unet import UNet, UNetConfig, sinusoidal
+from fz.model.vae import VAE, VAEConfig, decode_clip, encode_clip
 from fz.run import main
-from fz.unet import UNet, UNetConfig, sinusoidal
-from fz.vae import VAE, VAEConfig, decode_clip, encode_clip
 
 CPU = torch.device("cpu")
 WORDS, FRAMES = 77, 3
@@ -137,7 +139,7 @@ def test_what_is_kept_in_ram_edits_to_the_same_bits(unet):
 
 
 def test_the_offloaded_store_is_chosen(tmp_path):
-    from fz.store import KeptInMemory
+    from fz.memory.kept import KeptInMemory
 
     assert isinstance(budget.kept_for("memory", tmp_path, (9, 3), CPU, print, offload=True), KeptInRam)
     assert isinstance(budget.kept_for("memory", tmp_path, (9, 3), CPU, print), KeptInMemory)

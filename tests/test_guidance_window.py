@@ -4,9 +4,9 @@ import pytest
 import torch
 from test_edit import CONFIG, FRAMES, edited, equal, fusion, inverted
 
-from fz.config import build
 from fz.errors import FzError
-from fz.unet import UNet
+from fz.model.unet import UNet
+from fz.settings.config import build
 
 
 @pytest.fixture(scope="module")

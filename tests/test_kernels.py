@@ -256,8 +256,8 @@ def allocations(run) -> list[int]:
 @pytest.mark.parametrize("index", ([0, "mid"], [-1, "first"], ["mid"]), ids=str)
 @pytest.mark.parametrize("pattern", ("plain", "none", "random", "no mask"))
 def test_torch_makes_no_temporary_larger_than_an_operand(index, pattern):
-    from fz.fusion import FrameIndex
-    from fz.layers import Site
+    from fz.frames import FrameIndex
+    from fz.model.layers import Site
 
     f, tokens, heads, d = 8, 256, 8, 40
     frames = FrameIndex(tuple(index)).table(Site("x", "self", 2, heads * d), f)

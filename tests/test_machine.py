@@ -9,9 +9,9 @@ import pytest
 import torch
 from processes import alive
 
-from fz.machine import peak_memory
+from fz.memory.machine import peak_memory
 
-PEAK = "import torch; from fz.machine import peak_memory; print(peak_memory(torch.device('cpu')))"
+PEAK = "import torch; from fz.memory.machine import peak_memory; print(peak_memory(torch.device('cpu')))"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system's own figure is taken")
@@ -30,7 +30,7 @@ def test_peak_memory_grows_with_what_is_held():
 POOL = """
 import multiprocessing, time
 from concurrent.futures import ProcessPoolExecutor
-from fz.machine import start_alone
+from fz.memory.machine import start_alone
 if __name__ == "__main__":
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), initializer=start_alone) as pool:
         jobs = [pool.submit(time.sleep, 600) for _ in range(2)]

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from fz import media
+from fz.clips import media
+from fz.clips.video import read_clip
 from fz.errors import FzError
-from fz.video import Clip, read_clip
+from fz.settings.config import ClipSettings
 
 
 def moving(count=6, height=64, width=96):
@@ -61,14 +62,14 @@ def test_mp4_plays_in_a_browser(tmp_path, shape, fps):
 def test_mp4_keeps_colours(tmp_path):
     frames = np.stack([np.full((64, 64, 3), colour, np.uint8) for colour in [(200, 30, 60), (10, 200, 40), (30, 30, 220), (128, 128, 128)]])
     media.write_mp4(tmp_path / "a.mp4", frames, 8)
-    back = media.to_uint8(read_clip(Clip(str(tmp_path / "a.mp4"), frames=4, size=64)).frames)
+    back = media.to_uint8(read_clip(ClipSettings(str(tmp_path / "a.mp4"), frames=4, size=64)).frames)
     assert np.abs(back.astype(int) - frames).max() <= 6
 
 
 def test_mp4_keeps_pictures(tmp_path):
     frames = moving(6, 64, 64)
     media.write_mp4(tmp_path / "a.mp4", frames, 8)
-    back = media.to_uint8(read_clip(Clip(str(tmp_path / "a.mp4"), frames=6, size=64)).frames)
+    back = media.to_uint8(read_clip(ClipSettings(str(tmp_path / "a.mp4"), frames=6, size=64)).frames)
     assert np.abs(back.astype(int) - frames).mean() < 6
 
 
@@ -90,15 +91,15 @@ def test_gif(tmp_path, fps, delays):
 def test_gif_of_one_frame_and_of_equal_frames(tmp_path):
     media.write_gif(tmp_path / "one.gif", moving(1), 8)
     media.write_gif(tmp_path / "still.gif", np.repeat(moving(1), 4, axis=0), 8)
-    assert len(read_clip(Clip(str(tmp_path / "one.gif"), frames=1, size=64)).indices) == 1
-    assert len(read_clip(Clip(str(tmp_path / "still.gif"), frames=1, size=64)).indices) == 1
+    assert len(read_clip(ClipSettings(str(tmp_path / "one.gif"), frames=1, size=64)).indices) == 1
+    assert len(read_clip(ClipSettings(str(tmp_path / "still.gif"), frames=1, size=64)).indices) == 1
 
 
 def test_pngs_read_back_exactly(tmp_path):
     frames = moving(11, 64, 64)
     media.write_pngs(tmp_path / "new" / "frames", frames)
     assert sorted(os.listdir(tmp_path / "new" / "frames")) == [f"{k:05d}.png" for k in range(11)]
-    back = read_clip(Clip(str(tmp_path / "new" / "frames"), frames=None, size=64))
+    back = read_clip(ClipSettings(str(tmp_path / "new" / "frames"), frames=None, size=64))
     assert np.array_equal(media.to_uint8(back.frames), frames)
     assert os.listdir(tmp_path / "new") == ["frames"]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fz import metrics
 from fz.errors import FzError
+from fz.metrics import numbers
 
 
 @pytest.fixture(autouse=True)
@@ -36,30 +36,30 @@ def moving(dx, dy, frames=3, size=96):
 
 def test_tem_con_is_the_mean_cosine_of_neighbours():
     # 0-60 and 60-60 degrees: (0.5 + 1) / 2; not of all pairs, not to the first frame
-    assert metrics.tem_con(at(0, 60, 60)) == pytest.approx(0.75)
-    assert metrics.tem_con(at(0, 90, 0)) == pytest.approx(0, abs=1e-12)
-    assert metrics.tem_con(at(10)) is None
+    assert numbers.tem_con(at(0, 60, 60)) == pytest.approx(0.75)
+    assert numbers.tem_con(at(0, 90, 0)) == pytest.approx(0, abs=1e-12)
+    assert numbers.tem_con(at(10)) is None
 
 
 def test_frame_acc_counts_frames_nearer_to_the_target():
     images, source, target = at(0, 20, 44, 46, 90), at(0)[0], at(90)[0]
-    assert metrics.frame_acc(images, source, target) == pytest.approx(0.4)
-    assert metrics.frame_acc(at(45), source, source) == 0  # a tie is no win
-    assert metrics.text_score(at(0, 60), at(0)[0]) == pytest.approx(0.75)
+    assert numbers.frame_acc(images, source, target) == pytest.approx(0.4)
+    assert numbers.frame_acc(at(45), source, source) == 0  # a tie is no win
+    assert numbers.text_score(at(0, 60), at(0)[0]) == pytest.approx(0.75)
 
 
 def test_psnr_by_hand():
     a = np.full((2, 4, 4, 3), 100, np.uint8)
     b = a.copy()
     b[0, 0, 0] = 151  # 0.2 of the range in one of 32 pixels
-    assert metrics.psnr(a, b) == pytest.approx(10 * math.log10(32 / 0.04), abs=1e-4)
+    assert numbers.psnr(a, b) == pytest.approx(10 * math.log10(32 / 0.04), abs=1e-4)
     mask = np.zeros((2, 4, 4), bool)
     mask[0, 0, 0] = True
-    assert metrics.psnr(a, b, mask) == pytest.approx(10 * math.log10(1 / 0.04), abs=1e-4)
-    assert metrics.psnr(a, b, ~mask) == 100
-    assert metrics.psnr(a, b, mask & False) is None
+    assert numbers.psnr(a, b, mask) == pytest.approx(10 * math.log10(1 / 0.04), abs=1e-4)
+    assert numbers.psnr(a, b, ~mask) == 100
+    assert numbers.psnr(a, b, mask & False) is None
     with pytest.raises(FzError, match="expected the same number and size"):
-        metrics.psnr(a, b[:1])
+        numbers.psnr(a, b[:1])
 
 
 def test_ssim_equals_a_plain_loop():
@@ -75,30 +75,30 @@ def test_ssim_equals_a_plain_loop():
             mp, mq = (window * p).sum(), (window * q).sum()
             vp, vq, c = (window * (p - mp) ** 2).sum(), (window * (q - mq) ** 2).sum(), (window * (p - mp) * (q - mq)).sum()
             expected[i, j] = (2 * mp * mq + 1e-4) * (2 * c + 9e-4) / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4))
-    assert metrics.ssim(a, b) == pytest.approx(expected.mean(), abs=1e-9)
-    assert metrics.ssim(a, a) == pytest.approx(1)
+    assert numbers.ssim(a, b) == pytest.approx(expected.mean(), abs=1e-9)
+    assert numbers.ssim(a, a) == pytest.approx(1)
     mask = np.zeros((1, 16, 14), bool)
     mask[0, 6, 5] = True
-    assert metrics.ssim(a, b, mask) == pytest.approx(expected[1, 0], abs=1e-9)
+    assert numbers.ssim(a, b, mask) == pytest.approx(expected[1, 0], abs=1e-9)
 
 
 def test_warp_error_is_nothing_along_the_true_motion():
     clip = moving(3, -2)
     flow = np.broadcast_to(np.float32([3, -2]), (2, 96, 96, 2))
-    assert metrics.warp_error(clip, flow) < 1e-9
+    assert numbers.warp_error(clip, flow) < 1e-9
     # along the opposite motion or none it is not, and a flickering clip has an error of its own
-    assert metrics.warp_error(clip, -flow) > 1e-3 and metrics.warp_error(clip, flow * 0) > 1e-3
+    assert numbers.warp_error(clip, -flow) > 1e-3 and numbers.warp_error(clip, flow * 0) > 1e-3
     flicker = clip.copy()
     flicker[1] = (flicker[1] * 0.5).astype(np.uint8)
-    assert metrics.warp_error(flicker, flow) > 1e-2
-    assert metrics.warp_error(clip[:1], flow[:0]) is None
+    assert numbers.warp_error(flicker, flow) > 1e-2
+    assert numbers.warp_error(clip[:1], flow[:0]) is None
     with pytest.raises(FzError, match="flow: got"):
-        metrics.warp_error(clip, flow[:1])
+        numbers.warp_error(clip, flow[:1])
 
 
 @pytest.mark.parametrize("dx, dy", [(1, 0), (-3, 2), (7, -5), (12, 4)], ids=str)
 def test_estimated_motion(dx, dy):
-    flow, seen = metrics.estimate_flow(moving(dx, dy))
+    flow, seen = numbers.estimate_flow(moving(dx, dy))
     inner = np.zeros_like(seen)
     inner[:, 24:-24, 24:-24] = True
     error = np.linalg.norm(flow - np.float32([dx, dy]), axis=-1)
@@ -107,13 +107,13 @@ def test_estimated_motion(dx, dy):
 
 
 def test_estimated_motion_of_nothing():
-    flow, seen = metrics.estimate_flow(np.full((3, 48, 64, 3), 90, np.uint8))
+    flow, seen = numbers.estimate_flow(np.full((3, 48, 64, 3), 90, np.uint8))
     assert not flow.any() and seen.all() and flow.shape == (2, 48, 64, 2)
-    flow, seen = metrics.estimate_flow(np.full((1, 48, 64, 3), 90, np.uint8))
+    flow, seen = numbers.estimate_flow(np.full((1, 48, 64, 3), 90, np.uint8))
     assert flow.shape == (0, 48, 64, 2) and seen.shape == (0, 48, 64)
 
 
 def test_clip_patch_distance():
     a = [torch.nn.functional.normalize(torch.randn(2, 5, 8), dim=-1) for _ in range(3)]
-    assert metrics.clip_patch_distance(a, a) == 0
-    assert metrics.clip_patch_distance(a, [-x for x in a]) == pytest.approx(4, abs=1e-5)
+    assert numbers.clip_patch_distance(a, a) == 0
+    assert numbers.clip_patch_distance(a, [-x for x in a]) == pytest.approx(4, abs=1e-5)

@@ -16,9 +16,9 @@ from fz.mini.sample import sample
 from fz.mini.train import UNET, VAE_JSON, Placement, Training, latents, new_text_model, placement, unit_latents
 from fz.mini.warm import warm_start
 from fz.mini.world import COLOURS, KINDS, Story, Thing, caption, draw, draw_frame, render, sample_story, vocabulary
-from fz.text import TextEncoder
-from fz.unet import UNet, UNetConfig
-from fz.vae import SCALE, VAE, VAEConfig
+from fz.model.unet import UNet, UNetConfig
+from fz.model.vae import SCALE, VAE, VAEConfig
+from fz.prompts.text import TextEncoder
 from fz.weights.load import load_checkpoint
 
 SHIPPED = (mini.FOLDER / "unet").is_dir()
@@ -258,7 +258,7 @@ def test_the_eye_sees_drawn_pictures_right():
 @needs_data
 def test_the_default_run(tmp_path):
     from fz import pipeline
-    from fz.cli import parse
+    from fz.settings.parse import parse
 
     out = tmp_path / "out"
     result = pipeline.run(parse(["--steps", "2", "--frames", "2", "--out", str(out), "--cache", "none"]).settings)

@@ -6,9 +6,9 @@ import torch
 from bench.attention_ways import disc
 from bench.sites import sites
 from bench.temporaries import Made, temporaries
-from fz.fusion import FrameIndex
+from fz.frames import FrameIndex
 from fz.kernels import onednn_tiles, reference, torch_ops
-from fz.layers import Site
+from fz.model.layers import Site
 
 INDICES = ((0, "mid"), (-1, "first"), ("mid",), (0,))
 MASKS = ("plain", "no mask", "all", "mixed")

@@ -8,13 +8,13 @@ import torch
 from checkpoints import compvis
 from random_weights import numbers, randomize, relative
 
-from fz import cpu
 from fz.ddim import Schedule
 from fz.edit import Source, edit, invert
-from fz.fusion import FrameIndex
-from fz.layers import TextContext
-from fz.unet import Temporal, UNet, UNetConfig
-from fz.vae import SCALE, VAE, VAEConfig, decode_clip
+from fz.frames import FrameIndex
+from fz.model import fast_cpu
+from fz.model.layers import TextContext
+from fz.model.unet import Temporal, UNet, UNetConfig
+from fz.model.vae import SCALE, VAE, VAEConfig, decode_clip
 from fz.weights import layouts
 from fz.weights.load import load_checkpoint
 
@@ -128,9 +128,9 @@ def test_a_wrong_weight_shows():
 def test_real_unet(h, w, frames, fast, real_unets, record_property):
     ours, theirs = real_unets
     if fast:
-        cpu.prepare(ours, (h, w), frames)
+        fast_cpu.prepare(ours, (h, w), frames)
     got, expected = both(ours, theirs, frames, h, w)
-    cpu.unpack(ours)
+    fast_cpu.unpack(ours)
     record_property("relative", relative(got, expected))
     assert relative(got, expected) < 1e-4
 

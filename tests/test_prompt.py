@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from fz import mini, prompt
-from fz.config import EditSettings
-from fz.plan import plan_edit
+from fz.prompts.plan import plan_edit
 from fz.run import text_of
+from fz.settings.config import EditSettings
 
 SOURCE, CAR = "a red car moving on the sand", "a blue car moving on the sand"
 

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from bench import table1
-from fz import evaluate, flags
+from fz import evaluate
+from fz.settings import flags
 
 
 @pytest.fixture(scope="module")

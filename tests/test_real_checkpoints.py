@@ -15,9 +15,9 @@ from random_weights import numbers, randomize
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from fz.layers import TextContext
-from fz.unet import UNet, UNetConfig
-from fz.vae import VAE, VAEConfig
+from fz.model.layers import TextContext
+from fz.model.unet import UNet, UNetConfig
+from fz.model.vae import VAE, VAEConfig
 from fz.weights.load import TEXT_FIELDS, load_checkpoint
 from fz.weights.source import text_names
 

@@ -5,11 +5,10 @@ import copy
 import pytest
 import yaml
 
-from fz import released
-from fz.config import build
 from fz.errors import FzError
-from fz.tree import assign, read, with_text_keys
-from fz.video import Crop
+from fz.settings import released
+from fz.settings.config import Crop, build
+from fz.settings.tree import assign, read, with_text_keys
 
 SMALLEST = {
     "pretrained_model_path": "ckpt",

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from fz import cli, report
-from fz.command import command
-from fz.config import build
-from fz.media import contact_sheet, overlay, write_png, write_pngs
-from fz.output import as_json
+from fz import report
+from fz.clips.media import contact_sheet, overlay, write_png, write_pngs
+from fz.results.folder import as_json
+from fz.settings.command import command
+from fz.settings.config import build
+from fz.settings.parse import parse
 
 VOID = {"meta", "link", "input", "br", "img"}
 
@@ -153,7 +154,7 @@ def test_command_gives_the_settings_again(tmp_path):
     )  # fmt: skip
     words = shlex.split(command(as_json(settings), "out"))
     assert words[:3] == ["python", "-m", "fz.run"]
-    again = cli.parse(words[3:]).settings
+    again = parse(words[3:]).settings
     assert as_json(again) == as_json(settings) and again.out == "out"
 
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fz import cli, mini, pipeline, sweep
-from fz.config import EditSettings
+from fz import mini, pipeline
 from fz.errors import FzError
 from fz.run import main
+from fz.settings import sweep
+from fz.settings.config import EditSettings
+from fz.settings.parse import parse
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +53,7 @@ FLAGS = ["--checkpoint", "x", "--video", "clip.mp4", "--source", "a red car", "-
 
 
 def test_flag_multiplies_every_edit():
-    request = cli.parse([*FLAGS, "--threshold.1", "0.4", "--sweep", "self_replace=0.2,0.3", "cross_replace=0.5,0.6"])
+    request = parse([*FLAGS, "--threshold.1", "0.4", "--sweep", "self_replace=0.2,0.3", "cross_replace=0.5,0.6"])
     assert [(e.target, e.self_replace[1], e.cross_replace[1], e.threshold) for e in request.settings.edits] == [
         (target, s, c, threshold)
         for target, threshold in (("a blue car", None), ("a red bus", 0.4))
@@ -60,10 +62,10 @@ def test_flag_multiplies_every_edit():
     ]
     assert len(request.sweep) == 4 and request.settings.out.endswith("-sweep")
     # again for more, and a folder that is named is taken
-    again = cli.parse([*FLAGS, "--out", "here", "--sweep", "self_replace=0.2,0.3", "--sweep=cross_replace=0.5,0.6"])
+    again = parse([*FLAGS, "--out", "here", "--sweep", "self_replace=0.2,0.3", "--sweep=cross_replace=0.5,0.6"])
     assert again.sweep == request.sweep and again.settings.out == "here"
-    assert cli.parse(FLAGS).sweep == () and cli.parse(FLAGS).settings.out is None
-    assert len(cli.parse([*FLAGS, "--list-words", "--sweep", "threshold=0.2,0.3"]).settings.edits) == 2
+    assert parse(FLAGS).sweep == () and parse(FLAGS).settings.out is None
+    assert len(parse([*FLAGS, "--list-words", "--sweep", "threshold=0.2,0.3"]).settings.edits) == 2
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_the_module_is_the_same_command(capsys):
     assert sweep.main(["--sweep", "self_replac=1"]) == 2 and "Did you mean 'self_replace'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [main, sweep.main], ids=["fz.run", "fz.sweep"])
+@pytest.mark.parametrize("command", [main, sweep.main], ids=["fz.run", "fz.settings.sweep"])
 def test_one_inversion_one_sheet(shared, tmp_path, monkeypatch, capsys, command):
     inverted, invert = [], pipeline.invert
     monkeypatch.setattr(pipeline, "invert", lambda *args: inverted.append(1) or invert(*args))

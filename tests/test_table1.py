@@ -15,8 +15,9 @@ import torch
 from processes import alive
 
 from bench import summary, table1
-from fz import metrics, pipeline
-from fz.video import Video, read_clip
+from fz import pipeline
+from fz.clips.video import Video, read_clip
+from fz.metrics import numbers
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +104,7 @@ def test_summary():
     got = summary.summary(rows)["tem_con"]
     # clips are the unit: 0.8, 0.6, 0.4
     assert got["clips"] == 3 and got["mean"] == pytest.approx(0.6) and got["half"] == pytest.approx(4.3027 * 0.2 / 3**0.5)
-    assert [metrics.student(df) for df in (1, 4, 31, 1000)] == pytest.approx([12.706, 2.776, 2.0395, 1.9623], abs=0.01)
+    assert [numbers.student(df) for df in (1, 4, 31, 1000)] == pytest.approx([12.706, 2.776, 2.0395, 1.9623], abs=0.01)
 
 
 def rows_of(tem, acc, spread=(0.0, 0.0, 0.0)):

@@ -5,7 +5,7 @@ import torch
 from transformers import CLIPTextModel
 
 from fz.errors import FzError
-from fz.text import LENGTH, TextEncoder
+from fz.prompts.text import LENGTH, TextEncoder
 from fz.weights.load import load_tokenizer
 
 

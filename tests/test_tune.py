@@ -13,12 +13,12 @@ import torch
 from random_weights import numbers, randomize, relative
 
 from fz import tune as command
-from fz import tuning
 from fz.ddim import Schedule
 from fz.errors import FzError
 from fz.fusion import Plain
-from fz.layers import TextContext
-from fz.unet import Temporal, UNet, UNetConfig
+from fz.model.layers import TextContext
+from fz.model.unet import Temporal, UNet, UNetConfig
+from fz.tuning import trainer as tuning
 from fz.weights.load import load_checkpoint
 
 SMALL = UNetConfig(block_out_channels=(16, 24, 32, 32), heads=(2,) * 4, cross_attention_dim=12, norm_num_groups=4, layers_per_block=1)
@@ -257,10 +257,10 @@ def test_a_step_of_stable_diffusions_shapes_fits_20_gb():
     """8 frames at 128x128, random weights, as `fz.tune` does it, in a process of its own: peak memory, weights included."""
     code = """
 import torch
-from fz import tuning
+from fz.tuning import trainer as tuning
 from fz.ddim import Schedule
-from fz.machine import peak_memory
-from fz.unet import UNet, UNetConfig
+from fz.memory.machine import peak_memory
+from fz.model.unet import UNet, UNetConfig
 from fz.tune import predicted
 recipe = tuning.RECIPES["fatezero"]
 unet = tuning.inflate(UNet(UNetConfig()).to(memory_format=torch.channels_last), recipe)

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from fz import decode
+from fz.clips import decode
+from fz.clips.media import to_uint8, write_gif, write_mp4, write_pngs
+from fz.clips.video import choose, fit, read_clip, round_size
 from fz.errors import FzError
-from fz.media import to_uint8, write_gif, write_mp4, write_pngs
-from fz.video import Clip, Crop, choose, fit, read_clip, round_size
+from fz.settings.config import ClipSettings, Crop
 
 RED, GREEN, BLUE, WHITE = (230, 20, 20), (20, 200, 40), (30, 40, 220), (240, 240, 240)
 
@@ -83,7 +84,7 @@ def test_resizes_as_released(golden, tmp_path, name):
         picture, expected = file.get_tensor(f"{name}.in"), file.get_tensor(f"{name}.out")
         settings = json.loads(file.metadata()[name])
     Image.fromarray(picture.numpy()).save(tmp_path / "0.png")
-    clip = Clip(str(tmp_path), frames=1, size=settings["image_size"], crop=Crop(**settings.get("offset", {})))
+    clip = ClipSettings(str(tmp_path), frames=1, size=settings["image_size"], crop=Crop(**settings.get("offset", {})))
     frame = read_clip(clip).frames[0]
     assert frame.shape == expected.shape and frame.dtype == torch.float32
     assert (frame - expected).abs().max() <= 1e-6
@@ -92,7 +93,7 @@ def test_resizes_as_released(golden, tmp_path, name):
 def test_golden_clip_is_read_exactly(golden):
     with safe_open(golden / "01_style.safetensors", "pt") as file:
         expected = file.get_tensor("frames_u8")
-    video = read_clip(Clip(str(golden / "clips" / "car128"), frames=8, size=128))
+    video = read_clip(ClipSettings(str(golden / "clips" / "car128"), frames=8, size=128))
     assert torch.equal(video.frames, expected.permute(0, 3, 1, 2).float().div(255) * 2 - 1)
     assert video.indices == tuple(range(8)) and video.notes == ()
 
@@ -152,11 +153,11 @@ def test_any_size_is_covered_and_centred(source, size):
 
 
 def test_read_clip_rounds_and_says_so(twenty):
-    video = read_clip(Clip(str(twenty), frames=2, size=(100, 190)))
+    video = read_clip(ClipSettings(str(twenty), frames=2, size=(100, 190)))
     assert video.frames.shape == (2, 3, 128, 192)
     assert "size 100x190 is rounded to 128x192: the model needs multiples of 64" in video.notes
     assert any("enlarged 3 times" in note for note in video.notes)
-    assert read_clip(Clip(str(twenty), frames=2, size=40), multiple=8).frames.shape == (2, 3, 40, 40)
+    assert read_clip(ClipSettings(str(twenty), frames=2, size=40), multiple=8).frames.shape == (2, 3, 40, 40)
 
 
 def test_square_is_square_from_any_square():
@@ -169,14 +170,14 @@ def test_crop_is_taken_before_the_size(tmp_path):
     picture = np.zeros((70, 100, 3), np.uint8)
     picture[3:67, 11:75] = quarters(64, 64)
     Image.fromarray(picture).save(tmp_path / "a.png")
-    video = read_clip(Clip(str(tmp_path / "a.png"), size=64, crop=Crop(left=11, right=25, top=3, bottom=3)))
+    video = read_clip(ClipSettings(str(tmp_path / "a.png"), size=64, crop=Crop(left=11, right=25, top=3, bottom=3)))
     assert np.array_equal(to_uint8(video.frames)[0], quarters(64, 64))
 
 
 @pytest.mark.parametrize("crop", [Crop(left=32, right=32), Crop(top=48), Crop(bottom=1000), Crop(left=-1), Crop(top=1.5)], ids=str)
 def test_refuses_crops(twenty, crop):
     with pytest.raises(FzError, match="^crop"):
-        read_clip(Clip(str(twenty), size=64, crop=crop))
+        read_clip(ClipSettings(str(twenty), size=64, crop=crop))
 
 
 # ---------------------------------------------------------------- video files
@@ -198,10 +199,10 @@ def test_refuses_crops(twenty, crop):
 def test_reads_every_kind(tmp_path, name, codec, options):
     unit = Fraction(1, 1000) if name.endswith("webm") else Fraction(1, 25)
     path = encode(tmp_path / name, grey(40, step=6), [40 * k for k in range(40)] if name.endswith("webm") else None, unit, codec, **options)
-    video = read_clip(Clip(str(path), frames=None, size=64))
+    video = read_clip(ClipSettings(str(path), frames=None, size=64))
     assert video.indices == tuple(range(40)) and levels(video, 6) == list(range(40))
     assert video.fps == pytest.approx(25) and not any("rate" in note for note in video.notes)
-    late = read_clip(Clip(str(path), frames=3, start=29, every=5, size=64))
+    late = read_clip(ClipSettings(str(path), frames=3, start=29, every=5, size=64))
     assert late.indices == (29, 34, 39) and levels(late, 6) == [29, 34, 39]
     assert late.fps == pytest.approx(5)
 
@@ -210,7 +211,7 @@ def test_every_start_gives_its_own_frame(tmp_path):
     """Key frames, B frames and open groups: seeking never changes which frame comes."""
     path = encode(tmp_path / "a.mp4", grey(40), gop=7, bf="2", **{"x264-params": "open-gop=1"})
     for start in range(40):
-        assert levels(read_clip(Clip(str(path), frames=1, start=start, size=64))) == [start]
+        assert levels(read_clip(ClipSettings(str(path), frames=1, start=start, size=64))) == [start]
 
 
 def test_decodes_no_more_than_needed(tmp_path, monkeypatch):
@@ -236,10 +237,10 @@ def test_decodes_no_more_than_needed(tmp_path, monkeypatch):
 def test_rate_comes_through(tmp_path, fps, kind):
     path = tmp_path / f"a.{kind}"
     (write_mp4 if kind == "mp4" else write_gif)(path, grey(25, 16, 16, 10), fps)
-    video = read_clip(Clip(str(path), frames=None, size=64))
+    video = read_clip(ClipSettings(str(path), frames=None, size=64))
     assert video.fps == pytest.approx(fps, rel=1e-6 if kind == "mp4" else 0.2 if fps == 60 else 0.02)
     assert video.indices == tuple(range(25))
-    assert read_clip(Clip(str(path), frames=4, every=3, size=64)).fps == pytest.approx(video.fps / 3)
+    assert read_clip(ClipSettings(str(path), frames=4, every=3, size=64)).fps == pytest.approx(video.fps / 3)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +260,7 @@ def test_turned_mp4_is_upright(tmp_path, degrees, mirror, expected):
         stream.set_display_rotation(degrees, **({mirror: True} if mirror else {}))
 
     path = encode(tmp_path / "a.mp4", np.stack([quarters()] * 2), prepare=prepare, crf="4")
-    video = read_clip(Clip(str(path), frames=2, size=(128, 64) if degrees in (90, -90) else (64, 128)))
+    video = read_clip(ClipSettings(str(path), frames=2, size=(128, 64) if degrees in (90, -90) else (64, 128)))
     same(corners(video.frames[1]), expected)
     # The picture's own size, not only the fitted one.
     (_, picture), *_ = decode.open_source(str(path)).read([0])
@@ -271,7 +272,7 @@ def test_wide_pixels_are_widened(tmp_path):
         stream.codec_context.sample_aspect_ratio = Fraction(2, 1)
 
     path = encode(tmp_path / "a.mp4", np.stack([quarters(64, 64)] * 2), prepare=prepare, crf="4")
-    video = read_clip(Clip(str(path), frames=1, size=(64, 128)))
+    video = read_clip(ClipSettings(str(path), frames=1, size=(64, 128)))
     same(corners(video.frames[0]), [RED, GREEN, BLUE, WHITE])
     assert any("2:1" in note for note in video.notes)
 
@@ -282,7 +283,7 @@ def test_variable_rate_is_made_constant(tmp_path, kind):
     times = [100 * k for k in range(10)] + [900 + 200 * k for k in range(1, 11)]
     codec, options = ("libx264", {}) if kind == "mp4" else ("libvpx-vp9", {"cpu-used": "8", "deadline": "realtime"})
     path = encode(tmp_path / f"a.{kind}", grey(20), times, Fraction(1, 1000), codec, **options)
-    video = read_clip(Clip(str(path), frames=None, size=64))
+    video = read_clip(ClipSettings(str(path), frames=None, size=64))
     assert video.fps == pytest.approx(19 / 2.9, rel=0.01)
     assert any("variable" in note for note in video.notes)
     assert len(video.indices) == 20 and levels(video) == list(video.indices)
@@ -301,7 +302,7 @@ def test_rounded_times_are_no_variable_rate(unit, fps):
 def test_gif_that_rests_on_its_last_frame_keeps_its_rate(tmp_path):
     pictures = [Image.fromarray(f) for f in grey(8, step=20)]
     pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=[100] * 7 + [2000])
-    video = read_clip(Clip(str(tmp_path / "a.gif"), size=64))
+    video = read_clip(ClipSettings(str(tmp_path / "a.gif"), size=64))
     assert video.indices == tuple(range(8)) and video.fps == pytest.approx(10)
 
 
@@ -310,7 +311,7 @@ def test_transparent_gif_is_on_white(tmp_path):
     rgba[:, :16] = (*RED, 255)
     pictures = [Image.fromarray(rgba), Image.fromarray(rgba[:, ::-1].copy())]
     pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=100, disposal=2)
-    video = read_clip(Clip(str(tmp_path / "a.gif"), frames=2, size=64))
+    video = read_clip(ClipSettings(str(tmp_path / "a.gif"), frames=2, size=64))
     same(corners(video.frames[0]), [RED, (255, 255, 255)] * 2, 3)
     same(corners(video.frames[1]), [(255, 255, 255), RED] * 2, 3)
     assert any("white" in note for note in video.notes)
@@ -319,27 +320,27 @@ def test_transparent_gif_is_on_white(tmp_path):
 @pytest.mark.parametrize("shape", [(49, 65), (33, 64), (2, 2)], ids=str)
 def test_odd_sizes(tmp_path, shape):
     path = encode(tmp_path / "a.mp4", grey(3, *shape), pix_fmt="yuv444p")
-    video = read_clip(Clip(str(path), frames=3, size=64))
+    video = read_clip(ClipSettings(str(path), frames=3, size=64))
     assert video.frames.shape == (3, 3, 64, 64) and levels(video) == [0, 1, 2]
 
 
 def test_ten_bit_and_colours(tmp_path):
     path = encode(tmp_path / "a.mp4", np.stack([quarters()] * 2), pix_fmt="yuv420p10le", crf="4")
-    same(corners(read_clip(Clip(str(path), frames=1, size=(64, 128))).frames[0]), [RED, GREEN, BLUE, WHITE])
+    same(corners(read_clip(ClipSettings(str(path), frames=1, size=(64, 128))).frames[0]), [RED, GREEN, BLUE, WHITE])
 
 
 def test_one_frame_mp4(tmp_path):
     path = encode(tmp_path / "a.mp4", grey(1))
-    video = read_clip(Clip(str(path), frames=1, size=64))
+    video = read_clip(ClipSettings(str(path), frames=1, size=64))
     assert video.indices == (0,) and video.fps == pytest.approx(25)
     with pytest.raises(FzError, match="has 1 frame, too few for 8 frames"):
-        read_clip(Clip(str(path), size=64))
+        read_clip(ClipSettings(str(path), size=64))
 
 
 def test_a_name_with_a_colon_or_percent(tmp_path):
     for name in ("a:b.mp4", "shot%03d.mp4", "sp ace'é.mp4", "[1].mp4"):
         path = encode(tmp_path / name, grey(2))
-        assert len(read_clip(Clip(str(path), frames=2, size=64)).indices) == 2
+        assert len(read_clip(ClipSettings(str(path), frames=2, size=64)).indices) == 2
 
 
 # ---------------------------------------------------------------- images
@@ -351,33 +352,33 @@ def test_folder_of_images(tmp_path, kind):
         Image.fromarray(grey(4, 64, 64, 40)[k]).save(tmp_path / f"{k:05d}.{kind}")
     (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / "._00000.png").write_bytes(b"left by another system")
-    video = read_clip(Clip(str(tmp_path), frames=None, size=64))
+    video = read_clip(ClipSettings(str(tmp_path), frames=None, size=64))
     assert levels(video, 40) == [0, 1, 2, 3] and video.fps == 8 and video.notes == ()
-    assert read_clip(Clip(str(tmp_path), frames=2, every=2, size=64)).indices == (0, 2)
+    assert read_clip(ClipSettings(str(tmp_path), frames=2, every=2, size=64)).indices == (0, 2)
 
 
 def test_numbers_in_names_count_as_numbers(tmp_path):
     for k in range(12):
         Image.fromarray(grey(12, 64, 64, 20)[k]).save(tmp_path / f"frame{k}.png")
-    video = read_clip(Clip(str(tmp_path), frames=None, size=64))
+    video = read_clip(ClipSettings(str(tmp_path), frames=None, size=64))
     assert levels(video, 20) == list(range(12))
     assert any("frame2.png before frame10.png" in note for note in video.notes)
 
 
 def test_glob(tmp_path):
     write_pngs(tmp_path / "a", grey(12, 64, 64, 20))
-    assert levels(read_clip(Clip(str(tmp_path / "a" / "0000*.png"), frames=None, size=64)), 20) == list(range(10))
+    assert levels(read_clip(ClipSettings(str(tmp_path / "a" / "0000*.png"), frames=None, size=64)), 20) == list(range(10))
     write_mp4(tmp_path / "one.mp4", grey(2), 8)
-    assert len(read_clip(Clip(str(tmp_path / "*.mp4"), frames=2, size=64)).indices) == 2
+    assert len(read_clip(ClipSettings(str(tmp_path / "*.mp4"), frames=2, size=64)).indices) == 2
 
 
 def test_single_image_is_one_frame(tmp_path):
     Image.fromarray(quarters(64, 64)).save(tmp_path / "a.png")
-    video = read_clip(Clip(str(tmp_path / "a.png"), size=64))
+    video = read_clip(ClipSettings(str(tmp_path / "a.png"), size=64))
     assert video.frames.shape == (1, 3, 64, 64) and video.fps == 8
     assert np.array_equal(to_uint8(video.frames)[0], quarters(64, 64))
     assert video.notes == ("a.png is one image: a clip of 1 frame, not 8",)
-    assert read_clip(Clip(str(tmp_path / "a.png"), frames=1, size=64)).notes == ()
+    assert read_clip(ClipSettings(str(tmp_path / "a.png"), frames=1, size=64)).notes == ()
 
 
 @pytest.mark.parametrize("turn, expected", [(1, [RED, GREEN, BLUE, WHITE]), (3, [WHITE, BLUE, GREEN, RED]), (6, [BLUE, RED, WHITE, GREEN])])
@@ -385,7 +386,7 @@ def test_exif_orientation(tmp_path, turn, expected):
     exif = Image.Exif()
     exif[0x0112] = turn
     Image.fromarray(quarters(64, 64)).save(tmp_path / "a.jpg", exif=exif, quality=95, subsampling=0)
-    same(corners(read_clip(Clip(str(tmp_path / "a.jpg"), frames=1, size=64)).frames[0]), expected)
+    same(corners(read_clip(ClipSettings(str(tmp_path / "a.jpg"), frames=1, size=64)).frames[0]), expected)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "RGBA", "LA", "16 bit", "palette with transparency"])
@@ -402,14 +403,14 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
         Image.fromarray(level // 255).convert("P").save(name, transparency=1)
     else:
         Image.fromarray(level).convert(mode).save(name)
-    video = read_clip(Clip(str(name), frames=1, size=64))
+    video = read_clip(ClipSettings(str(name), frames=1, size=64))
     same(corners(video.frames[0]), [(0, 0, 0), (255, 255, 255)] * 2, 3)
     assert any("white" in note for note in video.notes) == (mode in ("RGBA", "LA", "palette with transparency"))
 
 
 def test_16_bit_keeps_its_levels(tmp_path):
     Image.fromarray(np.full((64, 64), 257 * 77, np.uint16)).save(tmp_path / "a.png")
-    assert (to_uint8(read_clip(Clip(str(tmp_path / "a.png"), frames=1, size=64)).frames) == 77).all()
+    assert (to_uint8(read_clip(ClipSettings(str(tmp_path / "a.png"), frames=1, size=64)).frames) == 77).all()
 
 
 # ---------------------------------------------------------------- bad input: one line each
@@ -417,7 +418,7 @@ def test_16_bit_keeps_its_levels(tmp_path):
 
 def refused(match, **clip):
     with pytest.raises(FzError, match=match) as caught:
-        read_clip(Clip(**{"size": 64, **clip}))
+        read_clip(ClipSettings(**{"size": 64, **clip}))
     text = str(caught.value)
     assert "\n" not in text and len(text) < 400
     return text
@@ -471,7 +472,7 @@ def test_hdr_is_said(tmp_path):
         stream.codec_context.color_trc = 18
 
     path = encode(tmp_path / "a.mp4", grey(2), pix_fmt="yuv420p10le", prepare=prepare)
-    assert any("HDR" in note for note in read_clip(Clip(str(path), frames=1, size=64)).notes)
+    assert any("HDR" in note for note in read_clip(ClipSettings(str(path), frames=1, size=64)).notes)
 
 
 def test_refuses_mixed_sizes(tmp_path):
@@ -529,7 +530,7 @@ def test_truncated_webm_is_said(tmp_path):
     path = encode(tmp_path / "a.webm", grey(60), [100 * k for k in range(60)], Fraction(1, 1000), "libvpx-vp9", deadline="realtime")
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    assert any("may be truncated" in note for note in read_clip(Clip(str(path), frames=2, size=64)).notes)
+    assert any("may be truncated" in note for note in read_clip(ClipSettings(str(path), frames=2, size=64)).notes)
 
 
 def test_header_without_frames(tmp_path):

@@ -12,8 +12,8 @@ from checkpoints import TEXT_FILE, UNET_FILE, VAE_FILE, averaged, compvis, drop,
 from safetensors.torch import load_file, save_file
 
 from fz.errors import FzError
-from fz.unet import UNet, UNetConfig
-from fz.vae import VAE, VAEConfig
+from fz.model.unet import UNet, UNetConfig
+from fz.model.vae import VAE, VAEConfig
 from fz.weights import architecture, layouts
 from fz.weights.load import load_checkpoint
 from fz.weights.read import read_weights

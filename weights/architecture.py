@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import Tensor
 
 from fz.errors import FzError, suggest
-from fz.unet import SD1_ONLY
-from fz.vae import SCALE
+from fz.model.unet import SD1_ONLY
+from fz.model.vae import SCALE
 
 SD1 = "Use a Stable Diffusion v1.x checkpoint."
 MODEL_CONFIG = "Pass --model-config DIR with unet/config.json, vae/config.json and text_encoder/config.json."
@@ -33,7 +33,7 @@ CROSS_WIDTHS = {1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
 # names without what the inflated versions add (2D, 3D, Pseudo3D)
 UNET_BLOCKS = ("CrossAttnDownBlock", "DownBlock", "UpBlock", "CrossAttnUpBlock")
 
-# field -> the values that mean 'as Stable Diffusion v1'; the fields that fz.unet reads or refuses itself are not here
+# field -> the values that mean 'as Stable Diffusion v1'; the fields that fz.model.unet reads or refuses itself are not here
 UNET_ONLY = {
     "addition_time_embed_dim": (None,),
     "attention_type": ("default",),
@@ -53,7 +53,7 @@ UNET_ONLY = {
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
-# read by fz.unet, of no effect here, or left there by FateZero's trainer (the rank is read from the weights, the frames are settings)
+# read by fz.model.unet, of no effect here, or left there by FateZero's trainer (the rank is read from the weights, the frames are settings)
 UNET_READ = ("block_out_channels", "layers_per_block", "attention_head_dim", "num_attention_heads", "cross_attention_dim",
              "norm_num_groups", "norm_eps", "in_channels", "out_channels", "down_block_types", "up_block_types", "flip_sin_to_cos",
              "freq_shift")  # fmt: skip
@@ -108,7 +108,7 @@ def lists(config: Mapping, names: tuple[str, ...], where: Path | str) -> None:
 
 
 def check_unet(config: Mapping, where: Path | str) -> None:
-    """Raise FzError if a UNet config is another model's, or makes no sense. What fz.unet refuses itself is left to it."""
+    """Raise FzError if a UNet config is another model's, or makes no sense. What fz.model.unet refuses itself is left to it."""
     lists(config, ("block_out_channels", "down_block_types", "up_block_types"), where)
     numbers = ("block_out_channels", "layers_per_block", "norm_num_groups", "in_channels", "out_channels", "cross_attention_dim")
     whole_numbers(config, numbers, where)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fz.errors import FzError
-from fz.text import TextEncoder
-from fz.unet import Temporal, UNet, UNetConfig
-from fz.vae import VAE, VAEConfig
+from fz.model.unet import Temporal, UNet, UNetConfig
+from fz.model.vae import VAE, VAEConfig
+from fz.prompts.text import TextEncoder
 from fz.weights.architecture import check_unet
 from fz.weights.layouts import TEMPORAL_ATTENTION, TEMPORAL_CONV, some
 from fz.weights.read import Weights

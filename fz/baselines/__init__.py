@@ -16,8 +16,9 @@ from fz.baselines.pnp import pnp
 from fz.baselines.sdedit import sdedit
 from fz.ddim import CLEAN, Schedule
 from fz.edit import Source, Watch, edit
-from fz.fusion import FrameIndex, Fusion
-from fz.unet import UNet
+from fz.frames import FrameIndex
+from fz.fusion import Fusion
+from fz.model.unet import UNet
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fz.ddim import Schedule
 from fz.edit import Source, Watch, edit, ignore
-from fz.fusion import FrameIndex
-from fz.unet import UNet
+from fz.frames import FrameIndex
+from fz.model.unet import UNet
 
 
 def ddim(

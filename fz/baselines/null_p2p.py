@@ -15,9 +15,10 @@ from torch import Tensor
 
 from fz.ddim import CLEAN, Schedule, ddim_step
 from fz.edit import Source, Watch, guide, ignore, invert
-from fz.fusion import FrameIndex, Fuser, Fusion, Keep, Plain, Recorder
-from fz.layers import TextContext
-from fz.unet import UNet
+from fz.frames import FrameIndex
+from fz.fusion import Fuser, Fusion, Keep, Plain, Recorder
+from fz.model.layers import TextContext
+from fz.model.unet import UNet
 
 INNER = 10  # Adam steps at each timestep
 AT_ONCE = 64 * 64  # a frame of 512²

@@ -12,9 +12,10 @@ from torch import Tensor
 from fz import kernels
 from fz.ddim import Schedule, ddim_step
 from fz.edit import Source, Watch, branch_prompts, guide, ignore
-from fz.fusion import FrameIndex, Plain, frame_table
-from fz.layers import Operands, ResnetBlock, Site, TextContext
-from fz.unet import UNet
+from fz.frames import FrameIndex, frame_table
+from fz.fusion import Plain
+from fz.model.layers import Operands, ResnetBlock, Site, TextContext
+from fz.model.unet import UNet
 
 FEATURES_UNTIL, ATTENTION_UNTIL = 0.8, 0.5  # shares of the steps, as published
 BLOCK, LAYER = 1, 1  # up_blocks.1.resnets.1: Stable Diffusion's decoder layer 4

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fz.ddim import Schedule, ddim_step
 from fz.edit import Watch, branch_prompts, guide, ignore
-from fz.layers import TextContext
-from fz.unet import UNet
+from fz.model.layers import TextContext
+from fz.model.unet import UNet
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ def clip() -> str:
 
 
 def example() -> dict[str, Any]:
-    """The edit of a run that is given no clip: settings, by their paths (`fz.config.build`)."""
+    """The edit of a run that is given no clip: settings, by their paths (`fz.settings.config.build`)."""
     return {
         "clip.path": str(FOLDER / "example"),
         "source": "a red car moving on the sand",
@@ -41,8 +41,8 @@ def example() -> dict[str, Any]:
 
 def strange_words(prompts: Iterable[str]) -> list[str]:
     """A line for each word that no caption of the miniature's training had, and what may have been meant."""
-    from fz.align import bare, is_punctuation
     from fz.mini.world import vocabulary
+    from fz.prompts.align import bare, is_punctuation
 
     known = vocabulary()
     words = dict.fromkeys(bare(word) for prompt in prompts for word in prompt.split())

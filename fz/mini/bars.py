@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fz.metrics import half_interval
+from fz.metrics.numbers import half_interval
 
 KINDS_OF_EDIT = ("attribute", "shape", "style")
 # figure -> least mean over clips

@@ -3,7 +3,7 @@
 Pictures from captions, and clips with one thing, in plain style, edited in colour, in kind and in style, fused as the paper says and
 otherwise (plain, without masks, from reconstruction's attention). Truth is what the world draws. One JSON file for each picture and clip,
 so that an evaluation that was stopped goes on and a second one changes nothing; then `fz.mini.bars`' table. Settings are
-`fz.config.PRESETS`, nothing is chosen by its result.
+`fz.settings.config.PRESETS`, nothing is chosen by its result.
 """
 
 import argparse
@@ -22,24 +22,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fz import cpu, mini
-from fz.applications import REMOVAL, without
-from fz.budget import wanted
-from fz.config import PRESETS, EditSettings
+from fz import mini
+from fz.clips.media import atomic, to_uint8, write_json
 from fz.ddim import CLEAN, Schedule
 from fz.edit import Source, edit, invert, reconstruct
-from fz.fusion import MAP_STRIDE, FrameIndex, blend_mask
-from fz.inversions import digest, model_digest
-from fz.machine import start_alone
-from fz.media import atomic, to_uint8, write_json
+from fz.frames import FrameIndex
+from fz.fusion import MAP_STRIDE, blend_mask
+from fz.memory.budget import wanted
+from fz.memory.inversions import digest, model_digest
+from fz.memory.kept import KeptInMemory
+from fz.memory.machine import start_alone
 from fz.mini.bars import Row, table
 from fz.mini.data import as_given, held_out
 from fz.mini.measure import Eye, hue_name, load_eye, look, remains
 from fz.mini.sample import sample
 from fz.mini.world import COLOURS, KINDS, STYLES, Drawn, Story, caption, counterfactual
-from fz.plan import plan_edit, weights
-from fz.store import KeptInMemory
-from fz.vae import decode_clip, encode_clip
+from fz.model import fast_cpu
+from fz.model.vae import decode_clip, encode_clip
+from fz.prompts.plan import plan_edit, weights
+from fz.settings.applications import REMOVAL, without
+from fz.settings.config import PRESETS, EditSettings
 from fz.weights.load import Checkpoint, load_checkpoint
 
 ORDER = FrameIndex((0, "mid"))
@@ -291,9 +293,9 @@ def evaluate(setup: Setup, checkpoint: str, jobs: list[tuple[str, int]], folder:
 
 
 def ready(setup: Setup, checkpoint: str) -> Bench:
-    cpu.keep_freed_memory()
+    fast_cpu.keep_freed_memory()
     loaded = load_checkpoint(checkpoint)
-    cpu.prepare(loaded.unet, (setup.size // loaded.vae.config.stride,) * 2, setup.frames)
+    fast_cpu.prepare(loaded.unet, (setup.size // loaded.vae.config.stride,) * 2, setup.frames)
     return Bench(loaded, load_eye(), setup)
 
 

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fz import mini
+from fz.clips.media import atomic, write_json, write_pngs
 from fz.errors import FzError
-from fz.media import atomic, write_json, write_pngs
 from fz.mini.train import SCHEDULER, TEXT, UNET, VAE_JSON
 from fz.mini.words import write_tokenizer
 from fz.mini.world import Story, Thing, draw

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fz import mini
-from fz.media import atomic
+from fz.clips.media import atomic
 from fz.mini.data import HELD_OUT
 from fz.mini.things import COLOURS as HUES
 from fz.mini.world import KINDS, SCENES, STYLES, Story, render, sample_story

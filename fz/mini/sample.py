@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from fz import mini
+from fz.clips.media import contact_sheet, to_uint8, write_png
 from fz.ddim import Schedule
 from fz.edit import KeptNowhere, Source, edit
-from fz.fusion import FrameIndex
-from fz.media import contact_sheet, to_uint8, write_png
-from fz.output import slug
-from fz.vae import decode_clip
+from fz.frames import FrameIndex
+from fz.model.vae import decode_clip
+from fz.results.folder import slug
 from fz.weights.load import Checkpoint, load_checkpoint
 
 

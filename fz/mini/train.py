@@ -21,17 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from fz.cpu import keep_freed_memory
 from fz.ddim import Schedule
-from fz.fusion import MAP_STRIDE, FrameIndex, frame_table
-from fz.layers import Operands, Site, TextContext
+from fz.frames import FrameIndex, frame_table
+from fz.fusion import MAP_STRIDE
 from fz.mini.data import draw_many, places, to_unit
 from fz.mini.warm import warm_start
 from fz.mini.words import write_tokenizer
 from fz.mini.world import VERB, sample_story
-from fz.text import TextEncoder
-from fz.unet import UNet, UNetConfig
-from fz.vae import SCALE, VAE, VAEConfig
+from fz.model.fast_cpu import keep_freed_memory
+from fz.model.layers import Operands, Site, TextContext
+from fz.model.unet import UNet, UNetConfig
+from fz.model.vae import SCALE, VAE, VAEConfig
+from fz.prompts.text import TextEncoder
 
 UNET = {
     "_class_name": "UNet2DConditionModel", "block_out_channels": [40, 80, 120, 160], "layers_per_block": 2, "attention_head_dim": 4,

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from fz.clip import MEAN, STD, Clip, ImageTower, Preprocess, ViTConfig
-from fz.clip_weights import fill, folder_shape, text_tower
-from fz.cpu import keep_freed_memory
 from fz.mini.data import held_out
 from fz.mini.train import SHORT, STORIES, Training, pictures
 from fz.mini.words import write_tokenizer
 from fz.mini.world import COLOURS, KINDS, SCENES, STYLES, VERB, Story, caption, counterfactual, draw_frame, sample_story
+from fz.model.clip_vision import MEAN, STD, Clip, ImageTower, Preprocess, ViTConfig
+from fz.model.fast_cpu import keep_freed_memory
+from fz.weights.clip import fill, folder_shape, text_tower
 
 SIDE = 64
 SHAPE = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "hidden_act": "quick_gelu"}

@@ -8,7 +8,7 @@ silu(x) - silu(-x) = x. Residual branches begin at zero. Training then adds what
 import torch
 from torch import Tensor, nn
 
-from fz.vae import VAE, Resample
+from fz.model.vae import VAE, Resample
 
 K = 2.0
 # rows: luminance and two colour differences of (R, G, B)

@@ -1,0 +1,1 @@
+"""Clips and pictures: which frames, how files are read and written."""

@@ -1,0 +1,46 @@
+"""Which frames does a frame attend to (FateZero eq. 8)? Settings use it too: torch is imported only where a table is made."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fz.errors import FzError, suggest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fz.model.layers import Operands, Site
+
+ABSOLUTE = ("first", "mid", "middle", "last")
+
+
+@dataclass(frozen=True)
+class FrameIndex:
+    """Which frames' keys and values a frame reads (eq. 8): integers relative to it (0 = own), words absolute.
+
+    Layers narrower than `least_channels` read their own frame only; so does an empty list.
+    """
+
+    entries: tuple[int | str, ...] = (0, "mid")
+    least_channels: int = 0
+
+    def __post_init__(self):
+        for entry in self.entries:
+            if not (entry in ABSOLUTE or (isinstance(entry, int) and not isinstance(entry, bool))):
+                expected = f"expected integers (relative) or one of {', '.join(ABSOLUTE)}"
+                raise FzError(f"frame index: got {entry!r}, {expected}.{suggest(str(entry), ABSOLUTE)}")
+
+    def table(self, site: "Site", frames: int) -> "Tensor":
+        """(F, R) int64: the frames that each frame attends to at this site. Relative frames are clipped at the ends of the clip."""
+        import torch
+
+        own = torch.arange(frames)
+        if site.channels < self.least_channels or not self.entries:
+            return own[:, None]
+        absolute = {"first": 0, "mid": (frames - 1) // 2, "middle": (frames - 1) // 2, "last": frames - 1}
+        columns = [torch.full_like(own, absolute[e]) if e in absolute else (own + e).clamp(0, frames - 1) for e in self.entries]
+        return torch.stack(columns, dim=1)
+
+
+def frame_table(frame_index: FrameIndex, site: "Site", x: "Operands") -> "Tensor":
+    """(F, R) int64 on the tokens' device: the frames whose keys and values each frame of x reads at this site."""
+    return frame_index.table(site, x.shape[1]).to(x.tokens.device)

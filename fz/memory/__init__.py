@@ -1,0 +1,1 @@
+"""What a run keeps, where, and how much memory it takes."""

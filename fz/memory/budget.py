@@ -1,0 +1,173 @@
+"""How much memory a run takes, said before it starts, and what inversion therefore keeps.
+
+Predictions count tensors: queries and keys exactly, activations by a factor measured on SD v1.4's UNet (bench/LOG.md). 'memory' costs
+RAM for every fused step; 'recompute' nothing, but 1.4 times the time of an edit step; 'disk' files instead of RAM.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fz.edit import Kept, KeptNowhere, keep_nothing
+from fz.errors import FzError
+from fz.fusion import Fusion, Keep
+from fz.memory.kept import KeptInMemory, KeptOnDisk, Say
+from fz.memory.offload import CPU, Copier, KeptInRam
+from fz.model.unet import UNet
+from fz.model.vae import VAE
+
+# share of the free memory that keeping may fill
+FILL = 0.6
+# largest sum of live activations over one branch's full-size feature map (F, C0, h, w), without maps
+ACTIVATIONS = 24
+# the part of them that stays whole when layers take some frames at a time: residuals, skips, queries, keys and values
+WHOLE = 12
+# the same of the VAE, over a float32 picture of its second level's width: float32 copies of its norms count
+VAE_ACTIVATIONS = 8
+
+
+def wanted(fusions: list[Fusion], store_dtype: str = "same") -> Callable[[int], Keep]:
+    """What all these edits together need of edit step k."""
+    dtype = None if store_dtype == "same" else getattr(torch, store_dtype)
+
+    def keep(k: int) -> Keep:
+        union = Keep(dtype=dtype)
+        for fusion in fusions:
+            union |= fusion.keeps(k)
+        return union
+
+    return keep
+
+
+def kept_bytes(unet: UNet, latent_size: tuple[int, int], frames: int, keep: Keep, dtype: torch.dtype) -> int:
+    """Bytes of the queries and keys that one step keeps; F · N · C of each, cross-attention's keys being the prompt's."""
+    element = (keep.dtype or dtype).itemsize
+    sites = [site for site in unet.sites() if keep.wants(site)]
+    tokens = {site.name: latent_size[0] * latent_size[1] // site.stride**2 for site in sites}
+    return sum((2 if site.kind == "self" else 1) * frames * tokens[site.name] * site.channels * element for site in sites)
+
+
+def choose_store(
+    asked: str,
+    unet: UNet,
+    chunk: int | None,
+    latent_size: tuple[int, int],
+    frames: int,
+    branches: int,
+    steps: int,
+    keep: Callable[[int], Keep],
+    folder: Path,
+    device: torch.device,
+    say: Say,
+    offload: bool = False,
+) -> str:
+    """'recompute', 'memory' or 'disk': what was asked for, or, for 'auto', 'memory' where it fits in memory that is free, else 'recompute'.
+
+    Says the prediction. Raises FzError if the run cannot fit whatever it keeps, or if what was asked for cannot.
+    """
+    dtype = unet.conv_in.weight.dtype
+    per_step = [kept_bytes(unet, latent_size, frames, keep(k), dtype) for k in range(steps)]
+    # models that are not on the device yet will be
+    free = free_memory(device) - sum(p.nbytes for p in unet.parameters() if p.device.type != device.type)
+    feature_map = branches * latent_size[0] * latent_size[1] * unet.config.block_out_channels[0] * dtype.itemsize
+    # frames whose operands are recomputed at once: those of a chunk where chunks run alone
+    alone = min(chunk or frames, frames) if not unet.clip_norm else frames
+    working = live_maps(frames, chunk, unet.clip_norm) * feature_map + max(per_step) * alone // frames
+    in_ram = offload and device.type == "cuda"
+    need = {"memory": working + (0 if in_ram else sum(per_step)), "recompute": working, "disk": working}
+    mode = asked if asked != "auto" else "memory" if need["memory"] <= FILL * free else "recompute"
+    if in_ram and mode == "memory" and sum(per_step) > FILL * free_memory(CPU):
+        if asked == "memory":
+            got = f"store: 'memory' needs {gb(sum(per_step))} of RAM, and {gb(free_memory(CPU))} are free"
+            raise FzError(f"{got}. Pass --store recompute or disk.")
+        mode = "recompute"
+    if need["recompute"] > free:
+        raise FzError(
+            f"memory: this edit needs about {gb(need['recompute'])}, and {gb(free)} are free. Take fewer --frames or a smaller --size."
+        )
+    if need[mode] > free:
+        raise FzError(f"store: '{mode}' needs about {gb(need[mode])}, and {gb(free)} are free. Pass --store recompute or disk.")
+    if mode == "disk":
+        room = free_disk(folder)
+        if sum(per_step) > room:
+            raise FzError(f"store: 'disk' needs {gb(sum(per_step))} in {folder}, where {gb(room)} are free. Pass --store recompute.")
+    on_disk = f" and {gb(sum(per_step))} of disk" if mode == "disk" else ""
+    say(f"this edit needs about {gb(need[mode])} of {gb(free)} of memory{on_disk}; {mode}")
+    return mode
+
+
+def live_maps(frames: int, chunk: int | None, clip_norm: bool) -> int:
+    """Activations of a forward pass that are alive at once, counted in one branch's full-size feature maps of one frame."""
+    at_once = min(chunk or frames, frames)
+    if clip_norm:
+        return WHOLE * frames + (ACTIVATIONS - WHOLE) * at_once
+    # three absolute frames may run together, and keys and values of other frames stay
+    return ACTIVATIONS * min(max(at_once, 3) + 3, frames)
+
+
+def kept_for(mode: str, folder: Path, timesteps: tuple[int, ...], device: torch.device, say: Say, offload: bool = False) -> Kept:
+    """Where that mode keeps queries and keys."""
+    if mode == "disk":
+        return KeptOnDisk(folder, timesteps, device, say)
+    if mode == "memory" and offload:
+        return KeptInRam(timesteps, Copier(device))
+    return KeptInMemory() if mode == "memory" else KeptNowhere()
+
+
+def keep_for(mode: str, keep: Callable[[int], Keep]) -> Callable[[int], Keep]:
+    return keep_nothing if mode == "recompute" else keep
+
+
+def gb(amount: float) -> str:
+    return f"{amount / 1e9:.2f} GB"
+
+
+def pictures_at_once(vae: VAE, height: int, width: int, device: torch.device) -> int:
+    """How many frames the VAE takes at a time: on a GPU as many as fit, one on a CPU, which gains nothing from more."""
+    if device.type != "cuda":
+        return 1
+    channels = vae.config.block_out_channels[min(1, len(vae.config.block_out_channels) - 1)]
+    return max(int(FILL * free_memory(device) / (VAE_ACTIVATIONS * channels * height * width * 4)), 1)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take: of the GPU, or of RAM without swapping, within the container's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    bounds = [meminfo(), cgroup_room()]
+    known = [b for b in bounds if b is not None]
+    return min(known) if known else 8 * 10**9
+
+
+def meminfo() -> int | None:
+    """MemAvailable of Linux; elsewhere free pages."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def cgroup_room() -> int | None:
+    """What a container's limit leaves."""
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
+        return None if limit == "max" else max(int(limit) - int(used), 0)
+    except (OSError, ValueError):
+        return None
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free where that folder is or will be."""
+    for existing in (folder, *folder.parents):
+        if existing.is_dir():
+            return shutil.disk_usage(existing).free
+    return 0

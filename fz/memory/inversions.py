@@ -1,0 +1,145 @@
+"""Inversions that were done: a folder for each, named by a hash of all that its latents depend on.
+
+A second edit of the same clip finds the inversion there; a run that was killed goes on from its last step. Latents and averaged maps
+are kept for good (1.2 MB a step at 512², 8 frames), an edit's own steps and the queries and keys of `--store disk` until the run is
+done. The least recently used inversions go when all of them take more than `LIMIT`.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fz.ddim import CLEAN, Schedule
+from fz.edit import Source
+from fz.memory.kept import Say, StepLog
+
+LIMIT = 10 * 10**9  # bytes
+PART_AGE = 24 * 3600  # seconds after which a half-written file belongs to a run that was killed
+
+
+def default_folder() -> Path:
+    """Where inversions live unless told otherwise: FZ_CACHE, or the user's cache folder."""
+    if "FZ_CACHE" in os.environ:
+        return Path(os.environ["FZ_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fz" / "inversions"
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 over tensors' bytes, dtypes and shapes, dataclasses field by field, and JSON of everything else; 32 hex digits of it."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if dataclasses.is_dataclass(part):
+            sha.update(digest(*(getattr(part, field.name) for field in dataclasses.fields(part))).encode())
+        elif isinstance(part, Tensor):
+            sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            sha.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        else:
+            sha.update(json.dumps(part, sort_keys=True, default=str).encode())
+    return sha.hexdigest()[:32]
+
+
+def model_digest(model: nn.Module) -> str:
+    """Of every weight by name, in their dtype; several threads, as hashing lets go of the interpreter."""
+    state = model.state_dict()
+    with ThreadPoolExecutor() as pool:
+        return digest(dict(zip(state, pool.map(digest, state.values()), strict=True)))
+
+
+class Inversion:
+    """One folder: step 0 holds z_0, step i the latent after i steps and the averaged map of step i."""
+
+    def __init__(self, cache: Path, key: str, say: Say):
+        self.folder, self.edits = cache / key, []
+        self.log = StepLog(self.folder / "steps", say)
+        with contextlib.suppress(OSError):
+            # what `prune` goes by
+            self.folder.mkdir(parents=True, exist_ok=True)
+            os.utime(self.folder)
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, cache: str | None, key: str, say: Say) -> Iterator["Inversion"]:
+        """The inversion of that key in the folder `cache` (None: the default one; 'none': one that is removed when the block ends)."""
+        if cache == "none":
+            with tempfile.TemporaryDirectory(prefix="fz-", ignore_cleanup_errors=True) as folder:
+                yield cls(Path(folder), key, say)
+            return
+        folder = Path(cache) if cache else default_folder()
+        yield cls(folder, key, say)
+        prune(folder, keep=[key])
+
+    def finished(self) -> None:
+        """Remove what only a run in progress needs."""
+        shutil.rmtree(self.operands, ignore_errors=True)
+        for log in self.edits:
+            log.remove()
+
+    def z0(self) -> Tensor | None:
+        first = self.log.get(0)
+        return first and first["z"]
+
+    def restore(self, source: Source, schedule: Schedule, device: torch.device) -> int:
+        """Put the steps that are done into source, as far as they are there without a gap. Returns how many."""
+        for done, (_, t) in enumerate(schedule.upward(), start=1):
+            step = self.log.get(done)
+            if step is None:
+                return done - 1
+            source.latents[t], source.maps[t] = step["z"].to(device), step["map"].to(device)
+        return schedule.steps
+
+    def save(self, done: int, source: Source, schedule: Schedule) -> None:
+        """Keep step `done` of an inversion (0: z_0)."""
+        t = (CLEAN, *reversed(schedule.timesteps))[done]
+        self.log.put(done, {"z": source.latents[t]} | ({"map": source.maps[t]} if done else {}))
+
+    def edit_log(self, key: str) -> StepLog:
+        """The log of one edit of this inversion; its steps hold the latents after them."""
+        self.edits.append(StepLog(self.folder / f"edit-{key}", self.log.say))
+        return self.edits[-1]
+
+    @property
+    def operands(self) -> Path:
+        """The folder of `--store disk`."""
+        return self.folder / "operands"
+
+
+def leading(log: StepLog, steps: int, device: torch.device) -> list[Tensor]:
+    """The latents of an edit's log without a gap: step 1, 2, …"""
+    latents = []
+    for k in range(1, steps + 1):
+        step = log.get(k)
+        if step is None:
+            break
+        latents.append(step["z"].to(device))
+    return latents
+
+
+def prune(cache: Path, keep: Iterable[str] = (), limit: int = LIMIT) -> None:
+    """Remove the least recently used inversions until no more than `limit` bytes are left, and files of runs that were killed."""
+    with contextlib.suppress(OSError):
+        folders = {p: sum(size_of(p).values()) for p in cache.iterdir() if p.is_dir()}
+        for folder in sorted(folders, key=lambda p: p.stat().st_mtime):
+            if sum(folders.values()) <= limit:
+                break
+            if folder.name not in keep:
+                folders.pop(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+        for part in cache.rglob(".*.part"):
+            if time.time() - part.stat().st_mtime > PART_AGE:
+                part.unlink(missing_ok=True)
+
+
+def size_of(folder: Path) -> Mapping[Path, int]:
+    return {f: f.stat().st_size for f in folder.rglob("*") if f.is_file()}

@@ -1,0 +1,43 @@
+"""When latents stop being finite: at which step, and in which layer of the UNet."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fz.errors import FzError
+from fz.model.layers import TextContext
+
+
+class NotFinite(FzError):
+    """Latents or frames hold NaN or infinity."""
+
+
+def check_finite(z: Tensor, unet: nn.Module, batch: Tensor, t: int, text: TextContext, attend: Callable, where: str) -> None:
+    """Raise NotFinite, naming the step and, when a second forward pass finds it, the layer, if z holds NaN or infinity."""
+    if torch.isfinite(z).all():
+        return
+    layer = first_bad_layer(unet, lambda: unet(batch, t, text, attend))
+    found = f", first in layer {layer}" if layer else ""
+    hint = " Try --dtype float32." if z.dtype != torch.float32 else " Is the checkpoint damaged?"
+    raise NotFinite(f"{where}: latents hold NaN or infinity{found}; expected finite values.{hint}")
+
+
+def first_bad_layer(model: nn.Module, forward: Callable[[], Tensor]) -> str | None:
+    """The name of the first leaf module whose output is not finite in one call of forward, or None."""
+    bad: list[str] = []
+    hooks = []
+    for name, module in model.named_modules():
+        if not any(module.children()):
+
+            def look(_module, _inputs, output, name=name):
+                if not bad and isinstance(output, Tensor) and not torch.isfinite(output).all():
+                    bad.append(name)
+
+            hooks.append(module.register_forward_hook(look))
+    try:
+        forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return bad[0] if bad else None

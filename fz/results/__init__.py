@@ -1,0 +1,1 @@
+"""The folder of a run and what is drawn into it."""

@@ -1,0 +1,71 @@
+"""Appendix B's applications as sentences: the target of `--remove` and of `--enhance`, made from the source.
+
+Removing drops words from the source (what hides the object's keys is `fz.fusion`'s part), enhancing adds words to a sentence, which
+are then re-weighted. Nothing here knows tokens or models.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fz.errors import FzError, suggest
+
+ARTICLES = ("a", "an", "the")
+# what a removal is done with unless told: new rows where the object was, and the source's attention long enough to keep the rest
+REMOVAL: Mapping[str, Any] = {"align": "refine", "threshold": 0.3, "self_replace": (0.0, 0.8), "cross_replace": (0.0, 0.5)}
+ENHANCEMENT: Mapping[str, Any] = {"align": "refine"}
+
+
+def phrases(words: str) -> list[str]:
+    """'red car, ball' -> ['red car', 'ball']: what is removed, each as it stands in the source."""
+    return [" ".join(phrase.split()) for phrase in words.split(",") if phrase.strip()]
+
+
+def without(source: str, words: str) -> str:
+    """The source without these phrases, without an article that then stands alone before them, and without an 'and' that joins nothing.
+
+    Raises FzError for a phrase that is not there and where nothing is left.
+    """
+    # it brings transformers: --help needs none of that
+    from fz.prompts.align import bare
+
+    left = source.split()
+    for phrase in phrases(words):
+        wanted = [bare(word) for word in phrase.split()]
+        places = [i for i in range(len(left)) if [bare(word) for word in left[i : i + len(wanted)]] == wanted]
+        if not places:
+            near = suggest(phrase.lower(), [bare(word) for word in left])
+            raise FzError(f"remove: {phrase!r} is not in the source {source!r}.{near} Expected words as they follow there.")
+        for start in reversed(places):
+            end = start + len(wanted)
+            if start and bare(left[start - 1]) in ARTICLES:
+                start -= 1
+            if start and bare(left[start - 1]) == "and":
+                start -= 1
+            elif left[end : end + 1] and bare(left[end]) == "and":
+                end += 1
+            left = left[:start] + left[end:]
+    if not left:
+        raise FzError(f"remove: nothing is left of the source {source!r}. Expected words that leave a sentence, or --target to say it.")
+    return " ".join(left)
+
+
+def enhanced(sentence: str, words: str) -> str:
+    """The sentence with the words after it: 'a car' and 'high-quality, 8K' -> 'a car, high-quality, 8K'. Nothing if they are there."""
+    words = " ".join(words.split())
+    return sentence if sentence.endswith(words) else f"{sentence.rstrip(' ,.')}, {words}"
+
+
+def target_of(source: str, target: str | None, remove: str | None, enhance: str | None) -> str:
+    """An edit's sentence: the one given, or else the source without what is removed; then with what enhances it."""
+    sentence = target if target is not None else without(source, remove) if remove else source
+    return enhanced(sentence, enhance) if enhance else sentence
+
+
+def usual_of(remove: str | None, enhance: str | None) -> dict[str, Any]:
+    """Settings of such an edit where nothing else is said."""
+    return {**(ENHANCEMENT if enhance else {}), **(REMOVAL if remove else {})}
+
+
+def factors(enhance: str | None, factor: float, reweight: tuple[tuple[str, float], ...]) -> dict[str, float]:
+    """Words of the target and how much they are amplified; the user's own over the enhancement's."""
+    return ({" ".join(enhance.split()): factor} if enhance else {}) | dict(reweight)

@@ -1,0 +1,295 @@
+"""Settings: what a run is asked to do, as frozen dataclasses that are checked once, when they are made.
+
+Command-line flags, presets and released YAML files all become overlays, flat dicts of `Settings` paths ('clip.frames',
+'edits.0.threshold'), laid over each other in order of precedence by `build`. Nothing behind this file knows where a value came from.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fz.errors import FzError, suggest
+from fz.frames import FrameIndex
+from fz.settings import applications
+
+Size = int | tuple[int, int]
+Window = tuple[float, float]  # the share of steps, from a to b, in which something is replaced
+
+DTYPES = ("float32", "float16", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+ATTENTIONS = ("inversion", "reconstruction")
+CONVS = ("auto", "direct")
+STORES = ("auto", "recompute", "memory", "disk")
+STORE_DTYPES = ("same", "float16", "bfloat16")
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # the paper, appendix A: t_s = 0.2 T, t_c = 0.3 T, tau = 1 (no pixel is edited) for style and attribute; 0.5, 0.5, 0.3 for shape
+    "style": {"self_replace": (0.0, 0.8), "cross_replace": (0.0, 0.7), "threshold": None, "align": "refine"},
+    "attribute": {"self_replace": (0.0, 0.8), "cross_replace": (0.0, 0.7), "threshold": None, "align": "auto"},
+    "shape": {"self_replace": (0.0, 0.5), "cross_replace": (0.0, 0.5), "threshold": 0.3, "align": "auto"},
+}
+ALIGNS = ("auto", "replace", "refine", "plain")
+METHODS = ("fatezero", "ddim", "sdedit", "null-p2p", "pnp")  # the table of them is `fz.baselines.METHODS`
+# the paper's ablations, as overlays of a run's settings
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {
+    # Fig. 4 and 9: no self-attention is the source's; all of it is, everywhere and always
+    "no-self": {"edits.*.self_replace": (0.0, 0.0)},
+    "full-self": {"edits.*.self_replace": (0.0, 1.0), "edits.*.threshold": None},
+    # Fig. 3 and 8: attention of a sampling pass in place of inversion's
+    "reconstruction": {"attention": "reconstruction"},
+    "no-cross": {"edits.*.cross_replace": (0.0, 0.0), "edits.*.cross_replace_words": ()},
+}
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Pixels cut from each side of the upright source picture before it is resized (the released configs' `offset`)."""
+
+    left: int = 0
+    right: int = 0
+    top: int = 0
+    bottom: int = 0
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """Frames start, start + every, ... of a video file, gif, folder or glob of images, or single image.
+
+    frames: how many; None = all. size: N (short side to N, centre crop to N x N) or (H, W) (scaled to cover, keeping its aspect ratio, then
+    centre crop).
+    """
+
+    path: str
+    frames: int | None = 8
+    start: int = 0
+    every: int = 1
+    size: Size = 512
+    crop: Crop = Crop()
+
+
+def window(value: Any, name: str) -> Window:
+    """(a, b) from a number r (0 to r) or a pair, both in [0, 1]; raises FzError naming the setting."""
+    pair = (0.0, value) if isinstance(value, (int, float)) else value
+    numbers = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(v, (int, float)) for v in pair)
+    if isinstance(value, bool) or not numbers or not 0 <= pair[0] <= pair[1] <= 1:
+        raise FzError(f"{name}: got {value!r}, expected a share of the steps from 0 to 1 or a pair [from, to] of them, as 0.8 or [0, 0.8].")
+    return (float(pair[0]), float(pair[1]))
+
+
+def is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """One target sentence and how it is reached.
+
+    align: 'replace' (prompts of equal word count), 'refine', 'auto' (replace where it can be), or 'plain' (sample without fusion).
+    cross_replace: window for all words; cross_replace_words: (word, window) pairs for single ones; self_replace: window.
+    reweight: (target word, factor) pairs. threshold: tau of the self-attention blend mask, None for no mask.
+    blend_words: (source words, target words) of the masks; None: the words that differ.
+    remove: phrases of the source that the target lacks and whose object is hidden; enhance: words that the target has on top, amplified by
+    enhance_factor. mask: a file of masks in place of the words'. keep_background: outside the mask all is the source's.
+    blend_latents: tau of the latent blend, None for none. lenient (released configs): absent words, uneven prompts are noted, not refused.
+    """
+
+    target: str
+    align: str = "auto"
+    cross_replace: Window = (0.0, 0.7)
+    cross_replace_words: tuple[tuple[str, Window], ...] = ()
+    self_replace: Window = (0.0, 0.8)
+    reweight: tuple[tuple[str, float], ...] = ()
+    threshold: float | None = None
+    blend_words: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    blend_latents: float | None = None
+    remove: str | None = None
+    enhance: str | None = None
+    enhance_factor: float = 2.0
+    mask: str | None = None
+    keep_background: bool = False
+    lenient: bool = False
+
+    def __post_init__(self):
+        one_of("align", self.align, ALIGNS)
+        object.__setattr__(self, "cross_replace", window(self.cross_replace, "cross_replace"))
+        object.__setattr__(self, "self_replace", window(self.self_replace, "self_replace"))
+        words = tuple((word, window(share, f"cross_replace of {word!r}")) for word, share in self.cross_replace_words)
+        object.__setattr__(self, "cross_replace_words", words)
+        for word, factor in self.reweight:
+            if not is_finite(factor):
+                raise FzError(f"reweight: got {factor!r} for {word!r}, expected a number, as {word}=10.")
+        if not is_finite(self.enhance_factor):
+            raise FzError(f"enhance_factor: got {self.enhance_factor!r}, expected a number, as 2; 1 amplifies nothing.")
+        for name in ("threshold", "blend_latents"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value):
+                raise FzError(f"{name}: got {value!r}, expected a number from 0 (all is edited) to 1 (nothing is), or none.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of a run. None means 'by the model': frame_index [own, mid] for an untuned checkpoint, [-1, first] for a tuned one."""
+
+    clip: ClipSettings
+    source: str
+    edits: tuple[EditSettings, ...]
+    checkpoint: str | None = None  # None: the miniature that ships with the project
+    vae: str | None = None
+    tokenizer: str | None = None
+    model_config: str | None = None
+    ema: str = "auto"
+    negative: str = ""
+    method: str = "fatezero"
+    strength: float = 0.75  # the share of the steps that method sdedit noises and denoises
+    steps: int = 50
+    guidance: float = 7.5
+    guidance_window: Window = (0.0, 1.0)  # the share of edit steps with guidance; one branch less outside it
+    attention: str = "inversion"
+    reconstruction_prompt: str | None = None  # None: the source prompt
+    frame_index: tuple[int | str, ...] | None = None
+    least_channels: int = 0
+    clip_norm: bool = True
+    chunk: int | None = None  # frames that the UNet takes at a time; None: all
+    store: str = "auto"
+    store_dtype: str = "same"
+    cache: str | None = None  # where inversions are kept; None: the user's cache folder; 'none': nowhere
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
+    offload: bool = False  # models on the device only while they are used, queries and keys in RAM
+    compile: bool = False
+    threads: int | None = None
+    conv: str = "auto"  # 3x3 convolutions on a CPU: 'auto' as Winograd's where that pays, or 'direct'
+    conv_memory: float | None = None  # GB that Winograd's weights may take; None: a quarter of the machine's memory
+    out: str | None = None
+    overwrite: bool = False
+    save_latents: bool = False
+    report: bool = False
+    dry_run: bool = False
+    notes: tuple[str, ...] = field(default=(), compare=False)  # what was decided on the user's behalf, said aloud
+
+    def __post_init__(self):
+        one_of("method", self.method, METHODS)
+        one_of("device", self.device, DEVICES)
+        one_of("dtype", self.dtype, DTYPES)
+        one_of("attention", self.attention, ATTENTIONS)
+        one_of("store", self.store, STORES)
+        one_of("store_dtype", self.store_dtype, STORE_DTYPES)
+        one_of("conv", self.conv, CONVS)
+        if self.conv_memory is not None and not (isinstance(self.conv_memory, (int, float)) and 0 <= self.conv_memory < 1e6):
+            raise FzError(f"conv_memory: got {self.conv_memory!r}, expected gigabytes, as 2.5.")
+        one_of("ema", self.ema, ("auto", "ema", "plain"))
+        whole("steps", self.steps, 1, 1000, "The paper uses 50.")
+        whole("seed", self.seed, 0, 2**63 - 1)
+        whole("least_channels", self.least_channels, 0, 10**9)
+        if self.threads is not None:
+            whole("threads", self.threads, 1, 1024)
+        if not isinstance(self.guidance, (int, float)) or isinstance(self.guidance, bool) or not 0 <= self.guidance <= 1000:
+            raise FzError(f"guidance: got {self.guidance!r}, expected a number from 0 to 1000; 7.5 is usual, 1 is none.")
+        if self.chunk is not None:
+            whole("chunk", self.chunk, 1, 10**6)
+            if self.method not in ("fatezero", "ddim"):
+                raise FzError(f"chunk: got {self.chunk} with method {self.method}, expected fatezero or ddim. Leave --chunk out.")
+            if any(e.remove for e in self.edits):
+                got = f"chunk: got {self.chunk} with an edit that removes an object"
+                raise FzError(f"{got}, expected one without: what hides the object spans chunks. Leave --chunk or --remove out.")
+        object.__setattr__(self, "guidance_window", window(self.guidance_window, "guidance_window"))
+        if self.guidance_window != (0.0, 1.0) and self.method not in ("fatezero", "ddim"):
+            got = f"guidance_window: got {self.guidance_window} with method {self.method}"
+            raise FzError(f"{got}, expected method fatezero or ddim. Leave --guidance-window out.")
+        if not isinstance(self.strength, (int, float)) or isinstance(self.strength, bool) or not 0 < self.strength <= 1:
+            raise FzError(f"strength: got {self.strength!r}, expected a share of the steps above 0, at most 1, as 0.75.")
+        if not self.source.strip():
+            raise FzError("source: got an empty sentence, expected one that describes the clip, as --source 'a silver jeep on a road'.")
+        if not self.edits:
+            raise FzError("target: got none, expected at least one sentence, as --target 'a red jeep on a road'.")
+        if self.frame_index is not None:
+            FrameIndex(self.frame_index)
+
+
+def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise FzError(f"{name}: got {value!r}, expected one of {', '.join(choices)}.{suggest(value, choices)}")
+
+
+def whole(name: str, value: Any, low: int, high: int, hint: str = "") -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise FzError(f"{name}: got {value!r}, expected a whole number from {low} to {high}.{' ' + hint if hint else ''}")
+
+
+Overlay = Mapping[str, Any]  # 'clip.frames' -> 16, 'edits.0.threshold' -> 0.3, 'edits.*.align' -> 'refine' (every edit)
+
+
+def build(*overlays: Overlay, notes: tuple[str, ...] = ()) -> Settings:
+    """Settings from overlays, later ones over earlier ones; within one, `edits.N.x` over `edits.*.x`.
+
+    `edits.N.target` of the last overlay that names targets decides how many edits there are; so do removals, which need no target.
+    Raises FzError for a path that no setting has, naming the nearest, and for what the settings themselves refuse.
+    """
+    merged: dict[str, Any] = {}
+    for overlay in overlays:
+        for path in overlay:
+            check_path(path)
+        if any(is_target(path) or path.endswith(".remove") for path in overlay):
+            merged = {path: value for path, value in merged.items() if not is_target(path)}
+        # every edit's value is over what an earlier overlay gave to one
+        every = {path[len("edits.*.") :] for path in overlay if path.startswith("edits.*.")}
+        merged = {path: value for path, value in merged.items() if not (is_edit(path) and path.split(".")[2] in every)}
+        merged |= overlay
+    every = {path[len("edits.*.") :]: value for path, value in merged.items() if path.startswith("edits.*.")}
+    if "clip.path" not in merged:
+        raise FzError("video: got none, expected a clip, a folder of frames or an image, as --video clip.mp4.")
+    clip = ClipSettings(**below(merged, "clip."))
+    top = {path: value for path, value in merged.items() if "." not in path}
+    if "source" not in top:
+        raise FzError("source: got none, expected a sentence that describes the clip, as --source 'a silver jeep on a road'.")
+    edits = tuple(edit_settings(top["source"], {**every, **below(merged, f"edits.{i}.")}) for i in range(edit_count(merged)))
+    return Settings(clip=clip, edits=edits, **top, notes=notes)
+
+
+def edit_count(merged: Overlay) -> int:
+    """How many edits there are. One that has no sentence of its own must remove or enhance something."""
+    says = ("target", "remove", "enhance")
+    numbers = {int(found[1]) for path in merged if (found := re.fullmatch(rf"edits\.(\d+)\.({'|'.join(says)})", path))}
+    everyone = any(merged.get(f"edits.*.{name}") is not None for name in says)
+    missing = sorted(set(range(max(numbers, default=0))) - numbers)
+    if missing and not everyone:
+        wanted = f"expected one, as there are flags of edit .{max(numbers)}"
+        raise FzError(f"target: got none for edit .{missing[0]}, {wanted}. Number edits from 0.")
+    return max(numbers) + 1 if numbers else int(everyone)
+
+
+def edit_settings(source: str, given: Mapping[str, Any]) -> EditSettings:
+    """One edit; its sentence, where removing or enhancing makes it, out of the source."""
+    for name in ("remove", "enhance"):
+        words = given.get(name)
+        if words is not None and (not isinstance(words, str) or not words.strip(" ,")):
+            raise FzError(f"{name}: got {words!r}, expected words, as {'red car' if name == 'remove' else 'high-quality, 8K'!r}.")
+    target = given.get("target")
+    if given.get("remove") or given.get("enhance"):
+        target = applications.target_of(source, target, given.get("remove"), given.get("enhance"))
+    return EditSettings(**{**applications.usual_of(given.get("remove"), given.get("enhance")), **given, "target": target})
+
+
+def is_target(path: str) -> bool:
+    return path.startswith("edits.") and path.endswith(".target")
+
+
+def is_edit(path: str) -> bool:
+    return path.startswith("edits.")
+
+
+def below(merged: Overlay, prefix: str) -> dict[str, Any]:
+    return {path[len(prefix) :]: value for path, value in merged.items() if path.startswith(prefix)}
+
+
+def check_path(path: str) -> None:
+    names = {f.name for f in dataclasses.fields(Settings)} - {"clip", "edits", "notes"}
+    known = names | {f"clip.{f.name}" for f in dataclasses.fields(ClipSettings)}
+    known |= {f"edits.*.{f.name}" for f in dataclasses.fields(EditSettings)}
+    parts = path.split(".")
+    general = f"edits.*.{parts[2]}" if parts[0] == "edits" and len(parts) == 3 and parts[1].isdigit() else path
+    if general not in known:
+        raise FzError(f"unknown setting {path!r}.{suggest(general, known)}")

@@ -1,0 +1,137 @@
+"""From a command line to one `Settings`: defaults < preset < YAML < flags < --ablate < --set.
+
+The flags are in `fz.settings.flags`, the names of released configs in `fz.settings.released`; running and printing is `fz.run`'s. Flags of an edit count for
+every target, or with `.N` for target N alone (`--threshold.1 0.3`).
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fz.errors import FzError
+from fz.settings import released, tree
+from fz.settings.config import ABLATIONS, PRESETS, Overlay, Settings, build
+from fz.settings.flags import build_parser
+from fz.shell import unknown
+
+if TYPE_CHECKING:
+    from fz.settings.sweep import Variant
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for. settings None: the words that the miniature knows; sweep: what each of its edits is varied by."""
+
+    settings: Settings | None
+    list_words: bool = False
+    sweep: tuple["Variant", ...] = ()
+    clip: str | None = None  # the CLIP that judges a sweep and a report
+
+
+def parse(argv: Sequence[str]) -> Request:
+    """Raises FzError, in one line, for flags that are unknown or wrong and for settings that cannot be; SystemExit after --help."""
+    argv = joined(argv)
+    numbers = sorted({int(found[1]) for a in argv if (found := re.match(r"--[a-z-]+\.(\d{1,4})(?:=|$)", a))})
+    parser = build_parser(numbers)
+    given, rest = parser.parse_known_args(argv)
+    if rest:
+        raise FzError(unknown(rest, parser))
+    given = vars(given)
+    given.pop("debug", None)
+    list_words = given.pop("list_words", False)
+    sweeps, clip = given.pop("sweep", []), given.pop("clip", None)
+    config, assignments = given.pop("config", None), given.pop("set", [])
+    flags = flag_overlay(given)
+
+    content = tree.read(config) if config is not None else {}
+    changed = [tree.assign(content, assignment) for assignment in assignments]
+    translation = released.translate(content)
+    overlays = [
+        released.DEFAULTS if config is not None else {},
+        preset_overlay(given),
+        translation.overlay if config is not None else {},
+        flags,
+        *(ABLATIONS[name] for name in given.get("ablate", [])),
+        translation.of(changed),
+    ]
+    if list_words:
+        if not any("source" in overlay or "edits.0.target" in overlay for overlay in overlays):
+            return Request(None, list_words)
+        overlays.insert(0, {"clip.path": ""})  # words need no clip
+    settings = build(*bundled(overlays), *overlays, notes=tuple(translation.notes))
+    if settings.checkpoint is None:
+        from fz import mini
+
+        strange = mini.strange_words([settings.source, *(edit.target for edit in settings.edits)])
+        settings = dataclasses.replace(settings, notes=(*settings.notes, *strange))
+    if given.get("ablate") and settings.method != "fatezero":
+        raise FzError(f"ablate: got it with method {settings.method!r}, expected 'fatezero', whose parts it takes away. Leave one out.")
+    if beyond := [n for n in numbers if n >= len(settings.edits)]:
+        raise FzError(f"flags of edit .{beyond[0]}: there are {len(settings.edits)} targets, numbered from 0. Expected .N of one of them.")
+    if clip is not None and not (sweeps or settings.report):
+        raise FzError(f"clip: got {clip!r} without --sweep or --report, which it judges. Pass one of them, or leave it out.")
+    if not sweeps or list_words:
+        return Request(settings, list_words, clip=clip)
+    # seconds of imports that only a sweep needs
+    from fz.settings.sweep import expand, read_sweeps
+
+    variants = read_sweeps(sweeps)
+    return Request(expand(settings, variants), sweep=tuple(variants), clip=clip)
+
+
+def joined(argv: Sequence[str]) -> list[str]:
+    """argv with values such as -1,first tied to their flags: argparse takes what begins with '-' for a flag."""
+    out: list[str] = []
+    for arg in argv:
+        if re.match(r"-\d|-\.\d|-inf|-nan", arg) and out and re.fullmatch(r"--[a-z][a-z.\d-]*", out[-1]):
+            out[-1] += f"={arg}"
+        else:
+            out.append(arg)
+    return out
+
+
+def flag_overlay(given: dict[str, Any]) -> Overlay:
+    """The flags that were given, as settings."""
+    out: dict[str, Any] = {}
+    for dest, value in given.items():
+        edit, _, name = dest.rpartition(".")
+        if name in ("preset", "ablate"):  # overlays of their own
+            continue
+        if dest == "target":
+            out |= {f"edits.{i}.target": target for i, target in enumerate(value)}
+        elif name == "cross_replace":
+            general = [window for word, window in value if word is None]
+            if general:
+                out[dest] = general[-1]
+            if len(general) < len(value):
+                out[f"{edit}.cross_replace_words"] = tuple((word, window) for word, window in value if word is not None)
+        elif name == "reweight":
+            out[dest] = tuple(value)
+        elif name == "blend_words":
+            if len(value) > 2:
+                raise FzError(f"--blend-words: got {len(value)} groups, expected the source's words and the target's, each in quotes.")
+            out[dest] = (*value, ())[:2]
+        else:
+            out[dest] = value
+    return out
+
+
+def preset_overlay(given: dict[str, Any]) -> Overlay:
+    presets = {dest.removesuffix(".preset"): PRESETS[kind] for dest, kind in given.items() if dest.endswith(".preset")}
+    return {f"{edit}.{name}": value for edit, preset in sorted(presets.items()) for name, value in preset.items()}
+
+
+def bundled(overlays: Sequence[Overlay]) -> list[Overlay]:
+    """What stands beneath everything: for a run without a checkpoint, the miniature's size; without a clip too, its example."""
+    given = set().union(*overlays)
+    if "checkpoint" in given:
+        return []
+    try:
+        from fz import mini
+    except ImportError:
+        raise FzError("checkpoint: got none, and no miniature is installed. Pass --checkpoint, a folder or a file.") from None
+    if "clip.path" in given:
+        return [mini.DEFAULTS]
+    return [mini.DEFAULTS, mini.example()]

@@ -1,0 +1,353 @@
+"""The released FateZero configs as settings: a table from the names in those YAML files to `fz.settings.config` overlays.
+
+Nothing else knows the released names. They are the arguments of the official code (test_fatezero.py, train_tune_a_video.py and what they
+call); every one is used, knowingly left aside, or refused, and any other name is an error. How the file is read is `fz.settings.tree`'s question.
+"""
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fz.errors import FzError, suggest
+from fz.settings.config import Crop, Overlay
+from fz.settings.tree import Config, Names, Tree, leaves, split
+
+P2P = "editing_config.p2p_config"
+P2P_KEYS = ("cross_replace_steps", "self_replace_steps", "is_replace_controller", "eq_params.words", "eq_params.values", "blend_words",
+            "blend_self_attention", "blend_latents", "blend_th")  # fmt: skip
+IGNORED = {  # and why
+    "dataset_config.stride": "samples a long video while tuning",
+    "dataset_config.image_mode": "frames are RGB",
+    "dataset_config.class_*": "regularization images of tuning",
+    "editing_config.clip_length": "it is n_sample_frame",
+    "editing_config.use_invertion_latents": "editing always starts from inverted latents, in the released code too",
+    "editing_config.strength": "the released pipelines do not read it",
+    "editing_config.sample_seeds": "DDIM with eta = 0 draws nothing",
+    "editing_config.num_samples_per_prompt": "DDIM with eta = 0 draws nothing",
+    "editing_config.annotate*": "how the released code captions pictures",
+    "editing_config.use_make_grid": "how the released code arranges pictures",
+    "editing_config.grid_column_size": "how the released code arranges pictures",
+    "editing_config.subdir": "how the released code names folders",
+    "editing_config.traverse_p2p_config": "no effect in the released code",
+    f"{P2P}.*.use_inversion_attention": "the released code overwrites it by editing_config's",
+    f"{P2P}.*.save_self_attention": "the released code overwrites it",
+    f"{P2P}.*.disk_store": "maps are never stored",
+    "model_config.lora": "the rank is read off the weights",
+    "test_pipeline_config": "there is one pipeline",
+    "trainer_pipeline_config": "of tuning",
+    "disk_store": "maps are never stored",
+    "verbose": "progress is shown",
+    "use_invertion_latents": "editing always starts from inverted latents",
+    "mixed_precision": "--dtype decides; float32 is the default",
+    "pretrained_epoch_list": "one checkpoint a run",
+    "batch_size": "one clip a run",
+    **dict.fromkeys(
+        ("train_steps", "validation_steps", "checkpointing_steps", "train_batch_size", "learning_rate", "scale_lr", "lr_scheduler",
+         "lr_warmup_steps", "use_8bit_adam", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "max_grad_norm",
+         "gradient_accumulation_steps", "gradient_checkpointing", "enable_xformers", "train_temporal_conv", "prior_preservation"),
+        "of tuning",
+    ),
+}  # fmt: skip
+REFUSED = {"model_config.temporal_downsample": "", "model_config.temporal_downsample_time": ""}  # what would change the model
+
+# what the released code takes for keys that a config lacks
+DEFAULTS: Overlay = {
+    "guidance": 7.0,
+    "steps": 20,
+    "clip.frames": 8,
+    "clip.size": 512,
+    "frame_index": (-1, "first"),
+    "least_channels": 0,
+    "edits.*.align": "replace",
+    "edits.*.lenient": True,
+}
+
+
+# ---- converters: released value -> setting. `name` is for the message. -----------------------------------------------------------
+
+
+def shown(value: Any) -> str:
+    """For messages: sections can be long."""
+    return repr(value) if len(repr(value)) <= 120 else f"{repr(value)[:117]}..."
+
+
+def text(value: Any, name: str) -> str:
+    if isinstance(value, (dict, list, bool)):
+        raise FzError(f"{name}: got {shown(value)}, expected text.")
+    return str(value)
+
+
+def number(value: Any, name: str) -> float | int:
+    if isinstance(value, str):  # YAML 1.1 reads 1e-5 as text
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise FzError(f"{name}: got {shown(value)}, expected a number.")
+    return value
+
+
+def whole(value: Any, name: str) -> int:
+    value = number(value, name)
+    if not float(value).is_integer():
+        raise FzError(f"{name}: got {shown(value)}, expected a whole number.")
+    return int(value)
+
+
+def truth(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise FzError(f"{name}: got {shown(value)}, expected true or false.")
+    return value
+
+
+def frames(value: Any, name: str) -> int | None:
+    value = whole(value, name)
+    return None if value < 0 else value
+
+
+def size(value: Any, name: str) -> int | tuple[int, ...]:
+    return tuple(whole(v, name) for v in value) if isinstance(value, list) else whole(value, name)
+
+
+def frame_index(value: Any, name: str) -> tuple[int | str, ...]:
+    if not isinstance(value, list):
+        raise FzError(f"{name}: got {shown(value)}, expected a list, as [-1, first].")
+    return tuple(value)
+
+
+def centre(value: Any, name: str) -> None:
+    if value != "center":
+        raise FzError(f"{name}: got {shown(value)}, expected center, the only crop there is; offset moves it.")
+
+
+def share(value: Any, name: str) -> Any:
+    """A number or a pair: config.window checks the range."""
+    return tuple(number(v, name) for v in value) if isinstance(value, list) else number(value, name)
+
+
+def words(value: Any, name: str) -> tuple[str, ...]:
+    return tuple(text(v, name) for v in value) if isinstance(value, list) else (text(value, name),)
+
+
+@dataclass(frozen=True)
+class Row:
+    """setting None: the value is checked, and that is all."""
+
+    setting: str | None
+    convert: Callable[[Any, str], Any]
+
+
+TABLE = {
+    "pretrained_model_path": Row("checkpoint", text),
+    "seed": Row("seed", whole),
+    "logdir": Row("out", text),
+    "dataset_config.path": Row("clip.path", text),
+    "dataset_config.n_sample_frame": Row("clip.frames", frames),
+    "dataset_config.start_sample_frame": Row("clip.start", whole),
+    "dataset_config.sampling_rate": Row("clip.every", whole),
+    "dataset_config.image_size": Row("clip.size", size),
+    "dataset_config.crop": Row(None, centre),
+    "editing_config.guidance_scale": Row("guidance", number),
+    "editing_config.num_inference_steps": Row("steps", whole),
+    "editing_config.negative_prompt": Row("negative", text),
+    "model_config.SparseCausalAttention_index": Row("frame_index", frame_index),
+    "model_config.least_sc_channel": Row("least_channels", whole),
+}
+COMBINED = (  # read together, below
+    "dataset_config.prompt", "dataset_config.offset.left", "dataset_config.offset.right", "dataset_config.offset.top",
+    "dataset_config.offset.bottom", "editing_config.source_prompt", "editing_config.editing_prompts", "editing_config.prompt2prompt_edit",
+    "editing_config.use_inversion_attention", *(f"{P2P}.*.{key}" for key in P2P_KEYS),
+)  # fmt: skip
+OPEN = (f"{P2P}.*.cross_replace_steps", "test_pipeline_config", "trainer_pipeline_config")  # sections of any names
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------------------
+
+
+def check_names(tree: Tree) -> None:
+    """Raises FzError for a name that the released code does not have, with the nearest, and for what is refused."""
+    names = [split(name) for name in (*TABLE, *COMBINED, *IGNORED, *REFUSED)]
+    for path, value in leaves(tree) if tree else ():
+        name = ".".join(path)
+        if name in REFUSED and value not in (None, False, 0):
+            raise FzError(f"{name}: got {shown(value)}, which samples fewer frames in time inside the model; that is not built. Remove it.")
+        if any(matches(path, known) for known in names) or any(matches(path[: len(section)], section) for section in map(split, OPEN)):
+            continue
+        if any(len(path) < len(known) and matches(path, known[: len(path)]) for known in names):
+            if value in (None, {}, []) or "${" in str(value):
+                continue
+            raise FzError(f"{name}: got {shown(value)}, expected a section with names of its own.")
+        raise FzError(f"unknown config key {name!r}.{nearest(path, names)}")
+
+
+def matches(path: Names, pattern: Names) -> bool:
+    return len(path) == len(pattern) and all(map(fnmatch.fnmatchcase, path, pattern))
+
+
+def nearest(path: Names, names: Iterable[Names]) -> str:
+    """The nearest full name; the last part decides where the section is right."""
+    # the numbers of edits are the user's
+    choices = [tuple(path[i] if part == "*" and i < len(path) else part for i, part in enumerate(name)) for name in names]
+    siblings = {name[-1]: ".".join(name) for name in choices if name[:-1] == path[:-1]}
+    hint = suggest(path[-1], siblings)
+    for last, full in siblings.items():
+        hint = hint.replace(f"'{last}'", f"'{full}'")
+    return hint or suggest(".".join(path), map(".".join, choices))
+
+
+# ---- translating -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Translation:
+    """overlay: settings. origins: from which released names each came. notes: what is said aloud."""
+
+    overlay: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def put(self, setting: str, value: Any, *origins: str) -> None:
+        self.overlay[setting] = value
+        self.origins[setting] = origins
+
+    def of(self, names: Iterable[str]) -> Overlay:
+        """The part of the overlay that these released names had a hand in."""
+        names = tuple(names)
+        return {s: v for s, v in self.overlay.items() if any(related(o, n) for o in self.origins[s] for n in names)}
+
+
+def related(a: str, b: str) -> bool:
+    return a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.")
+
+
+def translate(tree: Tree) -> Translation:
+    """Settings of a released config, or of a part of one: keys that it lacks give no setting (see DEFAULTS).
+
+    Raises FzError for a name that the released code does not have, an interpolation that leads nowhere, and values of the wrong kind.
+    """
+    check_names(tree)
+    config, out = Config(tree), Translation()
+    for name, row in TABLE.items():
+        value = config.get(name)
+        if value is not None:
+            converted = row.convert(value, name)
+            if row.setting:
+                out.put(row.setting, converted, name)
+    sides = {side: config.get(f"dataset_config.offset.{side}") for side in ("left", "right", "top", "bottom")}
+    offset = {side: whole(value, f"dataset_config.offset.{side}") for side, value in sides.items() if value is not None}
+    if offset:
+        out.put("clip.crop", Crop(**offset), "dataset_config.offset")
+    put_prompts(config, out)
+    return out
+
+
+def put_prompts(config: Config, out: Translation) -> None:
+    prompt, source = config.get("dataset_config.prompt"), config.get("editing_config.source_prompt")
+    if prompt is not None or source is not None:
+        chosen = text(prompt if source is None else source, "dataset_config.prompt")
+        out.put("source", chosen, "dataset_config.prompt", "editing_config.source_prompt")
+        if prompt is not None and chosen != prompt:
+            out.notes.append(f"the source is editing_config.source_prompt, {chosen!r}, for inversion too")
+    name = "editing_config.editing_prompts"
+    prompts = config.get(name)
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    if prompts is not None and (not isinstance(prompts, list) or not prompts):
+        raise FzError(f"{name}: got {shown(prompts)}, expected a list of sentences.")
+    prompts = [text(p, name) for p in prompts or ()]
+    for i, target in enumerate(prompts):
+        out.put(f"edits.{i}.target", target, name)
+    put_methods(config, out, prompts)
+
+
+def put_methods(config: Config, out: Translation, prompts: list[str]) -> None:
+    """How each edit is reached: p2p_config, and the two switches that turn it off."""
+    switch, attention = "editing_config.prompt2prompt_edit", "editing_config.use_inversion_attention"
+    on = config.get(switch)
+    # a config with prompts of its own takes the released default, False; a few keys given with --set leave it open
+    fused = truth(on, switch) if on is not None else not prompts
+    inverted = config.get(attention)
+    inverted = True if inverted is None else truth(inverted, attention)
+    entries = set(config.keys(P2P))
+    for i in sorted(entries):
+        if not i.isdigit():
+            raise FzError(f"{P2P}.{i}: got {i!r} as the number of an edit, expected 0 to {max(len(prompts) - 1, 0)}.")
+        # entries without a prompt are left over from a longer list
+        if not prompts or int(i) < len(prompts):
+            put_edit(int(i), config.get(f"{P2P}.{i}") or {}, out)
+    if not fused:
+        for i in range(len(prompts)):
+            out.put(f"edits.{i}.align", "plain", switch)
+        if on is not None and not prompts:
+            out.put("edits.*.align", "plain", switch)
+        return
+    if lacking := [i for i in range(len(prompts)) if str(i) not in entries]:
+        got = f"{P2P}: no entry {lacking[0]} for {prompts[lacking[0]]!r}"
+        raise FzError(f"{got}, expected one for each editing prompt (0 to {len(prompts) - 1}). Add it, or set prompt2prompt_edit to false.")
+    if config.get(attention) is not None:
+        out.put("attention", "inversion" if inverted else "reconstruction", attention, switch)
+    if not inverted and prompts:
+        # the released code samples the first prompt with guidance, and keeps its attention for the others
+        out.put("reconstruction_prompt", prompts[0], attention, "editing_config.editing_prompts")
+        out.put("edits.0.align", "plain", attention, switch)
+
+
+def put_edit(i: int, entry: Mapping[str, Any], out: Translation) -> None:
+    """One entry of p2p_config."""
+    name = f"{P2P}.{i}"
+    if not isinstance(entry, dict):
+        raise FzError(f"{name}: got {shown(entry)}, expected cross_replace_steps, self_replace_steps and so on.")
+
+    def put(setting: str, value: Any, *keys: str) -> None:
+        out.put(f"edits.{i}.{setting}", value, *(f"{name}.{key}" for key in keys))
+
+    if entry.get("is_replace_controller") is not None:
+        replaces = truth(entry["is_replace_controller"], f"{name}.is_replace_controller")
+        put("align", "replace" if replaces else "refine", "is_replace_controller")
+    cross = entry.get("cross_replace_steps")
+    if isinstance(cross, dict):
+        shares = {word: share(value, f"{name}.cross_replace_steps.{word}") for word, value in cross.items()}
+        # as prompt-to-prompt has it: without a default, other words are replaced throughout
+        put("cross_replace", shares.pop("default_", 1.0), "cross_replace_steps")
+        put("cross_replace_words", tuple(shares.items()), "cross_replace_steps")
+    elif cross is not None:
+        put("cross_replace", share(cross, f"{name}.cross_replace_steps"), "cross_replace_steps")
+    if entry.get("self_replace_steps") is not None:
+        put("self_replace", share(entry["self_replace_steps"], f"{name}.self_replace_steps"), "self_replace_steps")
+    if entry.get("eq_params") is not None:
+        put("reweight", equalizer(entry["eq_params"], f"{name}.eq_params", out.notes), "eq_params")
+    if any(key.startswith("blend_") for key in entry):
+        put_blend(entry, name, put)
+
+
+def equalizer(params: Any, name: str, notes: list[str]) -> tuple[tuple[str, float], ...]:
+    if not isinstance(params, dict) or params.get("words") is None or params.get("values") is None:
+        raise FzError(f"{name}: got {shown(params)}, expected words and values, as words: [watercolor], values: [10].")
+    named = words(params["words"], f"{name}.words")
+    values = params["values"] if isinstance(params["values"], list) else [params["values"]]
+    factors = [number(v, f"{name}.values") for v in values]
+    if len(named) != len(factors):
+        used = min(len(named), len(factors))
+        notes.append(f"{name}: {len(named)} words and {len(factors)} values, the first {used} of both are used")
+    return tuple(zip(named, factors, strict=False))
+
+
+def put_blend(entry: Mapping[str, Any], name: str, put: Callable[..., None]) -> None:
+    """Masks. Released: none without blend_words, and only the first number of blend_th counts."""
+    keys = ("blend_words", "blend_self_attention", "blend_latents", "blend_th")
+    named = entry.get("blend_words")
+    attention, latents = (entry.get(k) is not None and truth(entry[k], f"{name}.{k}") for k in ("blend_self_attention", "blend_latents"))
+    thresholds = entry.get("blend_th")
+    first = thresholds[0] if isinstance(thresholds, list) and thresholds else 0.3 if thresholds is None else thresholds
+    threshold = number(first, f"{name}.blend_th")
+    if named in (None, "None"):
+        put("threshold", None, *keys)
+        put("blend_latents", None, *keys)
+        return
+    if not isinstance(named, list) or not 1 <= len(named) <= 2:
+        raise FzError(f"{name}.blend_words: got {shown(named)}, expected the source's words and the target's, as [[jeep], [car]].")
+    source, target = (words(w, f"{name}.blend_words") for w in (*named, [])[:2])
+    put("blend_words", (source, target), *keys)
+    put("threshold", threshold if attention else None, *keys)
+    put("blend_latents", threshold if latents else None, *keys)

@@ -1,0 +1,168 @@
+"""A config file as a tree of names: read from YAML, changed by `section.key=value`, its interpolations resolved when a value is used.
+
+Interpolations are OmegaConf's, `${a.b}` from the root and `${..a.b}` from where it stands; its resolvers (`${oc.env:…}`) are left out.
+Which names there may be is `fz.settings.released`'s question.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fz.errors import FzError
+
+Names = tuple[str, ...]  # the way from the root to a value
+Tree = dict[str, Any]  # nested; keys are text, 0 and '0' are the same
+
+
+def read(path: str | Path) -> Tree:
+    """The tree of a YAML file. Raises FzError, in one line, for a file that cannot be read or is no tree of names."""
+    try:
+        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise FzError(f"config: {path} cannot be read ({getattr(error, 'strerror', None) or error}). Expected a YAML file.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise FzError(f"config: {path} is no YAML{where} ({problem}). Expected the released configs' form.") from error
+    if not isinstance(content, dict):
+        raise FzError(f"config: {path} holds {type(content).__name__}, expected sections such as dataset_config and editing_config.")
+    return with_text_keys(content)
+
+
+def with_text_keys(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {str(key): with_text_keys(value) for key, value in node.items()}
+    return [with_text_keys(value) for value in node] if isinstance(node, list) else node
+
+
+def split(name: str) -> Names:
+    """'a.b[0].c' -> ('a', 'b', '0', 'c')."""
+    return tuple(re.sub(r"\[(\d+)\]", r".\1", name).split("."))
+
+
+def assign(tree: Tree, assignment: str) -> str:
+    """Put `section.key=value` (the value in YAML) into the tree; returns the name. Raises FzError for what is no assignment."""
+    name, equals, value = assignment.partition("=")
+    name = name.strip()
+    if not equals or not all(split(name)):
+        raise FzError(f"--set: got {assignment!r}, expected section.key=value, as editing_config.num_inference_steps=10.")
+    *parents, last = split(name)
+    node: Any = tree
+    for i, part in enumerate(parents):
+        if isinstance(node, list):
+            node = node[position(node, part, name)]
+        else:
+            if node.get(part) is None or not isinstance(node[part], (dict, list)):
+                node[part] = {}
+            node = node[part]
+        if not isinstance(node, (dict, list)):
+            raise FzError(f"--set {name}: {'.'.join(parents[: i + 1])} is {node!r}, it has no parts. Set it as a whole.")
+    parsed = parse_value(value)
+    if isinstance(node, dict):
+        node[last] = parsed
+    elif last.isdigit() and int(last) == len(node):
+        node.append(parsed)
+    else:
+        node[position(node, last, name)] = parsed
+    return ".".join(split(name))
+
+
+def parse_value(value: str) -> Any:
+    """YAML, but for sentences, which may have colons, dashes and # in them."""
+    value = value.strip()
+    try:
+        parsed = with_text_keys(yaml.safe_load(value))
+    except yaml.YAMLError:
+        return value
+    plain = isinstance(parsed, str) and value[0] not in "'\""
+    block = (isinstance(parsed, dict) and value[0] != "{") or (isinstance(parsed, list) and value[0] != "[")
+    return value if plain or block else parsed
+
+
+def position(items: list, part: str, name: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise FzError(f"--set {name}: got {part!r} as a place in a list of {len(items)}, expected 0 to {len(items) - 1}.")
+    return int(part)
+
+
+def leaves(node: Any, path: Names = ()) -> Iterable[tuple[Names, Any]]:
+    """Every value of a tree; empty sections and lists of values are values."""
+    if isinstance(node, list) and any(isinstance(value, dict) for value in node):
+        node = {str(i): value for i, value in enumerate(node)}
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from leaves(value, (*path, key))
+    else:
+        yield path, node
+
+
+@dataclass
+class Config:
+    """A tree whose interpolations are resolved as values are taken out. `get` of what is absent, or null, is None."""
+
+    tree: Tree
+
+    def get(self, name: str) -> Any:
+        return self.resolve(self.raw(name), split(name), ())
+
+    def keys(self, name: str) -> list[str]:
+        """The names of a section's, or the numbers of a list's, parts."""
+        node = self.raw(name)
+        if isinstance(node, str):
+            node = self.resolve(node, split(name), ())
+        return list(node) if isinstance(node, dict) else [str(i) for i in range(len(node or ()))]
+
+    def raw(self, name: str) -> Any:
+        node: Any = self.tree
+        path = split(name)
+        for i, part in enumerate(path):
+            if isinstance(node, str):
+                node = self.resolve(node, path[:i], ())
+            if isinstance(node, list):
+                node = node[int(part)] if part.isdigit() and int(part) < len(node) else None
+            else:
+                node = node.get(part) if isinstance(node, dict) else None
+        return node
+
+    def resolve(self, node: Any, path: Names, seen: tuple[str, ...]) -> Any:
+        if isinstance(node, dict):
+            return {key: self.resolve(value, (*path, key), seen) for key, value in node.items()}
+        if isinstance(node, list):
+            return [self.resolve(value, (*path, str(i)), seen) for i, value in enumerate(node)]
+        if not isinstance(node, str):
+            return node
+        while "${" in node:
+            # the innermost first
+            found = re.search(r"\$\{([^${}]*)\}", node)
+            if found is None:
+                raise FzError(f"{'.'.join(path)}: got {node!r}, expected an interpolation as ${{section.key}}.")
+            value = self.look_up(found[1].strip(), path, seen)
+            if found.span() == (0, len(node)):
+                return value
+            node = node[: found.start()] + str(value) + node[found.end() :]
+        return node
+
+    def look_up(self, reference: str, path: Names, seen: tuple[str, ...]) -> Any:
+        here = f"{'.'.join(path)}: ${{{reference}}}"
+        if ":" in reference:
+            raise FzError(f"{here} calls a resolver, expected the name of another key. Write the value itself.")
+        if reference in seen:
+            raise FzError(f"{here} leads back to itself. Write the value itself.")
+        dots = len(reference) - len(reference.lstrip("."))
+        target = (*(path[:-dots] if dots else ()), *split(reference[dots:]))
+        node: Any = self.tree
+        for i, part in enumerate(target):
+            if isinstance(node, str):
+                node = self.resolve(node, target[:i], (*seen, reference))
+            if isinstance(node, dict) and part in node:
+                node = node[part]
+            elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
+                node = node[int(part)]
+            else:
+                raise FzError(f"{here} names nothing: the config has no {'.'.join(target)}. Write the value itself.")
+        return self.resolve(node, target, (*seen, reference))

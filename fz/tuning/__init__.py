@@ -1,0 +1,1 @@
+"""Tuning a checkpoint on one clip."""
