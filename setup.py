@@ -6,10 +6,22 @@ setup(
     description="FateZero (arXiv 2303.09535): text-driven video editing by fusing attention, in pure PyTorch",
     license="MIT",
     python_requires=">=3.10",
-    # kernels/ and weights/ live beside fz/ but import as fz.kernels and fz.weights: transformers looks for a package called `kernels`.
+    # kernels/ and weights/ live beside fz/ but import as fz.kernels and fz.weights: transformers looks for a package
+    # called `kernels`.
     packages=[
-        "fz", "fz.model", "fz.prompts", "fz.settings", "fz.clips", "fz.memory", "fz.metrics", "fz.results", "fz.tuning", "fz.baselines", "fz.mini",
-        "fz.kernels", "fz.weights",
+        "fz",
+        "fz.model",
+        "fz.prompts",
+        "fz.settings",
+        "fz.clips",
+        "fz.memory",
+        "fz.metrics",
+        "fz.results",
+        "fz.tuning",
+        "fz.baselines",
+        "fz.mini",
+        "fz.kernels",
+        "fz.weights",
     ],
     package_dir={"fz": "fz", "fz.kernels": "kernels", "fz.weights": "weights"},
     package_data={"fz.weights": ["mini/**/*"]},

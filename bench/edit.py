@@ -1,8 +1,10 @@
-"""What a step of inversion and of editing costs on this machine: `python -m bench.edit` (Stable Diffusion v1.4's shapes, random weights).
+"""What a step of inversion and of editing costs on this machine: `python -m bench.edit` (Stable Diffusion v1.4's
+shapes, random weights).
 
-Seconds are medians of interleaved rounds in one run, FLOP are counted (the direct convolution's), the share is of this machine's own GEMM
-peak measured in the same run. Compared: diffusers' UNet on the same frames, where installed, and the maps way, as the released code does it
-(this project's reference kernels and direct convolutions). `--model` prints what 512 x 512 would take instead. Rows go to a CSV, if asked.
+Seconds are medians of interleaved rounds in one run, FLOP are counted (the direct convolution's), the share is of this
+machine's own GEMM peak measured in the same run. Compared: diffusers' UNet on the same frames, where installed, and the
+maps way, as the released code does it (this project's reference kernels and direct convolutions). `--model` prints what
+512 x 512 would take instead. Rows go to a CSV, if asked.
 """
 
 import argparse
@@ -85,7 +87,9 @@ class Steps:
         torch.manual_seed(0)
         side = size // 8
         self.unet, self.schedule = unet, Schedule.of({}, 50)
-        self.source_prompt, self.target, self.negative = (torch.randn(WORDS, unet.config.cross_attention_dim) for _ in range(3))
+        self.source_prompt, self.target, self.negative = (
+            torch.randn(WORDS, unet.config.cross_attention_dim) for _ in range(3)
+        )
         self.z = torch.randn(frames, 4, side, side)
         self.t = self.schedule.timesteps[0]
         # one step of a schedule with one step: invert and edit then do just that
@@ -101,7 +105,9 @@ class Steps:
         return self.unet(self.z[None], self.t, TextContext(self.source_prompt[None]))
 
     def invert(self, keep: Keep = Keep()) -> Source:  # noqa: B008 (frozen)
-        source = Source(self.source_prompt, latents={CLEAN: self.z}, kept=KeptInMemory() if keep.self_sites else KeptNowhere())
+        source = Source(
+            self.source_prompt, latents={CLEAN: self.z}, kept=KeptInMemory() if keep.self_sites else KeptNowhere()
+        )
         return invert(self.unet, source, self.one, INDEX, keep=lambda k: keep)
 
     def source(self, keep: Keep) -> Source:
@@ -122,9 +128,12 @@ def diffusers_unet(unet: UNet) -> nn.Module | None:
     c = unet.config
     with torch.device("meta"):
         model = UNet2DConditionModel(
-            block_out_channels=c.block_out_channels, layers_per_block=c.layers_per_block, attention_head_dim=c.heads[0],
-            cross_attention_dim=c.cross_attention_dim, norm_num_groups=c.norm_num_groups,
-        )  # fmt: skip
+            block_out_channels=c.block_out_channels,
+            layers_per_block=c.layers_per_block,
+            attention_head_dim=c.heads[0],
+            cross_attention_dim=c.cross_attention_dim,
+            norm_num_groups=c.norm_num_groups,
+        )
     model.load_state_dict(unet.state_dict(), assign=True)
     return model.eval()
 
@@ -147,10 +156,19 @@ def ratio(times: dict[str, list[float]], ours: str, theirs: str) -> float:
 
 @torch.no_grad()
 def run(
-    frames: int, size: int, rounds: int, maps: bool, config: UNetConfig, chunk: int | None = None, clip_norm: bool = True,
-    vae_config: VAEConfig | None = None, only: str = "",
-) -> list[dict[str, object]]:  # fmt: skip
-    """Time all steps with `only` in their names, and encoding and decoding the clip if a VAE's shape is given; returns a row for each."""
+    frames: int,
+    size: int,
+    rounds: int,
+    maps: bool,
+    config: UNetConfig,
+    chunk: int | None = None,
+    clip_norm: bool = True,
+    vae_config: VAEConfig | None = None,
+    only: str = "",
+) -> list[dict[str, object]]:
+    """Time all steps with `only` in their names, and encoding and decoding the clip if a VAE's shape is given; returns
+    a row for each.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet(config, clip_norm).eval().to(memory_format=torch.channels_last)
@@ -180,8 +198,13 @@ def run(
         pictures = torch.rand(frames, vae_config.in_channels, size, size) * 2 - 1
         z0 = encode_clip(vae, pictures)
         ways |= {"encode": lambda: encode_clip(vae, pictures), "decode": lambda: decode_clip(vae, z0)}
-        flop |= {name: frames * flop_of(way) for name, way in
-                 (("encode", lambda: encode_clip(vae, pictures[:1])), ("decode", lambda: decode_clip(vae, z0[:1])))}  # fmt: skip
+        flop |= {
+            name: frames * flop_of(way)
+            for name, way in (
+                ("encode", lambda: encode_clip(vae, pictures[:1])),
+                ("decode", lambda: decode_clip(vae, z0[:1])),
+            )
+        }
     if maps:
 
         def with_maps(way: Callable[[], object]) -> Callable[[], None]:
@@ -209,24 +232,48 @@ def run(
         against = ratio(times, name, "diffusers forward") if theirs is not None else float("nan")
         counted = flop.get(name, flop["forward"])
         share = counted / median / peak
-        rows.append({"step": name, "size": size, "frames": frames, "seconds": round(median, 3), "of diffusers": round(against, 3),
-                     "TFLOP": round(counted / 1e12, 3), "share of GEMM peak": round(share, 2)})  # fmt: skip
-        print(f"{name:28} {median:8.3f} s   {against:6.3f} x diffusers   {100 * share:4.0f} % of {peak / 1e9:.0f} GFLOP/s", flush=True)
-    for ours, maps_way in (("inversion step, memory", "maps: inversion step"), ("edit step, memory", "maps: edit step")):
+        rows.append(
+            {
+                "step": name,
+                "size": size,
+                "frames": frames,
+                "seconds": round(median, 3),
+                "of diffusers": round(against, 3),
+                "TFLOP": round(counted / 1e12, 3),
+                "share of GEMM peak": round(share, 2),
+            }
+        )
+        print(
+            f"{name:28} {median:8.3f} s   {against:6.3f} x diffusers   {100 * share:4.0f} % of "
+            f"{peak / 1e9:.0f} GFLOP/s",
+            flush=True,
+        )
+    for ours, maps_way in (
+        ("inversion step, memory", "maps: inversion step"),
+        ("edit step, memory", "maps: edit step"),
+    ):
         if maps_way in times and ours in times:
             print(f"{ours}: {1 / ratio(times, ours, maps_way):.2f} x as fast as with maps")
     if "edit step, recompute" in times and "edit step, memory" in times:
         print(f"edit step, recompute: {ratio(times, 'edit step, recompute', 'edit step, memory'):.2f} x memory's")
-    print(f"peak above weights: {(peak_memory(CPU) - weights) / 1e9:.2f} GB, prepared weights included; {torch.get_num_threads()} threads")
+    print(
+        f"peak above weights: {(peak_memory(CPU) - weights) / 1e9:.2f} GB, prepared weights included; "
+        f"{torch.get_num_threads()} threads"
+    )
     return rows
 
 
 def cost_model() -> None:
-    """Bytes that inversion keeps, FLOP of a run and memory of a step at 512 x 512, 50 steps, by mode and length; counted, not measured."""
+    """Bytes that inversion keeps, FLOP of a run and memory of a step at 512 x 512, 50 steps, by mode and length;
+    counted, not measured.
+    """
     with torch.device("meta"):
         unet = UNet(UNetConfig())
     side, steps = 64, 50
-    print("512 x 512, 50 steps, fp16, everything fused; GB kept by inversion (a step / the run), maps as the released code keeps them")
+    print(
+        "512 x 512, 50 steps, fp16, everything fused; GB kept by inversion (a step / the run), maps as the released "
+        "code keeps them"
+    )
     print(f"{'frames':>6} {'latents and averaged maps':>28} {'queries and keys':>24} {'maps':>22}")
     for frames in (8, 16, 32, 64):
         always = frames * 4 * side * side * 4 + frames * (side // MAP_STRIDE) ** 2 * WORDS * 4
@@ -235,8 +282,14 @@ def cost_model() -> None:
         shown = (f"{b / 1e9:.4f} / {b * steps / 1e9:.2f}" for b in (always, operands, maps))
         print(f"{frames:>6} {next(shown):>28} {next(shown):>24} {next(shown):>22}")
     forward, source_pass = flop_of_forward(unet, side), flop_of_source_pass(unet, side)
-    print("\nTFLOP of the UNet, a step / the run: frames attend to two; recompute ends its source pass at the last fused layer")
-    print(f"{'frames':>6} {'inversion':>22} {'edit: memory, disk, maps':>26} {'edit: recompute':>24} {'edit: without guidance':>24}")
+    print(
+        "\nTFLOP of the UNet, a step / the run: frames attend to two; recompute ends its source pass at the last "
+        "fused layer"
+    )
+    print(
+        f"{'frames':>6} {'inversion':>22} {'edit: memory, disk, maps':>26} {'edit: recompute':>24} "
+        f"{'edit: without guidance':>24}"
+    )
     for frames in (8, 16, 32, 64):
         costs = (forward, 2 * forward, 2 * forward + source_pass, forward)
         shown = (f"{frames * c / 1e12:.1f} / {frames * c * steps / 1e12:.0f}" for c in costs)
@@ -258,7 +311,9 @@ def flop_of(way: Callable[[], object]) -> int:
 
 @dataclass
 class Counted:
-    """Attention to two frames of every site, as products that the counter sees on any device; ends at the site called `last`."""
+    """Attention to two frames of every site, as products that the counter sees on any device; ends at the site called
+    `last`.
+    """
 
     last: str | None = None
 
@@ -287,7 +342,10 @@ def count(unet: UNet, side: int, attend: Counted) -> None:
     config = unet.config
     with torch.device("meta"):
         model = UNet(config, unet.clip_norm)
-        z, text = torch.empty(1, 1, config.in_channels, side, side), TextContext(torch.empty(1, WORDS, config.cross_attention_dim))
+        z, text = (
+            torch.empty(1, 1, config.in_channels, side, side),
+            TextContext(torch.empty(1, WORDS, config.cross_attention_dim)),
+        )
     with contextlib.suppress(Enough):
         model(z, 1, text, attend)
 
@@ -308,7 +366,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="", metavar="PART", help="only the steps with this in their names, as 'inversion'")
+    parser.add_argument(
+        "--only", default="", metavar="PART", help="only the steps with this in their names, as 'inversion'"
+    )
     parser.add_argument("--no-maps", action="store_true", help="leave out the maps way, which is slow and large")
     parser.add_argument("--chunk", type=int, help="frames that the UNet takes at a time")
     parser.add_argument("--per-frame-norm", action="store_true", help="GroupNorm of one frame: whole chunks run alone")
@@ -323,9 +383,16 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     config, vae = (SMALL, SMALL_VAE) if arguments.small else (UNetConfig(), VAEConfig())
     rows = run(
-        arguments.frames, arguments.size, arguments.rounds, not arguments.no_maps, config, arguments.chunk, not arguments.per_frame_norm,
-        vae if arguments.vae else None, arguments.only,
-    )  # fmt: skip
+        arguments.frames,
+        arguments.size,
+        arguments.rounds,
+        not arguments.no_maps,
+        config,
+        arguments.chunk,
+        not arguments.per_frame_norm,
+        vae if arguments.vae else None,
+        arguments.only,
+    )
     if arguments.csv:
         new = not arguments.csv.exists()
         with open(arguments.csv, "a", newline="") as file:

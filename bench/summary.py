@@ -1,6 +1,8 @@
-"""What the cells of `bench.table1` say: means and intervals, Markdown tables, and whether FateZero is first in Tem-Con, as the paper says.
+"""What the cells of `bench.table1` say: means and intervals, Markdown tables, and whether FateZero is first in Tem-Con,
+as the paper says.
 
-The clip is the unit: a clip's edits and seeds are averaged before anything else, and two methods are compared clip by clip.
+The clip is the unit: a clip's edits and seeds are averaged before anything else, and two methods are compared clip by
+clip.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +52,9 @@ def ranked(summaries: Mapping[str, Summary], methods: Sequence[str]) -> list[str
 
 
 def table(methods: Sequence[str], summaries: Mapping[str, Summary], ranks: Sequence[str] = ()) -> str:
-    """Markdown: a row for each method that has cells, mean ± half the interval. ranks: methods in order, for a column of places."""
+    """Markdown: a row for each method that has cells, mean ± half the interval. ranks: methods in order, for a column
+    of places.
+    """
     methods = [method for method in methods if summaries.get(method)]
     names = [name for name in TITLES if any(name in summaries[method] for method in methods)]
     head = ["method", *(["place"] if ranks else []), *(TITLES[name] for name in names)]
@@ -81,14 +85,20 @@ def verdict(rows: Mapping[str, Sequence[Row]], methods: Sequence[str]) -> str:
     if not order:
         return f"No method reaches Frame-Acc {EDITS}: none counts as editing."
     first = order[0]
-    said = f"First in Tem-Con among methods that edit (Frame-Acc >= {EDITS}): {first}, {summaries[first]['tem_con']['mean']:.4f}."
+    said = (
+        f"First in Tem-Con among methods that edit (Frame-Acc >= {EDITS}): {first}, "
+        f"{summaries[first]['tem_con']['mean']:.4f}."
+    )
     if OURS not in order:
         if "frame_acc" not in summaries.get(OURS, {}):
             return f"{said} {OURS} was not run."
         return f"{said} {OURS} is not: its Frame-Acc is {summaries[OURS]['frame_acc']['mean']:.3f}."
     if first == OURS:
         return said if len(order) == 1 else f"{said} {ahead(rows, OURS, order[1])}"
-    return f"{said} {OURS} is not: {summaries[OURS]['tem_con']['mean']:.4f}, place {order.index(OURS) + 1}. {ahead(rows, first, OURS)}"
+    return (
+        f"{said} {OURS} is not: {summaries[OURS]['tem_con']['mean']:.4f}, place {order.index(OURS) + 1}. "
+        f"{ahead(rows, first, OURS)}"
+    )
 
 
 def ahead(rows: Mapping[str, Sequence[Row]], first: str, second: str) -> str:
@@ -97,4 +107,7 @@ def ahead(rows: Mapping[str, Sequence[Row]], first: str, second: str) -> str:
     found = interval([a[clip] - b[clip] for clip in a if clip in b])
     half = found.get("half")
     doubt = " (the interval holds 0: not told apart)" if half is not None and abs(found["mean"]) <= half else ""
-    return f"{first} is ahead of {second} by {found['mean']:.4f}{f' ± {half:.4f}' if half is not None else ''} clip by clip{doubt}."
+    return (
+        f"{first} is ahead of {second} by {found['mean']:.4f}{f' ± {half:.4f}' if half is not None else ''} clip "
+        f"by clip{doubt}."
+    )

@@ -1,8 +1,10 @@
-"""`python -m bench.table1`: the paper's Table 1 and ablations on held-out clips of the miniature's world, or on clips of released configs.
+"""`python -m bench.table1`: the paper's Table 1 and ablations on held-out clips of the miniature's world, or on clips
+of released configs.
 
-A cell is one method on one clip and seed, all of the clip's edits from one inversion; it is one JSON file, written whole, so that a bench
-that was stopped goes on and a second run changes nothing. What the cells say, `bench.summary` makes of them: table1.md and table1.json.
-Held-out clips are judged by the miniature's CLIP unless told otherwise. Rows that cannot be had here are listed with why.
+A cell is one method on one clip and seed, all of the clip's edits from one inversion; it is one JSON file, written
+whole, so that a bench that was stopped goes on and a second run changes nothing. What the cells say, `bench.summary`
+makes of them: table1.md and table1.json. Held-out clips are judged by the miniature's CLIP unless told otherwise. Rows
+that cannot be had here are listed with why.
 """
 
 import argparse
@@ -34,7 +36,8 @@ from fz.shell import answered
 
 @dataclass(frozen=True)
 class Method:
-    """A row: what it changes in the settings, of the run and of each edit. only: the kinds of edit for which it is a different method.
+    """A row: what it changes in the settings, of the run and of each edit. only: the kinds of edit for which it is a
+    different method.
 
     key: what --methods calls it; name: what the table does.
     """
@@ -48,8 +51,16 @@ class Method:
 
 def ablation(name: str, title: str, only: tuple[str, ...] = Method.only) -> Method:
     """The row of one of `--ablate`."""
-    edit = {path.removeprefix("edits.*."): value for path, value in ABLATIONS[name].items() if path.startswith("edits.*.")}
-    return Method(name, title, {path: value for path, value in ABLATIONS[name].items() if not path.startswith("edits.")}, edit, only)
+    edit = {
+        path.removeprefix("edits.*."): value for path, value in ABLATIONS[name].items() if path.startswith("edits.*.")
+    }
+    return Method(
+        name,
+        title,
+        {path: value for path, value in ABLATIONS[name].items() if not path.startswith("edits.")},
+        edit,
+        only,
+    )
 
 
 TABLE = (
@@ -78,7 +89,9 @@ SHAPES = "FateZero, shape edits"
 
 @dataclass(frozen=True)
 class Job:
-    """One clip and what it is edited to. truths: one for each edit; kinds: 'attribute', 'shape', 'style' or '' (unknown)."""
+    """One clip and what it is edited to. truths: one for each edit; kinds: 'attribute', 'shape', 'style' or ''
+    (unknown).
+    """
 
     name: str
     settings: Settings
@@ -87,7 +100,9 @@ class Job:
 
 
 def held_out_job(i: int, given: argparse.Namespace) -> Job:
-    """A story that no training saw, with one thing; edited in colour, kind and style, with the world's own drawing as truth."""
+    """A story that no training saw, with one thing; edited in colour, kind and style, with the world's own drawing as
+    truth.
+    """
     from fz import mini
     from fz.mini.data import as_given
     from fz.mini.evaluate import held_out_story, targets
@@ -109,7 +124,13 @@ def held_out_job(i: int, given: argparse.Namespace) -> Job:
     clip = ClipSettings(str(folder), frames=given.frames, size=given.size)
     guidance = given.guidance if given.guidance is not None else mini.DEFAULTS["guidance"]
     settings = Settings(
-        clip, caption(story), tuple(edits), checkpoint=given.checkpoint, steps=given.steps, guidance=guidance, threads=given.threads
+        clip,
+        caption(story),
+        tuple(edits),
+        checkpoint=given.checkpoint,
+        steps=given.steps,
+        guidance=guidance,
+        threads=given.threads,
     )
     return Job(f"{i:04d}", settings, tuple(kinds), tuple(truths))
 
@@ -127,11 +148,14 @@ def settings_of(method: Method, job: Job, seed: int, out: Path) -> tuple[Setting
     chosen = [i for i, kind in enumerate(job.kinds) if not kind or kind in method.only]
     edits = tuple(dataclasses.replace(job.settings.edits[i], **method.edit) for i in chosen)
     folder = out / "runs" / slugged(method) / f"{job.name}-{seed}"
-    return dataclasses.replace(job.settings, **method.settings, edits=edits, seed=seed, out=str(folder), overwrite=True), chosen
+    return dataclasses.replace(
+        job.settings, **method.settings, edits=edits, seed=seed, out=str(folder), overwrite=True
+    ), chosen
 
 
 def cell(method: Method, job: Job, seed: int, out: Path, clip: Any, by: str, keep: bool) -> list[dict[str, Any]]:
-    """The rows of one cell: read where it was done before with the same settings and weights (`by`), else run and written.
+    """The rows of one cell: read where it was done before with the same settings and weights (`by`), else run and
+    written.
 
     Each says the commit that it was done at.
     """
@@ -188,7 +212,11 @@ def slugged(method: Method) -> str:
 def commit() -> str:
     try:
         said = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
@@ -200,11 +228,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = Parser(prog="python -m bench.table1", description="The paper's Table 1 and ablations.", allow_abbrev=False)
     parser.add_argument("--clips", type=int, default=32, help="held-out clips of the miniature's world")
-    parser.add_argument("--config", action="append", metavar="YAML", help="instead, clips of released configs; again for more")
+    parser.add_argument(
+        "--config", action="append", metavar="YAML", help="instead, clips of released configs; again for more"
+    )
     parser.add_argument("--methods", nargs="+", metavar="NAME", help=f"of {', '.join(EVERY)}; default: all")
-    parser.add_argument("--seeds", type=int, default=1, help="editing draws nothing: more than one is for baselines that do")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="editing draws nothing: more than one is for baselines that do"
+    )
     parser.add_argument("--checkpoint", metavar="PATH", help="default: the miniature")
-    parser.add_argument("--clip", metavar="PATH", help="CLIP, for Tem-Con and Frame-Acc; default: the miniature's for its clips; 'none'")
+    parser.add_argument(
+        "--clip", metavar="PATH", help="CLIP, for Tem-Con and Frame-Acc; default: the miniature's for its clips; 'none'"
+    )
     parser.add_argument("--tokenizer", metavar="DIR", help="for a CLIP that has none")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--size", type=int, default=mini.SIZE, help="side of the pictures")
@@ -221,7 +255,10 @@ def rows_of(given: argparse.Namespace, number: int) -> dict[str, list[dict[str, 
     """All cells of one clip, by method."""
     job = config_job(given.config[number], given) if given.config else held_out_job(number, given)
     clip, by = judge_of(given.clip, given.tokenizer, given.checkpoint, bool(given.config))
-    cells = {m.name: [cell(m, job, seed, given.out, clip, by, given.keep) for seed in range(given.seeds)] for m in methods_of(given)}
+    cells = {
+        m.name: [cell(m, job, seed, given.out, clip, by, given.keep) for seed in range(given.seeds)]
+        for m in methods_of(given)
+    }
     return {name: sum(seeds, []) for name, seeds in cells.items()}
 
 
@@ -284,7 +321,10 @@ def page(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[str, dict[str
     said = verdict(rows, compared)
     commits = sorted({row["commit"] for found in rows.values() for row in found})
     clips = len({row["clip"] for found in rows.values() for row in found})
-    about = f"{clips} clips, means ± 95% intervals; {machine(torch.device('cpu'))}, torch {torch.__version__}, commit {', '.join(commits)}"
+    about = (
+        f"{clips} clips, means ± 95% intervals; {machine(torch.device('cpu'))}, torch {torch.__version__}, "
+        f"commit {', '.join(commits)}"
+    )
     parts = ["# Table 1", about, table(compared, summaries, ranked(summaries, compared))]
     parts += [f"place: in Tem-Con, among methods that edit. {said}"]
     parts += ["Not here: " + "; ".join(f"{name} ({why})" for name, why in MISSING.items()) + "."]

@@ -1,8 +1,9 @@
 """Long clips: a UNet whose forward pass takes N frames at a time, with the result of taking all of them.
 
-Three things cross frames: clip GroupNorm, keys and values of other frames, a tuned model's temporal layers. With clip statistics every
-norm needs all frames: activations stay whole and the layers with large workspaces take N frames each. With statistics per frame, whole
-chunks run through the UNet and share keys and values only, so that memory does not grow with the clip.
+Three things cross frames: clip GroupNorm, keys and values of other frames, a tuned model's temporal layers. With clip
+statistics every norm needs all frames: activations stay whole and the layers with large workspaces take N frames each.
+With statistics per frame, whole chunks run through the UNet and share keys and values only, so that memory does not
+grow with the clip.
 """
 
 import contextlib
@@ -42,7 +43,9 @@ class Chunks:
         return self.unet.named_modules()
 
     def parts(self, index: FrameIndex, frames: int) -> "list[Part]":
-        """The parts of a clip, in the order in which they run. Raises FzError where the frame index lets no order be found."""
+        """The parts of a clip, in the order in which they run. Raises FzError where the frame index lets no order be
+        found.
+        """
         cut = runs(range(frames), self.size) if self.layerwise else order(index, frames, self.size)
         parts = [Part(index, frames, own, everything=self.layerwise) for own in cut]
         for i, part in enumerate(parts):
@@ -54,9 +57,13 @@ class Chunks:
         parts = self.parts(attend.frame_index, z.shape[1])
         if len(parts) == 1:
             return self.unet(z, t, text, attend)
-        return self._layerwise(z, t, text, attend, parts) if self.layerwise else self._partwise(z, t, text, attend, parts)
+        return (
+            self._layerwise(z, t, text, attend, parts) if self.layerwise else self._partwise(z, t, text, attend, parts)
+        )
 
-    def _layerwise(self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attending, parts: "list[Part]") -> Tensor:
+    def _layerwise(
+        self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attending, parts: "list[Part]"
+    ) -> Tensor:
         inner = [of_part(attend, part) for part in parts]
         try:
             return self.unet(z, t, text, QueriesInTurn(parts, inner))
@@ -64,7 +71,9 @@ class Chunks:
             # also after Enough
             join(attend, parts, [results(a) for a in inner])
 
-    def _partwise(self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attending, parts: "list[Part]") -> Tensor:
+    def _partwise(
+        self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attending, parts: "list[Part]"
+    ) -> Tensor:
         eps, shared, found, enough = z.new_empty(z.shape), {}, [], False
         for part in parts:
             inner = of_part(attend, part)
@@ -80,7 +89,8 @@ class Chunks:
 
 
 TUNED = (
-    "chunk: got a checkpoint with temporal layers and per-frame GroupNorm, expected one or the other: temporal layers read all frames, "
+    "chunk: got a checkpoint with temporal layers and per-frame GroupNorm, expected one or the other: temporal "
+    "layers read all frames, "
     "so chunks cannot run alone. Leave out --per-frame-norm or --chunk."
 )
 
@@ -88,11 +98,14 @@ TUNED = (
 def order(index: FrameIndex, frames: int, size: int) -> list[list[int]]:
     """Which frames run together, so that each finds the keys it reads among its own and those of earlier chunks.
 
-    Own and absolute frames: the absolute ones first. Earlier and own frames, and the first: as the clip runs. Else FzError.
+    Own and absolute frames: the absolute ones first. Earlier and own frames, and the first: as the clip runs. Else
+    FzError.
     """
     if frames <= size:
         return [list(range(frames))]
-    absolute = FrameIndex(tuple(e for e in index.entries if e in ABSOLUTE)).table(Site("", "self", 1, 0), frames)[0].tolist()
+    absolute = (
+        FrameIndex(tuple(e for e in index.entries if e in ABSOLUTE)).table(Site("", "self", 1, 0), frames)[0].tolist()
+    )
     anchors = sorted(set(absolute)) if any(e in ABSOLUTE for e in index.entries) else []
     relative = [e for e in index.entries if e not in ABSOLUTE and e != 0]
     if not relative:
@@ -101,7 +114,9 @@ def order(index: FrameIndex, frames: int, size: int) -> list[list[int]]:
         return runs(range(frames), size)
     got = f"chunk: got frame index {list(index.entries)} with per-frame GroupNorm"
     expected = "expected own and absolute frames (as 0,mid), or earlier frames and the first (as -1,first)"
-    raise FzError(f"{got}, {expected}: no order of chunks has all keys that these read. Leave out --per-frame-norm or --chunk.")
+    raise FzError(
+        f"{got}, {expected}: no order of chunks has all keys that these read. Leave out --per-frame-norm or --chunk."
+    )
 
 
 def runs(frames, size: int) -> list[list[int]]:
@@ -151,7 +166,10 @@ def of_part(attend: Attending, part: Part) -> Attending:
     if isinstance(attend, Recorder):
         return replace(attend, frame_index=part, maps={}, kept={})
     if attend.fusion.hides_object:
-        raise FzError("chunk: got an edit that removes an object, expected one without: what hides it spans chunks. Leave out --chunk.")
+        raise FzError(
+            "chunk: got an edit that removes an object, expected one without: what hides it spans chunks. Leave out "
+            "--chunk."
+        )
     masks = attend.masks and {size: mask[part.own] for size, mask in attend.masks.items()}
     kept = attend.kept.part(part) if isinstance(attend.kept, Deferred) else KeptOfPart(attend.kept, part)
     return replace(attend, frame_index=part, masks=masks, kept=kept, target_maps={})
@@ -180,7 +198,13 @@ class KeptOfPart(Mapping):
 
 def results(attend: Attending) -> list[dict[str, Tensor | tuple[Tensor, ...]]]:
     """What an attention function has recorded, by site name."""
-    return [attend.kept, attend.maps] if isinstance(attend, Recorder) else [attend.target_maps] if isinstance(attend, Fuser) else []
+    return (
+        [attend.kept, attend.maps]
+        if isinstance(attend, Recorder)
+        else [attend.target_maps]
+        if isinstance(attend, Fuser)
+        else []
+    )
 
 
 def join(attend: Attending, parts: list[Part], found: list[list[dict]]) -> None:
@@ -283,8 +307,12 @@ class SharedOperands(Operands):
         return torch.cat([own, torch.stack(lacking, dim=1)], dim=1) if lacking else own
 
 
-def operands_of(unet: UNet | Chunks, seen: Recorder, z: Tensor, t: int, text: TextContext) -> "Mapping[str, tuple[Tensor, ...]] | Deferred":
-    """What a Recorder keeps of a pass that it may break off; of chunks that run alone only when the same chunk is fused with it."""
+def operands_of(
+    unet: UNet | Chunks, seen: Recorder, z: Tensor, t: int, text: TextContext
+) -> "Mapping[str, tuple[Tensor, ...]] | Deferred":
+    """What a Recorder keeps of a pass that it may break off; of chunks that run alone only when the same chunk is fused
+    with it.
+    """
     if isinstance(unet, Chunks) and not unet.layerwise and z.shape[1] > unet.size:
         return Deferred(unet.unet, seen, z, t, text)
     with contextlib.suppress(Enough):
@@ -294,7 +322,9 @@ def operands_of(unet: UNet | Chunks, seen: Recorder, z: Tensor, t: int, text: Te
 
 @dataclass
 class Deferred:
-    """The source's queries and keys, made a part at a time: none is there for longer than its part. Parts are asked for in their order."""
+    """The source's queries and keys, made a part at a time: none is there for longer than its part. Parts are asked for
+    in their order.
+    """
 
     unet: UNet
     recorder: Recorder

@@ -1,6 +1,7 @@
 """DDIM steps with eta = 0, up and down (Song et al. 2020; FateZero eq. 2 and 3), and Stable Diffusion's noise schedule.
 
-Time is a key: z lives at a timestep t (1 … 1000), or at `CLEAN` where t would fall below zero and alpha_bar is the first one.
+Time is a key: z lives at a timestep t (1 … 1000), or at `CLEAN` where t would fall below zero and alpha_bar is the
+first one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,20 +18,25 @@ CLEAN = -1  # the timestep of z_0
 def ddim_step(z: Tensor, eps: Tensor, alpha_bar: float, alpha_bar_prev: float) -> Tensor:
     """One denoising step, z_t -> z_{t-1} (FateZero eq. 2).
 
-    z, eps: (..., C, H, W) latents scaled by 0.18215, and the noise predicted in z; alpha_bar of z and of the result, in (0, 1].
+    z, eps: (..., C, H, W) latents scaled by 0.18215, and the noise predicted in z; alpha_bar of z and of the result, in
+    (0, 1].
     """
     return move(z, eps, alpha_bar, alpha_bar_prev)
 
 
 def ddim_inverse_step(z: Tensor, eps: Tensor, alpha_bar: float, alpha_bar_next: float) -> Tensor:
-    """One inversion step, z_{t-1} -> z_t (FateZero eq. 3). Raises ValueError if alpha_bar_next > alpha_bar (inversion adds noise)."""
+    """One inversion step, z_{t-1} -> z_t (FateZero eq. 3). Raises ValueError if alpha_bar_next > alpha_bar (inversion
+    adds noise).
+    """
     if alpha_bar_next > alpha_bar:
         raise ValueError(f"inversion adds noise: alpha_bar_next {alpha_bar_next} > alpha_bar {alpha_bar}")
     return move(z, eps, alpha_bar, alpha_bar_next)
 
 
 def move(z: Tensor, eps: Tensor, alpha_bar: float, to_alpha_bar: float) -> Tensor:
-    """Predict the clean latent, then put it at another noise level along the same eps: eq. 2 and eq. 3 are this one formula."""
+    """Predict the clean latent, then put it at another noise level along the same eps: eq. 2 and eq. 3 are this one
+    formula.
+    """
     clean = (z - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
     return to_alpha_bar**0.5 * clean + (1 - to_alpha_bar) ** 0.5 * eps
 
@@ -39,7 +45,8 @@ def move(z: Tensor, eps: Tensor, alpha_bar: float, to_alpha_bar: float) -> Tenso
 class Schedule:
     """The T timesteps of a run and alpha_bar at each. Made by `Schedule.of`.
 
-    timesteps: descending, T of them; alpha_bars: cumulative products of all training timesteps, float64; clean_alpha_bar: that of z_0.
+    timesteps: descending, T of them; alpha_bars: cumulative products of all training timesteps, float64;
+    clean_alpha_bar: that of z_0.
     """
 
     timesteps: tuple[int, ...]
@@ -48,7 +55,8 @@ class Schedule:
 
     @classmethod
     def of(cls, config: Mapping, steps: int) -> "Schedule":
-        """From a `scheduler_config.json` (any scheduler class: all of SD v1's share the noise schedule) and a number of steps.
+        """From a `scheduler_config.json` (any scheduler class: all of SD v1's share the noise schedule) and a number of
+        steps.
 
         Raises FzError for another prediction type or beta schedule, and for steps outside 1 … num_train_timesteps.
         """
@@ -80,7 +88,9 @@ class Schedule:
         return len(self.timesteps)
 
     def alpha_bar(self, t: int) -> float:
-        """Cumulative product at timestep t; at CLEAN that of timestep 0, or 1 under `set_alpha_to_one: true`, which SD v1 is not."""
+        """Cumulative product at timestep t; at CLEAN that of timestep 0, or 1 under `set_alpha_to_one: true`, which SD
+        v1 is not.
+        """
         return self.clean_alpha_bar if t == CLEAN else self.alpha_bars[t]
 
     def upward(self) -> Iterator[tuple[int, int]]:

@@ -1,7 +1,8 @@
-"""Algorithm 1: invert a clip under its own sentence, then denoise it under another while fusing the attention seen on the way.
+"""Algorithm 1: invert a clip under its own sentence, then denoise it under another while fusing the attention seen on
+the way.
 
-Latents are (F, 4, h, w), scaled by 0.18215. Time is a timestep t; `ddim.Schedule` says which there are. Words, files and pictures are
-elsewhere: this file gets embeddings and a `Fusion`, and calls `watch` after each step.
+Latents are (F, 4, h, w), scaled by 0.18215. Time is a timestep t; `ddim.Schedule` says which there are. Words, files
+and pictures are elsewhere: this file gets embeddings and a `Fusion`, and calls `watch` after each step.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,9 @@ def ignore(steps_done: int, z: Tensor) -> None:
 
 
 class Kept(Protocol):
-    """Where the source's queries and keys are kept, t -> site name -> operands; `store.py` has one in RAM and one in files."""
+    """Where the source's queries and keys are kept, t -> site name -> operands; `store.py` has one in RAM and one in
+    files.
+    """
 
     def put(self, t: int, operands: Operands) -> None: ...
 
@@ -52,8 +55,9 @@ class KeptNowhere:
 class Source:
     """What a pass over the source clip leaves behind, keyed by timestep: all that editing needs of it.
 
-    latents: z at noise level t (CLEAN … the noisiest). inputs: the z that the UNet saw at t, from which the source's queries and keys
-    can be had again. maps: c_src at t averaged over heads and 1/4-level layers, (F, N, 77). kept: Q and K by site name, where kept.
+    latents: z at noise level t (CLEAN … the noisiest). inputs: the z that the UNet saw at t, from which the source's
+    queries and keys can be had again. maps: c_src at t averaged over heads and 1/4-level layers, (F, N, 77). kept: Q
+    and K by site name, where kept.
     """
 
     embedding: Tensor
@@ -85,8 +89,8 @@ def invert(
 ) -> Source:
     """DDIM inversion of z_0 under the source prompt at guidance 1 (Algorithm 1, first loop; eq. 3, 4).
 
-    source: has z_0 at CLEAN, and whatever an interrupted inversion had left, which is not done again; it is filled and returned.
-    keep: what to keep for edit step k.
+    source: has z_0 at CLEAN, and whatever an interrupted inversion had left, which is not done again; it is filled and
+    returned. keep: what to keep for edit step k.
     """
     text = TextContext(source.embedding[None])
     for done, (t_prev, t) in enumerate(schedule.upward(), start=1):
@@ -96,15 +100,20 @@ def invert(
             eps = unet(z[None], t, text, seen)[0]
             source.record(t, z, seen)
             z_t = ddim_inverse_step(z, eps, schedule.alpha_bar(t_prev), schedule.alpha_bar(t))
-            check_finite(z_t, unet, z[None], t, text, Plain(frame_index), f"inversion step {done} of {schedule.steps} (t = {t})")
+            check_finite(
+                z_t, unet, z[None], t, text, Plain(frame_index), f"inversion step {done} of {schedule.steps} (t = {t})"
+            )
             source.latents[t] = z_t
         source.inputs[t] = z
         watch(done, source.latents[t])
     return source
 
 
-def source_operands(unet: UNet, source: Source, t: int, keep: Keep, text: TextContext, frame_index: FrameIndex) -> Operands:
-    """The source's queries and keys at t: those kept, or else a pass over the source's own latent as far as the last fused layer.
+def source_operands(
+    unet: UNet, source: Source, t: int, keep: Keep, text: TextContext, frame_index: FrameIndex
+) -> Operands:
+    """The source's queries and keys at t: those kept, or else a pass over the source's own latent as far as the last
+    fused layer.
 
     The pass has inversion's batch, so that what it gives is what inversion would have kept, to the bit.
     """
@@ -128,9 +137,11 @@ def reconstruct(
     kept: Kept | None = None,
     watch: Watch = ignore,
 ) -> Source:
-    """A sampling pass whose attention takes inversion's place: 'reconstruction attention', what the paper's Fig. 3 and 8 compare with.
+    """A sampling pass whose attention takes inversion's place: 'reconstruction attention', what the paper's Fig. 3 and
+    8 compare with.
 
-    Samples `embedding` from the inverted noise with guidance and records its conditional branch. The latents stay inversion's.
+    Samples `embedding` from the inverted noise with guidance and records its conditional branch. The latents stay
+    inversion's.
     """
     source = Source(embedding, latents=inverted.latents, kept=kept or KeptNowhere())
     text = TextContext(branch_prompts(negative, embedding, guidance))
@@ -159,11 +170,13 @@ def edit(
     watch_masks: Callable[[int, Mapping[tuple[int, int], Tensor]], None] | None = None,
     guided: Window = (0.0, 1.0),
 ) -> Tensor:
-    """Denoise the inverted latent under the target prompt with attention fusion (Algorithm 1, second loop; eq. 2, 5). Returns z_0.
+    """Denoise the inverted latent under the target prompt with attention fusion (Algorithm 1, second loop; eq. 2, 5).
+    Returns z_0.
 
-    embedding, negative: (77, Cx) of the target and of the negative (usually empty) prompt; guidance <= 1: no unconditional branch.
-    fusion: None samples plainly. done: the latents after each step that an interrupted edit had done.
-    watch_masks(k, masks by size): the self-attention blend masks of edit step k. guided: the share of steps with guidance, from, to.
+    embedding, negative: (77, Cx) of the target and of the negative (usually empty) prompt; guidance <= 1: no
+    unconditional branch. fusion: None samples plainly. done: the latents after each step that an interrupted edit had
+    done. watch_masks(k, masks by size): the self-attention blend masks of edit step k. guided: the share of steps with
+    guidance, from, to.
     """
     z = source.latents[schedule.timesteps[0]]
     size = tuple(z.shape[-2:])
@@ -190,7 +203,9 @@ def edit(
         eps = guide(unet(batch, t, text, attend), weight)
         z = ddim_step(z, eps, schedule.alpha_bar(t), schedule.alpha_bar(t_prev))
         if blends:
-            z = blend_latents(z, source.latents[t_prev], fusion, source.maps[t], attend.fused_target_map(source.maps[t]))
+            z = blend_latents(
+                z, source.latents[t_prev], fusion, source.maps[t], attend.fused_target_map(source.maps[t])
+            )
         if changes is not None:
             z = torch.where(changes[:, None], z, source.latents[t_prev])
         check_finite(z, unet, batch, t, text, Plain(frame_index), f"edit step {k + 1} of {schedule.steps} (t = {t})")
@@ -213,8 +228,12 @@ def guide(eps: Tensor, guidance: float) -> Tensor:
     return eps[-1] if guidance <= 1 else eps[-2] + guidance * (eps[-1] - eps[-2])
 
 
-def self_masks(fusion: Fusion, sites: list[Site], source_map: Tensor, size: tuple[int, int]) -> dict[tuple[int, int], Tensor] | None:
-    """The blend mask of every size that a fused site has, (h, w) -> (F, h, w) bool; None where the fusion has no mask."""
+def self_masks(
+    fusion: Fusion, sites: list[Site], source_map: Tensor, size: tuple[int, int]
+) -> dict[tuple[int, int], Tensor] | None:
+    """The blend mask of every size that a fused site has, (h, w) -> (F, h, w) bool; None where the fusion has no
+    mask.
+    """
     if fusion.mask_words is None and fusion.user_mask is None:
         return None
     # keys are hidden at the full-size level too

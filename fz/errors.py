@@ -1,4 +1,6 @@
-"""The one error that a user sees: what was got, what was expected, what to do. Command lines print it in one line and exit with 2."""
+"""The one error that a user sees: what was got, what was expected, what to do. Command lines print it in one line and
+exit with 2.
+"""
 
 import difflib
 from collections.abc import Iterable

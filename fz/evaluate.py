@@ -1,8 +1,9 @@
-"""The command line, `python -m fz.evaluate RESULTS... --clip PATH`: measure folders that `fz.run` wrote; a table, JSON and CSV.
+"""The command line, `python -m fz.evaluate RESULTS... --clip PATH`: measure folders that `fz.run` wrote; a table, JSON
+and CSV.
 
-What a number means is `fz.metrics.numbers`' question. Without --clip, runs of the miniature are measured by the miniature's CLIP, others by what
-pixels tell. Without --truth, --masks or --flow the run's own blend masks stand for the edited region and motion is estimated on the source
-clip; the rows say which.
+What a number means is `fz.metrics.numbers`' question. Without --clip, runs of the miniature are measured by the
+miniature's CLIP, others by what pixels tell. Without --truth, --masks or --flow the run's own blend masks stand for the
+edited region and motion is estimated on the source clip; the rows say which.
 """
 
 import argparse
@@ -37,14 +38,22 @@ TITLES = {
     "patch_distance": "patch dist",
     "psnr_reconstruction": "recon PSNR",
 }
-CLIP_HELP = "CLIP: a folder in transformers' layout, or a file with the original state dict; 'none'. Default: the miniature's, for its runs"
+CLIP_HELP = (
+    "CLIP: a folder in transformers' layout, or a file with the original state dict; 'none'. Default: the "
+    "miniature's, for its runs"
+)
 # the warp error is shown in thousandths
-SHOWN = {"warp_error": lambda v: f"{1000 * v:.3f}", **dict.fromkeys(("tem_con", "frame_acc", "text_score"), lambda v: f"{v:.4f}")}
+SHOWN = {
+    "warp_error": lambda v: f"{1000 * v:.3f}",
+    **dict.fromkeys(("tem_con", "frame_acc", "text_score"), lambda v: f"{v:.4f}"),
+}
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of a clip from elsewhere. frames: what the edit should be; masks (F, H, W) bool: what may change; flow: source's."""
+    """What is known of a clip from elsewhere. frames: what the edit should be; masks (F, H, W) bool: what may change;
+    flow: source's.
+    """
 
     frames: np.ndarray | None = None
     masks: np.ndarray | None = None
@@ -56,8 +65,8 @@ def measure(
 ) -> dict[str, Any]:
     """All metrics of one edited clip that can be had, by name; None for those that cannot.
 
-    source, edited: (F, H, W, 3) uint8; prompts: the source's and the target's. clip: a `fz.model.clip_vision.Clip`. An edit whose target is the source
-    prompt is a reconstruction.
+    source, edited: (F, H, W, 3) uint8; prompts: the source's and the target's. clip: a `fz.model.clip_vision.Clip`. An
+    edit whose target is the source prompt is a reconstruction.
     """
     truth = truth or Truth()
     numbers.same_shape(source, edited)
@@ -76,7 +85,9 @@ def measure(
     row["warp_error"] = numbers.warp_error(edited, flow, seen)
     if truth.masks is not None:
         if truth.masks.shape != source.shape[:3]:
-            raise FzError(f"masks: got {truth.masks.shape}, expected one of the clip's size for each frame, {source.shape[:3]}.")
+            raise FzError(
+                f"masks: got {truth.masks.shape}, expected one of the clip's size for each frame, {source.shape[:3]}."
+            )
         row |= {
             "psnr_background": numbers.psnr(edited, source, ~truth.masks),
             "ssim_background": numbers.ssim(edited, source, ~truth.masks),
@@ -96,7 +107,10 @@ def measure_folder(folder: Path, clip: Any = None, truth: Truth | None = None) -
     if not isinstance(settings, Mapping) or not isinstance(settings.get("edits"), list):
         raise FzError(f"results: {folder} has no {RUN} of a run. Expected a folder that `python -m fz.run` wrote.")
     if run.get("status") != "done":
-        raise FzError(f"results: {folder} is of a run that has not finished. Run its command again; it goes on from its last step.")
+        raise FzError(
+            f"results: {folder} is of a run that has not finished. Run its command again; it goes on from its "
+            "last step."
+        )
     source = read_frames(folder / "frames" / "source")
     rows = []
     for i, edit in enumerate(settings["edits"]):
@@ -105,15 +119,25 @@ def measure_folder(folder: Path, clip: Any = None, truth: Truth | None = None) -
         masks, of = known.masks, "given"
         if masks is None:
             masks, of = blend_masks(folder, i, source.shape[:3]), "blend"
-        row = measure(source, edited, (settings["source"], edit["target"]), clip, Truth(known.frames, masks, known.flow))
-        about = {"result": str(folder), "edit": i, "method": settings.get("method"), "source": settings["source"], "target": edit["target"]}
+        row = measure(
+            source, edited, (settings["source"], edit["target"]), clip, Truth(known.frames, masks, known.flow)
+        )
+        about = {
+            "result": str(folder),
+            "edit": i,
+            "method": settings.get("method"),
+            "source": settings["source"],
+            "target": edit["target"],
+        }
         how = {"clip": clip.name if clip else None, "masks": of if masks is not None else None}
         rows.append(about | row | how | {"flow": "given" if known.flow is not None else "estimated"})
     return rows
 
 
 def blend_masks(folder: Path, i: int, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The union over steps of edit i's largest blend masks, (F, H, W) bool, from latents.safetensors; None where a run left none."""
+    """The union over steps of edit i's largest blend masks, (F, H, W) bool, from latents.safetensors; None where a run
+    left none.
+    """
     from safetensors import SafetensorError, safe_open
 
     file, found = folder / "latents.safetensors", {}
@@ -129,7 +153,9 @@ def blend_masks(folder: Path, i: int, shape: tuple[int, ...]) -> np.ndarray | No
                     size = mask.shape[1:]
                     found[size] = found.get(size, False) | mask
     except (SafetensorError, OSError, ValueError) as error:
-        raise FzError(f"{file}: damaged ({str(error).splitlines()[0][:120]}). Run the edit again with --save-latents.") from None
+        raise FzError(
+            f"{file}: damaged ({str(error).splitlines()[0][:120]}). Run the edit again with --save-latents."
+        ) from None
     if not found:
         return None
     union = found[max(found)]
@@ -158,20 +184,24 @@ def picture(file: Path, mode: str) -> np.ndarray:
 
 
 def read_truth(frames: str | None, masks: str | None, flow: str | None) -> Truth:
-    """Folders of png files, masks white where the edit should be, and a .npy of (F - 1, H, W, 2) pixels to the next frame."""
+    """Folders of png files, masks white where the edit should be, and a .npy of (F - 1, H, W, 2) pixels to the next
+    frame.
+    """
     field = None
     if flow is not None:
         try:
             field = np.load(flow, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise FzError(f"flow: {flow} cannot be read ({str(error)[:120]}). Expected a .npy of (F - 1, H, W, 2) pixels.") from None
+            raise FzError(
+                f"flow: {flow} cannot be read ({str(error)[:120]}). Expected a .npy of (F - 1, H, W, 2) pixels."
+            ) from None
         if not isinstance(field, np.ndarray) or field.dtype.kind not in "fiu":
             raise FzError(f"flow: {flow} holds no plain array of numbers. Expected a .npy of (F - 1, H, W, 2) pixels.")
     where = read_frames(Path(masks))[..., 0] > 127 if masks else None
     return Truth(read_frames(Path(frames)) if frames else None, where, field)
 
 
-# ---- what is shown and written -------------------------------------------------------------------------------------------
+# ---- what is shown and written -----------------------------------------------------------------------------
 
 
 def table(rows: Sequence[Mapping[str, Any]], label: str = "target") -> str:
@@ -204,7 +234,9 @@ def load(path: str | None, tokenizer: str | None, miniature: bool) -> Any:
 
 
 def clip_for(folder: Path, path: str | None, tokenizer: str | None = None) -> Any:
-    """The CLIP for a results folder: the one at path ('none': None), else the miniature's if the run was the miniature's."""
+    """The CLIP for a results folder: the one at path ('none': None), else the miniature's if the run was the
+    miniature's.
+    """
     settings = (read_run(folder) or {}).get("settings")
     return load(path, tokenizer, isinstance(settings, Mapping) and settings.get("checkpoint", "") is None)
 
@@ -216,8 +248,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokenizer", metavar="DIR", help="CLIP's vocab.json and merges.txt, for a CLIP that has none")
     parser.add_argument("--truth", metavar="DIR", help="frames that the edit should be")
     parser.add_argument("--masks", metavar="DIR", help="pictures that are white where the edit should be")
-    parser.add_argument("--flow", metavar="NPY", help="the source's motion, (F - 1, H, W, 2) pixels to the next frame; else estimated")
-    parser.add_argument("--out", metavar="NAME", default="evaluation", help="write NAME.json and NAME.csv (default: evaluation)")
+    parser.add_argument(
+        "--flow", metavar="NPY", help="the source's motion, (F - 1, H, W, 2) pixels to the next frame; else estimated"
+    )
+    parser.add_argument(
+        "--out", metavar="NAME", default="evaluation", help="write NAME.json and NAME.csv (default: evaluation)"
+    )
     return parser
 
 
@@ -231,7 +267,11 @@ def answer(argv: list[str]) -> None:
     given = build_parser().parse_args(argv)
     truth = read_truth(given.truth, given.masks, given.flow)
     folders = [Path(folder).expanduser() for folder in given.results]
-    rows = [row for folder in folders for row in measure_folder(folder, clip_for(folder, given.clip, given.tokenizer), truth)]
+    rows = [
+        row
+        for folder in folders
+        for row in measure_folder(folder, clip_for(folder, given.clip, given.tokenizer), truth)
+    ]
     print(table(rows))
     for suffix, text in ((".json", json.dumps(rows, indent=1) + "\n"), (".csv", as_csv(rows))):
         with atomic(Path(f"{given.out}{suffix}")) as part:

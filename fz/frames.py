@@ -1,4 +1,6 @@
-"""Which frames does a frame attend to (FateZero eq. 8)? Settings use it too: torch is imported only where a table is made."""
+"""Which frames does a frame attend to (FateZero eq. 8)? Settings use it too: torch is imported only where a table is
+made.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,14 +32,18 @@ class FrameIndex:
                 raise FzError(f"frame index: got {entry!r}, {expected}.{suggest(str(entry), ABSOLUTE)}")
 
     def table(self, site: "Site", frames: int) -> "Tensor":
-        """(F, R) int64: the frames that each frame attends to at this site. Relative frames are clipped at the ends of the clip."""
+        """(F, R) int64: the frames that each frame attends to at this site. Relative frames are clipped at the ends of
+        the clip.
+        """
         import torch
 
         own = torch.arange(frames)
         if site.channels < self.least_channels or not self.entries:
             return own[:, None]
         absolute = {"first": 0, "mid": (frames - 1) // 2, "middle": (frames - 1) // 2, "last": frames - 1}
-        columns = [torch.full_like(own, absolute[e]) if e in absolute else (own + e).clamp(0, frames - 1) for e in self.entries]
+        columns = [
+            torch.full_like(own, absolute[e]) if e in absolute else (own + e).clamp(0, frames - 1) for e in self.entries
+        ]
         return torch.stack(columns, dim=1)
 
 

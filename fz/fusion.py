@@ -1,8 +1,8 @@
 """Algorithm 2: the attention of one timestep, plain, recorded or fused.
 
-Each is a function `attend(site, operands)` that the UNet's attention layers call. No map is built where it would be multiplied by V:
-a fused map is linear in the source's and the edit's maps, so fusing is choosing other operands (`Fuser`). A map is built once only,
-averaged over heads, at the 1/4 level, from which masks and pictures are made.
+Each is a function `attend(site, operands)` that the UNet's attention layers call. No map is built where it would be
+multiplied by V: a fused map is linear in the source's and the edit's maps, so fusing is choosing other operands
+(`Fuser`). A map is built once only, averaged over heads, at the 1/4 level, from which masks and pictures are made.
 """
 
 from collections.abc import Mapping
@@ -45,7 +45,9 @@ class Keep:
 
     def __or__(self, other: "Keep") -> "Keep":
         """What either keeps."""
-        return Keep(self.self_sites or other.self_sites, self.cross_sites or other.cross_sites, self.dtype or other.dtype)
+        return Keep(
+            self.self_sites or other.self_sites, self.cross_sites or other.cross_sites, self.dtype or other.dtype
+        )
 
 
 class Enough(Exception):
@@ -54,10 +56,11 @@ class Enough(Exception):
 
 @dataclass
 class Recorder:
-    """Plain attention of one timestep that keeps what fusion will need of one branch: c_src of Algorithm 1, and Q and K if asked.
+    """Plain attention of one timestep that keeps what fusion will need of one branch: c_src of Algorithm 1, and Q and K
+    if asked.
 
-    maps: the branch's cross-attention at each 1/4-level site, averaged over heads, (F, N, 77). kept: site name -> (q, k) or (q,).
-    last: the name of a site after which the pass is broken off by raising Enough, or None.
+    maps: the branch's cross-attention at each 1/4-level site, averaged over heads, (F, N, 77). kept: site name -> (q,
+    k) or (q,). last: the name of a site after which the pass is broken off by raising Enough, or None.
     """
 
     frame_index: FrameIndex
@@ -93,17 +96,18 @@ class Recorder:
 class Fusion:
     """What one edit fuses, as numbers: the constants of Algorithm 2. L = 77 token columns.
 
-    mapper:        A (L, L), sends source columns to target columns (replacement: the paper's mapper; refinement: a gather).
-    kept:          α (L,), 1 where a target column takes the source's attention, 0 for new words (1 everywhere for replacement).
-    equalizer:     r (L,), re-weighting, acting while a column is replaced.
+    mapper:        A (L, L), sends source columns to target columns (replacement: the paper's mapper; refinement: a
+    gather). kept:          α (L,), 1 where a target column takes the source's attention, 0 for new words (1 everywhere
+    for replacement). equalizer:     r (L,), re-weighting, acting while a column is replaced.
     cross_window:  β (T + 1, L), 1 at edit step k while column j is in its replace window (t > t_c).
     self_window:   edit steps [from, to) at which self-attention is fused (t > t_s).
     mask_words:    (L,), 1 at the source's edited words; None: no mask, every row of the map is the source's.
     threshold:     τ of eq. 6.
     latent_blend:  None, or the words and threshold of the background's latents.
-    user_mask:     (F, H, W), shares in [0, 1] of the clip's pixels that are edited, in place of the words' masks; None: theirs.
-    hides_object:  removal: keys under the mask are attended to by nobody, so that it is filled from what is around it.
-    background:    (L,), 1 at words outside whose steady mask every latent is the source's (`fz.masks.foreground`); None: none is.
+    user_mask:     (F, H, W), shares in [0, 1] of the clip's pixels that are edited, in place of the words' masks; None:
+    theirs. hides_object:  removal: keys under the mask are attended to by nobody, so that it is filled from what is
+    around it. background:    (L,), 1 at words outside whose steady mask every latent is the source's
+    (`fz.masks.foreground`); None: none is.
     """
 
     mapper: Tensor
@@ -142,7 +146,9 @@ class Fusion:
 
 @dataclass(frozen=True)
 class LatentBlend:
-    """Outside the union of the source's and the target's word masks the latent is the source's. Weights (L,) over each prompt's tokens."""
+    """Outside the union of the source's and the target's word masks the latent is the source's. Weights (L,) over each
+    prompt's tokens.
+    """
 
     source_words: Tensor
     target_words: Tensor
@@ -153,11 +159,14 @@ class LatentBlend:
         return steps < 5 * steps_done < 4 * steps
 
 
-def blend_mask(cross_map: Tensor, words: Tensor, threshold: float, map_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def blend_mask(
+    cross_map: Tensor, words: Tensor, threshold: float, map_size: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
     """M of eq. 6: where the edited words' cross-attention exceeds τ.
 
     cross_map: (F, N, L) averaged over heads and layers, N = map_size tokens; words: (L,) weights, 1 at edited tokens.
-    Returns (F, H, W) bool of `size`: summed over words, 3x3 max-pooled, resized (nearest), divided by each frame's maximum, > τ.
+    Returns (F, H, W) bool of `size`: summed over words, 3x3 max-pooled, resized (nearest), divided by each frame's
+    maximum, > τ.
     """
     m = (cross_map.float() @ words.to(cross_map.device)).unflatten(1, map_size)[:, None]  # (F, 1, h, w)
     m = F.interpolate(F.max_pool2d(m, 3, stride=1, padding=1), size=size)
@@ -165,16 +174,19 @@ def blend_mask(cross_map: Tensor, words: Tensor, threshold: float, map_size: tup
 
 
 def surroundings(mask: Tensor) -> Tensor:
-    """The keys that removal leaves to be seen, (F, N) bool: those outside the mask, or a frame's all where it covers everything."""
+    """The keys that removal leaves to be seen, (F, N) bool: those outside the mask, or a frame's all where it covers
+    everything.
+    """
     return ~mask | mask.all(1, keepdim=True)
 
 
 @dataclass
 class Fuser:
-    """Algorithm 2 at edit step k: the last branch's attention fused with the source's at the same t; other branches plain.
+    """Algorithm 2 at edit step k: the last branch's attention fused with the source's at the same t; other branches
+    plain.
 
-    kept: the source's queries and keys at this t by site name, as a Recorder kept them; source_text: the source prompt, whose keys are
-    those of the cross-attention. masks: (h, w) of a site -> (F, h, w) bool, or None for no mask.
+    kept: the source's queries and keys at this t by site name, as a Recorder kept them; source_text: the source prompt,
+    whose keys are those of the cross-attention. masks: (h, w) of a site -> (F, h, w) bool, or None for no mask.
     record_target: keep the target's 1/4-level cross-attention.
     """
 
@@ -194,10 +206,14 @@ class Fuser:
         return self.self_blending(site, x)
 
     def self_blending(self, site: Site, x: Operands) -> Tensor:
-        """s_fused = M ⊙ s_edit + (1 - M) ⊙ s_src (eq. 7), one softmax a row: its operands are the edit's or the source's."""
+        """s_fused = M ⊙ s_edit + (1 - M) ⊙ s_src (eq. 7), one softmax a row: its operands are the edit's or the
+        source's.
+        """
         table = frame_table(self.frame_index, site, x)
         mask = self.mask_at(site)
-        visible = None if mask is None or not self.fusion.hides_object else surroundings(mask).expand(x.shape[0], -1, -1)
+        visible = (
+            None if mask is None or not self.fusion.hides_object else surroundings(mask).expand(x.shape[0], -1, -1)
+        )
         if site.stride < FUSED_FROM_STRIDE or not self.fusion.replaces_self(self.k):
             return kernels.self_attention(x.q(), x.k(), x.v(), table, key_mask=visible)
         # without a mask no row is the edit's: the last branch's queries and keys are not even computed
@@ -213,7 +229,9 @@ class Fuser:
         return self.masks[self.latent_size[0] // site.stride, self.latent_size[1] // site.stride].flatten(1)
 
     def cross_fusion(self, site: Site, x: Operands) -> Tensor:
-        """Columns that stay take c_src, changed ones c_edit: two attentions over 77 keys whose values are mixed beforehand."""
+        """Columns that stay take c_src, changed ones c_edit: two attentions over 77 keys whose values are mixed
+        beforehand.
+        """
         wants_map = self.record_target and site.stride == MAP_STRIDE
         fused = site.stride >= FUSED_FROM_STRIDE and self.fusion.replaces_cross(self.k)
         if not fused:
@@ -229,17 +247,27 @@ class Fuser:
             k_src = self.source_text.project(f"{site.name}.to_k", x.layer.to_k)[0].unflatten(-1, (x.layer.heads, -1))
             wants_map = wants_map and bool(edit_weights.any())
             out, maps = kernels.cross_attention(
-                q, k, v_edit, q_src=self.kept[site.name][0], k_src=k_src, v_src=v_src, map_branch=-1 if wants_map else None
+                q,
+                k,
+                v_edit,
+                q_src=self.kept[site.name][0],
+                k_src=k_src,
+                v_src=v_src,
+                map_branch=-1 if wants_map else None,
             )
         if maps is not None:
             self.target_maps[site.name] = maps
         return out
 
     def fused_target_map(self, source_map: Tensor) -> Tensor:
-        """The target's fused cross-attention of this step, averaged over heads and layers, (F, N, L): linear in both maps."""
+        """The target's fused cross-attention of this step, averaged over heads and layers, (F, N, L): linear in both
+        maps.
+        """
         fused = self.fusion.replaces_cross(self.k)
         recorded = [m.float() for m in self.target_maps.values()]
         edit = torch.stack(recorded).mean(0) if recorded else torch.zeros_like(source_map)
         if not fused:
             return edit
-        return source_map @ self.fusion.source_weights(self.k).to(source_map) + edit * self.fusion.edit_weights(self.k).to(edit)
+        return source_map @ self.fusion.source_weights(self.k).to(source_map) + edit * self.fusion.edit_weights(
+            self.k
+        ).to(edit)

@@ -1,7 +1,8 @@
-"""Where an edit may change a clip: the mask of one step at any size, the steady one that keeps the background, a user's mask from files.
+"""Where an edit may change a clip: the mask of one step at any size, the steady one that keeps the background, a user's
+mask from files.
 
-M is the user's mask if there is one, else eq. 6 (`fz.fusion.blend_mask`). Masks are (F, h, w) bool, True = edited; a user's is kept as
-shares (F, H, W) in [0, 1] of the clip's own pixels and reduced by areas to each size.
+M is the user's mask if there is one, else eq. 6 (`fz.fusion.blend_mask`). Masks are (F, h, w) bool, True = edited; a
+user's is kept as shares (F, H, W) in [0, 1] of the clip's own pixels and reduced by areas to each size.
 """
 
 import dataclasses
@@ -27,18 +28,22 @@ def edit_mask(fusion: Fusion, source_map: Tensor, latent_size: Size, size: Size)
 
 
 def reduced(shares: Tensor, size: Size) -> Tensor:
-    """(F, H, W) in [0, 1] -> (F, h, w) bool: where more than half as much of a cell is edited as of the frame's fullest one.
+    """(F, H, W) in [0, 1] -> (F, h, w) bool: where more than half as much of a cell is edited as of the frame's fullest
+    one.
 
-    Mostly that is half of the cell; but at deep levels no cell is full of a small object, which must not vanish there (eq. 6 likewise).
+    Mostly that is half of the cell; but at deep levels no cell is full of a small object, which must not vanish there
+    (eq. 6 likewise).
     """
     area = F.interpolate(shares[:, None].float(), size=size, mode="area")[:, 0]
     return area > 0.5 * area.amax((1, 2), keepdim=True)
 
 
 def foreground(fusion: Fusion, maps: Mapping[int, Tensor], latent_size: Size) -> Tensor | None:
-    """What `--keep-background` lets change, (F, h, w) at the latent's size, one mask for all steps; None without that setting.
+    """What `--keep-background` lets change, (F, h, w) at the latent's size, one mask for all steps; None without that
+    setting.
 
-    maps: the source's averaged cross-attention of every step. Of words it is eq. 6 of the mean map: single steps flicker.
+    maps: the source's averaged cross-attention of every step. Of words it is eq. 6 of the mean map: single steps
+    flicker.
     """
     if fusion.background is None:
         return None
@@ -49,7 +54,8 @@ def foreground(fusion: Fusion, maps: Mapping[int, Tensor], latent_size: Size) ->
 def paste_background(frames: Tensor, source: Tensor, mask: Tensor) -> Tensor:
     """Outside the mask, grown by one of its cells and with an edge as wide, the source's pixels, to the bit.
 
-    frames, source: (F, 3, H, W) in [-1, 1]; mask: (F, h, w) bool, True = the edit's. Inside the mask the edit's pixels stay as they are.
+    frames, source: (F, 3, H, W) in [-1, 1]; mask: (F, h, w) bool, True = the edit's. Inside the mask the edit's pixels
+    stay as they are.
     """
     cell = max(1, frames.shape[-1] // mask.shape[-1])
     grown = F.interpolate(mask[:, None].float(), size=frames.shape[-2:])

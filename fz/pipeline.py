@@ -1,7 +1,7 @@
 """A whole run, from settings to a folder of results: load, read, plan, encode, invert, edit, decode, write.
 
-`run(settings)` is what the command line calls, and what a Python program calls to get the same. It says and shows nothing itself:
-a `Progress` is told what happens.
+`run(settings)` is what the command line calls, and what a Python program calls to get the same. It says and shows
+nothing itself: a `Progress` is told what happens.
 """
 
 import contextlib
@@ -57,7 +57,9 @@ class Progress:
 
 @dataclass
 class Edited:
-    """One edit's result. frames: (F, 3, H, W) in [-1, 1]; latents[k]: after k + 1 steps; masks[k]: by size, of edit step k."""
+    """One edit's result. frames: (F, 3, H, W) in [-1, 1]; latents[k]: after k + 1 steps; masks[k]: by size, of edit
+    step k.
+    """
 
     settings: EditSettings
     frames: Tensor
@@ -80,7 +82,9 @@ class Result:
 
 
 def run(settings: Settings, progress: Progress | None = None) -> Result:
-    """Do what the settings say. Raises FzError for anything that the user can put right; what was finished by then is on disk."""
+    """Do what the settings say. Raises FzError for anything that the user can put right; what was finished by then is
+    on disk.
+    """
     progress = progress or Progress()
     result = Result(settings, [])
 
@@ -127,7 +131,11 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     latent_size = tuple(side // checkpoint.vae.config.stride for side in result.video.frames.shape[-2:])
     budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9)
     with timed(result, "prepare", device), resident(checkpoint.unet, device, settings.offload):
-        note(fast_cpu.prepare(checkpoint.unet, latent_size, settings.chunk or len(result.video.frames), settings.conv, budget))
+        note(
+            fast_cpu.prepare(
+                checkpoint.unet, latent_size, settings.chunk or len(result.video.frames), settings.conv, budget
+            )
+        )
     if settings.compile:
         note(compile_step(checkpoint.unet, device))
     embeddings = embed(checkpoint.text, settings, device)
@@ -136,9 +144,19 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     with Inversion.open(settings.cache, inversion_key(job), progress.say) as inversion:
         # what is free differs from run to run: said, not noted
         mode = choose_store(
-            settings.store, checkpoint.unet, settings.chunk, latent_size, len(result.video.frames), 2 if settings.guidance > 1 else 1,
-            schedule.steps, keep, inversion.operands, device, progress.say, settings.offload,
-        )  # fmt: skip
+            settings.store,
+            checkpoint.unet,
+            settings.chunk,
+            latent_size,
+            len(result.video.frames),
+            2 if settings.guidance > 1 else 1,
+            schedule.steps,
+            keep,
+            inversion.operands,
+            device,
+            progress.say,
+            settings.offload,
+        )
         job.keep = keep_for(mode, keep)
         result.schedule, result.source = schedule, encoded(job, inversion)
         if method.inverts:
@@ -238,22 +256,42 @@ def reconstruct_clip(job: Job, mode: str, inversion: Inversion) -> Source:
     kept = job.kept(mode, inversion, "reconstruction")
     steps = job.schedule.steps
     on_device = job.resident(job.checkpoint.unet)
-    with timed(job.result, "reconstruct", job.device), job.progress.stage("reconstructing", steps) as advance, on_device:
+    with (
+        timed(job.result, "reconstruct", job.device),
+        job.progress.stage("reconstructing", steps) as advance,
+        on_device,
+    ):
         return reconstruct(
-            job.unet, job.result.source, job.embeddings.reconstruction, job.embeddings.negative, job.schedule,
-            job.settings.guidance, job.frame_index, job.keep, kept, watch=lambda k, z: advance(),
-        )  # fmt: skip
+            job.unet,
+            job.result.source,
+            job.embeddings.reconstruction,
+            job.embeddings.negative,
+            job.schedule,
+            job.settings.guidance,
+            job.frame_index,
+            job.keep,
+            kept,
+            watch=lambda k, z: advance(),
+        )
 
 
 def prepare(job: Job, method: Method) -> Any:
     """What the method needs once for all edits."""
     z0, settings = job.result.source.latents[CLEAN], job.settings
-    with timed(job.result, "prepare method", job.device), job.progress.stage("preparing", len(z0) * job.schedule.steps) as advance:
+    with (
+        timed(job.result, "prepare method", job.device),
+        job.progress.stage("preparing", len(z0) * job.schedule.steps) as advance,
+    ):
         with job.resident(job.checkpoint.unet):
             return method.prepare(
-                job.checkpoint.unet, z0, job.embeddings.source, job.embeddings.negative, job.schedule, settings.guidance,
+                job.checkpoint.unet,
+                z0,
+                job.embeddings.source,
+                job.embeddings.negative,
+                job.schedule,
+                settings.guidance,
                 lambda k, z: advance(),
-            )  # fmt: skip
+            )
 
 
 def edit_clip(job: Job, i: int, plan: Plan, attention: Source, prepared: Any, inversion: Inversion) -> Edited:
@@ -264,9 +302,16 @@ def edit_clip(job: Job, i: int, plan: Plan, attention: Source, prepared: Any, in
     method = METHODS[settings.method]
     log = inversion.edit_log(
         digest(
-            settings.method, target, negative, settings.guidance, settings.guidance_window, settings.attention,
-            job.embeddings.reconstruction, settings.store_dtype, plan.fusion,
-        )  # fmt: skip
+            settings.method,
+            target,
+            negative,
+            settings.guidance,
+            settings.guidance_window,
+            settings.attention,
+            job.embeddings.reconstruction,
+            settings.store_dtype,
+            plan.fusion,
+        )
     )
     done = leading(log, job.schedule.steps, job.device) if method.resumes else []
     if done:
@@ -281,9 +326,22 @@ def edit_clip(job: Job, i: int, plan: Plan, attention: Source, prepared: Any, in
             advance()
 
         task = Task(
-            job.unet, attention, target, negative, job.schedule, settings.guidance, job.frame_index, plan.fusion,
-            settings.strength, settings.seed, prepared, done, watch, masks.__setitem__, settings.guidance_window,
-        )  # fmt: skip
+            job.unet,
+            attention,
+            target,
+            negative,
+            job.schedule,
+            settings.guidance,
+            job.frame_index,
+            plan.fusion,
+            settings.strength,
+            settings.seed,
+            prepared,
+            done,
+            watch,
+            masks.__setitem__,
+            settings.guidance_window,
+        )
         with job.resident(job.checkpoint.unet):
             z = method.edit(task)
         if not torch.isfinite(z).all():
@@ -293,7 +351,11 @@ def edit_clip(job: Job, i: int, plan: Plan, attention: Source, prepared: Any, in
         vae = job.checkpoint.vae
         with job.resident(vae):
             frames = decode(vae, z, job.note, pictures_at_once(vae, *job.result.video.frames.shape[-2:], job.device))
-    if plan.fusion and method.keeps and (changes := foreground(plan.fusion, attention.maps, tuple(z.shape[-2:]))) is not None:
+    if (
+        plan.fusion
+        and method.keeps
+        and (changes := foreground(plan.fusion, attention.maps, tuple(z.shape[-2:]))) is not None
+    ):
         frames = paste_background(frames, job.result.video.frames, changes)
     return Edited(settings.edits[i], frames, latents, masks)
 
@@ -345,7 +407,9 @@ def in_chunks(unet: UNet, size: int | None, frame_index: FrameIndex, video: Vide
 
 
 def choose_frame_index(settings: Settings, tuned: bool, note: Callable[[str], None]) -> FrameIndex:
-    """The paper's [own, mid] for an untuned checkpoint, Tune-A-Video's [-1, first] for a tuned one, unless the settings say."""
+    """The paper's [own, mid] for an untuned checkpoint, Tune-A-Video's [-1, first] for a tuned one, unless the settings
+    say.
+    """
     entries = settings.frame_index
     if entries is None:
         entries = (-1, "first") if tuned else (0, "mid")
@@ -371,7 +435,9 @@ def with_mask(plan: Plan, edit: EditSettings, clip: ClipSettings, video: Video |
     """The plan with the user's mask, if the edit has one."""
     if edit.mask is None or plan.fusion is None or video is None:
         return plan
-    return dataclasses.replace(plan, fusion=dataclasses.replace(plan.fusion, user_mask=read_mask(edit.mask, clip, video)))
+    return dataclasses.replace(
+        plan, fusion=dataclasses.replace(plan.fusion, user_mask=read_mask(edit.mask, clip, video))
+    )
 
 
 @dataclass(frozen=True)
@@ -385,7 +451,12 @@ class Embeddings:
 
 
 def embed(text: TextEncoder, settings: Settings, device: torch.device) -> Embeddings:
-    prompts = [settings.source, settings.negative, settings.reconstruction_prompt or settings.source, *(e.target for e in settings.edits)]
+    prompts = [
+        settings.source,
+        settings.negative,
+        settings.reconstruction_prompt or settings.source,
+        *(e.target for e in settings.edits),
+    ]
     source, negative, reconstruction, *targets = text.encode(prompts).to(device)
     return Embeddings(source, negative, reconstruction, targets)
 

@@ -1,7 +1,9 @@
-"""`python -m fz.prompt --source TEXT --target TEXT [flags of fz.run]`: what an edit will do to each word, before anything is run.
+"""`python -m fz.prompt --source TEXT --target TEXT [flags of fz.run]`: what an edit will do to each word, before
+anything is run.
 
-Tokens, which words correspond, and how long each word of the target has the source's attention. With --video also where the source's
-words are: their attention over a few inversion steps (--map-steps, default 4) and the masks made of it, as pictures.
+Tokens, which words correspond, and how long each word of the target has the source's attention. With --video also where
+the source's words are: their attention over a few inversion steps (--map-steps, default 4) and the masks made of it, as
+pictures.
 """
 
 import re
@@ -33,9 +35,9 @@ MAP_STEPS, TAU = 4, 0.3
 class Column:
     """What happens to one word of the target in cross-attention.
 
-    what: 'kept' (the source's attention of the same word), 'replaced' (of other words), 'new' (its own), or 'own' (never fused).
-    sources: those words of the source. steps: the first and the last edit step, counted from 1, at which the source's attention or the
-    weight counts; None where neither does. weight: r of re-weighting.
+    what: 'kept' (the source's attention of the same word), 'replaced' (of other words), 'new' (its own), or 'own'
+    (never fused). sources: those words of the source. steps: the first and the last edit step, counted from 1, at which
+    the source's attention or the weight counts; None where neither does. weight: r of re-weighting.
     """
 
     word: str
@@ -67,13 +69,28 @@ def describe(edit: EditSettings, plan: Plan, source: Tokens, target: Tokens, ste
     lines = [repr(edit.target), *(f"  note: {note}" for note in plan.notes)]
     fusion = plan.fusion
     if fusion is None:
-        return [*lines, *(f"  {word.text}  (tokens {numbers(word.positions)})" for word in target.words), "  nothing is fused"]
+        return [
+            *lines,
+            *(f"  {word.text}  (tokens {numbers(word.positions)})" for word in target.words),
+            "  nothing is fused",
+        ]
     rows = [("word", "tokens", "attention", "of the source's", "at steps", "weight")]
     for c in columns(fusion, source, target, steps):
         span = f"{c.steps[0]}-{c.steps[1]} of {steps}" if c.steps else "-"
-        rows.append((c.word, numbers(c.positions), c.what, " ".join(c.sources) or "-", span, f"x{c.weight:g}" if c.weight != 1 else ""))
+        rows.append(
+            (
+                c.word,
+                numbers(c.positions),
+                c.what,
+                " ".join(c.sources) or "-",
+                span,
+                f"x{c.weight:g}" if c.weight != 1 else "",
+            )
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines += ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
     lost = [word.text for word in source.words if not fusion.mapper[list(word.positions)].any()]
     if lost:
         lines.append(f"  of the source, nothing takes: {' '.join(lost)}")
@@ -111,7 +128,9 @@ def split(argv: Sequence[str]) -> tuple[list[str], int]:
 
 
 def word_maps(settings: Settings, map_steps: int, say: Callable[[str], None]) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """(frames (F, 3, H, W), the source's cross-attention averaged over heads, layers and steps (F, N, 77), (h, w) of its N tokens)."""
+    """(frames (F, 3, H, W), the source's cross-attention averaged over heads, layers and steps (F, N, 77), (h, w) of
+    its N tokens).
+    """
     from fz import pipeline
     from fz.memory.machine import pick_device
 
@@ -130,11 +149,21 @@ def word_maps(settings: Settings, map_steps: int, say: Callable[[str], None]) ->
 
 
 def write_pictures(
-    folder: Path, settings: Settings, tokens: Tokens, plans: Sequence[Plan], frames: Tensor, maps: Tensor, size: tuple[int, int]
+    folder: Path,
+    settings: Settings,
+    tokens: Tokens,
+    plans: Sequence[Plan],
+    frames: Tensor,
+    maps: Tensor,
+    size: tuple[int, int],
 ) -> list[Path]:
-    """A strip of frames for each word of the source (attention, and its mask), all of them in one, and the mask of each edit."""
+    """A strip of frames for each word of the source (attention, and its mask), all of them in one, and the mask of each
+    edit.
+    """
     clip, pixels, written = to_uint8(frames), tuple(frames.shape[-2:]), []
-    threshold = next((plan.fusion.threshold for plan in plans if plan.fusion and plan.fusion.mask_words is not None), TAU)
+    threshold = next(
+        (plan.fusion.threshold for plan in plans if plan.fusion and plan.fusion.mask_words is not None), TAU
+    )
 
     def picture(name: str, rows: Sequence, labels: Sequence[str]) -> None:
         write_png(folder / name, contact_sheet(rows, labels))
@@ -144,13 +173,21 @@ def write_pictures(
     for word in tokens.words:
         attention = overlay(clip, maps[..., list(word.positions)].sum(-1).unflatten(1, size))
         mask = overlay(clip, blend_mask(maps, weights(tokens, [word.text]), threshold, size, pixels))
-        picture(f"{word.index:02d}-{slug(word.text, 24)}.png", [attention, mask], [word.text, f"{word.text} > {threshold:g}"])
+        picture(
+            f"{word.index:02d}-{slug(word.text, 24)}.png",
+            [attention, mask],
+            [word.text, f"{word.text} > {threshold:g}"],
+        )
         rows, labels = [*rows, attention, mask], [*labels, word.text, f"{word.text} > {threshold:g}"]
     picture("all-words.png", rows, labels)
     for i, (edit, plan) in enumerate(zip(settings.edits, plans, strict=True)):
         if plan.fusion and plan.fusion.mask_words is not None:
             mask = blend_mask(maps, plan.fusion.mask_words, plan.fusion.threshold, size, pixels)
-            picture(f"mask-edit-{i}.png", [overlay(clip, mask)], [f"{edit.target}: what is edited, > {plan.fusion.threshold:g}"])
+            picture(
+                f"mask-edit-{i}.png",
+                [overlay(clip, mask)],
+                [f"{edit.target}: what is edited, > {plan.fusion.threshold:g}"],
+            )
     return written
 
 
@@ -167,7 +204,9 @@ def answer(argv: list[str]) -> None:
     targets = [text.tokens(edit.target) for edit in settings.edits]
     fuses = METHODS[settings.method].fuses
     plans = [
-        plan_edit(edit, source, target, steps, name=f"edit {i}") if fuses else Plan(None, (f"method {settings.method} fuses nothing",))
+        plan_edit(edit, source, target, steps, name=f"edit {i}")
+        if fuses
+        else Plan(None, (f"method {settings.method} fuses nothing",))
         for i, (edit, target) in enumerate(zip(settings.edits, targets, strict=True))
     ]
     print(f"source: {settings.source!r}")
@@ -179,7 +218,10 @@ def answer(argv: list[str]) -> None:
         folder = Path(settings.out or Path("results") / f"prompt-{slug(Path(settings.clip.path).stem, 32) or 'clip'}")
         print()
         pictures = write_pictures(folder, settings, source, plans, *word_maps(settings, map_steps, print))
-        print(f"the source's words over {map_steps} inversion steps: {len(pictures)} pictures in {folder}, as {pictures[-1].name}")
+        print(
+            f"the source's words over {map_steps} inversion steps: {len(pictures)} pictures in {folder}, as "
+            f"{pictures[-1].name}"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

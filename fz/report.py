@@ -1,7 +1,8 @@
-"""The command line, `python -m fz.report FOLDER`: one page, report.html, of a run's folder, to be looked at anywhere without anything else.
+"""The command line, `python -m fz.report FOLDER`: one page, report.html, of a run's folder, to be looked at anywhere
+without anything else.
 
-It gathers what `fz.results.folder` wrote: clips, attention and masks (the tiles of their contact sheets), settings, and metrics measured now.
-How the page looks and works is `fz.results.page`'s question.
+It gathers what `fz.results.folder` wrote: clips, attention and masks (the tiles of their contact sheets), settings, and
+metrics measured now. How the page looks and works is `fz.results.page`'s question.
 """
 
 import argparse
@@ -35,7 +36,9 @@ MOST_MASKS = 100  # of all edits'
 
 
 def write_report(folder: str | Path, clip: Any = None) -> Path:
-    """Write FOLDER/report.html, return its path. clip: a `fz.model.clip_vision.Clip` for its metrics. Raises FzError unless the run is finished."""
+    """Write FOLDER/report.html, return its path. clip: a `fz.model.clip_vision.Clip` for its metrics. Raises FzError
+    unless the run is finished.
+    """
     folder = Path(folder)
     rows = measure_folder(folder, clip)
     run = read_run(folder)
@@ -67,7 +70,9 @@ def gather(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
         # evenly, the first and the last among them
         most = min(len(files), MOST_STEPS, max(2, MOST_MASKS // len(settings["edits"])))
         chosen = sorted({round(k) for k in np.linspace(0, len(files) - 1, most)})
-        masks += [{"edit": i, "step": int(re.findall(r"\d+", files[k].stem)[-1]), **strips(files[k], run)} for k in chosen]
+        masks += [
+            {"edit": i, "step": int(re.findall(r"\d+", files[k].stem)[-1]), **strips(files[k], run)} for k in chosen
+        ]
     clips = [{"label": label} for label in (settings["source"], *labels(settings["edits"]))]
     fps = run.get("fps") or 8
     return {
@@ -111,7 +116,10 @@ def strips(sheet: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     for i in range(1, count):
         row[:, i * step - GAP : i * step] = row[:, i * step - GAP - 1 : i * step - GAP]
     cut = [row[:, i * step : min(i + PER_STRIP, count) * step - GAP] for i in range(0, count, PER_STRIP)]
-    return {"width": width, "strips": [data_uri(Image.fromarray(np.ascontiguousarray(part)), "WEBP", 70) for part in cut]}
+    return {
+        "width": width,
+        "strips": [data_uri(Image.fromarray(np.ascontiguousarray(part)), "WEBP", 70) for part in cut],
+    }
 
 
 def shrunk(frame: np.ndarray, side: int) -> Image.Image:
@@ -126,12 +134,17 @@ def data_uri(image: Image.Image, form: str, quality: int) -> str:
     return f"data:image/{form.lower()};base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def fill_page(content: Mapping[str, Any], run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folder: Path) -> bytes:
+def fill_page(
+    content: Mapping[str, Any], run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folder: Path
+) -> bytes:
     from fz.results.page import PAGE
 
     settings = run["settings"]
     lenient = any(edit.get("lenient") for edit in settings["edits"])
-    notes = [*run.get("notes", ()), *(["from a released config: run that for the same leniency with words"] if lenient else [])]
+    notes = [
+        *run.get("notes", ()),
+        *(["from a released config: run that for the same leniency with words"] if lenient else []),
+    ]
     parts = {
         "TITLE": html.escape("; ".join(dict.fromkeys(edit["target"] for edit in settings["edits"]))),
         "SOURCE": html.escape(settings["source"]),
@@ -151,10 +164,13 @@ def metrics_table(rows: Sequence[Mapping[str, Any]], called: Sequence[str]) -> s
     names = [name for name in TITLES if any(row.get(name) is not None for row in rows)]
     head = "".join(f'<th scope="col">{html.escape(TITLES[name])}</th>' for name in names)
     lines = [
-        f'<th scope="row">{html.escape(label)}</th>' + "".join(f"<td>{shown(name, row.get(name))}</td>" for name in names)
+        f'<th scope="row">{html.escape(label)}</th>'
+        + "".join(f"<td>{shown(name, row.get(name))}</td>" for name in names)
         for label, row in zip(called, rows, strict=True)
     ]
-    how = "; ".join(sorted({f"motion {r['flow']}, masks {r['masks'] or 'none'}, CLIP {r['clip'] or 'none'}" for r in rows}))
+    how = "; ".join(
+        sorted({f"motion {r['flow']}, masks {r['masks'] or 'none'}, CLIP {r['clip'] or 'none'}" for r in rows})
+    )
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<table><tr><th scope="col">edit</th>{head}</tr>{body}</table><p class="soft">{html.escape(how)}</p>'
 
@@ -165,11 +181,16 @@ def stages_table(stages: Mapping[str, Mapping[str, float]]) -> str:
         f"<td>{(s.get('peak_memory_bytes') or 0) / 1e9:.2f} GB</td></tr>"
         for name, s in stages.items()
     ]
-    return f'<table><tr><th scope="col">stage</th><th scope="col">time</th><th scope="col">peak memory</th></tr>{"".join(lines)}</table>'
+    return (
+        '<table><tr><th scope="col">stage</th><th scope="col">time</th><th scope="col">peak '
+        f"memory</th></tr>{''.join(lines)}</table>"
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m fz.report", description="Write report.html into folders that fz.run wrote.", allow_abbrev=False)
+    parser = Parser(
+        prog="python -m fz.report", description="Write report.html into folders that fz.run wrote.", allow_abbrev=False
+    )
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folders that python -m fz.run wrote")
     parser.add_argument("--clip", metavar="PATH", help=CLIP_HELP)
     parser.add_argument("--tokenizer", metavar="DIR", help="CLIP's vocab.json and merges.txt, for a CLIP that has none")

@@ -1,7 +1,7 @@
 """The command line, `python -m fz.run`: edit a clip, show what is going on, answer every mistake in one line.
 
-Flags are read in `fz.settings.parse`, the work is `fz.pipeline.run`. Exit codes: 0 done, 1 a bug, 2 something that the user can put right, 130
-interrupted.
+Flags are read in `fz.settings.parse`, the work is `fz.pipeline.run`. Exit codes: 0 done, 1 a bug, 2 something that the
+user can put right, 130 interrupted.
 """
 
 import contextlib
@@ -14,7 +14,9 @@ from fz.shell import answered
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line (sys.argv's, if none is given); returns its exit code. With --debug, errors come with their traceback."""
+    """Run one command line (sys.argv's, if none is given); returns its exit code. With --debug, errors come with their
+    traceback.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     goes_on = "Files that are there are whole; the same command goes on from the last step."
     return answered(lambda: answer(argv), goes_on, debug="--debug" in argv)
@@ -81,7 +83,9 @@ def bars():
 
 
 def list_words(settings) -> None:
-    """Print each prompt's words and the places of their tokens; without settings, the words that the miniature knows."""
+    """Print each prompt's words and the places of their tokens; without settings, the words that the miniature
+    knows.
+    """
     if settings is None:
         known_words()
         return
@@ -116,9 +120,16 @@ def known_words() -> None:
     try:
         from fz.mini import world
     except ImportError:
-        raise FzError("list-words: no miniature is installed. Pass --checkpoint, --source and --target to see their words.") from None
+        raise FzError(
+            "list-words: no miniature is installed. Pass --checkpoint, --source and --target to see their words."
+        ) from None
     print("The miniature knows:")
-    for title, names in (("things", world.KINDS), ("colours", world.COLOURS), ("scenes", world.SCENES), ("styles", world.STYLES)):
+    for title, names in (
+        ("things", world.KINDS),
+        ("colours", world.COLOURS),
+        ("scenes", world.SCENES),
+        ("styles", world.STYLES),
+    ):
         print(f"  {title}: {', '.join(names)}")
 
 

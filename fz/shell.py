@@ -10,7 +10,9 @@ from typing import NoReturn
 
 from fz.errors import FzError, suggest
 
-MEMORY = "out of memory. Use fewer --frames, a smaller --size, --chunk 8, --store recompute, or --dtype float16 on a GPU."
+MEMORY = (
+    "out of memory. Use fewer --frames, a smaller --size, --chunk 8, --store recompute, or --dtype float16 on a GPU."
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,8 +56,16 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, FzError):
         return text, 2
     # torch: OutOfMemoryError on GPUs, a RuntimeError of the allocator on the CPU
-    signs = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "storage size calculation overflowed")
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text.lower() for sign in signs)):
+    signs = (
+        "out of memory",
+        "not enough memory",
+        "can't allocate memory",
+        "cannot allocate memory",
+        "storage size calculation overflowed",
+    )
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in text.lower() for sign in signs)
+    ):
         return MEMORY, 2
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""

@@ -1,7 +1,8 @@
 """`python -m fz.tune --video CLIP --prompt TEXT --out DIR`: tune a Stable Diffusion on one clip, for edits of shape.
 
-DIR is then a checkpoint: `python -m fz.run --checkpoint DIR --video CLIP …`. Beside it are loss.csv, loss.png and samples. The same command
-goes on where it was stopped. --config takes a released tuning YAML; flags are over it. What is trained, and how, is `fz.tuning.trainer`.
+DIR is then a checkpoint: `python -m fz.run --checkpoint DIR --video CLIP …`. Beside it are loss.csv, loss.png and
+samples. The same command goes on where it was stopped. --config takes a released tuning YAML; flags are over it. What
+is trained, and how, is `fz.tuning.trainer`.
 """
 
 import argparse
@@ -22,21 +23,32 @@ from fz.shell import Parser, answered, unknown
 
 RECIPES = ("tune-a-video", "fatezero")
 DTYPES = ("float32", "float16", "bfloat16")
-# sums of what a step keeps, in full-size feature maps (F, C0, h, w) of one frame: with gradient checkpointing and without (bench/LOG.md)
+# sums of what a step keeps, in full-size feature maps (F, C0, h, w) of one frame: with gradient checkpointing and
+# without (bench/LOG.md)
 KEPT_RECOMPUTED, KEPT_WHOLE = 50, 130
 # of a released YAML, what tuning reads beside what editing does: their names -> settings
 OF_TUNING = {
-    "train_steps": "steps", "learning_rate": "rate", "seed": "seed", "gradient_accumulation_steps": "accumulate",
-    "gradient_checkpointing": "recompute", "mixed_precision": "dtype", "checkpointing_steps": "save_every",
-    "validation_steps": "sample_every", "model_config.lora": "rank", "dataset_config.class_data_root": "class_images",
-    "dataset_config.class_data_prompt": "class_prompt", "prior_preservation": "class_weight",
-}  # fmt: skip
+    "train_steps": "steps",
+    "learning_rate": "rate",
+    "seed": "seed",
+    "gradient_accumulation_steps": "accumulate",
+    "gradient_checkpointing": "recompute",
+    "mixed_precision": "dtype",
+    "checkpointing_steps": "save_every",
+    "validation_steps": "sample_every",
+    "model_config.lora": "rank",
+    "dataset_config.class_data_root": "class_images",
+    "dataset_config.class_data_prompt": "class_prompt",
+    "prior_preservation": "class_weight",
+}
 PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "no": "float32", None: "float32"}
 
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """All of a tuning. rate None: the recipe's. class_images: pictures of the same kind of thing, so that it is not forgotten."""
+    """All of a tuning. rate None: the recipe's. class_images: pictures of the same kind of thing, so that it is not
+    forgotten.
+    """
 
     clip: ClipSettings
     prompt: str
@@ -69,23 +81,47 @@ class TuneSettings:
 
 
 # what may differ between a run and the one that goes on with it
-FREE = ("out", "steps", "sample_prompts", "sample_every", "sample_steps", "guidance", "save_every", "overwrite", "dry_run", "threads")
+FREE = (
+    "out",
+    "steps",
+    "sample_prompts",
+    "sample_every",
+    "sample_steps",
+    "guidance",
+    "save_every",
+    "overwrite",
+    "dry_run",
+    "threads",
+)
 
 
 def parser() -> argparse.ArgumentParser:
     out = Parser(
-        prog="python -m fz.tune", description=__doc__.split("\n\n")[1], allow_abbrev=False, argument_default=argparse.SUPPRESS
+        prog="python -m fz.tune",
+        description=__doc__.split("\n\n")[1],
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
 
     def flag(name: str, setting: str, parse: Any, metavar: str, text: str, **more: Any) -> None:
         default = next((f.default for f in dataclasses.fields(TuneSettings) if f.name == setting), None)
-        shown = f" (default: {default})" if default not in (None, (), dataclasses.MISSING) and not isinstance(default, bool) else ""
+        shown = (
+            f" (default: {default})"
+            if default not in (None, (), dataclasses.MISSING) and not isinstance(default, bool)
+            else ""
+        )
         out.add_argument(f"--{name}", dest=setting, type=parse, metavar=metavar, help=text + shown, **more)
 
     flag("video", "clip.path", str, "PATH", "the clip, as fz.run takes it; default with the miniature: its example")
     flag("prompt", "prompt", flags.sentence, "TEXT", "a sentence that describes it")
     flag("out", "out", str, "DIR", "the tuned checkpoint")
-    flag("checkpoint", "checkpoint", str, "PATH", "Stable Diffusion v1, a folder or a file; default: the bundled miniature")
+    flag(
+        "checkpoint",
+        "checkpoint",
+        str,
+        "PATH",
+        "Stable Diffusion v1, a folder or a file; default: the bundled miniature",
+    )
     flag("vae", "vae", str, "PATH", "another VAE")
     flag("tokenizer", "tokenizer", str, "DIR", "CLIP's tokenizer, for a checkpoint that has none")
     flag("model-config", "model_config", str, "DIR", "configs, for a single file that is not quite SD v1's shape")
@@ -95,28 +131,47 @@ def parser() -> argparse.ArgumentParser:
     flag("start", "clip.start", flags.whole(0), "N", "the first frame")
     flag("every", "clip.every", flags.whole(1), "N", "take every N-th frame")
     flag("crop", "clip.crop", flags.crop, "L,R,T,B", "pixels to cut first")
-    flag("recipe", "recipe", flags.one_of(RECIPES), "NAME", "tune-a-video: queries and temporal attention; fatezero: low-rank temporal "
-         "convolutions, too")  # fmt: skip
+    flag(
+        "recipe",
+        "recipe",
+        flags.one_of(RECIPES),
+        "NAME",
+        "tune-a-video: queries and temporal attention; fatezero: low-rank temporal convolutions, too",
+    )
     flag("steps", "steps", flags.whole(1), "N", "training steps in all")
     flag("rate", "rate", flags.number, "R", "AdamW's rate (default: 3e-5, fatezero 1e-5)")
     flag("rank", "rank", flags.whole(1), "N", "of the temporal convolutions")
     flag("accumulate", "accumulate", flags.whole(1), "N", "draws of noise a step")
-    out.add_argument("--keep-activations", dest="recompute", action="store_const", const=False,
-                     help="no gradient checkpointing: a third faster, several times the memory")  # fmt: skip
+    out.add_argument(
+        "--keep-activations",
+        dest="recompute",
+        action="store_const",
+        const=False,
+        help="no gradient checkpointing: a third faster, several times the memory",
+    )
     flag("dtype", "dtype", flags.one_of(DTYPES), "NAME", "of the products; weights stay float32")
     flag("seed", "seed", flags.whole(0), "N", "of all draws")
     flag("class-images", "class_images", str, "DIR", "pictures of its kind, learned beside the clip")
     flag("class-prompt", "class_prompt", flags.sentence, "TEXT", "what they show, as 'a photo of a car'")
     flag("class-weight", "class_weight", flags.number, "W", "of their loss")
-    flag("sample-prompt", "sample_prompts", flags.sentence, "TEXT", "sample it from the inverted clip on the way; again for more",
-         action="append")  # fmt: skip
+    flag(
+        "sample-prompt",
+        "sample_prompts",
+        flags.sentence,
+        "TEXT",
+        "sample it from the inverted clip on the way; again for more",
+        action="append",
+    )
     flag("sample-every", "sample_every", flags.whole(0), "N", "steps between samples; 0: only at the end")
     flag("sample-steps", "sample_steps", flags.whole(1), "N", "DDIM steps of a sample")
     flag("guidance", "guidance", flags.number, "W", "of a sample")
     flag("save-every", "save_every", flags.whole(1), "N", "steps between states from which the same command goes on")
     flag("device", "device", str, "NAME", "auto, cpu, cuda or mps")
     flag("threads", "threads", flags.whole(1), "N", "CPU threads")
-    for name, text in (("overwrite", "replace another tuning in DIR"), ("dry-run", "load and check everything, train nothing")):
+    for name, text in (
+        ("overwrite", "replace another tuning in DIR"),
+        ("dry-run", "load and check everything, train nothing"),
+    ):
         out.add_argument(f"--{name}", dest=name.replace("-", "_"), action="store_const", const=True, help=text)
     out.add_argument("--config", metavar="YAML", help="a released tuning config, read unchanged")
     out.add_argument("--set", action="append", metavar="KEY=VALUE", help="a value of it")
@@ -157,7 +212,9 @@ def parse(argv: Sequence[str]) -> tuple[TuneSettings, list[str]]:
     if settings.rate is not None and not 0 < settings.rate < 1:
         raise FzError(f"rate: got {settings.rate}, expected a number between 0 and 1, as 3e-5.")
     if (settings.class_images is None) != (settings.class_prompt is None):
-        raise FzError("class images: got only one of --class-images and --class-prompt, expected both, as 'a photo of a car'.")
+        raise FzError(
+            "class images: got only one of --class-images and --class-prompt, expected both, as 'a photo of a car'."
+        )
     return settings, notes
 
 
@@ -174,20 +231,33 @@ def miniature(values: dict[str, Any]) -> None:
 
 
 def of_yaml(content: tree.Tree, notes: list[str]) -> dict[str, Any]:
-    """A released config's settings: the clip as editing reads it, and OF_TUNING. Class images that are not there are left out, and said."""
+    """A released config's settings: the clip as editing reads it, and OF_TUNING. Class images that are not there are
+    left out, and said.
+    """
     translation = released.translate(content)
     names = {field.name for field in dataclasses.fields(TuneSettings)}
-    found = {k: v for k, v in translation.overlay.items() if k.startswith("clip.") or k in names - {"steps", "guidance", "seed"}}
+    found = {
+        k: v
+        for k, v in translation.overlay.items()
+        if k.startswith("clip.") or k in names - {"steps", "guidance", "seed"}
+    }
     overlay, config = translation.overlay, tree.Config(content)
-    found |= {ours: overlay[theirs] for ours, theirs in (("prompt", "source"), ("sample_steps", "steps"), ("guidance", "guidance"))
-              if theirs in overlay}  # fmt: skip
-    found["sample_prompts"] = tuple(v for k, v in sorted(overlay.items()) if k.startswith("edits.") and k.endswith(".target"))
+    found |= {
+        ours: overlay[theirs]
+        for ours, theirs in (("prompt", "source"), ("sample_steps", "steps"), ("guidance", "guidance"))
+        if theirs in overlay
+    }
+    found["sample_prompts"] = tuple(
+        v for k, v in sorted(overlay.items()) if k.startswith("edits.") and k.endswith(".target")
+    )
     for name, setting in OF_TUNING.items():
         value = config.get(name)
         if value is not None:
             found[setting] = checked(name, setting, value)
     # what the released training does: low-rank convolutions where it is told so
-    found["recipe"] = "fatezero" if config.get("train_temporal_conv") or config.get("model_config.lora") else "tune-a-video"
+    found["recipe"] = (
+        "fatezero" if config.get("train_temporal_conv") or config.get("model_config.lora") else "tune-a-video"
+    )
     if (folder := found.get("class_images")) and not Path(folder).is_dir():
         notes.append(f"class images: {folder} is not there; tuned without them")
         found.pop("class_images"), found.pop("class_prompt", None)
@@ -211,11 +281,13 @@ def checked(name: str, setting: str, value: Any) -> Any:
     return converted
 
 
-# ---- the work ------------------------------------------------------------------------------------------------------------
+# ---- the work ----------------------------------------------------------------------------------------------
 
 
 def tune(settings: TuneSettings, say: Any = print) -> dict[str, float]:
-    """Tune and write the folder; returns the loss on the fixed draws, 'untuned' and 'tuned'. Goes on with what is in the folder."""
+    """Tune and write the folder; returns the loss on the fixed draws, 'untuned' and 'tuned'. Goes on with what is in
+    the folder.
+    """
     import torch
 
     from fz.clips.media import write_json
@@ -237,14 +309,21 @@ def tune(settings: TuneSettings, say: Any = print) -> dict[str, float]:
         from fz import mini
 
         path = mini.checkpoint()
-    checkpoint = load_checkpoint(path, vae=settings.vae, tokenizer=settings.tokenizer, model_config=settings.model_config, ema=settings.ema)
+    checkpoint = load_checkpoint(
+        path, vae=settings.vae, tokenizer=settings.tokenizer, model_config=settings.model_config, ema=settings.ema
+    )
     say(checkpoint.report)
     model = model_digest(checkpoint.unet)
     multiple = checkpoint.vae.config.stride * checkpoint.unet.config.stride
     checkpoint.text.tokens(settings.prompt)
     video = read_clip(settings.clip, multiple)
-    pictures = read_clip(dataclasses.replace(settings.clip, path=settings.class_images, frames=None, start=0, every=1), multiple).frames \
-        if settings.class_images else None  # fmt: skip
+    pictures = (
+        read_clip(
+            dataclasses.replace(settings.clip, path=settings.class_images, frames=None, start=0, every=1), multiple
+        ).frames
+        if settings.class_images
+        else None
+    )
     before = claim(settings, model)
     unet = tuning.inflate(checkpoint.unet, recipe, settings.rank, settings.seed)
     weights = tuning.trained(unet, recipe).values()
@@ -253,7 +332,9 @@ def tune(settings: TuneSettings, say: Any = print) -> dict[str, float]:
     say(f"tuning needs about {needed / 1e9:.1f} GB beside the weights, of {free / 1e9:.1f} GB that are free")
     if needed > free:
         less = "fewer --frames or a smaller --size" if settings.recompute else "no --keep-activations"
-        raise FzError(f"memory: tuning needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. Take {less}.")
+        raise FzError(
+            f"memory: tuning needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. Take {less}."
+        )
     if settings.dry_run:
         say("dry run: settings, checkpoint and clip are fine; nothing was computed")
         return {}
@@ -263,12 +344,23 @@ def tune(settings: TuneSettings, say: Any = print) -> dict[str, float]:
     unet.to(device)
     checkpoint.vae.to(device)
     with torch.no_grad():
-        lessons = [tuning.Lesson(encode_clip(checkpoint.vae, video.frames.to(device)).float(), embed(checkpoint, settings.prompt, device))]
+        lessons = [
+            tuning.Lesson(
+                encode_clip(checkpoint.vae, video.frames.to(device)).float(), embed(checkpoint, settings.prompt, device)
+            )
+        ]
         kinds = None if pictures is None else encode_clip(checkpoint.vae, pictures.to(device)).float()
     alpha_bars = Schedule.of(checkpoint.scheduler, checkpoint.scheduler.get("num_train_timesteps", 1000)).alpha_bars
     rate = recipe.rate if settings.rate is None else settings.rate
     tuner = tuning.Tuner(
-        unet, recipe, alpha_bars, rate, settings.seed, settings.accumulate, getattr(torch, settings.dtype), settings.recompute
+        unet,
+        recipe,
+        alpha_bars,
+        rate,
+        settings.seed,
+        settings.accumulate,
+        getattr(torch, settings.dtype),
+        settings.recompute,
     )
     losses = {"untuned": before["untuned"] if before.get("untuned") else tuner.fixed_loss(lessons[0])}
     state = out / "state.pt"
@@ -281,7 +373,11 @@ def tune(settings: TuneSettings, say: Any = print) -> dict[str, float]:
     kind_prompt = embed(checkpoint, settings.class_prompt, device) if kinds is not None else None
     with bar(settings.steps, tuner.steps) as progress:
         while tuner.steps < settings.steps:
-            extra = [] if kinds is None else [tuning.Lesson(kinds[tuner.steps % len(kinds)][None], kind_prompt, settings.class_weight)]
+            extra = (
+                []
+                if kinds is None
+                else [tuning.Lesson(kinds[tuner.steps % len(kinds)][None], kind_prompt, settings.class_weight)]
+            )
             start = time.monotonic()
             progress.set_postfix(loss=f"{tuner.step([*lessons, *extra]):.4f}")
             progress.update()
@@ -302,7 +398,9 @@ def tune(settings: TuneSettings, say: Any = print) -> dict[str, float]:
 
 
 def claim(settings: TuneSettings, model: str) -> dict[str, Any]:
-    """What an earlier run of the same tuning left in the folder, {} for a new one. Raises FzError if the folder holds anything else."""
+    """What an earlier run of the same tuning left in the folder, {} for a new one. Raises FzError if the folder holds
+    anything else.
+    """
     out = Path(settings.out)
     if out.exists() and not out.is_dir():
         raise FzError(f"out: {out} is a file, expected a folder. Pass another --out.")
@@ -313,11 +411,16 @@ def claim(settings: TuneSettings, model: str) -> dict[str, Any]:
     try:
         before = json.loads((out / "tuning.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise FzError(f"out: {out} holds other files. Pass another --out, or --overwrite to write there all the same.") from None
+        raise FzError(
+            f"out: {out} holds other files. Pass another --out, or --overwrite to write there all the same."
+        ) from None
     now = {"model": model, **as_json(settings)}
     different = [name for name in now if name not in FREE and now[name] != before.get(name)]
     if different:
-        raise FzError(f"out: {out} holds a tuning with another {', '.join(different)}. Pass another --out, or --overwrite to replace it.")
+        raise FzError(
+            f"out: {out} holds a tuning with another {', '.join(different)}. Pass another --out, or --overwrite to "
+            "replace it."
+        )
     return before
 
 
@@ -326,7 +429,9 @@ def as_json(settings: TuneSettings) -> dict[str, Any]:
 
 
 def predicted(unet: Any, weights: Iterable[Any], frames: Sequence[int], stride: int, recompute: bool) -> int:
-    """Bytes that a step takes beside the weights: activations, and of each trained weight its gradient and AdamW's two averages."""
+    """Bytes that a step takes beside the weights: activations, and of each trained weight its gradient and AdamW's two
+    averages.
+    """
     count, _, h, w = frames
     feature_map = count * (h // stride) * (w // stride) * unet.config.block_out_channels[0] * 4
     return (KEPT_RECOMPUTED if recompute else KEPT_WHOLE) * feature_map + 3 * sum(weight.nbytes for weight in weights)
@@ -351,7 +456,10 @@ def save(out: Path, tuner: Any) -> None:
     with atomic(out / "state.pt") as part:
         torch.save(tuner.state(), part)
     with atomic(out / "loss.csv") as part:
-        part.write_text("step,loss\n" + "".join(f"{i},{loss:.6f}\n" for i, loss in enumerate(tuner.losses, start=1)), encoding="utf-8")
+        part.write_text(
+            "step,loss\n" + "".join(f"{i},{loss:.6f}\n" for i, loss in enumerate(tuner.losses, start=1)),
+            encoding="utf-8",
+        )
     draw_losses(out / "loss.png", tuner.losses)
 
 

@@ -1,6 +1,7 @@
 """For the tests of checkpoints: writers of the original (CompVis) layout and of shards, and small changes to files.
 
-The original layout is written by the inverse of the tables in weights/layouts.py; test_parity.py checks those against diffusers' own.
+The original layout is written by the inverse of the tables in weights/layouts.py; test_parity.py checks those against
+diffusers' own.
 """
 
 import json
@@ -10,7 +11,11 @@ from safetensors.torch import save_file
 
 from fz.weights import layouts
 
-UNET_FILE, VAE_FILE, TEXT_FILE = "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/pytorch_model"
+UNET_FILE, VAE_FILE, TEXT_FILE = (
+    "unet/diffusion_pytorch_model",
+    "vae/diffusion_pytorch_model",
+    "text_encoder/pytorch_model",
+)
 
 
 def invert(state, table):
@@ -20,9 +25,13 @@ def invert(state, table):
 
 
 def compvis(unet, vae, text, *, levels=4, layers=2, up_attention=(False, True, True, True), text_prefix="text_model."):
-    """One flat CompVis state dict from three state dicts in our names. The VAE's attention becomes 1x1 convolutions, as there."""
+    """One flat CompVis state dict from three state dicts in our names. The VAE's attention becomes 1x1 convolutions, as
+    there.
+    """
     unet, vae = invert(unet, layouts.unet_table(layers, up_attention)), invert(vae, layouts.vae_table(levels, layers))
-    state = {layouts.UNET_PREFIX + key: t for key, t in unet.items()} | {layouts.VAE_PREFIX + key: t for key, t in vae.items()}
+    state = {layouts.UNET_PREFIX + key: t for key, t in unet.items()} | {
+        layouts.VAE_PREFIX + key: t for key, t in vae.items()
+    }
     for key, t in state.items():
         if ".mid.attn_1." in key and t.ndim == 2:
             state[key] = t[:, :, None, None]
@@ -40,7 +49,11 @@ def schedule():
 def averaged(state, change):
     """The EMA entries of a flat CompVis state dict: each UNet weight changed, under a key without dots."""
     prefix = layouts.UNET_PREFIX
-    return {"model_ema." + key.removeprefix("model.").replace(".", ""): change(t) for key, t in state.items() if key.startswith(prefix)}
+    return {
+        "model_ema." + key.removeprefix("model.").replace(".", ""): change(t)
+        for key, t in state.items()
+        if key.startswith(prefix)
+    }
 
 
 def edit_json(file, **changes):

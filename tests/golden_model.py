@@ -39,5 +39,7 @@ def tuned_folder(golden, tmp_path):
 
 @pytest.fixture
 def single(golden):
-    """load_checkpoint for single files of the golden model, whose shape has other groups and heads than the weights alone tell."""
+    """load_checkpoint for single files of the golden model, whose shape has other groups and heads than the weights
+    alone tell.
+    """
     return lambda path, **options: load_checkpoint(path, **{"model_config": golden / "tiny_sd"} | options)

@@ -1,11 +1,15 @@
-"""For tests: random weights that keep activations of order one, so that a wrong layer shows in the output at any depth and width."""
+"""For tests: random weights that keep activations of order one, so that a wrong layer shows in the output at any depth
+and width.
+"""
 
 import torch
 from torch import nn
 
 
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Fill a model with random weights: sums of unit variance, norms near one, biases small, queries sharp enough to choose keys."""
+    """Fill a model with random weights: sums of unit variance, norms near one, biases small, queries sharp enough to
+    choose keys.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():

@@ -1,4 +1,6 @@
-"""Token alignment: the released code's answers on its prompt pairs, the right answers where it errs, and hand-made cases."""
+"""Token alignment: the released code's answers on its prompt pairs, the right answers where it errs, and hand-made
+cases.
+"""
 
 import json
 
@@ -39,7 +41,9 @@ def pairs(text, answers):
 
 def test_token_ids(pairs):
     for pair, source, target in pairs:
-        assert list(source.ids) == pair["source_ids_padded"] and list(target.ids) == pair["target_ids_padded"], pair["source"]
+        assert list(source.ids) == pair["source_ids_padded"] and list(target.ids) == pair["target_ids_padded"], pair[
+            "source"
+        ]
 
 
 def test_positions_of_words(pairs):
@@ -83,7 +87,10 @@ def test_replacement_is_right_where_the_released_one_is_not(pairs, answers):
         for old, new in zip(source.words, target.words, strict=True):
             columns = mapper[:, list(new.positions)]
             # nothing but the word's own tokens
-            assert torch.allclose(columns[list(old.positions)].sum(0), torch.ones(len(new.positions))), (old.text, new.text)
+            assert torch.allclose(columns[list(old.positions)].sum(0), torch.ones(len(new.positions))), (
+                old.text,
+                new.text,
+            )
             if old.text == new.text:
                 assert torch.equal(columns[list(old.positions)], torch.eye(len(new.positions)))
         compared += 1

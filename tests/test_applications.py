@@ -1,4 +1,6 @@
-"""Removing, enhancing, several edits at once, a user's mask, a background that stays: sentences, plans, masks, and runs of each flag."""
+"""Removing, enhancing, several edits at once, a user's mask, a background that stays: sentences, plans, masks, and runs
+of each flag.
+"""
 
 import dataclasses
 import json
@@ -50,7 +52,7 @@ def text():
     return TextEncoder(load_tokenizer(find_tokenizer(mini.FOLDER), 2**31), None)
 
 
-# ---- sentences -------------------------------------------------------------------------------------------------------------------
+# ---- sentences ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def test_enhancement_comes_last_and_once():
     assert target_of("a red car on sand", "an empty beach", "red car", None) == "an empty beach"
 
 
-# ---- settings --------------------------------------------------------------------------------------------------------------------
+# ---- settings ----------------------------------------------------------------------------------------------
 
 BASE = ["--checkpoint", "model", "--video", "clip.mp4", "--source", "a red car on the sand"]
 
@@ -122,9 +124,13 @@ def test_a_removal_from_the_example_has_no_use_for_its_target():
 
 @pytest.mark.parametrize(
     "argv",
-    [["--remove", "red car"], ["--remove", "red car", "--threshold", "none"], ["--enhance", "8K, sharp", "--reweight", "8K=5"],
-     ["--remove", "car", "--keep-background", "--mask", "m.png", "--refine"]],
-)  # fmt: skip
+    [
+        ["--remove", "red car"],
+        ["--remove", "red car", "--threshold", "none"],
+        ["--enhance", "8K, sharp", "--reweight", "8K=5"],
+        ["--remove", "car", "--keep-background", "--mask", "m.png", "--refine"],
+    ],
+)
 def test_a_report_s_command_gives_the_same_settings(argv):
     import shlex
 
@@ -133,13 +139,15 @@ def test_a_report_s_command_gives_the_same_settings(argv):
     assert again.edits == settings.edits
 
 
-@pytest.mark.parametrize(("name", "value"), [("remove", " , "), ("enhance", ""), ("enhance_factor", float("nan")), ("remove", 3)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("remove", " , "), ("enhance", ""), ("enhance_factor", float("nan")), ("remove", 3)]
+)
 def test_settings_that_cannot_be(name, value):
     with pytest.raises(FzError, match=f"^{name}: got"):
         build({"clip.path": "c", "source": "a red car on sand", "edits.0.target": "sand", f"edits.0.{name}": value})
 
 
-# ---- plans -----------------------------------------------------------------------------------------------------------------------
+# ---- plans -------------------------------------------------------------------------------------------------
 
 
 def planned(text, source, target, **settings):
@@ -155,7 +163,10 @@ def marked(text, sentence, weights):
 def test_a_removal_hides_its_words_and_refines(text):
     source, target = "a red car and a blue ball moving on the sand", "a blue ball moving on the sand"
     plan = planned(text, source, target, remove="red car", align="refine", threshold=0.3, keep_background=True).fusion
-    assert plan.hides_object and marked(text, source, plan.mask_words) == marked(text, source, plan.background) == ["red", "car"]
+    assert plan.hides_object and marked(text, source, plan.mask_words) == marked(text, source, plan.background) == [
+        "red",
+        "car",
+    ]
     tokens = text.tokens(target)
     assert plan.kept[: tokens.used].all(), "every word of the target is one of the source's"
     assert not planned(text, source, target, threshold=0.3).fusion.hides_object
@@ -188,10 +199,15 @@ def test_enhancing_words_are_new_and_amplified(text):
 def test_a_background_without_a_mask_is_an_error(text):
     with pytest.raises(FzError, match="no word of the source differs"):
         planned(text, "a red car", "watercolor painting of a red car", keep_background=True)
-    assert planned(text, "a red car", "watercolor painting of a red car", keep_background=True, mask="m.png").fusion.background is not None
+    assert (
+        planned(
+            text, "a red car", "watercolor painting of a red car", keep_background=True, mask="m.png"
+        ).fusion.background
+        is not None
+    )
 
 
-# ---- hidden keys -----------------------------------------------------------------------------------------------------------------
+# ---- hidden keys -------------------------------------------------------------------------------------------
 
 
 class Fixed:
@@ -232,7 +248,9 @@ def test_no_row_sees_what_is_hidden(stride):
     assert torch.equal(out(removal, k, v, kept), out(removal, *other))
     assert not torch.equal(out(fusion(), k, v, kept), out(fusion(), *other))
     # what is seen does count
-    assert not torch.equal(out(removal, k, v, kept), out(removal, k, torch.where(hidden[..., None, None], v, v + 1), kept))
+    assert not torch.equal(
+        out(removal, k, v, kept), out(removal, k, torch.where(hidden[..., None, None], v, v + 1), kept)
+    )
 
 
 def test_a_mask_that_covers_a_frame_hides_nothing_of_it():
@@ -240,13 +258,15 @@ def test_a_mask_that_covers_a_frame_hides_nothing_of_it():
     assert surroundings(mask).tolist() == [[True, True, True], [False, True, False], [True, True, True]]
 
 
-# ---- masks -----------------------------------------------------------------------------------------------------------------------
+# ---- masks -------------------------------------------------------------------------------------------------
 
 
 def disc(frames, side):
     """Shares of a picture four times as large as a latent of 16: another disc in each frame."""
     y, x = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="ij")
-    return torch.stack([((x / side - 0.4 - 0.1 * f) ** 2 + (y / side - 0.5) ** 2 < 0.09).float() for f in range(frames)])
+    return torch.stack(
+        [((x / side - 0.4 - 0.1 * f) ** 2 + (y / side - 0.5) ** 2 < 0.09).float() for f in range(frames)]
+    )
 
 
 def test_the_user_s_mask_is_at_every_size(unet):  # noqa: F811
@@ -256,7 +276,11 @@ def test_the_user_s_mask_is_at_every_size(unet):  # noqa: F811
     edited(unet, inverted(unet), plan, watch_masks=seen.__setitem__)
     assert set(seen) == set(range(STEPS))
     for masks in seen.values():
-        assert set(masks) == {(16 // s.stride, 16 // s.stride) for s in unet.sites() if s.kind == 'self'} - {(16, 16)} != set()
+        assert (
+            set(masks)
+            == {(16 // s.stride, 16 // s.stride) for s in unet.sites() if s.kind == "self"} - {(16, 16)}
+            != set()
+        )
         for (h, w), m in masks.items():
             blocks = shares.reshape(FRAMES, h, 64 // h, w, 64 // w).mean((2, 4))
             assert torch.equal(m, blocks > 0.5 * blocks.amax((1, 2), keepdim=True)) and 0 < m.float().mean() < 1
@@ -267,7 +291,9 @@ def test_the_user_s_mask_is_at_every_size(unet):  # noqa: F811
 def test_the_user_s_mask_decides_the_edit(unet):  # noqa: F811
     source = inverted(unet)
     ends = [edited(unet, source, fusion(user_mask=shares))[-1] for shares in (disc(FRAMES, 64), 1 - disc(FRAMES, 64))]
-    assert not torch.allclose(*ends, atol=1e-3) and not torch.allclose(ends[0], edited(unet, source, fusion())[-1], atol=1e-3)
+    assert not torch.allclose(*ends, atol=1e-3) and not torch.allclose(
+        ends[0], edited(unet, source, fusion())[-1], atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("user", [True, False], ids=["user's mask", "words"])
@@ -298,7 +324,9 @@ def test_pasted_pixels():
     mask = torch.zeros(2, 8, 8, dtype=torch.bool)
     mask[:, 3:6, 4:] = True
     out = paste_background(frames, source, mask)
-    assert torch.equal(out[:, :, 12:24, 16:], frames[:, :, 12:24, 16:]), "inside, and up to the border, it is the edit's"
+    assert torch.equal(out[:, :, 12:24, 16:], frames[:, :, 12:24, 16:]), (
+        "inside, and up to the border, it is the edit's"
+    )
     far = torch.ones(32, 32, dtype=torch.bool)
     far[12 - 8 : 24 + 8, 16 - 8 :] = False
     assert torch.equal(out[..., far], source[..., far]), "two cells away it is the source's"
@@ -318,7 +346,14 @@ def pictures(folder, arrays):
 def test_masks_are_cut_and_chosen_as_the_clip_is(tmp_path):
     rng = np.random.default_rng(0)
     drawn = [(rng.random((6, 10)) < 0.5).repeat(8, 0).repeat(8, 1).astype(np.uint8) * 255 for _ in range(7)]
-    clip = ClipSettings(pictures(tmp_path / "clip", [np.stack([m] * 3, -1) for m in drawn]), 3, start=1, every=2, size=32, crop=Crop(8, 0, 0, 8))
+    clip = ClipSettings(
+        pictures(tmp_path / "clip", [np.stack([m] * 3, -1) for m in drawn]),
+        3,
+        start=1,
+        every=2,
+        size=32,
+        crop=Crop(8, 0, 0, 8),
+    )
     video = read_clip(clip, 32)
     expected = (video.frames.mean(1) > 0).float()
     long = read_mask(pictures(tmp_path / "long", drawn), clip, video)
@@ -328,12 +363,14 @@ def test_masks_are_cut_and_chosen_as_the_clip_is(tmp_path):
     assert torch.equal(one, expected[1].expand(3, -1, -1))
 
 
-# ---- runs ------------------------------------------------------------------------------------------------------------------------
+# ---- runs --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def masks(tmp_path):
-    size = Image.open(next(p for p in sorted((mini.FOLDER / "example").iterdir()) if p.suffix in (".png", ".webp", ".jpg"))).size
+    size = Image.open(
+        next(p for p in sorted((mini.FOLDER / "example").iterdir()) if p.suffix in (".png", ".webp", ".jpg"))
+    ).size
     white = np.full(size[::-1], 255, np.uint8)
     half = white.copy()
     half[:, size[0] // 2 :] = 0
@@ -373,7 +410,9 @@ def test_every_flag_runs_on_the_miniature(flags, masks, cache):
     assert main([*flags, *RUN, *cache, "--out", str(out)]) == 0
     run = json.loads((out / "run.json").read_text())
     assert run["status"] == "done"
-    source, made = (np.asarray(Image.open(out / "frames" / name / "00001.png")).astype(int) for name in ("source", "edit-0"))
+    source, made = (
+        np.asarray(Image.open(out / "frames" / name / "00001.png")).astype(int) for name in ("source", "edit-0")
+    )
     assert np.abs(source - made).max() > 8, "something is edited"
     side = source.shape[1]
     if "--keep-background" in flags and "--mask" in flags:
@@ -393,7 +432,10 @@ def test_every_flag_runs_on_the_miniature(flags, masks, cache):
         ([*BLUE, "--mask", "black.png"], "mask: nothing in black.png is white"),
         ([*BLUE, "--mask", "small.png"], "Expected the clip's size"),
         ([*BLUE, "--mask", "five"], "holds 5 pictures, expected 1 or 2"),
-        (["--target", "watercolor painting of a red car moving on the sand", "--keep-background"], "keep_background: no word"),
+        (
+            ["--target", "watercolor painting of a red car moving on the sand", "--keep-background"],
+            "keep_background: no word",
+        ),
     ],
 )
 def test_mistakes_are_answered_in_one_line(flags, said, masks, capsys, cache):
@@ -403,12 +445,14 @@ def test_mistakes_are_answered_in_one_line(flags, said, masks, capsys, cache):
     assert len(lines) == 1 and said in lines[0], lines
 
 
-# ---- what measures removal -------------------------------------------------------------------------------------------------------
+# ---- what measures removal ---------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not measure.WEIGHTS.is_file(), reason="weights/mini has no judge yet")
 def test_the_judge_of_removals():
-    """It finds the thing itself, one of another colour or elsewhere, mostly its ghost; in the true empty scene nothing."""
+    """It finds the thing itself, one of another colour or elsewhere, mostly its ghost; in the true empty scene
+    nothing.
+    """
     eye, found = measure.load_eye(), {}
     for i in range(6):
         story = evaluate.held_out_story(i)
@@ -416,7 +460,12 @@ def test_the_judge_of_removals():
         area, thing = drawn.masks[0], story.things[0]
         other = counterfactual(story, colour="cyan" if thing.colour != "cyan" else "red")
         half = (0.5 * drawn.frames + 0.5 * empty.frames).astype(np.uint8)
-        shown = {"itself": drawn.frames, "another": as_given(other, 2, 64).frames, "moved": np.roll(drawn.frames, 8, 2), "its ghost": half}
+        shown = {
+            "itself": drawn.frames,
+            "another": as_given(other, 2, 64).frames,
+            "moved": np.roll(drawn.frames, 8, 2),
+            "its ghost": half,
+        }
         for name, frames in (shown | {"nothing": empty.frames}).items():
             found.setdefault(name, []).extend(measure.remains(eye, frames, empty.frames, area, thing.colour))
     shares = {name: np.mean(values) for name, values in found.items()}

@@ -60,7 +60,10 @@ def only_keys(prefix, strip=False):
 
 UNET = "model.diffusion_model."
 CONV_IN, OUT = UNET + "input_blocks.0.0.weight", UNET + "out.2.weight"
-PROJ_IN, TO_K = UNET + "input_blocks.1.1.proj_in.weight", UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+PROJ_IN, TO_K = (
+    UNET + "input_blocks.1.1.proj_in.weight",
+    UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+)
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n"
 ONE = torch.zeros(1)
 
@@ -75,45 +78,96 @@ BAD_FILES = {
     "safetensors cut in the header": (cut(save_file, "model.safetensors", 0.001), "cut short"),
     "safetensors cut in the data": (cut(save_file, "model.safetensors", 0.7), "damaged or cut short"),
     "ckpt cut": (cut(torch.save, "model.ckpt", 0.7), "damaged or cut short"),
-    "old ckpt cut": (cut(lambda s, f: torch.save(s, f, _use_new_zipfile_serialization=False), "model.ckpt", 0.7), "damaged or cut short"),
-    "old ckpt cut in the pickle": (cut(lambda s, f: torch.save(s, f, _use_new_zipfile_serialization=False), "m.ckpt", 0.0005), "cut short"),
-    "safetensors header that is no JSON": (put("model.safetensors", (9).to_bytes(8, "little") + b"{not json"), "damaged or cut short"),
+    "old ckpt cut": (
+        cut(lambda s, f: torch.save(s, f, _use_new_zipfile_serialization=False), "model.ckpt", 0.7),
+        "damaged or cut short",
+    ),
+    "old ckpt cut in the pickle": (
+        cut(lambda s, f: torch.save(s, f, _use_new_zipfile_serialization=False), "m.ckpt", 0.0005),
+        "cut short",
+    ),
+    "safetensors header that is no JSON": (
+        put("model.safetensors", (9).to_bytes(8, "little") + b"{not json"),
+        "damaged or cut short",
+    ),
     "zip": (not_pytorchs_zip, "without PyTorch's data.pkl"),
     "torchscript": (torchscript, "TorchScript program"),
     "plain pickle": (put("model.ckpt", pickle.dumps([1, 2, 3], protocol=2)), "no PyTorch file, or cut short"),
     "list": (lambda p, s: torch.save([ONE], p / "m.ckpt") or p / "m.ckpt", "holds a list, expected a dictionary"),
     "no tensors": (lambda p, s: torch.save({"state_dict": {}}, p / "m.ckpt") or p / "m.ckpt", "holds no weights"),
-    "entries that are no tensors": (lambda p, s: torch.save({"model": dict(s)}, p / "m.ckpt") or p / "m.ckpt", "no tensors under model"),
-    "textual inversion": (lambda p, s: torch.save({"string_to_param": {"*": ONE}}, p / "e.pt") or p / "e.pt", "a textual inversion"),
+    "entries that are no tensors": (
+        lambda p, s: torch.save({"model": dict(s)}, p / "m.ckpt") or p / "m.ckpt",
+        "no tensors under model",
+    ),
+    "textual inversion": (
+        lambda p, s: torch.save({"string_to_param": {"*": ONE}}, p / "e.pt") or p / "e.pt",
+        "a textual inversion",
+    ),
     "lone VAE": (saved(only_keys("first_stage_model.", strip=True)), "is a VAE alone.*--vae"),
     "lone prefixed VAE": (saved(only_keys("first_stage_model.")), "is a VAE alone"),
     "lone UNet": (saved(only_keys("model.diffusion_model.", strip=True)), "is a UNet alone"),
     "lone text encoder": (saved(only_keys("cond_stage_model.transformer.", strip=True)), "is a text encoder alone"),
-    "lone diffusers UNet": (saved(lambda s: {"down_blocks.0.resnets.0.conv1.weight": ONE}), "UNet alone, in diffusers' layout"),
+    "lone diffusers UNet": (
+        saved(lambda s: {"down_blocks.0.resnets.0.conv1.weight": ONE}),
+        "UNet alone, in diffusers' layout",
+    ),
     "lora": (saved(lambda s: {"lora_unet_down_blocks_0.lora_up.weight": ONE}), "is a LoRA file"),
-    "diffusers lora": (saved(lambda s: {"unet.down_blocks.0.attn1.processor.to_q_lora.up.weight": ONE}), "is a LoRA file"),
+    "diffusers lora": (
+        saved(lambda s: {"unet.down_blocks.0.attn1.processor.to_q_lora.up.weight": ONE}),
+        "is a LoRA file",
+    ),
     "peft lora": (saved(lambda s: {"unet.down_blocks.0.attn1.to_q.lora_A.weight": ONE}), "is a LoRA file"),
     "controlnet": (saved(lambda s: s | {"control_model.input_blocks.0.0.weight": ONE}), "is a ControlNet"),
     "sd2": (saved(lambda s: s | {"cond_stage_model.model.ln_final.weight": ONE}), "is a Stable Diffusion 2 checkpoint"),
     "sdxl": (saved(lambda s: s | {"conditioner.embedders.0.x": ONE}), "is a Stable Diffusion XL checkpoint"),
-    "another model": (saved(lambda s: {"bert.layer.weight": ONE}), "has no model.diffusion_model. keys .*bert.layer.weight"),
+    "another model": (
+        saved(lambda s: {"bert.layer.weight": ONE}),
+        "has no model.diffusion_model. keys .*bert.layer.weight",
+    ),
     "inpainting": (saved(lambda s: s | {CONV_IN: torch.zeros(32, 9, 3, 3)}), "conv_in takes 9 channels.*inpainting"),
-    "cross width 1024": (saved(lambda s: s | {TO_K: torch.zeros(32, 1024)}), "1024 wide, which is Stable Diffusion 2's"),
-    "linear projection": (saved(lambda s: s | {PROJ_IN: torch.zeros(32, 32)}), "proj_in is linear, which is Stable Diffusion 2's"),
+    "cross width 1024": (
+        saved(lambda s: s | {TO_K: torch.zeros(32, 1024)}),
+        "1024 wide, which is Stable Diffusion 2's",
+    ),
+    "linear projection": (
+        saved(lambda s: s | {PROJ_IN: torch.zeros(32, 32)}),
+        "proj_in is linear, which is Stable Diffusion 2's",
+    ),
     "no VAE": (saved(drop("first_stage_model.")), "has no VAE.*--vae"),
-    "unknown keys": (saved(lambda s: s | {"model.extra.weight": ONE, "b.c": ONE.clone()}), "2 keys are no part of .*model.extra.weight"),
-    "small model without config": (saved(lambda s: s), "VAE widths .* do not divide into v1's 32 groups.*--model-config"),
+    "unknown keys": (
+        saved(lambda s: s | {"model.extra.weight": ONE, "b.c": ONE.clone()}),
+        "2 keys are no part of .*model.extra.weight",
+    ),
+    "small model without config": (
+        saved(lambda s: s),
+        "VAE widths .* do not divide into v1's 32 groups.*--model-config",
+    ),
 }
 WITH_CONFIG = {
     "no text encoder": (saved(drop("cond_stage_model.")), "has no text encoder"),
     "unet key missing": (saved(drop("out.2.bias")), r"unet: 1 key missing \(conv_out.bias\).*Stable Diffusion v1.x"),
     "unet key unexpected": (saved(lambda s: s | {"model.diffusion_model.x.y": ONE}), r"unet: 1 key unexpected \(x.y\)"),
-    "unet key of another shape": (saved(lambda s: s | {OUT: torch.zeros(4, 8, 3, 3)}), r"1 key of the wrong shape .*4, 8, 3, 3"),
-    "many keys missing": (saved(drop("output_blocks.3.")), r"keys missing \(up_blocks.1.*, up_blocks.1.*, up_blocks.1.*, …\)"),
-    "whole numbers": (saved(lambda s: s | {OUT: torch.zeros(4, 32, 3, 3, dtype=torch.int8)}), "no floating-point numbers"),
-    "vae key missing": (saved(drop("decoder.up.3.block.0.conv1.bias")), "vae: 1 key missing .*up_blocks.0.resnets.0.conv1.bias"),
+    "unet key of another shape": (
+        saved(lambda s: s | {OUT: torch.zeros(4, 8, 3, 3)}),
+        r"1 key of the wrong shape .*4, 8, 3, 3",
+    ),
+    "many keys missing": (
+        saved(drop("output_blocks.3.")),
+        r"keys missing \(up_blocks.1.*, up_blocks.1.*, up_blocks.1.*, …\)",
+    ),
+    "whole numbers": (
+        saved(lambda s: s | {OUT: torch.zeros(4, 32, 3, 3, dtype=torch.int8)}),
+        "no floating-point numbers",
+    ),
+    "vae key missing": (
+        saved(drop("decoder.up.3.block.0.conv1.bias")),
+        "vae: 1 key missing .*up_blocks.0.resnets.0.conv1.bias",
+    ),
     "text key missing": (saved(drop("final_layer_norm.bias")), "text encoder: 1 key missing .*final_layer_norm.bias"),
-    "other noise schedule": (saved(lambda s: s | {"alphas_cumprod": torch.linspace(1, 0, 1000)}), "alphas_cumprod is another noise"),
+    "other noise schedule": (
+        saved(lambda s: s | {"alphas_cumprod": torch.linspace(1, 0, 1000)}),
+        "alphas_cumprod is another noise",
+    ),
 }
 
 
@@ -138,7 +192,10 @@ def test_bad_keys(case, flat, tmp_path, single):
 
 UNET_CONFIGS = {
     "sd 2": ({"cross_attention_dim": 1024}, "1024, which is Stable Diffusion 2's"),
-    "sd 2's projection": ({"use_linear_projection": True}, "use_linear_projection is true, which is Stable Diffusion 2's"),
+    "sd 2's projection": (
+        {"use_linear_projection": True},
+        "use_linear_projection is true, which is Stable Diffusion 2's",
+    ),
     "sdxl": ({"cross_attention_dim": 2048}, "2048, which is Stable Diffusion XL's"),
     "inpainting": ({"in_channels": 9}, "in_channels is 9.*an inpainting model"),
     "instruct-pix2pix": ({"in_channels": 8}, "in_channels is 8.*an InstructPix2Pix model"),
@@ -171,15 +228,27 @@ def test_bad_unet_config(case, folder):
 
 
 OTHER_CONFIGS = {
-    "v-prediction": ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "prediction_type is 'v_prediction'"),
-    "betas": ("scheduler/scheduler_config.json", {"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule is 'squaredcos_cap_v2'"),
+    "v-prediction": (
+        "scheduler/scheduler_config.json",
+        {"prediction_type": "v_prediction"},
+        "prediction_type is 'v_prediction'",
+    ),
+    "betas": (
+        "scheduler/scheduler_config.json",
+        {"beta_schedule": "squaredcos_cap_v2"},
+        "beta_schedule is 'squaredcos_cap_v2'",
+    ),
     "trained betas": ("scheduler/scheduler_config.json", {"trained_betas": [0.1]}, "trained_betas is"),
     "zero snr": ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True"),
     "vae channels": ("vae/config.json", {"latent_channels": 16}, "latent_channels is 16, expected 4"),
     "vae scale": ("vae/config.json", {"scaling_factor": 0.13025}, "scaling_factor is 0.13025, expected 0.18215"),
     "vae blocks": ("vae/config.json", {"down_block_types": ["AttnDownEncoderBlock2D"] * 4}, "AttnDownEncoderBlock2D"),
     "vae depth": ("vae/config.json", {"layers_per_block": 1}, "vae: .* keys unexpected"),
-    "text tokens": ("text_encoder/config.json", {"max_position_embeddings": 248}, "max_position_embeddings is 248, expected 77"),
+    "text tokens": (
+        "text_encoder/config.json",
+        {"max_position_embeddings": 248},
+        "max_position_embeddings is 248, expected 77",
+    ),
     "text kind": ("text_encoder/config.json", {"model_type": "t5"}, "model_type is 't5'"),
     "text depth": ("text_encoder/config.json", {"num_hidden_layers": 3}, "text encoder: 16 keys missing"),
     "text heads": ("text_encoder/config.json", {"num_attention_heads": 5}, "hidden_size is not a multiple"),
@@ -214,14 +283,20 @@ FOLDERS = {
     "no unet": (remove("unet"), "has no unet/ folder"),
     "no vae": (remove("vae"), "vae: no such folder"),
     "no text encoder": (remove("text_encoder"), "text_encoder: no such folder"),
-    "no weights": (remove(f"{UNET_FILE}.safetensors"), "has no weights .there: config.json.*diffusion_pytorch_model.safetensors"),
+    "no weights": (
+        remove(f"{UNET_FILE}.safetensors"),
+        "has no weights .there: config.json.*diffusion_pytorch_model.safetensors",
+    ),
     "no config": (remove("unet/config.json"), "config.json: no such file"),
     "config is no json": (write("vae/config.json", "{"), "no valid JSON"),
     "config is a list": (write("vae/config.json", "[]"), "got a JSON list"),
     "config is an lfs pointer": (write("unet/config.json", LFS.decode()), "git-lfs pointer"),
     "weights are an lfs pointer": (write(f"{UNET_FILE}.safetensors", LFS.decode()), "git-lfs pointer"),
     "index without map": (index("{}"), "has no weight_map"),
-    "index out of the folder": (index('{"weight_map": {"conv_in.weight": "../../secret.bin"}}'), "expected a file beside it"),
+    "index out of the folder": (
+        index('{"weight_map": {"conv_in.weight": "../../secret.bin"}}'),
+        "expected a file beside it",
+    ),
 }
 
 
@@ -264,5 +339,7 @@ def test_one_layer_in_two_layouts(golden, tiny, tmp_path):
 
 def test_fill_names_three_keys():
     model = torch.nn.Sequential(*(torch.nn.Linear(2, 2, device="meta") for _ in range(4)))
-    with pytest.raises(FzError, match=r"unet: 8 keys missing \(0.weight, 0.bias, 1.weight, …\). Is .*x.bin of a Stable Diffusion v1.x"):
+    with pytest.raises(
+        FzError, match=r"unet: 8 keys missing \(0.weight, 0.bias, 1.weight, …\). Is .*x.bin of a Stable Diffusion v1.x"
+    ):
         fill(model, Weights({}, "bin", "x.bin"), "unet")

@@ -30,11 +30,22 @@ from fz.settings.parse import parse
 from fz.weights.load import load_checkpoint
 
 STEPS, FRAMES, WORDS = 4, 2, 77
-CONFIG = UNetConfig(block_out_channels=(16, 32, 32, 32), layers_per_block=1, heads=(2, 2, 2, 2), cross_attention_dim=24, norm_num_groups=8)
+CONFIG = UNetConfig(
+    block_out_channels=(16, 32, 32, 32),
+    layers_per_block=1,
+    heads=(2, 2, 2, 2),
+    cross_attention_dim=24,
+    norm_num_groups=8,
+)
 INDEX = FrameIndex((0, "mid"))
 SCHEDULE = Schedule.of({}, STEPS)
 NOISIEST = SCHEDULE.timesteps[0]
-Z0, SOURCE, TARGET, NEGATIVE = numbers(1, FRAMES, 4, 16, 16), numbers(2, WORDS, 24), numbers(3, WORDS, 24), numbers(4, WORDS, 24)
+Z0, SOURCE, TARGET, NEGATIVE = (
+    numbers(1, FRAMES, 4, 16, 16),
+    numbers(2, WORDS, 24),
+    numbers(3, WORDS, 24),
+    numbers(4, WORDS, 24),
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +61,13 @@ def source(unet):
 
 def fusion(**changes):
     """Identity mapper, everything replaced at every step."""
-    fields = dict(mapper=torch.eye(WORDS), kept=torch.ones(WORDS), equalizer=torch.ones(WORDS),
-                  cross_window=torch.ones(STEPS + 1, WORDS), self_window=(0, STEPS))  # fmt: skip
+    fields = dict(
+        mapper=torch.eye(WORDS),
+        kept=torch.ones(WORDS),
+        equalizer=torch.ones(WORDS),
+        cross_window=torch.ones(STEPS + 1, WORDS),
+        self_window=(0, STEPS),
+    )
     return Fusion(**(fields | changes))
 
 
@@ -65,8 +81,22 @@ def result(name, unet, source, *, plan=None, **changes):
     """z_0 of a method, as a run would have it."""
     method = METHODS[name]
     prepared = nulls(unet) if method.prepare else None
-    task = Task(unet, source, TARGET, NEGATIVE, SCHEDULE, 3.0, INDEX, plan or fusion(), 0.75, 0, prepared, (), lambda k, z: None,
-                lambda k, masks: None)  # fmt: skip
+    task = Task(
+        unet,
+        source,
+        TARGET,
+        NEGATIVE,
+        SCHEDULE,
+        3.0,
+        INDEX,
+        plan or fusion(),
+        0.75,
+        0,
+        prepared,
+        (),
+        lambda k, z: None,
+        lambda k, masks: None,
+    )
     return method.edit(dataclasses.replace(task, **changes))
 
 
@@ -106,7 +136,7 @@ def test_what_each_reads(name, unet, source, results):
     assert torch.equal(result(name, unet, source, strength=0.5), results[name]) == (name != "sdedit")
 
 
-# ---- ddim -----------------------------------------------------------------------------------------------------------------------------
+# ---- ddim --------------------------------------------------------------------------------------------------
 
 
 def still(unet, eps):
@@ -136,7 +166,7 @@ def test_ddim_with_the_source_prompt_is_reconstruction_without_guidance(unet, so
     assert relative(ddim(unet, source, TARGET, NEGATIVE, SCHEDULE, 1.0, INDEX), z) > 0.1
 
 
-# ---- sdedit ---------------------------------------------------------------------------------------------------------------------------
+# ---- sdedit ------------------------------------------------------------------------------------------------
 
 
 def test_sdedit_frames_know_nothing_of_each_other(unet):
@@ -166,7 +196,7 @@ def test_sdedit_starts_from_its_share_of_the_steps(strength, steps, unet):
     assert relative(z, left**0.5 * Z0 + (1 - left) ** 0.5 * noise) < 1e-5
 
 
-# ---- null-text optimisation and prompt-to-prompt --------------------------------------------------------------------------------------
+# ---- null-text optimisation and prompt-to-prompt -----------------------------------------------------------
 
 
 def sampled(unet, group, guidance):
@@ -263,11 +293,17 @@ def test_null_text_leaves_a_frame_that_is_near_alone(monkeypatch):
         return text.embedding.mean((1, 2))[:, None, None, None, None] * torch.ones_like(z)
 
     # the first frame's latents can be followed, the second's are out of reach
-    latents = {t: torch.stack([torch.zeros(4, 2, 2), torch.full((4, 2, 2), 10.0 * i)]) for i, t in enumerate((CLEAN, *schedule.timesteps))}
+    latents = {
+        t: torch.stack([torch.zeros(4, 2, 2), torch.full((4, 2, 2), 10.0 * i)])
+        for i, t in enumerate((CLEAN, *schedule.timesteps))
+    }
     start = torch.full((WORDS, 2), 0.02)
     together = null_text(model, latents, torch.zeros(WORDS, 2), start, schedule, 7.5)
     count = len(stepped)
-    apart = [null_text(model, {t: z[i : i + 1] for t, z in latents.items()}, torch.zeros(WORDS, 2), start, schedule, 7.5) for i in (0, 1)]
+    apart = [
+        null_text(model, {t: z[i : i + 1] for t, z in latents.items()}, torch.zeros(WORDS, 2), start, schedule, 7.5)
+        for i in (0, 1)
+    ]
     assert 55 <= count < 100 and len(stepped) == 2 * count
     for null, first, second in zip(together, *apart, strict=True):
         assert torch.allclose(null, torch.cat([first, second]), atol=1e-6)
@@ -304,7 +340,7 @@ def test_null_p2p_takes_the_attention_of_the_frames_own_reconstruction(unet):
     assert relative(got, edit(unet, inverted, TARGET, NEGATIVE, SCHEDULE, 3.0, own, None)) < 1e-4
 
 
-# ---- plug-and-play --------------------------------------------------------------------------------------------------------------------
+# ---- plug-and-play -----------------------------------------------------------------------------------------
 
 
 def test_pnp_injects_in_stable_diffusions_decoder_layers_4_to_11():
@@ -314,7 +350,9 @@ def test_pnp_injects_in_stable_diffusions_decoder_layers_4_to_11():
 
 
 def test_pnp_branches_get_the_sources_features(unet):
-    """Behind the injected block, branches of other latents and prompts have the source's residual; at injected sites its q and k."""
+    """Behind the injected block, branches of other latents and prompts have the source's residual; at injected sites
+    its q and k.
+    """
     batch, text = torch.stack([Z0, Z0 + 1, numbers(6, *Z0.shape)]), TextContext(torch.stack([SOURCE, NEGATIVE, TARGET]))
     block, sites, residuals, looked = injected_block(unet), injected_sites(unet), {}, []
     inject, attend = InjectedResidual(block, 3), Injected(INDEX, sites)
@@ -379,7 +417,7 @@ def test_alter_is_nothing_unless_given(unet):
         assert not torch.equal(unet(Z0[None], NOISIEST, text, Plain(INDEX), lambda resnet, h: 2 * h), plain)
 
 
-# ---- one command ----------------------------------------------------------------------------------------------------------------------
+# ---- one command -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -391,7 +429,20 @@ def cache(tmp_path_factory):
 def test_every_method_runs_on_the_miniature_from_one_command(name, cache, tmp_path_factory, capsys):
     base = tmp_path_factory.getbasetemp()
     out = base / name.replace(" ", "-")
-    argv = ["--method", name.partition(" ")[0], "--steps", "2", "--frames", "2", "--threads", "1", "--cache", cache, "--out", str(out)]
+    argv = [
+        "--method",
+        name.partition(" ")[0],
+        "--steps",
+        "2",
+        "--frames",
+        "2",
+        "--threads",
+        "1",
+        "--cache",
+        cache,
+        "--out",
+        str(out),
+    ]
     assert main([*argv, "--save-latents"]) == 0, capsys.readouterr().err
     latents, written = load_file(out / "latents.safetensors"), json.loads((out / "run.json").read_text())
     assert written["status"] == "done" and written["settings"]["method"] == name.partition(" ")[0]
@@ -401,10 +452,24 @@ def test_every_method_runs_on_the_miniature_from_one_command(name, cache, tmp_pa
         assert all(torch.equal(z, latents[key]) for key, z in load_file(base / "fatezero/latents.safetensors").items())
 
 
-# ---- ablations ------------------------------------------------------------------------------------------------------------------------
+# ---- ablations ---------------------------------------------------------------------------------------------
 
-RUN = ["--checkpoint", "model", "--video", "clip.mp4", "--source", "a silver jeep", "--target", "a red jeep", "--target", "a blue jeep",
-       "--edit", "shape", "--cross-replace", "red=0.2"]  # fmt: skip
+RUN = [
+    "--checkpoint",
+    "model",
+    "--video",
+    "clip.mp4",
+    "--source",
+    "a silver jeep",
+    "--target",
+    "a red jeep",
+    "--target",
+    "a blue jeep",
+    "--edit",
+    "shape",
+    "--cross-replace",
+    "red=0.2",
+]
 
 
 @pytest.mark.parametrize(
@@ -423,9 +488,9 @@ def test_an_ablation_changes_its_settings_only(name, changes, edit):
     ablated = parse([*RUN, "--ablate", name]).settings
     assert ablated == dataclasses.replace(plain, **changes, edits=edits) and ablated != plain
     # over the other flags, whatever their order and number
-    assert parse(["--ablate", name, *RUN, "--self-replace.0", "0.4", "--self-replace.1", "0.3"]).settings.edits[0].self_replace == (
-        edit.get("self_replace", (0.0, 0.4))
-    )
+    assert parse(["--ablate", name, *RUN, "--self-replace.0", "0.4", "--self-replace.1", "0.3"]).settings.edits[
+        0
+    ].self_replace == (edit.get("self_replace", (0.0, 0.4)))
 
 
 def test_ablations_are_all_tested_and_defaults_are_none_of_them():

@@ -16,7 +16,9 @@ def sd():
 
 
 def test_flop_of_stable_diffusion(sd):
-    """About 0.8 TFLOP at 64 x 64 with own keys, as diffusers' model counts; the second frame's keys add what attention costs once more."""
+    """About 0.8 TFLOP at 64 x 64 with own keys, as diffusers' model counts; the second frame's keys add what attention
+    costs once more.
+    """
     forward = bench.flop_of_forward(sd, 64)
     assert 0.8e12 < forward < 1.1e12
     assert 0.5 < bench.flop_of_source_pass(sd, 64) / forward < 0.9
@@ -33,10 +35,20 @@ def test_the_cost_model_has_every_length_and_mode(sd, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [(), ("--chunk", "2"), ("--chunk", "2", "--per-frame-norm", "--vae"), ("--only", "recompute")], ids=str)
+@pytest.mark.parametrize(
+    "flags", [(), ("--chunk", "2"), ("--chunk", "2", "--per-frame-norm", "--vae"), ("--only", "recompute")], ids=str
+)
 def test_the_command_prints_a_share_of_the_peak(flags, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["bench.edit", "--small", "--size", "64", "--frames", "3", "--rounds", "1", "--threads", "1", *flags])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["bench.edit", "--small", "--size", "64", "--frames", "3", "--rounds", "1", "--threads", "1", *flags],
+    )
     bench.main()
     out = capsys.readouterr().out
-    assert "GFLOP/s" in out and ("encode" in out) == ("--vae" in flags) and ("frames at a time" in out) == ("--chunk" in flags)
+    assert (
+        "GFLOP/s" in out
+        and ("encode" in out) == ("--vae" in flags)
+        and ("frames at a time" in out) == ("--chunk" in flags)
+    )
     assert ("with maps" in out) == ("--only" not in flags)

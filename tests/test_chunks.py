@@ -1,4 +1,6 @@
-"""Chunks give what the whole clip gives, plain, recorded and fused, for every frame index; memory does not grow where it need not."""
+"""Chunks give what the whole clip gives, plain, recorded and fused, for every frame index; memory does not grow where
+it need not.
+"""
 
 import os
 import subprocess
@@ -23,7 +25,13 @@ from fz.run import main
 from fz.settings.config import build
 
 WORDS, FRAMES, SIDE = 77, 5, 16
-SHAPE = dict(block_out_channels=(16, 32, 32, 32), layers_per_block=1, heads=(2, 2, 2, 2), cross_attention_dim=24, norm_num_groups=8)
+SHAPE = dict(
+    block_out_channels=(16, 32, 32, 32),
+    layers_per_block=1,
+    heads=(2, 2, 2, 2),
+    cross_attention_dim=24,
+    norm_num_groups=8,
+)
 INDEXES = [(0, "mid"), ("mid",), (-1, "first"), (0, "first", "last"), (), (-2, 0), ("last", "last", 0)]
 ANY_ORDER = [(-1, 1), (-1, "mid")]
 TEXT = numbers(2, 2, WORDS, 24)
@@ -46,8 +54,15 @@ def fusion(**changes):
     beta = torch.ones(SCHEDULE.steps + 1, WORDS)
     kept = torch.ones(WORDS)
     kept[5] = 0
-    settings = dict(mapper=torch.diag(kept), kept=kept, equalizer=torch.ones(WORDS), cross_window=beta, self_window=(0, 3),
-                    mask_words=words, latent_blend=LatentBlend(words, words))  # fmt: skip
+    settings = dict(
+        mapper=torch.diag(kept),
+        kept=kept,
+        equalizer=torch.ones(WORDS),
+        cross_window=beta,
+        self_window=(0, 3),
+        mask_words=words,
+        latent_blend=LatentBlend(words, words),
+    )
     return Fusion(**(settings | changes))
 
 
@@ -181,11 +196,13 @@ torch.set_num_threads(1)
 fast_cpu.keep_freed_memory()
 frames, chunk, clip_norm = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "clip"
 torch.manual_seed(0)
-config = UNetConfig(block_out_channels=(32, 32, 32, 32), layers_per_block=1, heads=(2,) * 4, cross_attention_dim=24, norm_num_groups=8)
+config = UNetConfig(block_out_channels=(32, 32, 32, 32), layers_per_block=1, heads=(2,) * 4, cross_attention_dim=24,
+                    norm_num_groups=8)
 unet = UNet(config, clip_norm).eval().to(memory_format=torch.channels_last)
 run = Chunks(unet, chunk) if chunk else unet
 def forward(frames):
-    return run(torch.randn(1, frames, 4, 32, 32), 300, TextContext(torch.randn(1, 77, 24)), Plain(FrameIndex((0, "mid"))))
+    return run(torch.randn(1, frames, 4, 32, 32), 300,
+               TextContext(torch.randn(1, 77, 24)), Plain(FrameIndex((0, "mid"))))
 with torch.no_grad():
     forward(2)
     before = peak_memory(torch.device("cpu"))
@@ -195,8 +212,13 @@ print(peak_memory(torch.device("cpu")) - before)
 
 
 def peak(frames, chunk, norm):
-    run = subprocess.run([sys.executable, "-c", PEAK, str(frames), str(chunk), norm], capture_output=True, text=True, check=True,
-                         env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", PEAK, str(frames), str(chunk), norm],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     return int(run.stdout)
 
 
@@ -215,10 +237,13 @@ def settings(**changes):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"chunk": 0}, "chunk: got 0, expected a whole number"), ({"method": "pnp"}, "chunk: got 4 with method pnp, expected"),
-     ({"source": "a red car", "edits.0.remove": "red"}, "chunk: got 4 with an edit that removes")],
+    [
+        ({"chunk": 0}, "chunk: got 0, expected a whole number"),
+        ({"method": "pnp"}, "chunk: got 4 with method pnp, expected"),
+        ({"source": "a red car", "edits.0.remove": "red"}, "chunk: got 4 with an edit that removes"),
+    ],
     ids=["zero", "method", "remove"],
-)  # fmt: skip
+)
 def test_settings_that_chunks_cannot_do_are_refused(changes, message):
     assert settings().chunk == 4
     with pytest.raises(FzError, match=message):
@@ -226,16 +251,43 @@ def test_settings_that_chunks_cannot_do_are_refused(changes, message):
 
 
 def test_predicted_memory_does_not_grow_where_chunks_run_alone():
-    assert live_maps(64, 8, clip_norm=False) == live_maps(640, 8, clip_norm=False) < live_maps(64, None, clip_norm=False)
+    assert (
+        live_maps(64, 8, clip_norm=False) == live_maps(640, 8, clip_norm=False) < live_maps(64, None, clip_norm=False)
+    )
     assert live_maps(8, 8, clip_norm=True) == live_maps(8, None, clip_norm=False) == live_maps(8, 100, clip_norm=False)
     assert live_maps(64, 8, clip_norm=True) < live_maps(64, None, clip_norm=True)
 
 
 def run(shared, tmp_path, *flags):
     out = tmp_path / "-".join(("out", *flags))
-    arguments = ["--video", str(shared / "data/jeep"), "--checkpoint", str(shared / "golden/tiny_sd"), "--source", "a jeep on a road",
-                 "--target", "a red jeep on a road", "--size", "64", "--frames", "5", "--steps", "2", "--threads", "1", "--device", "cpu",
-                 "--cache", "none", "--conv", "direct", "--save-latents", "--out", str(out), *flags]  # fmt: skip
+    arguments = [
+        "--video",
+        str(shared / "data/jeep"),
+        "--checkpoint",
+        str(shared / "golden/tiny_sd"),
+        "--source",
+        "a jeep on a road",
+        "--target",
+        "a red jeep on a road",
+        "--size",
+        "64",
+        "--frames",
+        "5",
+        "--steps",
+        "2",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+        "--cache",
+        "none",
+        "--conv",
+        "direct",
+        "--save-latents",
+        "--out",
+        str(out),
+        *flags,
+    ]
     return main(arguments), out
 
 

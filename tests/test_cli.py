@@ -1,4 +1,6 @@
-"""The command line: each flag sets what it says, sources come in their order, and `main` runs, stops and answers as it should."""
+"""The command line: each flag sets what it says, sources come in their order, and `main` runs, stops and answers as it
+should.
+"""
 
 import argparse
 import dataclasses
@@ -132,7 +134,17 @@ def test_blend_words_of_source_and_target():
 
 
 def test_several_targets_and_flags_of_one():
-    argv = ["--target", "a blue car", "--edit", "shape", "--threshold.1", "0.5", "--edit.0=style", "--self-replace", "0.2"]
+    argv = [
+        "--target",
+        "a blue car",
+        "--edit",
+        "shape",
+        "--threshold.1",
+        "0.5",
+        "--edit.0=style",
+        "--self-replace",
+        "0.2",
+    ]
     edits = settings_of(*argv).edits
     assert [e.target for e in edits] == ["a red jeep", "a blue car"]
     assert [e.threshold for e in edits] == [None, 0.5]
@@ -148,7 +160,7 @@ def test_every_setting_has_a_flag():
     assert names <= settable
 
 
-# ---- precedence: defaults < preset < YAML < flags < --set ------------------------------------------------------------------------
+# ---- precedence: defaults < preset < YAML < flags < --set --------------------------------------------------
 
 
 def test_preset_over_released_defaults(config):
@@ -163,7 +175,9 @@ def test_yaml_over_preset(config):
 
 
 def test_flags_over_yaml(config):
-    settings = parse([*config, "--guidance", "3", "--self-replace", "0.1", "--cross-replace.1", "0.2", "--frames", "2"]).settings
+    settings = parse(
+        [*config, "--guidance", "3", "--self-replace", "0.1", "--cross-replace.1", "0.2", "--frames", "2"]
+    ).settings
     assert (settings.guidance, settings.clip.frames, settings.clip.path) == (3, 2, "frames")
     assert [e.self_replace for e in settings.edits] == [(0, 0.1), (0, 0.1)]
     assert [e.cross_replace for e in settings.edits] == [(0, 0.5), (0, 0.2)]
@@ -172,9 +186,20 @@ def test_flags_over_yaml(config):
 
 def test_set_over_flags(config):
     settings = parse(
-        [*config, "--guidance", "3", "--steps", "9", "--self-replace", "0.1", "--set", "editing_config.guidance_scale=5",
-         "--set", "editing_config.p2p_config.1.self_replace_steps=0.9"]
-    ).settings  # fmt: skip
+        [
+            *config,
+            "--guidance",
+            "3",
+            "--steps",
+            "9",
+            "--self-replace",
+            "0.1",
+            "--set",
+            "editing_config.guidance_scale=5",
+            "--set",
+            "editing_config.p2p_config.1.self_replace_steps=0.9",
+        ]
+    ).settings
     assert (settings.guidance, settings.steps) == (5, 9)
     assert [e.self_replace for e in settings.edits] == [(0, 0.1), (0, 0.9)]
 
@@ -188,24 +213,52 @@ def test_set_of_targets_over_target_flags(config):
 
 
 def test_set_without_config():
-    settings = settings_of("--set", "editing_config.num_inference_steps=7", "--set", "editing_config.p2p_config.0.self_replace_steps=0.3")
+    settings = settings_of(
+        "--set", "editing_config.num_inference_steps=7", "--set", "editing_config.p2p_config.0.self_replace_steps=0.3"
+    )
     assert settings.steps == 7 and settings.guidance == 7.5
     assert settings.edits[0].self_replace == (0, 0.3) and not settings.edits[0].lenient
 
 
 def test_same_settings_by_flags_and_by_config(config):
     by_flags = parse(
-        ["--checkpoint", "ckpt", "--video", "frames", "--frames", "4", "--source", "a silver jeep", "--target", "a red jeep",
-         "--target", "watercolor painting of a silver jeep", "--guidance", "9", "--steps", "20", "--frame-index", "-1,first",
-         "--replace.0", "--refine.1", "--cross-replace.0", "0.5", "--cross-replace.1", "0.6", "--self-replace.0", "0.4",
-         "--self-replace.1", "0.7"]
-    ).settings  # fmt: skip
+        [
+            "--checkpoint",
+            "ckpt",
+            "--video",
+            "frames",
+            "--frames",
+            "4",
+            "--source",
+            "a silver jeep",
+            "--target",
+            "a red jeep",
+            "--target",
+            "watercolor painting of a silver jeep",
+            "--guidance",
+            "9",
+            "--steps",
+            "20",
+            "--frame-index",
+            "-1,first",
+            "--replace.0",
+            "--refine.1",
+            "--cross-replace.0",
+            "0.5",
+            "--cross-replace.1",
+            "0.6",
+            "--self-replace.0",
+            "0.4",
+            "--self-replace.1",
+            "0.7",
+        ]
+    ).settings
     by_config = parse(config).settings
     strict = tuple(dataclasses.replace(e, lenient=False) for e in by_config.edits)
     assert dataclasses.replace(by_config, edits=strict) == by_flags
 
 
-# ---- main ------------------------------------------------------------------------------------------------------------------------
+# ---- main --------------------------------------------------------------------------------------------------
 
 
 def test_help_and_version(capsys):
@@ -231,9 +284,17 @@ def test_help_names_every_flag(capsys):
         (KeyboardInterrupt(), 130, "fz: interrupted"),
         (MemoryError(), 2, "fz: out of memory. Use fewer --frames"),
         (torch.cuda.OutOfMemoryError("CUDA out of memory."), 2, "fz: out of memory. Use fewer --frames"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "fz: out of memory. Use fewer --frames"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+            2,
+            "fz: out of memory. Use fewer --frames",
+        ),
         (OSError(28, "No space left on device", "f.png"), 2, "fz: f.png: No space left on device."),
-        (RuntimeError("shapes\ndiffer"), 1, "fz: RuntimeError: shapes differ - this is a bug; --debug shows the traceback."),
+        (
+            RuntimeError("shapes\ndiffer"),
+            1,
+            "fz: RuntimeError: shapes differ - this is a bug; --debug shows the traceback.",
+        ),
     ],
     ids=lambda v: type(v).__name__ if isinstance(v, BaseException) else None,
 )
@@ -267,9 +328,26 @@ def test_interrupt_in_mid_run(shared, tmp_path, monkeypatch, capsys):
 
 def real(shared):
     golden = shared / "golden"
-    return ["--checkpoint", str(golden / "tiny_sd"), "--video", str(golden / "clips/car128"), "--size", "64", "--frames", "2",
-            "--steps", "2", "--device", "cpu", "--threads", "1",
-            "--source", "a silver jeep on a road", "--target", "a red jeep on a road"]  # fmt: skip
+    return [
+        "--checkpoint",
+        str(golden / "tiny_sd"),
+        "--video",
+        str(golden / "clips/car128"),
+        "--size",
+        "64",
+        "--frames",
+        "2",
+        "--steps",
+        "2",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--source",
+        "a silver jeep on a road",
+        "--target",
+        "a red jeep on a road",
+    ]
 
 
 def test_a_run_by_flags(shared, tmp_path, capsys, monkeypatch):
@@ -314,8 +392,17 @@ def test_released_editing_configs_pass_a_dry_run(shared, tmp_path, capsys, monke
     configs = [p for p in sorted((shared / "fatezero_configs").rglob("*.yaml")) if p.parent.name != "tune"]
     assert len(configs) >= 20
     for path in configs:
-        code = main(["--config", str(path), "--dry-run", "--set", f"pretrained_model_path={golden / 'tiny_sd'}",
-                     "--set", f"dataset_config.path={shared / 'data/jeep'}"])  # fmt: skip
+        code = main(
+            [
+                "--config",
+                str(path),
+                "--dry-run",
+                "--set",
+                f"pretrained_model_path={golden / 'tiny_sd'}",
+                "--set",
+                f"dataset_config.path={shared / 'data/jeep'}",
+            ]
+        )
         said = capsys.readouterr()
         assert code == 0, f"{path}: {said.err}"
         assert "dry run" in said.out
@@ -335,7 +422,9 @@ def test_words_that_the_miniature_knows(capsys):
 
 
 def test_words_that_the_miniature_does_not_know_are_named():
-    notes = parse(["--source", "A red car, moving on the sand", "--target", "a blu car moving on the planet"]).settings.notes
+    notes = parse(
+        ["--source", "A red car, moving on the sand", "--target", "a blu car moving on the planet"]
+    ).settings.notes
     assert notes == (
         "the miniature does not know 'blu'. Did you mean 'blue'? --list-words tells what it knows.",
         "the miniature does not know 'planet'. --list-words tells what it knows.",
@@ -349,7 +438,10 @@ def test_without_flags_the_example_of_the_miniature():
 
     settings = parse([]).settings
     assert settings.checkpoint is None and settings.clip.path == mini.example()["clip.path"]
-    assert settings.clip.size == mini.DEFAULTS["clip.size"] and settings.edits[0].target == mini.example()["edits.0.target"]
+    assert (
+        settings.clip.size == mini.DEFAULTS["clip.size"]
+        and settings.edits[0].target == mini.example()["edits.0.target"]
+    )
     # what is said is over the example, and another checkpoint has no part of it
     assert parse(["--target", "a green car"]).settings.edits[0].target == "a green car"
     assert settings_of().clip.size == 512

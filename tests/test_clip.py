@@ -15,8 +15,17 @@ from fz.weights.clip import load_clip, translate
 
 SHAPES = {
     # patch sizes and odd grids as ViT-B/32 and L/14 have them, narrow
-    "patch 32": dict(hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=2, image_size=224, patch_size=32),
-    "patch 14": dict(hidden_size=128, intermediate_size=512, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14),
+    "patch 32": dict(
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=224,
+        patch_size=32,
+    ),
+    "patch 14": dict(
+        hidden_size=128, intermediate_size=512, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14
+    ),
 }
 
 
@@ -31,8 +40,15 @@ def written(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
     tokenizer = write_tokenizer(folder)
     torch.manual_seed(0)
-    text = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=1, vocab_size=len(tokenizer),
-                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)  # fmt: skip
+    text = dict(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=SHAPES[request.param], projection_dim=48)).eval()
     with torch.no_grad():
         for p in model.parameters():  # biases and class token too, which begin at 0
@@ -75,8 +91,11 @@ def original(model):
     out["visual.positional_embedding"] = state[vision + "embeddings.position_embedding.weight"]
     out["positional_embedding"] = state[text + "embeddings.position_embedding.weight"]
     out["token_embedding.weight"] = state[text + "embeddings.token_embedding.weight"]
-    for theirs, ours in (("visual.ln_pre", "vision_model.pre_layrnorm"), ("visual.ln_post", "vision_model.post_layernorm"),
-                         ("ln_final", "text_model.final_layer_norm")):  # fmt: skip
+    for theirs, ours in (
+        ("visual.ln_pre", "vision_model.pre_layrnorm"),
+        ("visual.ln_post", "vision_model.post_layernorm"),
+        ("ln_final", "text_model.final_layer_norm"),
+    ):
         for kind in ("weight", "bias"):
             out[f"{theirs}.{kind}"] = state[f"{ours}.{kind}"]
     out["visual.proj"] = state["visual_projection.weight"].T.contiguous()
@@ -98,7 +117,9 @@ def test_texts_equal_transformers(written):
     prompts = ["a red car moving on the sand", "a ball"]
     ids = clip.tokenizer(prompts, padding="max_length", max_length=77, return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        expected = torch.nn.functional.normalize(model.text_projection(model.text_model(input_ids=ids).pooler_output), dim=-1)
+        expected = torch.nn.functional.normalize(
+            model.text_projection(model.text_model(input_ids=ids).pooler_output), dim=-1
+        )
     assert (clip.texts(prompts) - expected).abs().max() < 1e-5
 
 

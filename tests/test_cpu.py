@@ -1,4 +1,6 @@
-"""The fast ways on a CPU compute what the plain layers do, within the budget they were given, and step aside for gradients."""
+"""The fast ways on a CPU compute what the plain layers do, within the budget they were given, and step aside for
+gradients.
+"""
 
 import pytest
 import torch
@@ -10,8 +12,14 @@ from fz.model import fast_cpu
 from fz.model.layers import GEGLU, Conv3x3, Linear, TextContext
 from fz.model.unet import UNet, UNetConfig
 
-CONFIG = UNetConfig(block_out_channels=(32, 64, 64), heads=(4, 4, 4), cross_attention_dim=48, norm_num_groups=8,
-                    down_attention=(True, True, False), up_attention=(False, True, True))  # fmt: skip
+CONFIG = UNetConfig(
+    block_out_channels=(32, 64, 64),
+    heads=(4, 4, 4),
+    cross_attention_dim=48,
+    norm_num_groups=8,
+    down_attention=(True, True, False),
+    up_attention=(False, True, True),
+)
 
 
 @pytest.fixture
@@ -68,7 +76,9 @@ def test_winograd_spends_no_more_than_its_budget(unet):
         return sum(site.bytes(m) for site, m in chosen), len(chosen)
 
     everything, sites = spent(10**12)
-    assert sites == sum(isinstance(c, Conv3x3) and c.stride == (1, 1) for c in unet.modules()) - 2  # the first and last are too narrow
+    assert (
+        sites == sum(isinstance(c, Conv3x3) and c.stride == (1, 1) for c in unet.modules()) - 2
+    )  # the first and last are too narrow
     half, fewer = spent(everything // 2)
     assert 0 < half <= everything // 2 and 0 < fewer
     assert spent(0) == (0, 0)

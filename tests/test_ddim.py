@@ -6,10 +6,18 @@ import torch
 from fz.ddim import CLEAN, Schedule, ddim_inverse_step, ddim_step
 from fz.errors import FzError
 
-SD1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000, "steps_offset": 1}
+SD1 = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+}
 
 
-@pytest.mark.parametrize("steps, first, last", [(50, 981, 1), (10, 901, 1), (6, 831, 1), (1, 1, 1), (30, 958, 1), (1000, 999, 0)])
+@pytest.mark.parametrize(
+    "steps, first, last", [(50, 981, 1), (10, 901, 1), (6, 831, 1), (1, 1, 1), (30, 958, 1), (1000, 999, 0)]
+)
 def test_timesteps(steps, first, last):
     schedule = Schedule.of(SD1, steps)
     assert (schedule.timesteps[0], schedule.timesteps[-1], len(set(schedule.timesteps))) == (first, last, steps)
@@ -55,7 +63,9 @@ def test_steps_equal_the_released_code_s(golden):
     schedule = Schedule.of(SD1, 10)
     assert list(schedule.timesteps) == tensors["timesteps"].tolist()
     t_prev, t = next(iter(schedule.upward()))
-    z1 = ddim_inverse_step(tensors["inv_latents"][0], tensors["inv_eps_00"], schedule.alpha_bar(t_prev), schedule.alpha_bar(t))
+    z1 = ddim_inverse_step(
+        tensors["inv_latents"][0], tensors["inv_eps_00"], schedule.alpha_bar(t_prev), schedule.alpha_bar(t)
+    )
     assert torch.allclose(z1, tensors["inv_latents"][1], atol=1e-5)
 
 

@@ -1,4 +1,6 @@
-"""Algorithm 1: every way of keeping what inversion saw gives the same bits, an interrupted run the same as a whole one."""
+"""Algorithm 1: every way of keeping what inversion saw gives the same bits, an interrupted run the same as a whole
+one.
+"""
 
 import pytest
 import torch
@@ -13,7 +15,13 @@ from fz.model.layers import TextContext
 from fz.model.unet import UNet, UNetConfig
 
 WORDS, STEPS, FRAMES = 77, 5, 3
-CONFIG = UNetConfig(block_out_channels=(16, 32, 32, 32), layers_per_block=1, heads=(2, 2, 2, 2), cross_attention_dim=24, norm_num_groups=8)
+CONFIG = UNetConfig(
+    block_out_channels=(16, 32, 32, 32),
+    layers_per_block=1,
+    heads=(2, 2, 2, 2),
+    cross_attention_dim=24,
+    norm_num_groups=8,
+)
 INDEX = FrameIndex((0, "mid"))
 SCHEDULE = Schedule.of({}, STEPS)
 CPU = torch.device("cpu")
@@ -29,7 +37,12 @@ def numbers(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-Z0, SOURCE, TARGET, NEGATIVE = numbers(1, FRAMES, 4, 16, 16), numbers(2, WORDS, 24), numbers(3, WORDS, 24), numbers(4, WORDS, 24)
+Z0, SOURCE, TARGET, NEGATIVE = (
+    numbers(1, FRAMES, 4, 16, 16),
+    numbers(2, WORDS, 24),
+    numbers(3, WORDS, 24),
+    numbers(4, WORDS, 24),
+)
 
 
 def fusion(**changes):
@@ -39,8 +52,15 @@ def fusion(**changes):
     beta[:4] = 1
     kept = torch.ones(WORDS)
     kept[5] = 0
-    settings = dict(mapper=torch.diag(kept), kept=kept, equalizer=torch.ones(WORDS), cross_window=beta, self_window=(0, 3),
-                    mask_words=words, latent_blend=LatentBlend(words, words))  # fmt: skip
+    settings = dict(
+        mapper=torch.diag(kept),
+        kept=kept,
+        equalizer=torch.ones(WORDS),
+        cross_window=beta,
+        self_window=(0, 3),
+        mask_words=words,
+        latent_blend=LatentBlend(words, words),
+    )
     return Fusion(**(settings | changes))
 
 
@@ -52,7 +72,18 @@ def inverted(unet, kept=None, numbers=None, done=None):
 
 def edited(unet, source, numbers=None, guidance=7.5, **options):
     latents = []
-    edit(unet, source, TARGET, NEGATIVE, SCHEDULE, guidance, INDEX, numbers, watch=lambda k, z: latents.append(z), **options)
+    edit(
+        unet,
+        source,
+        TARGET,
+        NEGATIVE,
+        SCHEDULE,
+        guidance,
+        INDEX,
+        numbers,
+        watch=lambda k, z: latents.append(z),
+        **options,
+    )
     return latents
 
 
@@ -177,7 +208,16 @@ def test_inversions_used_least_recently_go_first(tmp_path):
 
 
 def test_digest_tells_values_shapes_and_dtypes_apart():
-    parts = [torch.zeros(4), torch.zeros(2, 2), torch.zeros(4).int(), torch.ones(4), fusion(), fusion(threshold=0.2), None, "a"]
+    parts = [
+        torch.zeros(4),
+        torch.zeros(2, 2),
+        torch.zeros(4).int(),
+        torch.ones(4),
+        fusion(),
+        fusion(threshold=0.2),
+        None,
+        "a",
+    ]
     assert len({digest(part) for part in parts}) == len(parts)
     assert digest(fusion()) == digest(fusion())
 

@@ -1,4 +1,6 @@
-"""Bad input through the command line: each is answered by one line that says what is wrong and what to do, and by exit code 2."""
+"""Bad input through the command line: each is answered by one line that says what is wrong and what to do, and by exit
+code 2.
+"""
 
 import json
 import os
@@ -40,7 +42,11 @@ def here(tmp_path, monkeypatch, tiny, loaded):
     load = pipeline.load_checkpoint
 
     def load_once(path, **options):
-        return loaded if str(path) == str(tiny) and not any(v for k, v in options.items() if k != "ema") else load(path, **options)
+        return (
+            loaded
+            if str(path) == str(tiny) and not any(v for k, v in options.items() if k != "ema")
+            else load(path, **options)
+        )
 
     monkeypatch.setattr(pipeline, "load_checkpoint", load_once)
     monkeypatch.chdir(tmp_path)
@@ -50,8 +56,18 @@ def here(tmp_path, monkeypatch, tiny, loaded):
 @pytest.fixture
 def base(golden):
     """Flags of a small run that is fine, as a dict: a test changes some and leaves others out (None)."""
-    return {"checkpoint": str(golden / "tiny_sd"), "video": str(golden / "clips/car128"), "size": "64", "frames": "2", "steps": "2",
-            "device": "cpu", "threads": "1", "source": SOURCE, "target": TARGET, "out": "out"}  # fmt: skip
+    return {
+        "checkpoint": str(golden / "tiny_sd"),
+        "video": str(golden / "clips/car128"),
+        "size": "64",
+        "frames": "2",
+        "steps": "2",
+        "device": "cpu",
+        "threads": "1",
+        "source": SOURCE,
+        "target": TARGET,
+        "out": "out",
+    }
 
 
 def flags_of(base, changes):
@@ -63,10 +79,14 @@ def flags_of(base, changes):
 
 
 def refused(argv, expected, capsys):
-    """Run it and check the answer: exit code 2, one line on stderr with each expected text, nothing that looks like a traceback."""
+    """Run it and check the answer: exit code 2, one line on stderr with each expected text, nothing that looks like a
+    traceback.
+    """
     code = main(argv)
     said = capsys.readouterr()
-    lines = [line for line in said.err.splitlines() if line and not re.search(r"\|.*\[.*step", line)]  # but for progress bars
+    lines = [
+        line for line in said.err.splitlines() if line and not re.search(r"\|.*\[.*step", line)
+    ]  # but for progress bars
     assert code == 2, f"exit code {code}: {said.err}{said.out}"
     assert len(lines) == 1 and lines[0].startswith("fz: "), said.err
     assert "Traceback" not in said.err + said.out
@@ -114,7 +134,10 @@ FLAGS = {
     "reweight infinite": ({"reweight": "red=inf"}, "reweight: got inf for 'red'"),
     "frame index": ({"frame-index": "-1,frist"}, ["frame index: got 'frist'", "Did you mean 'first'?"]),
     # choices
-    "edit": ({"edit": "shapes"}, ["--edit: got 'shapes', expected one of style, attribute, shape", "Did you mean 'shape'?"]),
+    "edit": (
+        {"edit": "shapes"},
+        ["--edit: got 'shapes', expected one of style, attribute, shape", "Did you mean 'shape'?"],
+    ),
     "device": ({"device": "gpu"}, "--device: got 'gpu', expected one of auto, cpu, cuda, mps"),
     "dtype": ({"dtype": "fp16"}, "--dtype: got 'fp16', expected one of float32"),
     "store": ({"store": "memroy"}, "Did you mean 'memory'?"),
@@ -157,7 +180,10 @@ FLAGS = {
     "blend words in three groups": ({"blend-words": ["a", "silver", "jeep"], "threshold": "0.3"}, "each in quotes"),
     "reweighted word absent": ({"reweight": "watercolor=10"}, "'watercolor' is not in"),
     "cross-replaced word absent": ({"cross-replace": "silver=0.5"}, "'silver' is not in"),
-    "replacement at different word counts": ({"replace": True, "target": "a jeep on a road"}, ["6 words", "5", "--refine"]),
+    "replacement at different word counts": (
+        {"replace": True, "target": "a jeep on a road"},
+        ["6 words", "5", "--refine"],
+    ),
     # the released config's flags
     "config absent": ({"config": "none.yaml"}, ["config: none.yaml cannot be read", "No such file"]),
     "config a folder": ({"config": "/"}, "config: / cannot be read"),
@@ -177,7 +203,7 @@ FLAGS = {
     "out below a file": ({"out": "file/out"}, "cannot be written"),
     "out where nothing can be": ({"out": "/proc/fz"}, "out: /proc/fz cannot be written"),
     "out is a file": ({"out": "file"}, "out: file is a file, expected a folder"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", FLAGS)
@@ -190,7 +216,7 @@ def test_bad_flag(case, here, base, capsys):
     assert not (here / "out").exists() or not any((here / "out").iterdir())
 
 
-# ---- clips -------------------------------------------------------------------------------------------------------------------------
+# ---- clips -------------------------------------------------------------------------------------------------
 
 
 def random_bytes(path):
@@ -237,13 +263,17 @@ def test_bad_clip(name, here, base, capsys):
     refused(flags_of(base, {"video": name}), expected, capsys)
 
 
-# ---- checkpoints -------------------------------------------------------------------------------------------------------------------
+# ---- checkpoints -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def copy(tiny, here):
     """The small checkpoint in a folder of its own, its large files as links."""
-    shutil.copytree(tiny, here / "model", copy_function=lambda a, b: shutil.copyfile(a, b) if str(a).endswith("json") else os.symlink(a, b))
+    shutil.copytree(
+        tiny,
+        here / "model",
+        copy_function=lambda a, b: shutil.copyfile(a, b) if str(a).endswith("json") else os.symlink(a, b),
+    )
     for folder in (here / "model", *(p for p in (here / "model").iterdir() if p.is_dir())):
         folder.chmod(0o755)
     return here / "model"
@@ -295,7 +325,10 @@ CHECKPOINTS = {
     "a web page": (replace_unet(b"<html>404</html>"), "unet"),
     "no unet": (lambda model: shutil.rmtree(model / "unet"), "unet"),
     "no tokenizer and none cached": (lambda model: shutil.rmtree(model / "tokenizer"), "Pass --tokenizer"),
-    "Stable Diffusion 2": (unet_config(cross_attention_dim=1024, use_linear_projection=True, attention_head_dim=[5, 10, 20, 20]), "2"),
+    "Stable Diffusion 2": (
+        unet_config(cross_attention_dim=1024, use_linear_projection=True, attention_head_dim=[5, 10, 20, 20]),
+        "2",
+    ),
     "inpainting": (unet_config(in_channels=9), "inpainting"),
     "another width": (unet_config(block_out_channels=[32, 64, 96, 128]), "unet"),
     "a key too few": (unet_weights(lambda state: state.pop("conv_in.weight")), "conv_in.weight"),
@@ -323,7 +356,7 @@ def test_a_file_that_would_run_code(here, base, capsys):
     assert not (here / "harm").exists()
 
 
-# ---- folders of results --------------------------------------------------------------------------------------------------------------
+# ---- folders of results ------------------------------------------------------------------------------------
 
 
 def test_folder_with_other_files(here, base, capsys):
@@ -350,7 +383,7 @@ def test_cache_that_cannot_be_written_is_said_and_no_error(cache, here, base, ca
     assert (here / "file").read_text() == "here"
 
 
-# ---- what a released config may have, and flags not ------------------------------------------------------------------------------------
+# ---- what a released config may have, and flags not --------------------------------------------------------
 
 
 def config_file(here, golden, **entry):
@@ -358,12 +391,19 @@ def config_file(here, golden, **entry):
 
     content = {
         "pretrained_model_path": str(golden / "tiny_sd"),
-        "dataset_config": {"path": str(golden / "clips/car128"), "prompt": SOURCE, "n_sample_frame": 2, "image_size": 64},
+        "dataset_config": {
+            "path": str(golden / "clips/car128"),
+            "prompt": SOURCE,
+            "n_sample_frame": 2,
+            "image_size": 64,
+        },
         "editing_config": {
-            "editing_prompts": ["a Porsche on a long road"], "prompt2prompt_edit": True, "num_inference_steps": 2,
+            "editing_prompts": ["a Porsche on a long road"],
+            "prompt2prompt_edit": True,
+            "num_inference_steps": 2,
             "p2p_config": {0: {"cross_replace_steps": {"default_": 0.5}, "self_replace_steps": 0.5, **entry}},
         },
-    }  # fmt: skip
+    }
     (here / "config.yaml").write_text(yaml.safe_dump(content))
     return ["--config", "config.yaml", "--dry-run", "--device", "cpu"]
 
@@ -394,8 +434,14 @@ def test_uneven_prompts_are_refined_with_a_config(here, golden, capsys):
     ("content", "expected"),
     [
         ("dataset_config: [1", "is no YAML"),
-        ("dataset_config: {pahts: 3}", "unknown config key 'dataset_config.pahts'. Did you mean 'dataset_config.path'?"),
-        ("editing_config: {p2p_config: {0: {self_replace_step: 1}}}", "Did you mean 'editing_config.p2p_config.0.self_replace_steps'?"),
+        (
+            "dataset_config: {pahts: 3}",
+            "unknown config key 'dataset_config.pahts'. Did you mean 'dataset_config.path'?",
+        ),
+        (
+            "editing_config: {p2p_config: {0: {self_replace_step: 1}}}",
+            "Did you mean 'editing_config.p2p_config.0.self_replace_steps'?",
+        ),
         ("dataset_config: {prompt: '${a.b}'}", "names nothing"),
         ("editing_config: {editing_prompts: [a], prompt2prompt_edit: true}", "no entry 0 for 'a'"),
         ("seed: 3", "video: got none"),

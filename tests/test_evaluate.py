@@ -87,7 +87,11 @@ def test_clip_metrics_of_a_clip():
     frames = np.zeros((4, 16, 16, 3), np.uint8)
     frames[:3] = 200  # three of four look like the target, one of three neighbours differs
     row = evaluate.measure(frames, frames, ("dark", "bright"), Towers())
-    assert row["frame_acc"] == pytest.approx(0.75) and row["tem_con"] == pytest.approx(2 / 3) and row["text_score"] == pytest.approx(0.75)
+    assert (
+        row["frame_acc"] == pytest.approx(0.75)
+        and row["tem_con"] == pytest.approx(2 / 3)
+        and row["text_score"] == pytest.approx(0.75)
+    )
     assert row["patch_distance"] == 0
 
 

@@ -21,11 +21,15 @@ def layer(site):
 
 
 def tokens(branches):
-    return torch.randn(branches, FRAMES, SIDE * SIDE, CHANNELS, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return torch.randn(
+        branches, FRAMES, SIDE * SIDE, CHANNELS, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def prompts(branches):
-    return TextContext(torch.randn(branches, WORDS, CONTEXT, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
+    return TextContext(
+        torch.randn(branches, WORDS, CONTEXT, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    )
 
 
 def heads(x):
@@ -48,13 +52,23 @@ def dense_cross(layer, x, text):
 def fusion(kind="refine", mask_words=None, windows="mixed", equalizer=True):
     generator = torch.Generator().manual_seed(3)
     if kind == "replace":
-        mapper, kept = torch.rand(WORDS, WORDS, generator=generator, dtype=torch.float64), torch.ones(WORDS, dtype=torch.float64)
+        mapper, kept = (
+            torch.rand(WORDS, WORDS, generator=generator, dtype=torch.float64),
+            torch.ones(WORDS, dtype=torch.float64),
+        )
     else:
         kept = (torch.rand(WORDS, generator=generator) > 0.4).double()
         mapper = torch.zeros(WORDS, WORDS, dtype=torch.float64)
         mapper[torch.randint(WORDS, (WORDS,), generator=generator), torch.arange(WORDS)] = kept
-    r = 1 + 3 * torch.rand(WORDS, generator=generator, dtype=torch.float64) if equalizer else torch.ones(WORDS, dtype=torch.float64)
-    beta = {"mixed": (torch.rand(STEPS + 1, WORDS, generator=generator) > 0.5).double(), "on": torch.ones(STEPS + 1, WORDS).double()}
+    r = (
+        1 + 3 * torch.rand(WORDS, generator=generator, dtype=torch.float64)
+        if equalizer
+        else torch.ones(WORDS, dtype=torch.float64)
+    )
+    beta = {
+        "mixed": (torch.rand(STEPS + 1, WORDS, generator=generator) > 0.5).double(),
+        "on": torch.ones(STEPS + 1, WORDS).double(),
+    }
     beta["off"] = torch.zeros(STEPS + 1, WORDS).double()
     return Fusion(mapper, kept, r, beta[windows], (0, 8), mask_words)
 
@@ -62,7 +76,16 @@ def fusion(kind="refine", mask_words=None, windows="mixed", equalizer=True):
 def fuser(numbers, attention, x, text=None, masks=None, **options):
     """The Fuser of a batch whose branch 0 is the source's; it gets the others."""
     source_text = text and TextContext(text.embedding[:1])
-    return Fuser(INDEX, numbers, STEP, (2 * SIDE, 2 * SIDE), masks, kept_operands(attention, x, source_text), source_text, **options)
+    return Fuser(
+        INDEX,
+        numbers,
+        STEP,
+        (2 * SIDE, 2 * SIDE),
+        masks,
+        kept_operands(attention, x, source_text),
+        source_text,
+        **options,
+    )
 
 
 def call(attend, layer, x, text=None):
@@ -124,7 +147,9 @@ def test_cross_fusion_equals_fusing_dense_maps(kind, windows):
 def test_the_full_size_level_is_never_fused():
     site = Site("down.attn1", "self", 1, CHANNELS)
     attention, x = layer(site), tokens(3)
-    assert torch.allclose(call(fuser(fusion(), attention, x), attention, x), call(Plain(INDEX), attention, x), atol=1e-12)
+    assert torch.allclose(
+        call(fuser(fusion(), attention, x), attention, x), call(Plain(INDEX), attention, x), atol=1e-12
+    )
 
 
 def test_recorder_averages_maps_and_refuses_a_site_twice():

@@ -45,7 +45,18 @@ def relative(ours, theirs):
 def run_case(golden, case, tmp_path, *flags):
     tensors, meta = read_golden(golden, case)
     out = tmp_path / "out"
-    code = main(["--config", str(config_file(golden, meta, tmp_path)), "--save-latents", "--out", str(out), "--device", "cpu", *flags])
+    code = main(
+        [
+            "--config",
+            str(config_file(golden, meta, tmp_path)),
+            "--save-latents",
+            "--out",
+            str(out),
+            "--device",
+            "cpu",
+            *flags,
+        ]
+    )
     assert code == 0
     return tensors, load_file(out / "latents.safetensors")
 
@@ -89,7 +100,9 @@ def test_golden_run_with_forced_kernels(golden, kernels, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_golden_run_with_interpreted_triton(golden, tmp_path):
-    """A single frame by Triton's interpreter; in a process of its own, as triton decides at import whether it interprets."""
+    """A single frame by Triton's interpreter; in a process of its own, as triton decides at import whether it
+    interprets.
+    """
     pytest.importorskip("triton")
     tensors, meta = read_golden(golden, "07_single_frame")
     command = [sys.executable, "-m", "fz.run", "--config", str(config_file(golden, meta, tmp_path)), "--device", "cpu"]

@@ -19,7 +19,9 @@ from fz.settings.config import ClipSettings
 def moving(count=6, height=64, width=96):
     """A bright square that moves over a colour gradient."""
     y, x = np.mgrid[:height, :width]
-    frames = np.stack([np.dstack([x * 255 // width, y * 255 // height, np.full_like(x, 40 * k % 256)]) for k in range(count)])
+    frames = np.stack(
+        [np.dstack([x * 255 // width, y * 255 // height, np.full_like(x, 40 * k % 256)]) for k in range(count)]
+    )
     frames = frames.astype(np.uint8)
     for k in range(count):
         frames[k, 8:24, 8 * k : 8 * k + 16] = 250
@@ -60,7 +62,12 @@ def test_mp4_plays_in_a_browser(tmp_path, shape, fps):
 
 
 def test_mp4_keeps_colours(tmp_path):
-    frames = np.stack([np.full((64, 64, 3), colour, np.uint8) for colour in [(200, 30, 60), (10, 200, 40), (30, 30, 220), (128, 128, 128)]])
+    frames = np.stack(
+        [
+            np.full((64, 64, 3), colour, np.uint8)
+            for colour in [(200, 30, 60), (10, 200, 40), (30, 30, 220), (128, 128, 128)]
+        ]
+    )
     media.write_mp4(tmp_path / "a.mp4", frames, 8)
     back = media.to_uint8(read_clip(ClipSettings(str(tmp_path / "a.mp4"), frames=4, size=64)).frames)
     assert np.abs(back.astype(int) - frames).max() <= 6
@@ -73,7 +80,9 @@ def test_mp4_keeps_pictures(tmp_path):
     assert np.abs(back.astype(int) - frames).mean() < 6
 
 
-@pytest.mark.parametrize("fps, delays", [(8, [120, 130] * 3), (10, [100] * 6), (29.97, [30, 40, 30, 30, 40, 30]), (100, [20] * 6)])
+@pytest.mark.parametrize(
+    "fps, delays", [(8, [120, 130] * 3), (10, [100] * 6), (29.97, [30, 40, 30, 30, 40, 30]), (100, [20] * 6)]
+)
 def test_gif(tmp_path, fps, delays):
     frames = moving(6)
     media.write_gif(tmp_path / "a.gif", frames, fps)
@@ -133,7 +142,11 @@ def test_png_grey_and_colour(tmp_path):
 @pytest.mark.parametrize("kind", ["mp4", "gif", "folder"])
 def test_interruption_leaves_no_half_file(tmp_path, monkeypatch, stop, existing, kind):
     path = tmp_path / f"a.{kind}"
-    write = {"mp4": media.write_mp4, "gif": media.write_gif, "folder": lambda path, frames, fps: media.write_pngs(path, frames)}[kind]
+    write = {
+        "mp4": media.write_mp4,
+        "gif": media.write_gif,
+        "folder": lambda path, frames, fps: media.write_pngs(path, frames),
+    }[kind]
     if existing:
         write(path, moving(2), 8)
     before = sorted(p.name for p in tmp_path.rglob("*"))
@@ -222,7 +235,9 @@ def test_side_by_side(tmp_path):
     row = media.side_by_side([a, b], gap=4)
     assert row.shape == (3, 64, 96 * 2 + 4, 3)
     assert np.array_equal(row[:, :, :96], a) and np.array_equal(row[:, :, 100:], b) and (row[:, :, 96:100] == 255).all()
-    labelled = media.side_by_side([a, b], ["source", "a very long prompt that is wrapped over several lines, and cut in the end " * 3])
+    labelled = media.side_by_side(
+        [a, b], ["source", "a very long prompt that is wrapped over several lines, and cut in the end " * 3]
+    )
     head = labelled.shape[1] - 64
     assert 10 < head < 80 and np.array_equal(labelled[:, head:], row)
     assert (labelled[0, :head] == labelled[2, :head]).all()

@@ -73,7 +73,11 @@ def test_ssim_equals_a_plain_loop():
         for j in range(4):
             p, q = x[i : i + 11, j : j + 11], y[i : i + 11, j : j + 11]
             mp, mq = (window * p).sum(), (window * q).sum()
-            vp, vq, c = (window * (p - mp) ** 2).sum(), (window * (q - mq) ** 2).sum(), (window * (p - mp) * (q - mq)).sum()
+            vp, vq, c = (
+                (window * (p - mp) ** 2).sum(),
+                (window * (q - mq) ** 2).sum(),
+                (window * (p - mp) * (q - mq)).sum(),
+            )
             expected[i, j] = (2 * mp * mq + 1e-4) * (2 * c + 9e-4) / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4))
     assert numbers.ssim(a, b) == pytest.approx(expected.mean(), abs=1e-9)
     assert numbers.ssim(a, a) == pytest.approx(1)

@@ -1,4 +1,5 @@
-"""Models and sampling against diffusers, which is not installed with fz: names, outputs, and F = 1 as plain Stable Diffusion.
+"""Models and sampling against diffusers, which is not installed with fz: names, outputs, and F = 1 as plain Stable
+Diffusion.
 
 Both sides share one copy of random weights. Real sizes are Stable Diffusion v1.4's own shapes, and slow.
 """
@@ -31,7 +32,12 @@ SD_V1 = {
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
     "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
 }
-TINY = SD_V1 | {"block_out_channels": (16, 32, 64, 64), "attention_head_dim": 4, "cross_attention_dim": 24, "norm_num_groups": 8}
+TINY = SD_V1 | {
+    "block_out_channels": (16, 32, 64, 64),
+    "attention_head_dim": 4,
+    "cross_attention_dim": 24,
+    "norm_num_groups": 8,
+}
 THREE_LEVELS = {
     "block_out_channels": (16, 32, 48),
     "layers_per_block": 1,
@@ -95,7 +101,7 @@ def both(ours, theirs, frames, h, w, t=541):
     return got, expected.unflatten(0, (2, frames))
 
 
-# ---- the UNet ------------------------------------------------------------------------------------------------------------
+# ---- the UNet ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", ["torch", "reference"])
@@ -117,7 +123,10 @@ def test_unet_at_two_times():
 def test_a_wrong_weight_shows():
     """The bound is not so wide, nor the weights so tame, that a wrong layer deep inside would pass."""
     ours, theirs = unet_pair(TINY)
-    for layer in (ours.mid_block.attentions[0].transformer_blocks[0].attn2.to_k, ours.down_blocks[3].resnets[1].time_emb_proj):
+    for layer in (
+        ours.mid_block.attentions[0].transformer_blocks[0].attn2.to_k,
+        ours.down_blocks[3].resnets[1].time_emb_proj,
+    ):
         layer.weight = torch.nn.Parameter(layer.weight * 1.01, requires_grad=False)
         assert relative(*both(ours, theirs, frames=1, h=16, w=16)) > 1e-5
 
@@ -140,7 +149,7 @@ def real_unets():
     return unet_pair(SD_V1)
 
 
-# ---- the VAE -------------------------------------------------------------------------------------------------------------
+# ---- the VAE -----------------------------------------------------------------------------------------------
 
 
 def check_vae(ours, theirs, h, w, bound):
@@ -169,21 +178,29 @@ def test_real_vae(h, w, record_property):
     record_property("relative", check_vae(*vae_pair((128, 256, 512, 512), 2), h=h, w=w, bound=1e-4))
 
 
-# ---- names ---------------------------------------------------------------------------------------------------------------
+# ---- names -------------------------------------------------------------------------------------------------
 
 
 def test_compvis_names_are_those_of_diffusers_converter():
-    """Our tables against diffusers' own conversion of the original layout, at Stable Diffusion v1's shapes: one tensor for each name."""
+    """Our tables against diffusers' own conversion of the original layout, at Stable Diffusion v1's shapes: one tensor
+    for each name.
+    """
     from diffusers.loaders import single_file_utils as converters
 
     with torch.device("meta"):
         unet, vae = UNet(UNetConfig()).state_dict(), VAE(VAEConfig()).state_dict()
     flat = compvis(unet, vae, {})
-    attention_blocks = {"down_block_types": SD_V1["down_block_types"], "up_block_types": SD_V1["up_block_types"], "layers_per_block": 2}
+    attention_blocks = {
+        "down_block_types": SD_V1["down_block_types"],
+        "up_block_types": SD_V1["up_block_types"],
+        "layers_per_block": 2,
+    }
     config = attention_blocks | {"class_embed_type": None, "addition_embed_type": None}
     converted = converters.convert_ldm_unet_checkpoint(dict(flat), config)
     assert converted.keys() == unet.keys()
-    named = layouts.rename(layouts.under(flat, layouts.UNET_PREFIX), layouts.unet_table(2, UNetConfig().up_attention), "test")
+    named = layouts.rename(
+        layouts.under(flat, layouts.UNET_PREFIX), layouts.unet_table(2, UNetConfig().up_attention), "test"
+    )
     assert all(t is named[key] for key, t in converted.items())
 
     levels = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
@@ -195,7 +212,7 @@ def test_compvis_names_are_those_of_diffusers_converter():
         assert t.shape == vae[key].shape if ".attentions." in key else t is named[key]
 
 
-# ---- plain Stable Diffusion ----------------------------------------------------------------------------------------------
+# ---- plain Stable Diffusion --------------------------------------------------------------------------------
 
 
 def sample(unet, z, embedding, negative, scheduler, steps, guidance, frame_index):
@@ -211,17 +228,27 @@ def pipeline(folder):
         folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False, low_cpu_mem_usage=False
     )
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(
+        pipe.scheduler.config, clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )
     return pipe
 
 
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
 def test_one_untuned_frame_is_plain_stable_diffusion(guidance, golden):
-    """Text, 5 steps of DDIM and decoding: diffusers' StableDiffusionPipeline on the same files. The paper's frame index changes nothing."""
+    """Text, 5 steps of DDIM and decoding: diffusers' StableDiffusionPipeline on the same files. The paper's frame index
+    changes nothing.
+    """
     prompt, negative, z = "watercolor painting of a silver jeep, near the sea", "blurry", numbers(5, 1, 4, 16, 16)
     ours, pipe = load_checkpoint(golden / "tiny_sd"), pipeline(golden / "tiny_sd")
     embedding, unguided = ours.text.encode([prompt, negative])
-    options = {"prompt": prompt, "negative_prompt": negative, "num_inference_steps": 5, "guidance_scale": guidance, "eta": 0.0}
+    options = {
+        "prompt": prompt,
+        "negative_prompt": negative,
+        "num_inference_steps": 5,
+        "guidance_scale": guidance,
+        "eta": 0.0,
+    }
     expected = pipe(**options, latents=z, height=128, width=128, output_type="latent").images
     theirs = pipe.encode_prompt(prompt, "cpu", 1, True, negative)
     assert relative(embedding, theirs[0][0]) < 1e-6 and relative(unguided, theirs[1][0]) < 1e-6
@@ -246,8 +273,14 @@ def test_own_frames_are_plain_stable_diffusion(golden):
 def test_inversion_is_diffusers():
     """DDIM inversion of a frame at guidance 1, step by step, against the same UNet and noise schedule of diffusers."""
     ours, theirs = unet_pair(TINY)
-    scheduler = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                                        set_alpha_to_one=False, steps_offset=1)  # fmt: skip
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
     schedule, embedding, z = Schedule.of(dict(scheduler.config), 5), numbers(2, TOKENS, 24), numbers(7, 1, 4, 16, 16)
     scheduler.set_timesteps(5)
     assert schedule.timesteps == tuple(scheduler.timesteps.tolist())
@@ -261,7 +294,7 @@ def test_inversion_is_diffusers():
             assert relative(source.latents[t], z) < 1e-5
 
 
-# ---- tuned models --------------------------------------------------------------------------------------------------------
+# ---- tuned models ------------------------------------------------------------------------------------------
 
 WIDTHS = (4, 16, 32, 64)
 RANKS = tuple((width, max(width // 4, 1)) for width in WIDTHS)
@@ -287,13 +320,22 @@ def predict(unet, frames=4):
 
 @pytest.mark.parametrize("name", TEMPORALS)
 def test_a_fresh_temporal_part_changes_nothing(name):
-    """As tuning begins: zero output of attention, identity or zero convolutions. Then the model is its untuned self on any clip."""
+    """As tuning begins: zero output of attention, identity or zero convolutions. Then the model is its untuned self on
+    any clip.
+    """
     model = tuned(TEMPORALS[name])
     plain = tuned(None)
     plain.load_state_dict({k: t for k, t in model.state_dict().items() if "_temporal" not in k})
     assert relative(predict(model), predict(plain)) > 1e-2, "a random temporal part must change something"
     for key, p in model.named_parameters():
-        if key.endswith(("attn_temporal.to_out.0.weight", "attn_temporal.to_out.0.bias", "conv_temporal.bias", "conv_temporal.up.weight")):
+        if key.endswith(
+            (
+                "attn_temporal.to_out.0.weight",
+                "attn_temporal.to_out.0.bias",
+                "conv_temporal.bias",
+                "conv_temporal.up.weight",
+            )
+        ):
             p.zero_()
         elif key.endswith("conv_temporal.weight"):
             torch.nn.init.dirac_(p)

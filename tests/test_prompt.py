@@ -33,7 +33,9 @@ def test_replacement(text):
     assert list(columns) == CAR.split()
     assert (columns["blue"].what, columns["blue"].sources, columns["blue"].steps) == ("replaced", ("red",), (1, 5))
     assert {c.what for word, c in columns.items() if word != "blue"} == {"kept"}
-    assert lines[-1] == "  self-attention: the source's at steps 3-6 of 10, outside the mask of red (> 0.3 of its maximum)"
+    assert (
+        lines[-1] == "  self-attention: the source's at steps 3-6 of 10, outside the mask of red (> 0.3 of its maximum)"
+    )
     assert any(line.split() == ["blue", "2", "replaced", "red", "1-5", "of", "10"] for line in lines)
 
 
@@ -44,11 +46,18 @@ def test_a_word_of_several_tokens_takes_one_of_fewer(text):
 
 
 def test_refinement_and_weights(text):
-    columns, lines = told(text, f"watercolor painting of {SOURCE}", align="refine", reweight=(("watercolor", 10.0), ("car", 0.5)),
-                          cross_replace=0.7)  # fmt: skip
+    columns, lines = told(
+        text,
+        f"watercolor painting of {SOURCE}",
+        align="refine",
+        reweight=(("watercolor", 10.0), ("car", 0.5)),
+        cross_replace=0.7,
+    )
     assert {word for word, c in columns.items() if c.what == "new"} == {"watercolor", "painting", "of"}
     # a new word's own attention is always its own: its window matters for its weight alone
-    assert (columns["watercolor"].weight, columns["watercolor"].steps) == (10, (1, 7)) and columns["painting"].steps is None
+    assert (columns["watercolor"].weight, columns["watercolor"].steps) == (10, (1, 7)) and columns[
+        "painting"
+    ].steps is None
     assert (columns["car"].what, columns["car"].weight, columns["red"].weight) == ("kept", 0.5, 1)
     assert any("watercolor" in line and line.endswith("x10") for line in lines)
     lost = told(text, "a red car on the sand")[1]
@@ -56,7 +65,9 @@ def test_refinement_and_weights(text):
 
 
 def test_windows(text):
-    columns, lines = told(text, CAR, cross_replace=0.5, cross_replace_words=(("blue", 0.0), ("car", (0.2, 1.0))), self_replace=0.0)
+    columns, lines = told(
+        text, CAR, cross_replace=0.5, cross_replace_words=(("blue", 0.0), ("car", (0.2, 1.0))), self_replace=0.0
+    )
     assert (columns["blue"].what, columns["blue"].steps, columns["blue"].sources) == ("own", None, ())
     assert columns["car"].steps == (3, 10) and columns["a"].steps == (1, 5)
     assert lines[-1] == "  self-attention: the edit's own throughout"
@@ -67,7 +78,12 @@ def test_command_line_without_a_clip_computes_nothing(monkeypatch, capsys, tmp_p
     monkeypatch.setattr(prompt, "word_maps", lambda *_: pytest.fail("no clip was given"))
     assert prompt.main(["--source", SOURCE, "--target", CAR, "--target", "a car", "--refine.1", "--steps", "10"]) == 0
     said = capsys.readouterr().out
-    assert "edit 0: 'a blue car" in said and "edit 1: 'a car'" in said and "replaced   red" in said and not list(tmp_path.iterdir())
+    assert (
+        "edit 0: 'a blue car" in said
+        and "edit 1: 'a car'" in said
+        and "replaced   red" in said
+        and not list(tmp_path.iterdir())
+    )
     assert prompt.main(["--source", SOURCE, "--target", CAR, "--method", "ddim"]) == 0
     assert "method ddim fuses nothing" in capsys.readouterr().out
 
@@ -98,18 +114,35 @@ def test_pictures_of_a_clip(tmp_path, capsys, monkeypatch):
     def maps(settings, steps, say):
         frames, found, size = real(settings, steps, say)
         # a few steps of a model: a distribution over the tokens at every pixel
-        assert steps == 2 and torch.allclose(found.sum(-1), torch.ones(()), atol=1e-4) and found.shape == (2, size[0] * size[1], 77)
+        assert (
+            steps == 2
+            and torch.allclose(found.sum(-1), torch.ones(()), atol=1e-4)
+            and found.shape == (2, size[0] * size[1], 77)
+        )
         found = torch.zeros(2, *size, 77)
         found[:, :, : size[1] // 2, 2], found[:, 0, 0, 3] = 1, 1
         return torch.zeros_like(frames), found.flatten(1, 2), size
 
     monkeypatch.setattr(prompt, "word_maps", maps)
-    argv = ["--source", SOURCE, "--target", CAR, "--edit", "shape", "--video", mini.example()["clip.path"], "--frames", "2"]
+    argv = [
+        "--source",
+        SOURCE,
+        "--target",
+        CAR,
+        "--edit",
+        "shape",
+        "--video",
+        mini.example()["clip.path"],
+        "--frames",
+        "2",
+    ]
     assert prompt.main([*argv, "--threads", "1", "--map-steps=2", "--out", str(tmp_path)]) == 0
     assert "9 pictures" in capsys.readouterr().out
     names = sorted(p.name for p in tmp_path.iterdir())
     words = SOURCE.split()
-    assert names == sorted([*(f"{i:02d}-{word}.png" for i, word in enumerate(words)), "all-words.png", "mask-edit-0.png"])
+    assert names == sorted(
+        [*(f"{i:02d}-{word}.png" for i, word in enumerate(words)), "all-words.png", "mask-edit-0.png"]
+    )
     picture = np.asarray(Image.open(tmp_path / "mask-edit-0.png")).astype(int)
     first = picture[-mini.SIZE :, : mini.SIZE]
     # max-pooled by one: left of the middle it is edited, the last quarter never

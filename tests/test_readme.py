@@ -17,7 +17,9 @@ def readme(root):
 def test_every_module_is_in_the_file_guide_once(root, readme):
     guide = readme.partition("## Files\n")[2].partition("\n## ")[0]
     named = re.findall(r"`((?:fz|kernels|weights|bench)/[\w/]+\.py)`", guide)
-    there = [str(p.relative_to(root)) for name in ("fz", "kernels", "weights", "bench") for p in (root / name).rglob("*.py")]
+    there = [
+        str(p.relative_to(root)) for name in ("fz", "kernels", "weights", "bench") for p in (root / name).rglob("*.py")
+    ]
     assert sorted(named) == sorted(path for path in there if path != "fz/__init__.py")
 
 

@@ -1,6 +1,8 @@
-"""Stable Diffusion v1.4's own shapes with random weights, through every layout: the same models to the bit, in bounded memory (slow).
+"""Stable Diffusion v1.4's own shapes with random weights, through every layout: the same models to the bit, in bounded
+memory (slow).
 
-Writes files of 4 GB, one layout at a time, under pytest's temporary folder. `test_weights.py` does the same quickly on a tiny model.
+Writes files of 4 GB, one layout at a time, under pytest's temporary folder. `test_weights.py` does the same quickly on
+a tiny model.
 """
 
 import json
@@ -32,8 +34,15 @@ SD_UNET = {
     "layers_per_block": 2,
     "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
 }
-SD_VAE = {"_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512], "latent_channels": 4, "layers_per_block": 2}
-SD_TEXT = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, vocab_size=49408)
+SD_VAE = {
+    "_class_name": "AutoencoderKL",
+    "block_out_channels": [128, 256, 512, 512],
+    "latent_channels": 4,
+    "layers_per_block": 2,
+}
+SD_TEXT = CLIPTextConfig(
+    hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, vocab_size=49408
+)
 IDS = torch.randint(0, 49406, (1, 77), generator=torch.Generator().manual_seed(0))
 
 
@@ -151,7 +160,9 @@ print(peak - before, anonymous() - before)
 
 def memory_of_loading(file, tokenizer):
     """Bytes that a process of its own holds beside mapped files: at most while loading, and after it."""
-    out = subprocess.run([sys.executable, "-c", LOAD, str(file), str(tokenizer)], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", LOAD, str(file), str(tokenizer)], capture_output=True, text=True, check=True
+    ).stdout
     return [int(n) for n in out.split()]
 
 
@@ -169,7 +180,11 @@ def test_every_layout_is_the_same_model(layout, model, expected, golden, tmp_pat
     for name, out in outputs(loaded).items():
         assert torch.equal(out, expected[name]), name
     record_property("report", checkpoint.report)
-    assert "UNet 859.5 M" in checkpoint.report and "VAE 83.7 M" in checkpoint.report and "text encoder 123.1 M" in checkpoint.report
+    assert (
+        "UNet 859.5 M" in checkpoint.report
+        and "VAE 83.7 M" in checkpoint.report
+        and "text encoder 123.1 M" in checkpoint.report
+    )
     if Path("/proc/self/status").exists():
         size = sum(4 * p.numel() for m in loaded.values() for p in m.parameters())
         peak, after = (n / size for n in memory_of_loading(file, golden / "tiny_sd" / "tokenizer"))

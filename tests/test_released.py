@@ -1,4 +1,6 @@
-"""The released configs: every one is read, every key is known, and each value becomes the setting that the official code makes of it."""
+"""The released configs: every one is read, every key is known, and each value becomes the setting that the official
+code makes of it.
+"""
 
 import copy
 
@@ -54,8 +56,18 @@ def test_teaser_watercolor(shared):
         released.DEFAULTS, released.translate(read(shared / "fatezero_configs/teaser/jeep_watercolor.yaml")).overlay
     )
     assert settings.frame_index == ("mid",)
-    assert (settings.least_channels, settings.steps, settings.guidance, settings.attention) == (640, 50, 7.5, "inversion")
-    assert (settings.clip.path, settings.clip.frames, settings.clip.size, settings.clip.every) == ("data/teaser_car-turn", 8, 512, 1)
+    assert (settings.least_channels, settings.steps, settings.guidance, settings.attention) == (
+        640,
+        50,
+        7.5,
+        "inversion",
+    )
+    assert (settings.clip.path, settings.clip.frames, settings.clip.size, settings.clip.every) == (
+        "data/teaser_car-turn",
+        8,
+        512,
+        1,
+    )
     plain, watercolor = settings.edits
     assert watercolor.reweight == (("watercolor", 10),)
     assert (watercolor.cross_replace, watercolor.self_replace, watercolor.align) == ((0, 0.8), (0, 0.8), "refine")
@@ -66,17 +78,32 @@ def test_teaser_watercolor(shared):
 def test_teaser_latent_blend(shared):
     tree = read(shared / "fatezero_configs/teaser/jeep_posche_local_latent_blend.yaml")
     (edit,) = build(released.DEFAULTS, released.translate(tree).overlay).edits
-    assert (edit.threshold, edit.blend_latents, edit.blend_words) == (0.3, 0.3, (("silver", "jeep"), ("Porsche", "car")))
+    assert (edit.threshold, edit.blend_latents, edit.blend_words) == (
+        0.3,
+        0.3,
+        (("silver", "jeep"), ("Porsche", "car")),
+    )
     assert edit.align == "replace"
 
 
 def test_defaults_of_the_released_code():
     settings = settings_of(SMALLEST)
-    assert (settings.guidance, settings.steps, settings.frame_index, settings.least_channels) == (7, 20, (-1, "first"), 0)
+    assert (settings.guidance, settings.steps, settings.frame_index, settings.least_channels) == (
+        7,
+        20,
+        (-1, "first"),
+        0,
+    )
     assert (settings.clip.frames, settings.clip.start, settings.clip.every, settings.clip.size) == (8, 0, 1, 512)
     assert (settings.attention, settings.seed, settings.negative, settings.checkpoint) == ("inversion", 0, "", "ckpt")
     (edit,) = settings.edits
-    assert (edit.align, edit.threshold, edit.blend_latents, edit.reweight, edit.lenient) == ("replace", None, None, (), True)
+    assert (edit.align, edit.threshold, edit.blend_latents, edit.reweight, edit.lenient) == (
+        "replace",
+        None,
+        None,
+        (),
+        True,
+    )
     assert (edit.cross_replace, edit.self_replace) == ((0, 0.5), (0, 0.4))
 
 
@@ -131,7 +158,12 @@ def test_translation(assignment, path, value):
         ({"blend_words": ["jeep", "car"], "blend_self_attention": True}, 0.3, None, (("jeep",), ("car",))),
         ({"blend_words": [["man"]], "blend_self_attention": True, "blend_th": [0.2, 0.9]}, 0.2, None, (("man",), ())),
         ({"blend_words": [["man"], []], "blend_latents": True, "blend_th": [0.4, 0.9]}, None, 0.4, (("man",), ())),
-        ({"blend_words": [["jeep"], ["car"]], "blend_self_attention": True, "blend_th": [2, 2]}, 2, None, (("jeep",), ("car",))),
+        (
+            {"blend_words": [["jeep"], ["car"]], "blend_self_attention": True, "blend_th": [2, 2]},
+            2,
+            None,
+            (("jeep",), ("car",)),
+        ),
     ],
 )
 def test_masks(entry, threshold, latents, words):

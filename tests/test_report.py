@@ -1,4 +1,6 @@
-"""The report of a run's folder: one file, sound HTML, nothing fetched, all of the run in it; and the command that gives its settings."""
+"""The report of a run's folder: one file, sound HTML, nothing fetched, all of the run in it; and the command that gives
+its settings.
+"""
 
 import html.parser
 import json
@@ -27,17 +29,39 @@ def _one_thread():
 
 
 def make_run(folder, frames=8, height=256, width=256):
-    clip = np.random.default_rng(0).integers(0, 256, (frames, height // 8, width // 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    clip = (
+        np.random.default_rng(0)
+        .integers(0, 256, (frames, height // 8, width // 8, 3), dtype=np.uint8)
+        .repeat(8, 1)
+        .repeat(8, 2)
+    )
     settings = build(
-        {"clip.path": "a clip.mp4", "source": "a red <car>", "edits.0.target": 'a blue </script> & "car"', "edits.1.target": "a red car"}
+        {
+            "clip.path": "a clip.mp4",
+            "source": "a red <car>",
+            "edits.0.target": 'a blue </script> & "car"',
+            "edits.1.target": "a red car",
+        }
     )
     for name in ("source", "edit-0", "edit-1"):
         write_pngs(folder / "frames" / name, clip)
     for i, word in enumerate(("a", "red", "car")):
-        write_png(folder / f"attention/{i:02d}-{word}.png", contact_sheet([overlay(clip, torch.rand(frames, 16, 16))], [word]))
+        write_png(
+            folder / f"attention/{i:02d}-{word}.png", contact_sheet([overlay(clip, torch.rand(frames, 16, 16))], [word])
+        )
     for k in range(30):
-        write_png(folder / f"masks/edit-0-step-{k:03d}.png", contact_sheet([overlay(clip, torch.rand(frames, 8, 8) > 0.5)], [f"step {k}"]))
-    run = {"status": "done", "settings": as_json(settings), "frames": list(range(frames)), "fps": 8, "notes": ["a <note>"], "files": []}
+        write_png(
+            folder / f"masks/edit-0-step-{k:03d}.png",
+            contact_sheet([overlay(clip, torch.rand(frames, 8, 8) > 0.5)], [f"step {k}"]),
+        )
+    run = {
+        "status": "done",
+        "settings": as_json(settings),
+        "frames": list(range(frames)),
+        "fps": 8,
+        "notes": ["a <note>"],
+        "files": [],
+    }
     run["stages"] = {"invert": {"seconds": 1.5, "peak_memory_bytes": 2_000_000_000}}
     (folder / "run.json").write_text(json.dumps(run))
     return clip
@@ -88,7 +112,10 @@ def test_page(tmp_path):
 
 
 def test_a_sweeps_edits_are_told_apart(tmp_path):
-    edits = [{"target": t, "self_replace": [0.0, s], "threshold": h} for t, s, h in (("a", 0.2, 0.3), ("a", 0.4, None), ("b", 0.2, 0.3))]
+    edits = [
+        {"target": t, "self_replace": [0.0, s], "threshold": h}
+        for t, s, h in (("a", 0.2, 0.3), ("a", 0.4, None), ("b", 0.2, 0.3))
+    ]
     assert report.labels(edits) == ["a, self_replace 0.2, threshold 0.3", "a, self_replace 0.4, threshold none", "b"]
     # many edits have fewer masks each
     make_run(tmp_path, frames=1, height=64, width=64)
@@ -114,7 +141,9 @@ def test_tiles_are_the_sheets_own(tmp_path, height, width):
     assert image.size == (3 * found["width"] + 8, round(height * shrink))
 
 
-BROWSER = next((found for name in ("chromium", "google-chrome", "chromium-browser") if (found := shutil.which(name))), None)
+BROWSER = next(
+    (found for name in ("chromium", "google-chrome", "chromium-browser") if (found := shutil.which(name))), None
+)
 
 
 @pytest.mark.slow
@@ -124,7 +153,13 @@ def test_in_a_browser(tmp_path):
     make_run(tmp_path)
 
     def shown(page):
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}"]
+        flags = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path / 'profile'}",
+        ]
         command = [BROWSER, *flags, "--virtual-time-budget=3000", "--dump-dom", page.as_uri()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
@@ -144,14 +179,28 @@ def test_in_a_browser(tmp_path):
 def test_command_gives_the_settings_again(tmp_path):
     settings = build(
         {
-            "clip.path": "a clip.mp4", "clip.frames": None, "clip.size": (256, 448), "clip.every": 2, "source": "a man's red car",
-            "checkpoint": "sd v1", "steps": 10, "frame_index": (-1, "first"), "clip_norm": False, "attention": "reconstruction",
-            "edits.0.target": "a blue car", "edits.1.target": "watercolor of a car", "edits.0.reweight": (("blue", 2.5), ("car", -1.0)),
-            "edits.0.threshold": 0.3, "edits.0.blend_words": (("red", "car"), ("blue",)), "edits.1.align": "refine",
-            "edits.1.cross_replace": (0.1, 0.7), "edits.1.cross_replace_words": (("car", (0.0, 0.5)),), "edits.1.self_replace": 0.5,
+            "clip.path": "a clip.mp4",
+            "clip.frames": None,
+            "clip.size": (256, 448),
+            "clip.every": 2,
+            "source": "a man's red car",
+            "checkpoint": "sd v1",
+            "steps": 10,
+            "frame_index": (-1, "first"),
+            "clip_norm": False,
+            "attention": "reconstruction",
+            "edits.0.target": "a blue car",
+            "edits.1.target": "watercolor of a car",
+            "edits.0.reweight": (("blue", 2.5), ("car", -1.0)),
+            "edits.0.threshold": 0.3,
+            "edits.0.blend_words": (("red", "car"), ("blue",)),
+            "edits.1.align": "refine",
+            "edits.1.cross_replace": (0.1, 0.7),
+            "edits.1.cross_replace_words": (("car", (0.0, 0.5)),),
+            "edits.1.self_replace": 0.5,
             "edits.1.blend_latents": 0.4,
         }
-    )  # fmt: skip
+    )
     words = shlex.split(command(as_json(settings), "out"))
     assert words[:3] == ["python", "-m", "fz.run"]
     again = parse(words[3:]).settings

@@ -1,4 +1,6 @@
-"""A run that is killed at any moment and started again gives the same bytes, and does no step again that it had done."""
+"""A run that is killed at any moment and started again gives the same bytes, and does no step again that it had
+done.
+"""
 
 import hashlib
 import json
@@ -16,11 +18,35 @@ TIMINGS = ("started", "finished", "stages")
 
 def command(shared, out, store):
     return [
-        sys.executable, "-m", "fz.run", "--video", str(shared / "data/jeep"), "--checkpoint", str(shared / "golden/tiny_sd"),
-        "--source", "a silver jeep driving down a road", "--target", "a red jeep driving down a road", "--target", "a silver car on a road",
-        "--size", "128", "--frames", "4", "--steps", "12", "--store", store, "--threads", "1", "--device", "cpu",
-        "--save-latents", "--out", str(out),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "fz.run",
+        "--video",
+        str(shared / "data/jeep"),
+        "--checkpoint",
+        str(shared / "golden/tiny_sd"),
+        "--source",
+        "a silver jeep driving down a road",
+        "--target",
+        "a red jeep driving down a road",
+        "--target",
+        "a silver car on a road",
+        "--size",
+        "128",
+        "--frames",
+        "4",
+        "--steps",
+        "12",
+        "--store",
+        store,
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+        "--save-latents",
+        "--out",
+        str(out),
+    ]
 
 
 def content(folder):

@@ -1,4 +1,6 @@
-"""Sweeps: which settings a text means, that mistakes are answered, and that a sweep is one inversion, one sheet and a row an edit."""
+"""Sweeps: which settings a text means, that mistakes are answered, and that a sweep is one inversion, one sheet and a
+row an edit.
+"""
 
 import csv
 import json
@@ -49,7 +51,18 @@ def test_sweep_mistakes(texts, said):
         sweep.read_sweeps(texts)
 
 
-FLAGS = ["--checkpoint", "x", "--video", "clip.mp4", "--source", "a red car", "--target", "a blue car", "--target", "a red bus"]
+FLAGS = [
+    "--checkpoint",
+    "x",
+    "--video",
+    "clip.mp4",
+    "--source",
+    "a red car",
+    "--target",
+    "a blue car",
+    "--target",
+    "a red bus",
+]
 
 
 def test_flag_multiplies_every_edit():
@@ -97,9 +110,35 @@ def test_one_inversion_one_sheet(shared, tmp_path, monkeypatch, capsys, command)
     inverted, invert = [], pipeline.invert
     monkeypatch.setattr(pipeline, "invert", lambda *args: inverted.append(1) or invert(*args))
     out = tmp_path / "out"
-    argv = ["--checkpoint", str(shared / "golden/tiny_sd"), "--video", str(shared / "data/jeep"), "--cache", str(tmp_path / "cache")]
-    argv += ["--source", "a silver jeep driving down a road", "--target", "a red jeep driving down a road", "--out", str(out)]
-    argv += ["--size", "64", "--frames", "2", "--steps", "2", "--device", "cpu", "--sweep", "self_replace=0:1:0.5", "blend_th=0.3,none"]
+    argv = [
+        "--checkpoint",
+        str(shared / "golden/tiny_sd"),
+        "--video",
+        str(shared / "data/jeep"),
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
+    argv += [
+        "--source",
+        "a silver jeep driving down a road",
+        "--target",
+        "a red jeep driving down a road",
+        "--out",
+        str(out),
+    ]
+    argv += [
+        "--size",
+        "64",
+        "--frames",
+        "2",
+        "--steps",
+        "2",
+        "--device",
+        "cpu",
+        "--sweep",
+        "self_replace=0:1:0.5",
+        "blend_th=0.3,none",
+    ]
     assert command(argv) == 0
     assert len(inverted) == 1
     said = capsys.readouterr().out
@@ -115,7 +154,10 @@ def test_one_inversion_one_sheet(shared, tmp_path, monkeypatch, capsys, command)
     alone = argv[: argv.index("--sweep")]
     alone[alone.index(str(out))] = str(tmp_path / "alone")
     assert main([*alone, "--self-replace", "0.5", "--threshold", "0.3"]) == 0
-    pictures = [np.asarray(Image.open(folder / "00000.png")) for folder in (tmp_path / "alone/frames/edit-0", out / "frames/edit-2")]
+    pictures = [
+        np.asarray(Image.open(folder / "00000.png"))
+        for folder in (tmp_path / "alone/frames/edit-0", out / "frames/edit-2")
+    ]
     assert np.array_equal(*pictures)
     # done again, nothing is computed again; a dry run writes no sheet
     before = (out / "sweep.png").read_bytes(), (out / "sweep.csv").read_bytes()
@@ -125,9 +167,37 @@ def test_one_inversion_one_sheet(shared, tmp_path, monkeypatch, capsys, command)
 
 
 def test_clip_judges_the_sweep_and_the_report(shared, tmp_path):
-    argv = ["--checkpoint", str(shared / "golden/tiny_sd"), "--video", str(shared / "data/jeep"), "--cache", "none", "--device", "cpu"]
-    argv += ["--source", "a silver jeep driving down a road", "--target", "a red jeep driving down a road", "--out", str(tmp_path / "out")]
-    argv += ["--size", "64", "--frames", "2", "--steps", "1", "--sweep", "threshold=0.3,none", "--report", "--clip", mini.clip()]
+    argv = [
+        "--checkpoint",
+        str(shared / "golden/tiny_sd"),
+        "--video",
+        str(shared / "data/jeep"),
+        "--cache",
+        "none",
+        "--device",
+        "cpu",
+    ]
+    argv += [
+        "--source",
+        "a silver jeep driving down a road",
+        "--target",
+        "a red jeep driving down a road",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    argv += [
+        "--size",
+        "64",
+        "--frames",
+        "2",
+        "--steps",
+        "1",
+        "--sweep",
+        "threshold=0.3,none",
+        "--report",
+        "--clip",
+        mini.clip(),
+    ]
     assert main(argv) == 0
     rows = json.loads((tmp_path / "out/sweep.json").read_text())
     assert all(-1 <= row["tem_con"] <= 1 and 0 <= row["frame_acc"] <= 1 for row in rows)

@@ -34,7 +34,9 @@ def runs(monkeypatch):
         called.append(settings)
         frames = read_clip(settings.clip, 16).frames
         Path(settings.out).mkdir(parents=True, exist_ok=True)
-        edits = [pipeline.Edited(edit, frames * (-1 if i % 2 else 0.5), [], {}) for i, edit in enumerate(settings.edits)]
+        edits = [
+            pipeline.Edited(edit, frames * (-1 if i % 2 else 0.5), [], {}) for i, edit in enumerate(settings.edits)
+        ]
         return pipeline.Result(settings, [], settings.out, Video(frames, 8, tuple(range(len(frames)))), edits=edits)
 
     monkeypatch.setattr(pipeline, "run", run)
@@ -69,8 +71,13 @@ def test_methods_are_what_they_say(tmp_path, runs):
     bench(tmp_path)
     first = {Path(s.out).parent.name: s for s in runs[: len(table1.TABLE) + len(table1.ABLATED)]}
     assert [e.threshold for e in first["fatezero"].edits] == [None, 0.3, None]
-    methods = {"ddim-inversion-target-prompt": "ddim", "frame-wise-null-text-p2p": "null-p2p", "frame-wise-sdedit": "sdedit",
-               "plug-and-play-features": "pnp", "frame-wise-ddim-inversion-target-prompt": "ddim"}  # fmt: skip
+    methods = {
+        "ddim-inversion-target-prompt": "ddim",
+        "frame-wise-null-text-p2p": "null-p2p",
+        "frame-wise-sdedit": "sdedit",
+        "plug-and-play-features": "pnp",
+        "frame-wise-ddim-inversion-target-prompt": "ddim",
+    }
     assert {name: s.method for name, s in first.items()} == {name: methods.get(name, "fatezero") for name in first}
     assert first["frame-wise-ddim-inversion-target-prompt"].frame_index == (0,)
     assert first["fig-3-8-attention-of-reconstruction"].attention == "reconstruction"
@@ -87,12 +94,17 @@ def test_methods_are_chosen_and_counted(tmp_path, runs, capsys):
     assert bench(tmp_path, "--clips", "3", "--methods", "sdedit", "fatezero", "no-self") == 0
     said = capsys.readouterr().out
     assert len(runs) == 9 and {p.name for p in (tmp_path / "cells").iterdir()} == {
-        "fatezero", "frame-wise-sdedit", "fig-4-9-no-self-attention-fused"
-    }  # fmt: skip
+        "fatezero",
+        "frame-wise-sdedit",
+        "fig-4-9-no-self-attention-fused",
+    }
     assert "3 clips" in said and "| frame-wise: SDEdit |" in said and "Null-text" not in said
     assert (tmp_path / "table1.md").read_text() == said and f"commit {table1.commit()}" in said
     # what was done counts for more methods, more clips and other processes
-    assert bench(tmp_path, "--clips", "3", "--methods", "fatezero", "sdedit", "--seeds", "2", "--threads", "1") == 0 and len(runs) == 15
+    assert (
+        bench(tmp_path, "--clips", "3", "--methods", "fatezero", "sdedit", "--seeds", "2", "--threads", "1") == 0
+        and len(runs) == 15
+    )
     assert bench(tmp_path, "--methods", "sdedi") == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert "Did you mean 'sdedit'" in err
@@ -103,21 +115,38 @@ def test_summary():
     rows = [{"clip": c, "tem_con": v} for c, v in (("a", 0.9), ("a", 0.7), ("b", 0.6), ("c", 0.4))]
     got = summary.summary(rows)["tem_con"]
     # clips are the unit: 0.8, 0.6, 0.4
-    assert got["clips"] == 3 and got["mean"] == pytest.approx(0.6) and got["half"] == pytest.approx(4.3027 * 0.2 / 3**0.5)
+    assert (
+        got["clips"] == 3 and got["mean"] == pytest.approx(0.6) and got["half"] == pytest.approx(4.3027 * 0.2 / 3**0.5)
+    )
     assert [numbers.student(df) for df in (1, 4, 31, 1000)] == pytest.approx([12.706, 2.776, 2.0395, 1.9623], abs=0.01)
 
 
 def rows_of(tem, acc, spread=(0.0, 0.0, 0.0)):
-    return [{"clip": str(i), "kind": "style", "commit": "c", "tem_con": tem + d, "frame_acc": acc} for i, d in enumerate(spread)]
+    return [
+        {"clip": str(i), "kind": "style", "commit": "c", "tem_con": tem + d, "frame_acc": acc}
+        for i, d in enumerate(spread)
+    ]
 
 
 @pytest.mark.parametrize(
     "ours, plain, said",
     [
-        (rows_of(0.9, 0.9), rows_of(0.95, 0.2), "First in Tem-Con among methods that edit (Frame-Acc >= 0.8): FateZero, 0.9000."),
+        (
+            rows_of(0.9, 0.9),
+            rows_of(0.95, 0.2),
+            "First in Tem-Con among methods that edit (Frame-Acc >= 0.8): FateZero, 0.9000.",
+        ),
         (rows_of(0.9, 0.9), rows_of(0.8, 0.8), "FateZero is ahead of ddim by 0.1000 ± 0.0000 clip by clip."),
-        (rows_of(0.9, 0.9), rows_of(0.95, 0.8), "ddim, 0.9500. FateZero is not: 0.9000, place 2. ddim is ahead of FateZero by 0.0500"),
-        (rows_of(0.9, 0.9, (0, 0.1, -0.1)), rows_of(0.89, 0.9), "by 0.0100 ± 0.2484 clip by clip (the interval holds 0: not told apart)"),
+        (
+            rows_of(0.9, 0.9),
+            rows_of(0.95, 0.8),
+            "ddim, 0.9500. FateZero is not: 0.9000, place 2. ddim is ahead of FateZero by 0.0500",
+        ),
+        (
+            rows_of(0.9, 0.9, (0, 0.1, -0.1)),
+            rows_of(0.89, 0.9),
+            "by 0.0100 ± 0.2484 clip by clip (the interval holds 0: not told apart)",
+        ),
         (rows_of(0.9, 0.1), rows_of(0.95, 0.8), "FateZero is not: its Frame-Acc is 0.100."),
         (rows_of(0.9, 0.1), rows_of(0.9, 0.2), "No method reaches Frame-Acc 0.8"),
         ([], rows_of(0.9, 0.9), "FateZero was not run."),
@@ -130,8 +159,14 @@ def test_verdict(ours, plain, said):
 
 def test_the_table_itself_says_the_place():
     plain = table1.TABLE[1].name
-    text, _, said = table1.page({"FateZero": rows_of(0.9, 0.9), plain: rows_of(0.95, 0.8), table1.TABLE[2].name: rows_of(0.99, 0.3)})
-    assert "| FateZero | 2 | 0.9000 ± 0.0000 |" in text and f"| {plain} | 1 |" in text and f"| {table1.TABLE[2].name} | - |" in text
+    text, _, said = table1.page(
+        {"FateZero": rows_of(0.9, 0.9), plain: rows_of(0.95, 0.8), table1.TABLE[2].name: rows_of(0.99, 0.3)}
+    )
+    assert (
+        "| FateZero | 2 | 0.9000 ± 0.0000 |" in text
+        and f"| {plain} | 1 |" in text
+        and f"| {table1.TABLE[2].name} | - |" in text
+    )
     assert "FateZero is not" in said and said in text
 
 
@@ -145,12 +180,25 @@ def unsigned(content):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_and_started_again_it_gives_the_same_bytes(shared, tmp_path, processes):
     def start(name):
-        arguments = ["--checkpoint", str(shared / "golden/tiny_sd"), "--clips", "3", "--frames", "2", "--size", "64", "--steps", "2"]
+        arguments = [
+            "--checkpoint",
+            str(shared / "golden/tiny_sd"),
+            "--clips",
+            "3",
+            "--frames",
+            "2",
+            "--size",
+            "64",
+            "--steps",
+            "2",
+        ]
         arguments += ["--methods", "fatezero", "ddim", "sdedit", "--processes", str(processes), "--threads", "1"]
         environment = os.environ | {"FZ_CACHE": str(tmp_path / f"cache-{name}"), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "bench.table1", *arguments, "--out", str(tmp_path / name)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env=environment, cwd=table1.__file__.rpartition("/bench")[0], start_new_session=True, **pipes)
+        return subprocess.Popen(
+            command, env=environment, cwd=table1.__file__.rpartition("/bench")[0], start_new_session=True, **pipes
+        )
 
     def cells():
         return {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("cells/*/*.json")}
@@ -170,7 +218,9 @@ def test_killed_and_started_again_it_gives_the_same_bytes(shared, tmp_path, proc
         while alive(process.pid) and time.monotonic() < end:
             time.sleep(0.1)
         assert not alive(process.pid), "a killed bench leaves processes at work"
-        assert process.returncode == -signal.SIGKILL and kept.items() <= cells().items(), "a cell that was done was done again"
+        assert process.returncode == -signal.SIGKILL and kept.items() <= cells().items(), (
+            "a cell that was done was done again"
+        )
         kept = cells()
     for _ in range(2):
         last = start("killed")

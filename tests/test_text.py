@@ -12,12 +12,21 @@ from fz.weights.load import load_tokenizer
 @pytest.fixture(scope="module")
 def text(golden):
     folder = golden / "tiny_sd"
-    return TextEncoder(load_tokenizer(folder / "tokenizer", 2**31), CLIPTextModel.from_pretrained(folder / "text_encoder"))
+    return TextEncoder(
+        load_tokenizer(folder / "tokenizer", 2**31), CLIPTextModel.from_pretrained(folder / "text_encoder")
+    )
 
 
 def test_ids_are_those_of_the_whole_prompt(text):
     """Words are tokenized one by one; CLIP's own answer for the sentence is the same, padding included."""
-    prompts = ("a silver jeep driving down a curvy road", "don't stop the rock'n'roll", " a  cat ", "Café, #1 (2024)!", "😀 cat\nsits", "")
+    prompts = (
+        "a silver jeep driving down a curvy road",
+        "don't stop the rock'n'roll",
+        " a  cat ",
+        "Café, #1 (2024)!",
+        "😀 cat\nsits",
+        "",
+    )
     for prompt in prompts:
         whole = text.tokenizer(prompt, padding="max_length", max_length=LENGTH)["input_ids"]
         assert list(text.tokens(prompt).ids) == whole, prompt

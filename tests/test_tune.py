@@ -21,7 +21,9 @@ from fz.model.unet import Temporal, UNet, UNetConfig
 from fz.tuning import trainer as tuning
 from fz.weights.load import load_checkpoint
 
-SMALL = UNetConfig(block_out_channels=(16, 24, 32, 32), heads=(2,) * 4, cross_attention_dim=12, norm_num_groups=4, layers_per_block=1)
+SMALL = UNetConfig(
+    block_out_channels=(16, 24, 32, 32), heads=(2,) * 4, cross_attention_dim=12, norm_num_groups=4, layers_per_block=1
+)
 ALPHA_BARS = Schedule.of({}, 10).alpha_bars
 RECIPES = tuning.RECIPES.values()
 
@@ -48,7 +50,9 @@ def tuner(unet=None, recipe="fatezero", rate=1e-3, **options):
 def test_it_begins_as_the_model_that_it_was_given(recipe):
     unet, x = small(torch.float64), lesson(torch.float64)
     inflated = tuning.inflate(unet, recipe, rank=8)
-    assert inflated.config.temporal == Temporal(True, "low_rank" if recipe.conv else None, inflated.config.temporal.ranks)
+    assert inflated.config.temporal == Temporal(
+        True, "low_rank" if recipe.conv else None, inflated.config.temporal.ranks
+    )
     text = TextContext(x.embedding[None])
     with torch.no_grad():
         before, after = (u(x.z[None], 500, text, Plain(tuning.ANCHORS)) for u in (unet, inflated))
@@ -74,7 +78,9 @@ def test_gradients_are_plain_autograds_for_what_is_trained_and_none_elsewhere(na
 
     monkeypatch.setattr(ours.optimiser, "step", lambda: None)
     kept = {}
-    monkeypatch.setattr(ours.optimiser, "zero_grad", lambda **_: kept.update({k: p.grad for k, p in ours.unet.named_parameters()}))
+    monkeypatch.setattr(
+        ours.optimiser, "zero_grad", lambda **_: kept.update({k: p.grad for k, p in ours.unet.named_parameters()})
+    )
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: None)
     ours.step([x])
     chosen = set(ours.weights)
@@ -135,13 +141,32 @@ def test_it_learns_the_clip():
     assert ours.fixed_loss(x) < 0.95 * before
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------------
+# ---- the command -------------------------------------------------------------------------------------------
 
 
 def arguments(shared, out, *more):
     golden = shared / "golden"
-    return ["--checkpoint", str(golden / "tiny_sd"), "--video", str(golden / "clips/car128"), "--prompt", "a silver jeep on a road",
-            "--size", "64", "--frames", "2", "--steps", "3", "--device", "cpu", "--threads", "1", "--out", str(out), *more]  # fmt: skip
+    return [
+        "--checkpoint",
+        str(golden / "tiny_sd"),
+        "--video",
+        str(golden / "clips/car128"),
+        "--prompt",
+        "a silver jeep on a road",
+        "--size",
+        "64",
+        "--frames",
+        "2",
+        "--steps",
+        "3",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 def test_the_folder_has_the_layout_of_the_released_code(shared, tmp_path, capsys):
@@ -151,7 +176,11 @@ def test_the_folder_has_the_layout_of_the_released_code(shared, tmp_path, capsys
     assert command.main(arguments(shared, out, *flags)) == 0
     assert "loss on 64 fixed draws" in capsys.readouterr().out
     theirs = shared / "golden/tiny_tuned"
-    for name in ("unet/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.bin", "text_encoder/pytorch_model.bin"):
+    for name in (
+        "unet/diffusion_pytorch_model.bin",
+        "vae/diffusion_pytorch_model.bin",
+        "text_encoder/pytorch_model.bin",
+    ):
         ours, expected = (torch.load(folder / name, weights_only=True) for folder in (out, theirs))
         assert {k: t.shape for k, t in ours.items()} == {k: t.shape for k, t in expected.items()}, name
     for name in ("unet/config.json", "vae/config.json", "model_index.json"):
@@ -165,7 +194,9 @@ def test_the_folder_has_the_layout_of_the_released_code(shared, tmp_path, capsys
     written = torch.load(out / "state.pt", weights_only=True)["weights"]
     state, before = tuned.unet.state_dict(), untuned.unet.state_dict()
     assert all(torch.equal(state[k], w) for k, w in written.items())
-    assert {k for k in before if not torch.equal(state[k], before[k])} == {k for k in before if k.endswith("to_q.weight")}
+    assert {k for k in before if not torch.equal(state[k], before[k])} == {
+        k for k in before if k.endswith("to_q.weight")
+    }
     assert all(torch.equal(t, untuned.vae.state_dict()[k]) for k, t in tuned.vae.state_dict().items())
     assert tuned.text.tokens("a silver jeep").ids == untuned.text.tokens("a silver jeep").ids
     assert (out / "samples/00003-0.gif").stat().st_size and (out / "loss.png").stat().st_size
@@ -189,11 +220,24 @@ def test_the_same_command_goes_on_and_another_is_refused(shared, tmp_path, capsy
 @pytest.mark.parametrize("name", ["jeep", "man_skate", "swan"])
 def test_released_configs_unchanged(shared, tmp_path, name, capsys):
     config = shared / f"fatezero_configs/tune/{name}.yaml"
-    flags = ["--config", str(config), "--checkpoint", str(shared / "golden/tiny_sd"), "--video", str(shared / "data/jeep"), "--frames", "2"]
+    flags = [
+        "--config",
+        str(config),
+        "--checkpoint",
+        str(shared / "golden/tiny_sd"),
+        "--video",
+        str(shared / "data/jeep"),
+        "--frames",
+        "2",
+    ]
     settings, notes = command.parse(flags)
     assert (settings.recipe, settings.rate, settings.steps) == ("fatezero", 1e-5, 1000)
-    assert settings.rank == (16 if name == "man_skate" else 160) and settings.dtype == "float16" and settings.seed == 74831
-    assert settings.sample_every == settings.save_every == 50 and settings.recompute and len(settings.sample_prompts) >= 3
+    assert (
+        settings.rank == (16 if name == "man_skate" else 160) and settings.dtype == "float16" and settings.seed == 74831
+    )
+    assert (
+        settings.sample_every == settings.save_every == 50 and settings.recompute and len(settings.sample_prompts) >= 3
+    )
     assert settings.out == f"results/tuned-{name}"
     assert any("class images" in note for note in notes) == (name != "man_skate")
     assert command.main([*flags, "--size", "64", "--out", str(tmp_path / "out"), "--dry-run", "--device", "cpu"]) == 0
@@ -225,7 +269,7 @@ def test_a_folder_of_other_things_is_left_alone(shared, tmp_path, capsys):
     assert "holds other files" in capsys.readouterr().err
 
 
-# ---- slow ----------------------------------------------------------------------------------------------------------------
+# ---- slow --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -248,13 +292,18 @@ def test_a_killed_tuning_gives_the_same_weights(shared, tmp_path):
         process.wait()
         kills += 1
     assert run(tmp_path / "killed").wait() == 0
-    whole, killed = (torch.load(tmp_path / name / "unet/diffusion_pytorch_model.bin", weights_only=True) for name in ("whole", "killed"))
+    whole, killed = (
+        torch.load(tmp_path / name / "unet/diffusion_pytorch_model.bin", weights_only=True)
+        for name in ("whole", "killed")
+    )
     assert all(torch.equal(whole[k], killed[k]) for k in whole)
 
 
 @pytest.mark.slow
 def test_a_step_of_stable_diffusions_shapes_fits_20_gb():
-    """8 frames at 128x128, random weights, as `fz.tune` does it, in a process of its own: peak memory, weights included."""
+    """8 frames at 128x128, random weights, as `fz.tune` does it, in a process of its own: peak memory, weights
+    included.
+    """
     code = """
 import torch
 from fz.tuning import trainer as tuning

@@ -45,7 +45,9 @@ def same(got, expected, tolerance=12):
     assert np.abs(np.array(got, int) - np.array(expected, int)).max() <= tolerance, f"{got} is not {expected}"
 
 
-def encode(path, frames, times=None, unit=Fraction(1, 25), codec="libx264", pix_fmt="yuv420p", prepare=None, gop=12, **options):
+def encode(
+    path, frames, times=None, unit=Fraction(1, 25), codec="libx264", pix_fmt="yuv420p", prepare=None, gop=12, **options
+):
     """A video file with given display times (in units)."""
     with av.open(str(path), "w") as box:
         stream = box.add_stream(codec, rate=1 / unit, options=options)
@@ -103,7 +105,12 @@ def test_chooses_frames_as_released(golden):
     for case in json.loads((golden / "frame_indices.json").read_text()):
         settings = case["kwargs"]
         frames = settings["n_sample_frame"]
-        asked = 20, None if frames == -1 else frames, settings.get("start_sample_frame", 0), settings.get("sampling_rate", 1)
+        asked = (
+            20,
+            None if frames == -1 else frames,
+            settings.get("start_sample_frame", 0),
+            settings.get("sampling_rate", 1),
+        )
         if isinstance(case["frames"], str):
             with pytest.raises(FzError):
                 choose(*asked)
@@ -118,7 +125,16 @@ def test_chooses_frames_as_released(golden):
 
 @pytest.mark.parametrize(
     "asked, given",
-    [(512, 512), (500, 512), (64, 64), (33, 64), (32, 64), ((128, 192), (128, 192)), ((360, 640), (384, 640)), ([96, 95], (128, 64))],
+    [
+        (512, 512),
+        (500, 512),
+        (64, 64),
+        (33, 64),
+        (32, 64),
+        ((128, 192), (128, 192)),
+        ((360, 640), (384, 640)),
+        ([96, 95], (128, 64)),
+    ],
 )
 def test_rounds_sizes_aloud(asked, given):
     size, note = round_size(asked)
@@ -129,7 +145,9 @@ def test_rounds_sizes_aloud(asked, given):
         assert "is rounded to" in note and "64" in note
 
 
-@pytest.mark.parametrize("size", [0, -64, (0, 64), (64, -1), 31, (512, 16), 100000, "512", 12.5, (1, 2, 3), (), None, True])
+@pytest.mark.parametrize(
+    "size", [0, -64, (0, 64), (64, -1), 31, (512, 16), 100000, "512", 12.5, (1, 2, 3), (), None, True]
+)
 def test_refuses_sizes(size):
     with pytest.raises(FzError, match="^size"):
         round_size(size)
@@ -174,7 +192,9 @@ def test_crop_is_taken_before_the_size(tmp_path):
     assert np.array_equal(to_uint8(video.frames)[0], quarters(64, 64))
 
 
-@pytest.mark.parametrize("crop", [Crop(left=32, right=32), Crop(top=48), Crop(bottom=1000), Crop(left=-1), Crop(top=1.5)], ids=str)
+@pytest.mark.parametrize(
+    "crop", [Crop(left=32, right=32), Crop(top=48), Crop(bottom=1000), Crop(left=-1), Crop(top=1.5)], ids=str
+)
 def test_refuses_crops(twenty, crop):
     with pytest.raises(FzError, match="^crop"):
         read_clip(ClipSettings(str(twenty), size=64, crop=crop))
@@ -198,7 +218,14 @@ def test_refuses_crops(twenty, crop):
 )
 def test_reads_every_kind(tmp_path, name, codec, options):
     unit = Fraction(1, 1000) if name.endswith("webm") else Fraction(1, 25)
-    path = encode(tmp_path / name, grey(40, step=6), [40 * k for k in range(40)] if name.endswith("webm") else None, unit, codec, **options)
+    path = encode(
+        tmp_path / name,
+        grey(40, step=6),
+        [40 * k for k in range(40)] if name.endswith("webm") else None,
+        unit,
+        codec,
+        **options,
+    )
     video = read_clip(ClipSettings(str(path), frames=None, size=64))
     assert video.indices == tuple(range(40)) and levels(video, 6) == list(range(40))
     assert video.fps == pytest.approx(25) and not any("rate" in note for note in video.notes)
@@ -367,7 +394,9 @@ def test_numbers_in_names_count_as_numbers(tmp_path):
 
 def test_glob(tmp_path):
     write_pngs(tmp_path / "a", grey(12, 64, 64, 20))
-    assert levels(read_clip(ClipSettings(str(tmp_path / "a" / "0000*.png"), frames=None, size=64)), 20) == list(range(10))
+    assert levels(read_clip(ClipSettings(str(tmp_path / "a" / "0000*.png"), frames=None, size=64)), 20) == list(
+        range(10)
+    )
     write_mp4(tmp_path / "one.mp4", grey(2), 8)
     assert len(read_clip(ClipSettings(str(tmp_path / "*.mp4"), frames=2, size=64)).indices) == 2
 
@@ -381,7 +410,9 @@ def test_single_image_is_one_frame(tmp_path):
     assert read_clip(ClipSettings(str(tmp_path / "a.png"), frames=1, size=64)).notes == ()
 
 
-@pytest.mark.parametrize("turn, expected", [(1, [RED, GREEN, BLUE, WHITE]), (3, [WHITE, BLUE, GREEN, RED]), (6, [BLUE, RED, WHITE, GREEN])])
+@pytest.mark.parametrize(
+    "turn, expected", [(1, [RED, GREEN, BLUE, WHITE]), (3, [WHITE, BLUE, GREEN, RED]), (6, [BLUE, RED, WHITE, GREEN])]
+)
 def test_exif_orientation(tmp_path, turn, expected):
     exif = Image.Exif()
     exif[0x0112] = turn
@@ -482,7 +513,9 @@ def test_refuses_mixed_sizes(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.gif", "a.png", "a.jpg"])
-@pytest.mark.parametrize("content", [b"", bytes(range(256)) * 20, b"plain text\n" * 100], ids=["empty", "noise", "text"])
+@pytest.mark.parametrize(
+    "content", [b"", bytes(range(256)) * 20, b"plain text\n" * 100], ids=["empty", "noise", "text"]
+)
 def test_refuses_what_is_no_video(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     refused("no readable image|is empty|is no video|no pictures|corrupt", path=str(tmp_path / name))
@@ -527,7 +560,14 @@ def test_refuses_damaged_mp4_and_png(tmp_path):
 
 
 def test_truncated_webm_is_said(tmp_path):
-    path = encode(tmp_path / "a.webm", grey(60), [100 * k for k in range(60)], Fraction(1, 1000), "libvpx-vp9", deadline="realtime")
+    path = encode(
+        tmp_path / "a.webm",
+        grey(60),
+        [100 * k for k in range(60)],
+        Fraction(1, 1000),
+        "libvpx-vp9",
+        deadline="realtime",
+    )
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     assert any("may be truncated" in note for note in read_clip(ClipSettings(str(path), frames=2, size=64)).notes)

@@ -1,4 +1,6 @@
-"""Checkpoints: every layout gives the same model to the bit, and everything that is no Stable Diffusion v1 is refused in one line."""
+"""Checkpoints: every layout gives the same model to the bit, and everything that is no Stable Diffusion v1 is refused
+in one line.
+"""
 
 import os
 import pickle
@@ -34,7 +36,7 @@ def assert_same(a, b):
         assert not unequal, f"{name}: {unequal[:3]}"
 
 
-# ---- every layout, the same model ----------------------------------------------------------------------------------------
+# ---- every layout, the same model --------------------------------------------------------------------------
 
 
 def test_folder(tiny, golden):
@@ -48,14 +50,20 @@ def test_folder(tiny, golden):
     assert all(torch.equal(t, source[key]) for key, t in tiny.unet.state_dict().items())
     assert tiny.scheduler["beta_start"] == 0.00085 and tiny.scheduler["set_alpha_to_one"] is False
     assert not tiny.tuned and tiny.unet.config.temporal is None
-    expected = "tiny_sd: diffusers folder, UNet 5.5 M (fp32 safetensors), VAE 0.4 M (fp32 bin), text encoder 1.6 M (fp32 bin), untuned"
+    expected = (
+        "tiny_sd: diffusers folder, UNet 5.5 M (fp32 safetensors), VAE 0.4 M (fp32 bin), text encoder 1.6 M "
+        "(fp32 bin), untuned"
+    )
     assert tiny.report == expected
 
 
 WRITERS = {
     "ckpt, nested": ("model.ckpt", lambda s, f: torch.save({"state_dict": s, "epoch": 3, "global_step": 10}, f)),
     "ckpt, bare": ("model.ckpt", torch.save),
-    "ckpt of PyTorch before 1.6": ("model.ckpt", lambda s, f: torch.save({"state_dict": s}, f, _use_new_zipfile_serialization=False)),
+    "ckpt of PyTorch before 1.6": (
+        "model.ckpt",
+        lambda s, f: torch.save({"state_dict": s}, f, _use_new_zipfile_serialization=False),
+    ),
     "safetensors": ("model.safetensors", save_file),
     "safetensors called ckpt": ("model.ckpt", save_file),
 }
@@ -68,7 +76,9 @@ def test_single_file_equals_folder(form, tiny, flat, single, tmp_path):
     loaded = single(tmp_path / name)
     assert_same(tiny, loaded)
     assert loaded.scheduler == tiny.scheduler
-    assert loaded.report.startswith(f"{name}: CompVis single file, UNet 5.5 M (fp32 ") and loaded.report.endswith("untuned")
+    assert loaded.report.startswith(f"{name}: CompVis single file, UNet 5.5 M (fp32 ") and loaded.report.endswith(
+        "untuned"
+    )
 
 
 def test_output_is_bit_equal(tiny, flat, single, tmp_path):
@@ -87,7 +97,10 @@ def test_output_is_bit_equal(tiny, flat, single, tmp_path):
 
 def test_text_encoder_without_prefix(tiny, flat, single, tmp_path):
     """Files written with transformers since 5.6 have no text_model. in their keys."""
-    save_file({key.replace("transformer.text_model.", "transformer."): t for key, t in flat.items()}, tmp_path / "model.safetensors")
+    save_file(
+        {key.replace("transformer.text_model.", "transformer."): t for key, t in flat.items()},
+        tmp_path / "model.safetensors",
+    )
     assert_same(tiny, single(tmp_path / "model.safetensors"))
 
 
@@ -98,12 +111,17 @@ def test_fp16_variant(part, tiny, folder):
     whole = next(folder.glob(f"{part}*"))
     state = read_weights(whole).tensors
     stem = "model" if name == "text_encoder" else stem
-    save_file({k: t.half() if t.is_floating_point() else t for k, t in state.items()}, folder / name / f"{stem}.fp16.safetensors")
+    save_file(
+        {k: t.half() if t.is_floating_point() else t for k, t in state.items()},
+        folder / name / f"{stem}.fp16.safetensors",
+    )
     assert "fp16" not in load_checkpoint(folder).report, "full precision goes before fp16"
     whole.unlink()
     loaded = load_checkpoint(folder)
     assert "(fp16 safetensors)" in loaded.report.replace("fp16/int64", "fp16")
-    model, want = ({"unet": m.unet, "vae": m.vae, "text_encoder": m.text.model}[name].state_dict() for m in (loaded, tiny))
+    model, want = (
+        {"unet": m.unet, "vae": m.vae, "text_encoder": m.text.model}[name].state_dict() for m in (loaded, tiny)
+    )
     assert all(torch.equal(t, want[key].half().float()) for key, t in model.items())
 
 
@@ -135,12 +153,17 @@ def test_new_vae_and_text_names(tiny, folder):
     assert_same(tiny, load_checkpoint(folder))
 
 
-# ---- EMA -----------------------------------------------------------------------------------------------------------------
+# ---- EMA ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ema", "factor", "said"), [("auto", 2, "EMA weights"), ("ema", 2, "EMA weights"), ("plain", 1, "plain weights")])
+@pytest.mark.parametrize(
+    ("ema", "factor", "said"), [("auto", 2, "EMA weights"), ("ema", 2, "EMA weights"), ("plain", 1, "plain weights")]
+)
 def test_ema(ema, factor, said, tiny, flat, single, tmp_path):
-    extra = averaged(flat, lambda t: 2 * t) | {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(5)}
+    extra = averaged(flat, lambda t: 2 * t) | {
+        "model_ema.decay": torch.tensor(0.9999),
+        "model_ema.num_updates": torch.tensor(5),
+    }
     save_file(flat | extra, tmp_path / "full.safetensors")
     loaded = single(tmp_path / "full.safetensors", ema=ema)
     assert f"CompVis single file, {said}, " in loaded.report
@@ -170,7 +193,7 @@ def test_non_ema_variant(tiny, folder):
     assert all(torch.equal(plain[key], 2 * t) for key, t in state.items())
 
 
-# ---- pickles -------------------------------------------------------------------------------------------------------------
+# ---- pickles -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -262,7 +285,7 @@ def test_function_of_an_inert_package_does_not_run(flat, single, tmp_path):
     single(tmp_path / "model.ckpt")
 
 
-# ---- tuned checkpoints ---------------------------------------------------------------------------------------------------
+# ---- tuned checkpoints -------------------------------------------------------------------------------------
 
 
 def test_fatezero_tuned(golden):
@@ -286,10 +309,16 @@ def rewrite_unet(folder, change):
 def test_tune_a_video(tuned_folder, golden):
     """attn_temp and norm_temp, no temporal convolutions."""
     names = {"attn_temporal": "attn_temp", "norm_temporal": "norm_temp"}
-    rewrite_unet(tuned_folder, lambda s: layouts.rename_parts({k: t for k, t in s.items() if "conv_temporal" not in k}, names))
+    rewrite_unet(
+        tuned_folder, lambda s: layouts.rename_parts({k: t for k, t in s.items() if "conv_temporal" not in k}, names)
+    )
     blocks = [f"{b}Block3D" for b in ("CrossAttnDown", "CrossAttnDown", "CrossAttnDown", "Down")]
-    edit_json(tuned_folder / "unet" / "config.json", _class_name="UNet3DConditionModel", down_block_types=blocks,
-              mid_block_type="UNetMidBlock3DCrossAttn")  # fmt: skip
+    edit_json(
+        tuned_folder / "unet" / "config.json",
+        _class_name="UNet3DConditionModel",
+        down_block_types=blocks,
+        mid_block_type="UNetMidBlock3DCrossAttn",
+    )
     tuned = load_checkpoint(tuned_folder)
     assert tuned.unet.config.temporal.attention and tuned.unet.config.temporal.conv is None
     assert tuned.report.endswith("tuned (temporal attention)")
@@ -314,16 +343,24 @@ def test_full_temporal_convolutions(tuned_folder):
 
 def test_tuned_config_of_the_released_trainer(tuned_folder):
     """Its saved config may hold the trainer's own fields; the rank comes from the weights all the same."""
-    edit_json(tuned_folder / "unet" / "config.json", lora=160, SparseCausalAttention_index=["mid"], least_sc_channel=1280)
+    edit_json(
+        tuned_folder / "unet" / "config.json", lora=160, SparseCausalAttention_index=["mid"], least_sc_channel=1280
+    )
     assert dict(load_checkpoint(tuned_folder).unet.config.temporal.ranks)[96] == 48
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (drop("mid_block.attentions.0.transformer_blocks.0.attn_temporal"), "unet: 5 keys missing .*mid_block.*attn_temporal"),
+        (
+            drop("mid_block.attentions.0.transformer_blocks.0.attn_temporal"),
+            "unet: 5 keys missing .*mid_block.*attn_temporal",
+        ),
         (drop("conv_out.conv_temporal"), "no temporal convolutions of width 4"),
-        (lambda s: s | {"conv_in.conv_temporal.weight": torch.zeros(32, 32, 3)}, "full and low-rank temporal convolutions"),
+        (
+            lambda s: s | {"conv_in.conv_temporal.weight": torch.zeros(32, 32, 3)},
+            "full and low-rank temporal convolutions",
+        ),
         (lambda s: s | {"conv_in.conv_temporal.down.weight": torch.zeros(8, 32, 3)}, "several ranks"),
     ],
     ids=["half the attention", "no last convolution", "both kinds", "two ranks"],
@@ -334,7 +371,7 @@ def test_tuned_refusals(change, said, tuned_folder):
         load_checkpoint(tuned_folder)
 
 
-# ---- a VAE of its own ----------------------------------------------------------------------------------------------------
+# ---- a VAE of its own --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -356,7 +393,9 @@ VAE_FILES = {
     "old diffusers": lambda s, f: save_file(old_names(s), f),
     "original": lambda s, f: save_file(original(s), f),
     "original, prefixed": lambda s, f: save_file({f"first_stage_model.{k}": t for k, t in original(s).items()}, f),
-    "pickle, nested, with its loss": lambda s, f: torch.save({"state_dict": original(s) | {"loss.logvar": torch.zeros(())}}, f),
+    "pickle, nested, with its loss": lambda s, f: torch.save(
+        {"state_dict": original(s) | {"loss.logvar": torch.zeros(())}}, f
+    ),
     "pickle with EMA": lambda s, f: torch.save({"state_dict": vae_with_ema(original(s))}, f),
 }
 
@@ -389,7 +428,7 @@ def test_separate_vae_folder(inner, golden, other_vae, tmp_path):
     assert all(torch.equal(t, other_vae[key]) for key, t in loaded.vae.state_dict().items())
 
 
-# ---- the tokenizer -------------------------------------------------------------------------------------------------------
+# ---- the tokenizer -----------------------------------------------------------------------------------------
 
 
 def test_tokenizer_choice(golden, flat, single, folder, tmp_path, monkeypatch):
@@ -399,7 +438,9 @@ def test_tokenizer_choice(golden, flat, single, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub_home"))
     save_file(flat, tmp_path / "model.safetensors")
     shutil.move(folder / "tokenizer", tmp_path / "words")
-    with pytest.raises(FzError, match=r"openai/clip-vit-large-patch14 is not in the Hub cache .*hub_home.*Pass --tokenizer DIR"):
+    with pytest.raises(
+        FzError, match=r"openai/clip-vit-large-patch14 is not in the Hub cache .*hub_home.*Pass --tokenizer DIR"
+    ):
         single(tmp_path / "model.safetensors", model_config=folder)
     loaded = single(tmp_path / "model.safetensors", model_config=folder, tokenizer=tmp_path / "words")
     assert loaded.text.tokenizer("a jeep")["input_ids"] == [49406, 320, 11286, 49407]
@@ -420,7 +461,7 @@ def test_damaged_tokenizer(folder):
         load_checkpoint(folder)
 
 
-# ---- shapes --------------------------------------------------------------------------------------------------------------
+# ---- shapes ------------------------------------------------------------------------------------------------
 
 
 def sd_v1_state():
@@ -442,7 +483,9 @@ def test_tables_cover_stable_diffusion_v1():
 
 
 @pytest.mark.parametrize(
-    ("widths", "layers"), [((64, 128), 1), ((64, 128, 128), 3), ((320, 640, 1280, 1280, 1280), 2)], ids=["2x1", "3x3", "5x2"]
+    ("widths", "layers"),
+    [((64, 128), 1), ((64, 128, 128), 3), ((320, 640, 1280, 1280, 1280), 2)],
+    ids=["2x1", "3x3", "5x2"],
 )
 def test_other_shapes_are_inferred(widths, layers):
     """Any SD-v1-shaped UNet: other depths, widths and layers come back from the weights' shapes."""
@@ -471,7 +514,9 @@ def test_single_file_without_model_config(single, tmp_path, golden):
     vae_config = VAEConfig((32, 64), 1)
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    text_config = CLIPTextConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=1, vocab_size=49408)
+    text_config = CLIPTextConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=1, vocab_size=49408
+    )
     unet, vae = UNet(config), VAE(vae_config)
     text = text_names(CLIPTextModel(text_config).state_dict())
     flat = compvis(unet.state_dict(), vae.state_dict(), text, levels=2, layers=1, up_attention=(False, True))

@@ -1,7 +1,9 @@
-"""A model's shape: from each part's `config.json`, or from the shapes of a single file's weights; and what is refused, by name.
+"""A model's shape: from each part's `config.json`, or from the shapes of a single file's weights; and what is refused,
+by name.
 
-Both ways end in the same dictionaries, in the form of diffusers' config.json. Shapes do not tell the number of heads, the groups of a
-GroupNorm, or the noise schedule: for single files those are Stable Diffusion v1's (8, 32, `SCHEDULE`), unless a config says otherwise.
+Both ways end in the same dictionaries, in the form of diffusers' config.json. Shapes do not tell the number of heads,
+the groups of a GroupNorm, or the noise schedule: for single files those are Stable Diffusion v1's (8, 32, `SCHEDULE`),
+unless a config says otherwise.
 """
 
 from collections.abc import Mapping
@@ -26,14 +28,15 @@ SCHEDULE = {
     "prediction_type": "epsilon",
 }
 
-# ---- configs ------------------------------------------------------------------------------------------------------------
+# ---- configs -----------------------------------------------------------------------------------------------
 
 INPUTS = {5: "a depth-to-image model", 7: "an upscaler", 8: "an InstructPix2Pix model", 9: "an inpainting model"}
 CROSS_WIDTHS = {1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
 # names without what the inflated versions add (2D, 3D, Pseudo3D)
 UNET_BLOCKS = ("CrossAttnDownBlock", "DownBlock", "UpBlock", "CrossAttnUpBlock")
 
-# field -> the values that mean 'as Stable Diffusion v1'; the fields that fz.model.unet reads or refuses itself are not here
+# field -> the values that mean 'as Stable Diffusion v1'; the fields that fz.model.unet reads or refuses itself are not
+# here
 UNET_ONLY = {
     "addition_time_embed_dim": (None,),
     "attention_type": ("default",),
@@ -53,12 +56,32 @@ UNET_ONLY = {
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
-# read by fz.model.unet, of no effect here, or left there by FateZero's trainer (the rank is read from the weights, the frames are settings)
-UNET_READ = ("block_out_channels", "layers_per_block", "attention_head_dim", "num_attention_heads", "cross_attention_dim",
-             "norm_num_groups", "norm_eps", "in_channels", "out_channels", "down_block_types", "up_block_types", "flip_sin_to_cos",
-             "freq_shift")  # fmt: skip
-UNET_NO_EFFECT = ("sample_size", "dropout", "addition_embed_type_num_heads", "lora", "SparseCausalAttention_index", "least_sc_channel",
-                  "temporal_downsample_time")  # fmt: skip
+# read by fz.model.unet, of no effect here, or left there by FateZero's trainer (the rank is read from the weights, the
+# frames are settings)
+UNET_READ = (
+    "block_out_channels",
+    "layers_per_block",
+    "attention_head_dim",
+    "num_attention_heads",
+    "cross_attention_dim",
+    "norm_num_groups",
+    "norm_eps",
+    "in_channels",
+    "out_channels",
+    "down_block_types",
+    "up_block_types",
+    "flip_sin_to_cos",
+    "freq_shift",
+)
+UNET_NO_EFFECT = (
+    "sample_size",
+    "dropout",
+    "addition_embed_type_num_heads",
+    "lora",
+    "SparseCausalAttention_index",
+    "least_sc_channel",
+    "temporal_downsample_time",
+)
 VAE_ONLY = {
     "act_fn": ("silu", "swish"),
     "in_channels": (3,),
@@ -102,22 +125,39 @@ def lists(config: Mapping, names: tuple[str, ...], where: Path | str) -> None:
     """Raise FzError unless these fields are there, as lists of one length."""
     for name in names:
         if not isinstance(config.get(name), (list, tuple)) or not config[name]:
-            raise FzError(f"{where}: {name} is {config.get(name)!r}, expected a list, one entry a level. Is it the right config.json?")
+            raise FzError(
+                f"{where}: {name} is {config.get(name)!r}, expected a list, one entry a level. Is it the right "
+                "config.json?"
+            )
         if len(config[name]) != len(config[names[0]]):
-            raise FzError(f"{where}: {name} has {len(config[name])} entries, {names[0]} has {len(config[names[0]])}. Expected as many.")
+            raise FzError(
+                f"{where}: {name} has {len(config[name])} entries, {names[0]} has {len(config[names[0]])}. Expected "
+                "as many."
+            )
 
 
 def check_unet(config: Mapping, where: Path | str) -> None:
-    """Raise FzError if a UNet config is another model's, or makes no sense. What fz.model.unet refuses itself is left to it."""
+    """Raise FzError if a UNet config is another model's, or makes no sense. What fz.model.unet refuses itself is left
+    to it.
+    """
     lists(config, ("block_out_channels", "down_block_types", "up_block_types"), where)
-    numbers = ("block_out_channels", "layers_per_block", "norm_num_groups", "in_channels", "out_channels", "cross_attention_dim")
+    numbers = (
+        "block_out_channels",
+        "layers_per_block",
+        "norm_num_groups",
+        "in_channels",
+        "out_channels",
+        "cross_attention_dim",
+    )
     whole_numbers(config, numbers, where)
     for name in ("layers_per_block", "cross_attention_dim", "norm_num_groups"):
         if isinstance(config.get(name), (list, tuple)):
             raise FzError(f"{where}: {name} is {config[name]!r}, expected one number for all levels. {SD1}")
     inputs = config.get("in_channels", 4)
     if inputs != 4:
-        raise FzError(f"{where}: in_channels is {inputs}, expected 4: it is {INPUTS.get(inputs, 'another model')}. {SD1}")
+        raise FzError(
+            f"{where}: in_channels is {inputs}, expected 4: it is {INPUTS.get(inputs, 'another model')}. {SD1}"
+        )
     if config.get("out_channels", 4) != 4:
         raise FzError(f"{where}: out_channels is {config['out_channels']}, expected 4. {SD1}")
     cross = config.get("cross_attention_dim", 768)
@@ -133,16 +173,23 @@ def check_unet(config: Mapping, where: Path | str) -> None:
     known = {*UNET_ONLY, *SD1_ONLY, *UNET_READ, *UNET_NO_EFFECT}
     for name, value in config.items():
         if name not in known and not name.startswith("_") and value not in (None, False):
-            raise FzError(f"{where}: unknown field {name} ({value!r}), which may change the model.{suggest(name, known)} {SD1}")
+            raise FzError(
+                f"{where}: unknown field {name} ({value!r}), which may change the model.{suggest(name, known)} {SD1}"
+            )
     widths, groups = config["block_out_channels"], config.get("norm_num_groups", 32)
     heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
     whole_numbers({"attention_head_dim": heads}, ("attention_head_dim",), where)
     heads = heads if isinstance(heads, (list, tuple)) else [heads] * len(widths)
     if len(heads) != len(widths):
-        raise FzError(f"{where}: attention_head_dim has {len(heads)} entries, block_out_channels has {len(widths)}. Expected as many.")
+        raise FzError(
+            f"{where}: attention_head_dim has {len(heads)} entries, block_out_channels has {len(widths)}. Expected "
+            "as many."
+        )
     for width, n in zip(widths, heads, strict=True):
         if width % groups or width % n:
-            raise FzError(f"{where}: a width of {width} does not divide into {groups} groups and {n} heads. Check both.")
+            raise FzError(
+                f"{where}: a width of {width} does not divide into {groups} groups and {n} heads. Check both."
+            )
 
 
 def check_vae(config: Mapping, where: Path | str) -> None:
@@ -162,7 +209,9 @@ def check_text(config: Mapping, where: Path | str) -> Mapping:
     """The text part of a CLIP config. Raises FzError if it is no CLIP text encoder of 77 tokens."""
     config = config.get("text_config", config) if config.get("model_type") == "clip" else config
     only(config, TEXT_ONLY, where)
-    whole_numbers(config, ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"), where)
+    whole_numbers(
+        config, ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"), where
+    )
     if config.get("hidden_size", 512) % config.get("num_attention_heads", 8):
         raise FzError(f"{where}: hidden_size is not a multiple of num_attention_heads. Check text_encoder/config.json.")
     return config
@@ -178,17 +227,24 @@ def check_scheduler(config: Mapping, where: Path | str) -> dict:
     return {name: config.get(name, value) for name, value in SCHEDULE.items()}
 
 
-# ---- shapes -------------------------------------------------------------------------------------------------------------
+# ---- shapes ------------------------------------------------------------------------------------------------
 
 
 def infer_unet(state: Mapping[str, Tensor], where: Path) -> dict:
-    """The config of a CompVis UNet (keys without prefix) from the shapes of its weights; 8 heads and 32 groups are assumed."""
+    """The config of a CompVis UNet (keys without prefix) from the shapes of its weights; 8 heads and 32 groups are
+    assumed.
+    """
     conv_in = shape(state, "input_blocks.0.0.weight", where)
     if conv_in[1] != 4:
-        raise FzError(f"{where}: conv_in takes {conv_in[1]} channels, expected 4: it is {INPUTS.get(conv_in[1], 'another model')}. {SD1}")
+        raise FzError(
+            f"{where}: conv_in takes {conv_in[1]} channels, expected 4: it is "
+            f"{INPUTS.get(conv_in[1], 'another model')}. {SD1}"
+        )
     cross = next((t.shape[-1] for key, t in state.items() if key.endswith("attn2.to_k.weight")), 768)
     if cross in CROSS_WIDTHS:
-        raise FzError(f"{where}: its cross-attention is {cross} wide, which is {CROSS_WIDTHS[cross]}'s; v1's is 768. {SD1}")
+        raise FzError(
+            f"{where}: its cross-attention is {cross} wide, which is {CROSS_WIDTHS[cross]}'s; v1's is 768. {SD1}"
+        )
     if any(key.endswith("1.proj_in.weight") and t.ndim == 2 for key, t in state.items()):
         raise FzError(f"{where}: proj_in is linear, which is Stable Diffusion 2's; v1's is a 1x1 convolution. {SD1}")
     if any(".transformer_blocks.1." in key for key in state):
@@ -205,7 +261,9 @@ def infer_unet(state: Mapping[str, Tensor], where: Path) -> dict:
         i += 1
     layers = len(levels[0])
     if not layers or any(len(level) != layers or len(set(level)) != 1 for level in levels):
-        raise FzError(f"{where}: its UNet's levels are not alike ({[len(level) for level in levels]} layers). {MODEL_CONFIG}")
+        raise FzError(
+            f"{where}: its UNet's levels are not alike ({[len(level) for level in levels]} layers). {MODEL_CONFIG}"
+        )
     widths = [level[0][0] for level in levels]
     if any(width % 32 for width in widths):
         raise FzError(f"{where}: widths {widths} do not divide into v1's 32 groups. {MODEL_CONFIG}")
@@ -236,7 +294,9 @@ def infer_vae(state: Mapping[str, Tensor], where: Path) -> dict:
 
 
 def infer_text(state: Mapping[str, Tensor], where: Path) -> dict:
-    """The config of a CLIP text encoder (keys without `text_model.`) from the shapes of its weights; heads of 64 are assumed."""
+    """The config of a CLIP text encoder (keys without `text_model.`) from the shapes of its weights; heads of 64 are
+    assumed.
+    """
     vocab, hidden = shape(state, "embeddings.token_embedding.weight", where)
     if hidden % 64:
         raise FzError(f"{where}: the text encoder is {hidden} wide, no multiple of CLIP's heads of 64. {MODEL_CONFIG}")

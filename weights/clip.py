@@ -1,7 +1,8 @@
-"""CLIP checkpoints to `fz.model.clip_vision.Clip`: transformers' layout (a folder) and the original state dict (a file with `visual.*` names).
+"""CLIP checkpoints to `fz.model.clip_vision.Clip`: transformers' layout (a folder) and the original state dict (a file
+with `visual.*` names).
 
-Names of both are translated to transformers' by one table. Nothing is downloaded and no code of a file is run, so OpenAI's own .pt files,
-which are programs, are refused with the way to convert them.
+Names of both are translated to transformers' by one table. Nothing is downloaded and no code of a file is run, so
+OpenAI's own .pt files, which are programs, are refused with the way to convert them.
 """
 
 import re
@@ -47,19 +48,26 @@ IGNORED = ("logit_scale", "input_resolution", "context_length", "vocab_size")
 
 
 def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> Clip:
-    """Load CLIP from a transformers folder (config.json, weights, tokenizer) or a file that holds the original state dict.
+    """Load CLIP from a transformers folder (config.json, weights, tokenizer) or a file that holds the original state
+    dict.
 
-    tokenizer: folder of CLIP's vocabulary, for a checkpoint that has none. Raises FzError, in one line, for anything else.
+    tokenizer: folder of CLIP's vocabulary, for a checkpoint that has none. Raises FzError, in one line, for anything
+    else.
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise FzError(f"clip: {path} does not exist. Expected a folder with config.json and weights, or a file; none is downloaded.")
+        raise FzError(
+            f"clip: {path} does not exist. Expected a folder with config.json and weights, or a file; none is "
+            "downloaded."
+        )
     file = weight_file(path) if path.is_dir() else path
     try:
         state = read_weights(file).tensors
     except FzError as error:
         if "TorchScript" in str(error):
-            raise FzError(f'clip: {path} is OpenAI\'s TorchScript program, which is not run. If you trust it: python -c "{JIT}"') from None
+            raise FzError(
+                f'clip: {path} is OpenAI\'s TorchScript program, which is not run. If you trust it: python -c "{JIT}"'
+            ) from None
         raise
     state = {key: t for key, t in state.items() if key not in IGNORED and not key.endswith("position_ids")}
     if "visual.conv1.weight" in state:
@@ -74,13 +82,17 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> Clip:
     fill(tower, {k: t for k, t in state.items() if k.startswith("vis")}, path)
     fill(text_model, {k: t for k, t in state.items() if k.startswith("text")}, path)
     own = path if path.is_dir() and has_vocabulary(path) else None
-    vocabulary = find_tokenizer(Path(tokenizer).expanduser() if tokenizer else own, path if path.is_dir() else path.parent)
+    vocabulary = find_tokenizer(
+        Path(tokenizer).expanduser() if tokenizer else own, path if path.is_dir() else path.parent
+    )
     words = load_tokenizer(vocabulary, text_model.config.vocab_size)
     return Clip(tower, text_model, words, preprocessing(path, tower.config), path.resolve().name)
 
 
 def choose_clip(path: str | None, tokenizer: str | None = None, miniature: bool = True) -> Clip | None:
-    """The CLIP at path; None for 'none'. Without a path the miniature's, where the pictures are of its world, which is all it knows."""
+    """The CLIP at path; None for 'none'. Without a path the miniature's, where the pictures are of its world, which is
+    all it knows.
+    """
     if path is None and miniature:
         from fz import mini
 
@@ -97,7 +109,10 @@ def weight_file(folder: Path) -> Path:
 
 def folder_shape(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields of both towers; a config leaves out those that are CLIP's defaults."""
-    vision, text = ({**(config.get(f"{tower}_config_dict") or {}), **(config.get(f"{tower}_config") or {})} for tower in ("vision", "text"))
+    vision, text = (
+        {**(config.get(f"{tower}_config_dict") or {}), **(config.get(f"{tower}_config") or {})}
+        for tower in ("vision", "text")
+    )
     projection = config.get("projection_dim", vision.get("projection_dim", 512))
     return {**{n: vision[n] for n in VISION_FIELDS if n in vision}, "projection_dim": projection}, text
 
@@ -128,7 +143,9 @@ def original_shape(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, A
             "eos_token_id": len(state["token_embedding.weight"]) - 1,
         }
     except (KeyError, ValueError) as error:
-        raise FzError(f"clip: {path} lacks {error}, expected a whole state dict of OpenAI's CLIP with a ViT. Download it again.") from None
+        raise FzError(
+            f"clip: {path} lacks {error}, expected a whole state dict of OpenAI's CLIP with a ViT. Download it again."
+        ) from None
     return vision, text
 
 
@@ -157,14 +174,20 @@ def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def text_tower(config: Mapping[str, Any], projection: int) -> CLIPTextModelWithProjection:
-    return CLIPTextModelWithProjection(CLIPTextConfig(**{n: config[n] for n in TEXT_FIELDS if n in config}, projection_dim=projection))
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(**{n: config[n] for n in TEXT_FIELDS if n in config}, projection_dim=projection)
+    )
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Strictly. Raises FzError naming what is missing, left over or of another shape."""
     expected = model.state_dict()
     wrong = [k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape]
-    problems = {"missing": expected.keys() - state.keys(), "unexpected": state.keys() - expected.keys(), "of the wrong shape": wrong}
+    problems = {
+        "missing": expected.keys() - state.keys(),
+        "unexpected": state.keys() - expected.keys(),
+        "of the wrong shape": wrong,
+    }
     found = "; ".join(f"{len(keys)} keys {what} ({some(sorted(keys))})" for what, keys in problems.items() if keys)
     if found:
         raise FzError(f"clip: {path}: {found}. Expected CLIP with a ViT, by OpenAI's or transformers' names.")
@@ -179,5 +202,8 @@ def preprocessing(path: Path, config: ViTConfig) -> Preprocess:
     default = Preprocess(config.image_size)
     mean, std = (tuple(content.get(f"image_{name}") or getattr(default, name)) for name in ("mean", "std"))
     if any(len(v) != 3 or not all(isinstance(x, (int, float)) for x in v) for v in (mean, std)) or 0 in std:
-        raise FzError(f"{file}: got image_mean {list(mean)}, image_std {list(std)}; expected three numbers each, deviations not 0.")
+        raise FzError(
+            f"{file}: got image_mean {list(mean)}, image_std {list(std)}; expected three numbers each, "
+            "deviations not 0."
+        )
     return Preprocess(config.image_size, mean, std)

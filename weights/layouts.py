@@ -1,7 +1,9 @@
-"""Names in Stable Diffusion v1 checkpoints, as tables: the original (CompVis) layout, old diffusers', Tune-A-Video's, against ours.
+"""Names in Stable Diffusion v1 checkpoints, as tables: the original (CompVis) layout, old diffusers', Tune-A-Video's,
+against ours.
 
-Ours are current diffusers' names, with FateZero's for the temporal layers. Each table maps module names, that is a key without its last
-part (`weight`, `bias`) or a prefix of one. This file knows names only: files are in `read.py`, shapes in `infer.py`.
+Ours are current diffusers' names, with FateZero's for the temporal layers. Each table maps module names, that is a key
+without its last part (`weight`, `bias`) or a prefix of one. This file knows names only: files are in `read.py`, shapes
+in `infer.py`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +13,7 @@ from fz.errors import FzError
 
 Value = TypeVar("Value")
 
-# ---- the original layout: model.diffusion_model. ------------------------------------------------------------------------
+# ---- the original layout: model.diffusion_model. -----------------------------------------------------------
 
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 
@@ -34,10 +36,12 @@ UNET_RESNET = (
 
 
 def unet_table(layers: int, up_attention: tuple[bool, ...]) -> dict[str, str]:
-    """CompVis module -> ours. layers: ResNets of a down block; up_attention: which up blocks have attention, deepest first.
+    """CompVis module -> ours. layers: ResNets of a down block; up_attention: which up blocks have attention, deepest
+    first.
 
-    CompVis numbers blocks in one row, a change of size being a block of its own going down and the end of a block going up:
-    with 2 layers, input_blocks 1 2 (3) | 4 5 (6) | 7 8 (9) | 10 11 and output_blocks 0 1 2 | 3 4 5 | 6 7 8 | 9 10 11.
+    CompVis numbers blocks in one row, a change of size being a block of its own going down and the end of a block going
+    up: with 2 layers, input_blocks 1 2 (3) | 4 5 (6) | 7 8 (9) | 10 11 and output_blocks 0 1 2 | 3 4 5 | 6 7 8 | 9 10
+    11.
     """
     levels, rows = len(up_attention), list(UNET_FIXED)
 
@@ -64,11 +68,13 @@ def unet_table(layers: int, up_attention: tuple[bool, ...]) -> dict[str, str]:
                 rows.append((f"output_blocks.{first + i}.1", f"up_blocks.{level}.attentions.{i}"))
         if level < levels - 1:
             # the last module of the block: after the ResNet, and after the attention where there is one
-            rows.append((f"output_blocks.{first + layers}.{2 if attention else 1}.conv", f"up_blocks.{level}.upsamplers.0.conv"))
+            rows.append(
+                (f"output_blocks.{first + layers}.{2 if attention else 1}.conv", f"up_blocks.{level}.upsamplers.0.conv")
+            )
     return dict(rows)
 
 
-# ---- the original layout: first_stage_model. ----------------------------------------------------------------------------
+# ---- the original layout: first_stage_model. ---------------------------------------------------------------
 
 VAE_FIXED = (
     ("quant_conv", "quant_conv"),
@@ -97,11 +103,19 @@ VAE_ATTENTION = (
 
 
 def vae_table(levels: int, layers: int) -> dict[str, str]:
-    """CompVis module -> ours. CompVis numbers the decoder's levels by resolution (up.0 is the last to run), diffusers by order."""
+    """CompVis module -> ours. CompVis numbers the decoder's levels by resolution (up.0 is the last to run), diffusers
+    by order.
+    """
     rows = list(VAE_FIXED)
-    for half, side, blocks, count in (("encoder", "down", "down_blocks", layers), ("decoder", "up", "up_blocks", layers + 1)):
+    for half, side, blocks, count in (
+        ("encoder", "down", "down_blocks", layers),
+        ("decoder", "up", "up_blocks", layers + 1),
+    ):
         for level in range(levels):
-            theirs, ours = f"{half}.{side}.{level}", f"{half}.{blocks}.{level if half == 'encoder' else levels - 1 - level}"
+            theirs, ours = (
+                f"{half}.{side}.{level}",
+                f"{half}.{blocks}.{level if half == 'encoder' else levels - 1 - level}",
+            )
             for i in range(count):
                 rows.extend((f"{theirs}.block.{i}.{a}", f"{ours}.resnets.{i}.{b}") for a, b in VAE_RESNET)
             rows.append((f"{theirs}.{side}sample.conv", f"{ours}.{side}samplers.0.conv"))
@@ -117,13 +131,13 @@ OLD_VAE_TABLE = {
     for _, old, ours in VAE_ATTENTION
 }
 
-# ---- tuned checkpoints --------------------------------------------------------------------------------------------------
+# ---- tuned checkpoints -------------------------------------------------------------------------------------
 
 # part of a key: Tune-A-Video's -> FateZero's, which are ours
 TUNED = {"attn_temp": "attn_temporal", "norm_temp": "norm_temporal"}
 TEMPORAL_ATTENTION, TEMPORAL_CONV = ".attn_temporal.", "conv_temporal."
 
-# ---- what checkpoints hold beside weights -------------------------------------------------------------------------------
+# ---- what checkpoints hold beside weights ------------------------------------------------------------------
 
 # made by training code, no use here: dropped, at the start of a key
 LEFT_OUT = (
@@ -165,7 +179,8 @@ OTHER_MODELS = (
     ("emb_params", "a textual inversion embedding"),
 )
 
-# Files of a diffusers folder: (folder, stem of the weights). First that exists: full precision before fp16, safetensors before pickles.
+# Files of a diffusers folder: (folder, stem of the weights). First that exists: full precision before fp16, safetensors
+# before pickles.
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 TEXT_STEMS = {".safetensors": "model", ".bin": "pytorch_model"}
 
@@ -181,11 +196,12 @@ def weight_files(part: str, variant: str | None = None) -> list[str]:
     return names
 
 
-# ---- renaming -----------------------------------------------------------------------------------------------------------
+# ---- renaming ----------------------------------------------------------------------------------------------
 
 
 def rename(state: Mapping[str, Value], table: Mapping[str, str], what: str) -> dict[str, Value]:
-    """state with the longest prefix of each key that is in the table replaced; other keys stay, to be refused by name later.
+    """state with the longest prefix of each key that is in the table replaced; other keys stay, to be refused by name
+    later.
 
     Raises FzError if two keys get one name (a file that holds a layer in two layouts).
     """
@@ -197,7 +213,9 @@ def rename(state: Mapping[str, Value], table: Mapping[str, str], what: str) -> d
                 key = ".".join((table[module], *parts[n:]))
                 break
         if key in renamed:
-            raise FzError(f"{what}: {key} is there twice, under two names. Expected one layout; convert the file again.")
+            raise FzError(
+                f"{what}: {key} is there twice, under two names. Expected one layout; convert the file again."
+            )
         renamed[key] = value
     return renamed
 

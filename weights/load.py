@@ -1,7 +1,8 @@
 """Any Stable Diffusion v1 checkpoint to models: the one function that the editor calls.
 
-Models are built without memory and take the file's tensors as they are, strictly: a key that is missing, left over or of another shape is
-an error that names it. What files and names there are is in `source.py`; models come out in float32 on the CPU, whatever the file has.
+Models are built without memory and take the file's tensors as they are, strictly: a key that is missing, left over or
+of another shape is an error that names it. What files and names there are is in `source.py`; models come out in float32
+on the CPU, whatever the file has.
 """
 
 from dataclasses import dataclass
@@ -22,15 +23,27 @@ from fz.weights.source import Part, check_model_config, find_tokenizer, from_fol
 
 EMA = ("auto", "ema", "plain")
 # of CLIP's config, what the encoder's arithmetic depends on
-TEXT_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
-               "hidden_act", "layer_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
+TEXT_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "hidden_act",
+    "layer_norm_eps",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Models ready to run: float32, CPU, eval, no gradients.
 
-    scheduler: what `Schedule.of` reads (beta_start …); tuned: whether the UNet has temporal layers; report: one line of what was loaded.
+    scheduler: what `Schedule.of` reads (beta_start …); tuned: whether the UNet has temporal layers; report: one line of
+    what was loaded.
     """
 
     unet: UNet
@@ -52,15 +65,20 @@ def load_checkpoint(
     """Load a diffusers folder or a CompVis single file (.ckpt, .safetensors), tuned (FateZero, Tune-A-Video) or not.
 
     vae: folder or file of a VAE to use instead. tokenizer: folder of CLIP's vocabulary, for a checkpoint that has none.
-    model_config: folder whose unet/, vae/, text_encoder/config.json and scheduler/ say the architecture, for a single file that is not
-    quite Stable Diffusion v1's. ema: which set of a single file that has two: 'ema', 'plain' or 'auto' (EMA where it is there).
-    Raises FzError, in one line, for anything that is not a whole and sound Stable Diffusion v1 checkpoint. Downloads nothing.
+    model_config: folder whose unet/, vae/, text_encoder/config.json and scheduler/ say the architecture, for a single
+    file that is not quite Stable Diffusion v1's. ema: which set of a single file that has two: 'ema', 'plain' or 'auto'
+    (EMA where it is there). Raises FzError, in one line, for anything that is not a whole and sound Stable Diffusion v1
+    checkpoint. Downloads nothing.
     """
-    path, vae, tokenizer, model_config = (Path(p).expanduser() if p is not None else None for p in (path, vae, tokenizer, model_config))
+    path, vae, tokenizer, model_config = (
+        Path(p).expanduser() if p is not None else None for p in (path, vae, tokenizer, model_config)
+    )
     if ema not in EMA:
         raise FzError(f"ema: got {ema!r}, expected one of {', '.join(EMA)}.")
     if not path.exists():
-        raise FzError(f"checkpoint: {path} does not exist. Expected a diffusers folder or a single file; none is downloaded.")
+        raise FzError(
+            f"checkpoint: {path} does not exist. Expected a diffusers folder or a single file; none is downloaded."
+        )
     check_model_config(model_config)
     # the parts first: a wrong checkpoint is the better message than a missing tokenizer
     source = (from_folder if path.is_dir() else from_single_file)(path, vae, model_config, ema)
@@ -75,7 +93,8 @@ def load_checkpoint(
     text = TextEncoder(load_tokenizer(vocabulary, text_model.config.vocab_size), text_model)
 
     parts = ", ".join(
-        f"{name} {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M ({part.weights.precision} {part.weights.form})"
+        f"{name} {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M ({part.weights.precision} "
+        f"{part.weights.form})"
         for name, model, part in (
             ("UNet", unet, source.unet),
             (f"VAE{f' of {vae.name}' if vae else ''}", autoencoder, source.vae),
@@ -96,7 +115,7 @@ def tuning(temporal: Temporal | None) -> str:
     return f"tuned ({', '.join(parts)})"
 
 
-# ---- models -------------------------------------------------------------------------------------------------------------
+# ---- models ------------------------------------------------------------------------------------------------
 
 
 def build_unet(part: Part) -> UNet:
@@ -106,7 +125,10 @@ def build_unet(part: Part) -> UNet:
     if temporal and temporal.conv == "low_rank":
         widths = {*config.block_out_channels, config.out_channels}
         if lacking := sorted(widths - dict(temporal.ranks).keys()):
-            raise FzError(f"unet: no temporal convolutions of width {some(map(str, lacking))}, though others are there. Is the file whole?")
+            raise FzError(
+                f"unet: no temporal convolutions of width {some(map(str, lacking))}, though others are there. Is "
+                "the file whole?"
+            )
     with torch.device("meta"):
         unet = UNet(config)
     return fill(unet, part.weights, "unet")
@@ -115,7 +137,9 @@ def build_unet(part: Part) -> UNet:
 def find_temporal(weights: Weights) -> Temporal | None:
     """The temporal part that the weights bring, ranks included; None for an untuned UNet."""
     attention = any(TEMPORAL_ATTENTION in key for key in weights.tensors)
-    downs = {key: t for key, t in weights.tensors.items() if key.endswith(f"{TEMPORAL_CONV}down.weight") and t.ndim == 3}
+    downs = {
+        key: t for key, t in weights.tensors.items() if key.endswith(f"{TEMPORAL_CONV}down.weight") and t.ndim == 3
+    }
     full = any(key.endswith(f"{TEMPORAL_CONV}weight") for key in weights.tensors)
     if not (attention or downs or full):
         return None
@@ -123,7 +147,10 @@ def find_temporal(weights: Weights) -> Temporal | None:
         raise FzError(f"unet: {weights.file} has full and low-rank temporal convolutions. Expected one kind.")
     ranks = tuple(sorted({(t.shape[1], t.shape[0]) for t in downs.values()}))
     if len(dict(ranks)) != len(ranks):
-        raise FzError(f"unet: {weights.file} has temporal convolutions of one width and several ranks {ranks}. Expected one rank a width.")
+        raise FzError(
+            f"unet: {weights.file} has temporal convolutions of one width and several ranks {ranks}. Expected one "
+            "rank a width."
+        )
     return Temporal(attention, "low_rank" if downs else "full" if full else None, ranks)
 
 
@@ -149,16 +176,24 @@ def build_text(part: Part) -> CLIPTextModel:
 
 
 def fill(model: nn.Module, weights: Weights, what: str) -> nn.Module:
-    """Give a model on the meta device its weights, float32. Raises FzError, naming keys, unless names and shapes are the model's."""
+    """Give a model on the meta device its weights, float32. Raises FzError, naming keys, unless names and shapes are
+    the model's.
+    """
     expected, state = model.state_dict(), weights.tensors
-    wrong_shapes = {k: (tuple(state[k].shape), tuple(t.shape)) for k, t in expected.items() if k in state and state[k].shape != t.shape}
+    wrong_shapes = {
+        k: (tuple(state[k].shape), tuple(t.shape))
+        for k, t in expected.items()
+        if k in state and state[k].shape != t.shape
+    }
     problems = {
         "missing": [key for key in expected if key not in state],
         "unexpected": [key for key in state if key not in expected],
         "of the wrong shape": [f"{key}: {got}, expected {shape}" for key, (got, shape) in wrong_shapes.items()],
         "no floating-point numbers": [key for key in expected if key in state and not state[key].is_floating_point()],
     }
-    found = "; ".join(f"{len(k)} key{'s' if len(k) > 1 else ''} {problem} ({some(k)})" for problem, k in problems.items() if k)
+    found = "; ".join(
+        f"{len(k)} key{'s' if len(k) > 1 else ''} {problem} ({some(k)})" for problem, k in problems.items() if k
+    )
     if found:
         raise FzError(f"{what}: {found}. Is {weights.file} of a Stable Diffusion v1.x checkpoint?")
     model.load_state_dict({key: ready(state[key]) for key in expected}, strict=True, assign=True)
@@ -168,7 +203,8 @@ def fill(model: nn.Module, weights: Weights, what: str) -> nn.Module:
 def ready(t: Tensor) -> Tensor:
     """t as a float32 tensor of its own, mapped from the file where that has it in float32.
 
-    Copied where the file has it at an odd address: sums could then differ in the last bit from those of another format's weights.
+    Copied where the file has it at an odd address: sums could then differ in the last bit from those of another
+    format's weights.
     """
     t = t.to(torch.float32).contiguous()
     return t if t.data_ptr() % 64 == 0 else t.clone()
@@ -180,7 +216,9 @@ def load_tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers and tokenizers raise many kinds, a plain Exception among them
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise FzError(f"tokenizer: {folder} cannot be read ({reason}). Expected CLIP's vocab.json and merges.txt.") from None
+        raise FzError(
+            f"tokenizer: {folder} cannot be read ({reason}). Expected CLIP's vocab.json and merges.txt."
+        ) from None
     if len(tokenizer) > vocabulary:
         got = f"tokenizer: {folder} has {len(tokenizer)} tokens, the text encoder {vocabulary}"
         raise FzError(f"{got}. Expected CLIP's own; pass it with --tokenizer.")

@@ -1,6 +1,8 @@
-"""Where a checkpoint's parts are: a diffusers folder or a CompVis single file to (config, weights in our names) of each part.
+"""Where a checkpoint's parts are: a diffusers folder or a CompVis single file to (config, weights in our names) of each
+part.
 
-A VAE may come from elsewhere, a tokenizer from a folder or the Hub's cache; nothing is downloaded. Building models is `load.py`'s.
+A VAE may come from elsewhere, a tokenizer from a folder or the Hub's cache; nothing is downloaded. Building models is
+`load.py`'s.
 """
 
 import os
@@ -23,7 +25,9 @@ HUB_TOKENIZER = "openai/clip-vit-large-patch14"  # the text encoder of every Sta
 
 @dataclass(frozen=True)
 class Part:
-    """One model of a checkpoint. config: as in diffusers' config.json; weights: in our names; where: the file that config is of."""
+    """One model of a checkpoint. config: as in diffusers' config.json; weights: in our names; where: the file that
+    config is of.
+    """
 
     config: Mapping
     weights: Weights
@@ -41,11 +45,13 @@ class Source:
     scheduler: dict
 
 
-# ---- diffusers folders --------------------------------------------------------------------------------------------------
+# ---- diffusers folders -------------------------------------------------------------------------------------
 
 
 def from_folder(path: Path, vae: Path | None, model_config: Path | None, ema: str) -> Source:
-    """Read a diffusers folder: unet/, vae/ (unless vae is given), text_encoder/, scheduler/. model_config: whose configs to use instead."""
+    """Read a diffusers folder: unet/, vae/ (unless vae is given), text_encoder/, scheduler/. model_config: whose
+    configs to use instead.
+    """
     if not (path / "unet").is_dir():
         raise FzError(f"{path}: has no unet/ folder{whose_folder(path)}")
     configs = model_config or path
@@ -54,8 +60,14 @@ def from_folder(path: Path, vae: Path | None, model_config: Path | None, ema: st
         for name in ("unet", "text_encoder", *(() if vae else ("vae",)))
     }
     unet, text = parts["unet"], parts["text_encoder"]
-    unet = Part(unet.config, unet.weights.with_tensors(layouts.rename_parts(unet.weights.tensors, layouts.TUNED)), unet.where)
-    text = Part(arch.check_text(text.config, text.where), text.weights.with_tensors(text_names(text.weights.tensors)), text.where)
+    unet = Part(
+        unet.config, unet.weights.with_tensors(layouts.rename_parts(unet.weights.tensors, layouts.TUNED)), unet.where
+    )
+    text = Part(
+        arch.check_text(text.config, text.where),
+        text.weights.with_tensors(text_names(text.weights.tensors)),
+        text.where,
+    )
     if vae:
         known = path / "vae" / "config.json"
         autoencoder = separate_vae(vae, known if known.exists() else None, ema)
@@ -73,7 +85,9 @@ def whose_folder(path: Path) -> str:
     files = sorted(p.name for p in path.glob("*") if p.suffix in (".ckpt", ".safetensors", ".pt"))
     if files:
         return f". Did you mean the file {path / files[0]}?"
-    return ". Expected a diffusers folder (unet/, vae/, text_encoder/, tokenizer/) or a single .ckpt or .safetensors file."
+    return (
+        ". Expected a diffusers folder (unet/, vae/, text_encoder/, tokenizer/) or a single .ckpt or .safetensors file."
+    )
 
 
 def folder_part(folder: Path, config: Path, name: str, ema: str) -> Part:
@@ -86,7 +100,10 @@ def folder_part(folder: Path, config: Path, name: str, ema: str) -> Part:
     file = next((folder / n for n in names if (folder / n).exists()), None)
     if file is None:
         there = some(sorted(p.name for p in folder.glob("*"))) or "nothing"
-        raise FzError(f"{folder}: has no weights (there: {there}). Expected {names[0]}, a .bin, an fp16 variant or shards with an index.")
+        raise FzError(
+            f"{folder}: has no weights (there: {there}). Expected {names[0]}, a .bin, an fp16 variant or shards "
+            "with an index."
+        )
     return Part(read_json(config), read_weights(file), config)
 
 
@@ -96,11 +113,13 @@ def schedule_of(folder: Path) -> dict:
     return arch.check_scheduler(read_json(file) if file.exists() else {}, file)
 
 
-# ---- CompVis single files -----------------------------------------------------------------------------------------------
+# ---- CompVis single files ----------------------------------------------------------------------------------
 
 
 def from_single_file(path: Path, vae: Path | None, model_config: Path | None, ema: str) -> Source:
-    """Read a .ckpt or .safetensors of the original layout. Configs are model_config's where it has them, else inferred from the weights."""
+    """Read a .ckpt or .safetensors of the original layout. Configs are model_config's where it has them, else inferred
+    from the weights.
+    """
     weights = read_weights(path)
     state = weights.tensors
     if what := layouts.other_model(state):
@@ -134,9 +153,13 @@ def from_single_file(path: Path, vae: Path | None, model_config: Path | None, em
 
     text_state = text_names(under(state, layouts.TEXT_PREFIX))
     if not text_state:
-        raise FzError(f"{path}: has no text encoder (no {layouts.TEXT_PREFIX} keys). Use a full checkpoint, not a pruned one.")
+        raise FzError(
+            f"{path}: has no text encoder (no {layouts.TEXT_PREFIX} keys). Use a full checkpoint, not a pruned one."
+        )
     where = config("text_encoder") or path
-    text_config = arch.check_text(read_json(where) if config("text_encoder") else arch.infer_text(text_state, path), where)
+    text_config = arch.check_text(
+        read_json(where) if config("text_encoder") else arch.infer_text(text_state, path), where
+    )
     text = Part(text_config, weights.with_tensors(text_state), where)
 
     scheduler = schedule_of(model_config) if model_config else dict(arch.SCHEDULE)
@@ -157,8 +180,11 @@ def what_part(state: Mapping[str, Tensor]) -> str:
     return f"has no {layouts.UNET_PREFIX} keys (it has {some(state)}). Is it a Stable Diffusion v1.x checkpoint?"
 
 
-def choose_ema(state: Mapping[str, Tensor], prefix: str, inner: str, ema: str, path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """The entries under prefix, without it: as they are ('plain'), or averaged over training ('ema'; 'auto' where they are there).
+def choose_ema(
+    state: Mapping[str, Tensor], prefix: str, inner: str, ema: str, path: Path
+) -> tuple[dict[str, Tensor], str | None]:
+    """The entries under prefix, without it: as they are ('plain'), or averaged over training ('ema'; 'auto' where they
+    are there).
 
     The averages lie under `model_ema.`, their keys being inner + the plain key, with the dots removed.
     Returns the set, and which was used: 'EMA' or 'plain' where there was a choice, else None.
@@ -176,7 +202,9 @@ def choose_ema(state: Mapping[str, Tensor], prefix: str, inner: str, ema: str, p
     dotless = {(inner + key).replace(".", ""): key for key in plain}
     if len(dotless) != len(plain) or dotless.keys() != averaged.keys():
         odd = sorted(dotless.keys() ^ averaged.keys())
-        raise FzError(f"{path}: its EMA weights do not match its plain ones ({len(odd)} keys: {some(odd)}). Choose 'plain'.")
+        raise FzError(
+            f"{path}: its EMA weights do not match its plain ones ({len(odd)} keys: {some(odd)}). Choose 'plain'."
+        )
     return {dotless[key]: t for key, t in averaged.items()}, "EMA"
 
 
@@ -189,19 +217,25 @@ def check_betas(state: Mapping[str, Tensor], scheduler: Mapping, path: Path) -> 
     expected = (1 - torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2).cumprod(0)
     # 2e-3: some files keep it in half precision
     if found.shape != expected.shape or (found.double() - expected).abs().max() > 2e-3:
-        raise FzError(f"{path}: its alphas_cumprod is another noise schedule than v1's. Pass --model-config DIR with its scheduler/.")
+        raise FzError(
+            f"{path}: its alphas_cumprod is another noise schedule than v1's. Pass --model-config DIR with its "
+            "scheduler/."
+        )
 
 
-# ---- the VAE ------------------------------------------------------------------------------------------------------------
+# ---- the VAE -----------------------------------------------------------------------------------------------
 
 
 def separate_vae(path: Path, known: Path | None, ema: str) -> Part:
-    """A VAE of its own: a diffusers folder (or one that holds vae/), or a file in either layout, with or without first_stage_model.
+    """A VAE of its own: a diffusers folder (or one that holds vae/), or a file in either layout, with or without
+    first_stage_model.
 
     known: the config of the VAE that it replaces, for what shapes do not tell.
     """
     if not path.exists():
-        raise FzError(f"vae: {path} does not exist. Expected a diffusers VAE folder, or a .pt, .ckpt or .safetensors file.")
+        raise FzError(
+            f"vae: {path} does not exist. Expected a diffusers VAE folder, or a .pt, .ckpt or .safetensors file."
+        )
     if path.is_dir():
         folder = path / "vae" if (path / "vae").is_dir() else path
         return vae_part(folder_part(folder, folder / "config.json", "vae", ema))
@@ -213,7 +247,10 @@ def separate_vae(path: Path, known: Path | None, ema: str) -> Part:
         state, _ = choose_ema(weights.tensors, "", "", ema, path)
     if not any(key.startswith("decoder.") for key in state):
         what = layouts.other_model(state)
-        raise FzError(f"vae: {path} is no VAE{f' but {what}' if what else ''} (it has {some(state)}). Expected Stable Diffusion v1's.")
+        raise FzError(
+            f"vae: {path} is no VAE{f' but {what}' if what else ''} (it has {some(state)}). Expected Stable "
+            "Diffusion v1's."
+        )
     beside = path.parent / "config.json"
     if beside.exists() and read_json(beside).get("_class_name") == "AutoencoderKL":
         known = beside
@@ -225,11 +262,15 @@ def vae_file(state: dict[str, Tensor], weights: Weights, config: Path | None, pa
     if levels := arch.count(state, "encoder.down."):
         layers = arch.count(state, "encoder.down.0.block.")
         state = layouts.rename(state, layouts.vae_table(levels, layers), str(path))
-    return vae_part(Part(read_json(config) if config else arch.infer_vae(state, path), weights.with_tensors(state), config or path))
+    return vae_part(
+        Part(read_json(config) if config else arch.infer_vae(state, path), weights.with_tensors(state), config or path)
+    )
 
 
 def vae_part(part: Part) -> Part:
-    """The part with its attention in our names: older diffusers had others, and the original has 1x1 convolutions for linear layers."""
+    """The part with its attention in our names: older diffusers had others, and the original has 1x1 convolutions for
+    linear layers.
+    """
     arch.check_vae(part.config, part.where)
     state = layouts.rename(part.weights.tensors, layouts.OLD_VAE_TABLE, str(part.weights.file))
     for key, t in state.items():
@@ -238,33 +279,44 @@ def vae_part(part: Part) -> Part:
     return Part(part.config, part.weights.with_tensors(state), part.where)
 
 
-# ---- text ---------------------------------------------------------------------------------------------------------------
+# ---- text --------------------------------------------------------------------------------------------------
 
 
 def text_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CLIP's keys without `text_model.`, which transformers has dropped, and without what the encoder makes itself or has no use for."""
+    """CLIP's keys without `text_model.`, which transformers has dropped, and without what the encoder makes itself or
+    has no use for.
+    """
     bare = {key.removeprefix("text_model."): t for key, t in state.items()}
     return {key: t for key, t in bare.items() if key not in layouts.TEXT_LEFT_OUT}
 
 
 def find_tokenizer(tokenizer: Path | None, *folders: Path | None) -> Path:
-    """The folder of CLIP's vocabulary: the one that was named, else tokenizer/ of one of the folders, else the Hub's cache."""
+    """The folder of CLIP's vocabulary: the one that was named, else tokenizer/ of one of the folders, else the Hub's
+    cache.
+    """
     if tokenizer:
         for folder in (tokenizer, tokenizer / "tokenizer"):
             if has_vocabulary(folder):
                 return folder
-        raise FzError(f"tokenizer: {tokenizer} has no vocab.json and merges.txt. Expected the tokenizer/ of a diffusers folder.")
+        raise FzError(
+            f"tokenizer: {tokenizer} has no vocab.json and merges.txt. Expected the tokenizer/ of a diffusers folder."
+        )
     for folder in folders:
         if folder and has_vocabulary(folder / "tokenizer"):
             return folder / "tokenizer"
     if cached := hub_tokenizer():
         return cached
     got = f"tokenizer: the checkpoint has none, and {HUB_TOKENIZER} is not in the Hub cache {hub_cache()}"
-    raise FzError(f"{got}. Pass --tokenizer DIR with CLIP's vocab.json and merges.txt, such as the tokenizer/ of a diffusers folder.")
+    raise FzError(
+        f"{got}. Pass --tokenizer DIR with CLIP's vocab.json and merges.txt, such as the tokenizer/ of a "
+        "diffusers folder."
+    )
 
 
 def has_vocabulary(folder: Path) -> bool:
-    return (folder / "tokenizer.json").is_file() or all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+    return (folder / "tokenizer.json").is_file() or all(
+        (folder / name).is_file() for name in ("vocab.json", "merges.txt")
+    )
 
 
 def hub_cache() -> Path:

@@ -1,7 +1,7 @@
 """PyTorch's own files to dictionaries of CPU tensors, never running code that a file brings.
 
-`torch.load(weights_only=True)`, always. Training checkpoints (Lightning's) hold objects of other classes beside the weights: those of a
-few named packages become inert stand-ins, any other is refused by name before the file is loaded.
+`torch.load(weights_only=True)`, always. Training checkpoints (Lightning's) hold objects of other classes beside the
+weights: those of a few named packages become inert stand-ins, any other is refused by name before the file is loaded.
 """
 
 import pickle
@@ -18,20 +18,43 @@ from torch import Tensor
 from fz.errors import FzError
 from fz.weights.layouts import other_model, some
 
-# What Lightning checkpoints hold beside weights: callbacks, settings, metric values. Their classes become inert stand-ins.
-# Any other class or function that a pickle asks for, but for PyTorch's own, is refused.
-INERT_PACKAGES = ("pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities", "omegaconf", "numpy", "argparse", "pathlib",
-                  "typing", "ldm")  # fmt: skip
+# What Lightning checkpoints hold beside weights: callbacks, settings, metric values. Their classes become inert
+# stand-ins. Any other class or function that a pickle asks for, but for PyTorch's own, is refused.
+INERT_PACKAGES = (
+    "pytorch_lightning",
+    "lightning",
+    "lightning_fabric",
+    "lightning_utilities",
+    "omegaconf",
+    "numpy",
+    "argparse",
+    "pathlib",
+    "typing",
+    "ldm",
+)
 INERT_BUILTINS = ("dict", "list", "tuple", "set", "int", "float", "bool", "str", "bytes", "object", "complex")
 PYTORCHS = (("collections", "OrderedDict"), ("_codecs", "encode"))
 
 # beside the weights, in the same dictionary
-TRAINING_LOG = ("epoch", "global_step", "pytorch-lightning_version", "callbacks", "optimizer_states", "lr_schedulers", "loops",
-                "hparams_name", "hparams_type", "hyper_parameters", "native_amp_scaling_state")  # fmt: skip
+TRAINING_LOG = (
+    "epoch",
+    "global_step",
+    "pytorch-lightning_version",
+    "callbacks",
+    "optimizer_states",
+    "lr_schedulers",
+    "loops",
+    "hparams_name",
+    "hparams_type",
+    "hyper_parameters",
+    "native_amp_scaling_state",
+)
 
 
 class Inert:
-    """Stands for an object of a class that is not wanted: accepts whatever a pickle gives it, keeps and runs nothing."""
+    """Stands for an object of a class that is not wanted: accepts whatever a pickle gives it, keeps and runs
+    nothing.
+    """
 
     def __new__(cls, *args, **kwargs):
         return object.__new__(cls)
@@ -114,13 +137,25 @@ def unpickle(path: Path, wanted: list[tuple[str, str]], mmap: bool) -> dict[str,
             value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise FzError(f"{path}: refused by PyTorch's safe reader ({reason(error)}). Use a .safetensors file.") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+    ) as error:
         raise FzError(f"{path}: damaged or cut short ({first_line(error)}). Download it again.") from None
     return state_of(path, value)
 
 
 def state_of(path: Path, value: object) -> dict[str, Tensor]:
-    """The tensors by name: `value` itself, or its 'state_dict'. What else a training checkpoint holds is left behind."""
+    """The tensors by name: `value` itself, or its 'state_dict'. What else a training checkpoint holds is left
+    behind.
+    """
     nested = isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping)
     state = value["state_dict"] if nested else value
     if not isinstance(state, Mapping):
@@ -129,7 +164,9 @@ def state_of(path: Path, value: object) -> dict[str, Tensor]:
     if odd:
         if what := other_model(map(str, state)):
             raise FzError(f"{path}: is {what}. Expected a Stable Diffusion v1.x checkpoint.")
-        raise FzError(f"{path}: no tensors under {some(odd)}. Expected a dictionary of weights, or one under state_dict.")
+        raise FzError(
+            f"{path}: no tensors under {some(odd)}. Expected a dictionary of weights, or one under state_dict."
+        )
     return {str(key): entry.detach() for key, entry in state.items() if isinstance(entry, Tensor)}
 
 

@@ -1,4 +1,6 @@
-"""Writes a tuned model as a folder that `fz.run` and the released code can read: diffusers' layout of that time, weights in .bin files."""
+"""Writes a tuned model as a folder that `fz.run` and the released code can read: diffusers' layout of that time,
+weights in .bin files.
+"""
 
 from pathlib import Path
 
@@ -13,10 +15,14 @@ from fz.weights.load import TEXT_FIELDS, Checkpoint
 
 VERSION = "0.11.1"  # of diffusers, which the released code was written for
 INDEX = {
-    "_class_name": "P2pDDIMSpatioTemporalPipeline", "_diffusers_version": VERSION, "scheduler": ["diffusers", "DDIMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["models", "UNetPseudo3DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
-}  # fmt: skip
+    "_class_name": "P2pDDIMSpatioTemporalPipeline",
+    "_diffusers_version": VERSION,
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["models", "UNetPseudo3DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
 
 
 def write_tuned(folder: Path, checkpoint: Checkpoint) -> None:
@@ -24,15 +30,27 @@ def write_tuned(folder: Path, checkpoint: Checkpoint) -> None:
     vae_names = {ours: old for old, ours in OLD_VAE_TABLE.items()}
     text = checkpoint.text.model
     write_json(folder / "model_index.json", INDEX)
-    write_json(folder / "scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler", "_diffusers_version": VERSION,
-               "clip_sample": False, "skip_prk_steps": True, "trained_betas": None, **checkpoint.scheduler})  # fmt: skip
+    write_json(
+        folder / "scheduler/scheduler_config.json",
+        {
+            "_class_name": "DDIMScheduler",
+            "_diffusers_version": VERSION,
+            "clip_sample": False,
+            "skip_prk_steps": True,
+            "trained_betas": None,
+            **checkpoint.scheduler,
+        },
+    )
     write_json(folder / "unet/config.json", unet_json(checkpoint.unet.config))
     write_weights(folder / "unet/diffusion_pytorch_model.bin", checkpoint.unet.state_dict())
     write_json(folder / "vae/config.json", vae_json(checkpoint.vae.config))
     vae = {renamed(name, vae_names): tensor for name, tensor in checkpoint.vae.state_dict().items()}
     write_weights(folder / "vae/diffusion_pytorch_model.bin", vae)
     fields = {name: getattr(text.config, name) for name in TEXT_FIELDS}
-    write_json(folder / "text_encoder/config.json", {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **fields})
+    write_json(
+        folder / "text_encoder/config.json",
+        {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **fields},
+    )
     state = {"text_model." + name.removeprefix("text_model."): tensor for name, tensor in text.state_dict().items()}
     # older versions of transformers expect the positions' numbers
     state["text_model.embeddings.position_ids"] = torch.arange(text.config.max_position_embeddings)[None]
@@ -55,28 +73,52 @@ def unet_json(config: UNetConfig) -> dict:
         for side, levels in (("Down", config.down_attention), ("Up", config.up_attention))
     )
     return {
-        "_class_name": "UNetPseudo3DConditionModel", "_diffusers_version": VERSION, "act_fn": "silu",
+        "_class_name": "UNetPseudo3DConditionModel",
+        "_diffusers_version": VERSION,
+        "act_fn": "silu",
         "attention_head_dim": config.heads[0] if len(set(config.heads)) == 1 else list(config.heads),
-        "block_out_channels": list(config.block_out_channels), "center_input_sample": False, "class_embed_type": None,
-        "cross_attention_dim": config.cross_attention_dim, "down_block_types": down, "downsample_padding": 1,
-        "dual_cross_attention": False, "flip_sin_to_cos": config.flip_sin_to_cos, "freq_shift": config.freq_shift,
-        "in_channels": config.in_channels, "layers_per_block": config.layers_per_block, "mid_block_scale_factor": 1,
-        "mid_block_type": "UNetMidBlockPseudo3DCrossAttn", "norm_eps": config.norm_eps, "norm_num_groups": config.norm_num_groups,
-        "num_class_embeds": None, "only_cross_attention": False, "out_channels": config.out_channels,
-        "resnet_time_scale_shift": "default", "sample_size": 64,
-        "up_block_types": up, "upcast_attention": False, "use_linear_projection": False,
-    }  # fmt: skip
+        "block_out_channels": list(config.block_out_channels),
+        "center_input_sample": False,
+        "class_embed_type": None,
+        "cross_attention_dim": config.cross_attention_dim,
+        "down_block_types": down,
+        "downsample_padding": 1,
+        "dual_cross_attention": False,
+        "flip_sin_to_cos": config.flip_sin_to_cos,
+        "freq_shift": config.freq_shift,
+        "in_channels": config.in_channels,
+        "layers_per_block": config.layers_per_block,
+        "mid_block_scale_factor": 1,
+        "mid_block_type": "UNetMidBlockPseudo3DCrossAttn",
+        "norm_eps": config.norm_eps,
+        "norm_num_groups": config.norm_num_groups,
+        "num_class_embeds": None,
+        "only_cross_attention": False,
+        "out_channels": config.out_channels,
+        "resnet_time_scale_shift": "default",
+        "sample_size": 64,
+        "up_block_types": up,
+        "upcast_attention": False,
+        "use_linear_projection": False,
+    }
 
 
 def vae_json(config: VAEConfig) -> dict:
     levels = len(config.block_out_channels)
     return {
-        "_class_name": "AutoencoderKL", "_diffusers_version": VERSION, "act_fn": "silu",
-        "block_out_channels": list(config.block_out_channels), "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "in_channels": config.in_channels, "latent_channels": config.latent_channels, "layers_per_block": config.layers_per_block,
-        "norm_num_groups": config.norm_num_groups, "out_channels": config.out_channels, "sample_size": 512,
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": VERSION,
+        "act_fn": "silu",
+        "block_out_channels": list(config.block_out_channels),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "in_channels": config.in_channels,
+        "latent_channels": config.latent_channels,
+        "layers_per_block": config.layers_per_block,
+        "norm_num_groups": config.norm_num_groups,
+        "out_channels": config.out_channels,
+        "sample_size": 512,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-    }  # fmt: skip
+    }
 
 
 def write_weights(path: Path, state: dict[str, Tensor]) -> None:

@@ -1,7 +1,7 @@
 """What the paper compares with, and FateZero beside it: the table of methods that `--method` names.
 
-Each baseline is a function of its own in a file of its own, and takes the few values that it needs. What differs in a run around them
-(is the clip inverted, are words aligned, …) is in the table.
+Each baseline is a function of its own in a file of its own, and takes the few values that it needs. What differs in a
+run around them (is the clip inverted, are words aligned, …) is in the table.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,9 @@ from fz.model.unet import UNet
 
 @dataclass(frozen=True)
 class Task:
-    """One edit, for any method. source: the inverted clip, or its z_0 alone for methods that invert nothing; prepared: by `prepare`."""
+    """One edit, for any method. source: the inverted clip, or its z_0 alone for methods that invert nothing; prepared:
+    by `prepare`.
+    """
 
     unet: UNet
     source: Source
@@ -46,9 +48,10 @@ class Task:
 class Method:
     """A method and what a run does for it.
 
-    edit: the task -> z_0 (F, 4, h, w). inverts: it starts from the clip's inversion. fuses: words are aligned and planned. keeps: it
-    reads the source's queries and keys, or a reconstruction's. resumes: it goes on from the steps in `done`.
-    prepare: (unet, z_0, source, negative, schedule, guidance, watch) -> Task.prepared, once for all edits, F · T steps. note: for the user.
+    edit: the task -> z_0 (F, 4, h, w). inverts: it starts from the clip's inversion. fuses: words are aligned and
+    planned. keeps: it reads the source's queries and keys, or a reconstruction's. resumes: it goes on from the steps in
+    `done`. prepare: (unet, z_0, source, negative, schedule, guidance, watch) -> Task.prepared, once for all edits, F ·
+    T steps. note: for the user.
     """
 
     edit: Callable[[Task], Tensor]
@@ -63,34 +66,74 @@ class Method:
 METHODS: Mapping[str, Method] = {
     "fatezero": Method(
         lambda task: edit(
-            task.unet, task.source, task.target, task.negative, task.schedule, task.guidance, task.frame_index, task.fusion, task.done,
-            task.watch, task.watch_masks, task.guided,
+            task.unet,
+            task.source,
+            task.target,
+            task.negative,
+            task.schedule,
+            task.guidance,
+            task.frame_index,
+            task.fusion,
+            task.done,
+            task.watch,
+            task.watch_masks,
+            task.guided,
         ),
-        fuses=True, keeps=True, resumes=True,
+        fuses=True,
+        keeps=True,
+        resumes=True,
     ),
     "ddim": Method(
         lambda task: ddim(
-            task.unet, task.source, task.target, task.negative, task.schedule, task.guidance, task.frame_index, task.done, task.watch,
+            task.unet,
+            task.source,
+            task.target,
+            task.negative,
+            task.schedule,
+            task.guidance,
+            task.frame_index,
+            task.done,
+            task.watch,
             task.guided,
         ),
-        resumes=True, note="DDIM inversion, then plain sampling; fusion flags do not count",
+        resumes=True,
+        note="DDIM inversion, then plain sampling; fusion flags do not count",
     ),
     "sdedit": Method(
         lambda task: sdedit(
-            task.unet, task.source.latents[CLEAN], task.target, task.negative, task.schedule, task.guidance, task.strength, task.seed,
+            task.unet,
+            task.source.latents[CLEAN],
+            task.target,
+            task.negative,
+            task.schedule,
+            task.guidance,
+            task.strength,
+            task.seed,
             task.watch,
         ),
-        inverts=False, note="frame by frame, from noise of --strength and --seed; fusion flags do not count",
+        inverts=False,
+        note="frame by frame, from noise of --strength and --seed; fusion flags do not count",
     ),
     "null-p2p": Method(
-        lambda task: null_p2p(task.unet, task.prepared, task.target, task.schedule, task.guidance, task.fusion, task.watch),
-        inverts=False, fuses=True, prepare=optimise_frames,
+        lambda task: null_p2p(
+            task.unet, task.prepared, task.target, task.schedule, task.guidance, task.fusion, task.watch
+        ),
+        inverts=False,
+        fuses=True,
+        prepare=optimise_frames,
         note="frame by frame, null-text optimisation and prompt-to-prompt; masks and latent blending do not count",
     ),
     "pnp": Method(
         lambda task: pnp(
-            task.unet, task.source, task.target, task.negative, task.schedule, task.guidance, task.frame_index, watch=task.watch
+            task.unet,
+            task.source,
+            task.target,
+            task.negative,
+            task.schedule,
+            task.guidance,
+            task.frame_index,
+            watch=task.watch,
         ),
         note="plug-and-play features; fusion flags do not count",
     ),
-}  # fmt: skip
+}

@@ -1,4 +1,5 @@
-"""DDIM inversion, then plain sampling under the target: with a checkpoint tuned on the clip, the paper's 'Tune-A-Video & DDIM'.
+"""DDIM inversion, then plain sampling under the target: with a checkpoint tuned on the clip, the paper's 'Tune-A-Video
+& DDIM'.
 
 Nothing of the source is kept but the noise that it was inverted to.
 """
@@ -26,4 +27,16 @@ def ddim(
     guided: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     """z_0 (F, 4, h, w) of the target prompt from the inverted noise; target, negative: (77, Cx)."""
-    return edit(unet, source, target, negative, schedule, guidance, frame_index, fusion=None, done=done, watch=watch, guided=guided)
+    return edit(
+        unet,
+        source,
+        target,
+        negative,
+        schedule,
+        guidance,
+        frame_index,
+        fusion=None,
+        done=done,
+        watch=watch,
+        guided=guided,
+    )

@@ -1,8 +1,9 @@
-"""Null-text optimisation (Mokady et al. 2022, arXiv 2211.09794), then prompt-to-prompt (Hertz et al. 2022), frame by frame.
+"""Null-text optimisation (Mokady et al. 2022, arXiv 2211.09794), then prompt-to-prompt (Hertz et al. 2022), frame by
+frame.
 
-Each frame is a clip of its own: it is inverted, the unconditional embedding of each step is optimised until guided sampling follows the
-inversion, and the target is sampled beside that reconstruction, whose attention it takes. Neither masks nor latent blending. Small frames
-go through the UNet several at a time, and know nothing of each other.
+Each frame is a clip of its own: it is inverted, the unconditional embedding of each step is optimised until guided
+sampling follows the inversion, and the target is sampled beside that reconstruction, whose attention it takes. Neither
+masks nor latent blending. Small frames go through the UNet several at a time, and know nothing of each other.
 """
 
 import contextlib
@@ -53,9 +54,11 @@ def optimise_frames(
     watch: Watch = ignore,
     at_once: int = AT_ONCE,
 ) -> list[Frames]:
-    """Invert each frame of z_0 (F, 4, h, w) under the source prompt, and optimise its null text; watch is called F · T times.
+    """Invert each frame of z_0 (F, 4, h, w) under the source prompt, and optimise its null text; watch is called F · T
+    times.
 
-    at_once: as many frames go together as have that many pixels of latents, at least one; one where a tuned model's layers span frames.
+    at_once: as many frames go together as have that many pixels of latents, at least one; one where a tuned model's
+    layers span frames.
     """
     groups, done = [], 0
 
@@ -68,7 +71,9 @@ def optimise_frames(
     with apart(unet):
         for some in z_0.split(1 if unet.config.temporal else max(1, at_once // z_0[0, 0].numel())):
             inverted = invert(unet, Source(source, latents={CLEAN: some}), schedule, OWN)
-            groups.append(Frames(inverted, null_text(unet, inverted.latents, source, negative, schedule, guidance, watch=count)))
+            groups.append(
+                Frames(inverted, null_text(unet, inverted.latents, source, negative, schedule, guidance, watch=count))
+            )
     return groups
 
 
@@ -83,11 +88,13 @@ def null_text(
     inner: int = INNER,
     watch: Watch = ignore,
 ) -> tuple[Tensor, ...]:
-    """The unconditional embeddings (N, 77, Cx) of each step with which guided sampling of the source prompt follows the inverted latents.
+    """The unconditional embeddings (N, 77, Cx) of each step with which guided sampling of the source prompt follows the
+    inverted latents.
 
-    latents: t -> (N, 4, h, w) of N frames, the branches of one batch, none of which knows of another. As published for T = 50: at step i,
-    Adam of rate 1e-2 (1 - i/100), until a frame's squared error is below 1e-5 + i · 2e-5; for another T both go by the share of the steps.
-    A step starts from the last one's embedding. Without guidance nothing depends on it: the negative prompt then.
+    latents: t -> (N, 4, h, w) of N frames, the branches of one batch, none of which knows of another. As published for
+    T = 50: at step i, Adam of rate 1e-2 (1 - i/100), until a frame's squared error is below 1e-5 + i · 2e-5; for
+    another T both go by the share of the steps. A step starts from the last one's embedding. Without guidance nothing
+    depends on it: the negative prompt then.
     """
     z = latents[schedule.timesteps[0]]
     null = negative.expand(len(z), *negative.shape)
@@ -98,7 +105,9 @@ def null_text(
         alpha_bar, alpha_bar_prev, share = schedule.alpha_bar(t), schedule.alpha_bar(t_prev), k / schedule.steps
         eps_cond = unet(z[:, None], t, text)[:, 0]
 
-        def guided_step(null: Tensor, of: list[int], z=z, t=t, eps_cond=eps_cond, a=alpha_bar, a_prev=alpha_bar_prev) -> Tensor:
+        def guided_step(
+            null: Tensor, of: list[int], z=z, t=t, eps_cond=eps_cond, a=alpha_bar, a_prev=alpha_bar_prev
+        ) -> Tensor:
             eps_null = unet(z[of, None], t, TextContext(null))[:, 0]
             return ddim_step(z[of], guide(torch.stack([eps_null, eps_cond[of]]), guidance), a, a_prev)
 
@@ -148,13 +157,24 @@ def null_p2p(
             alpha_bar, alpha_bar_prev = schedule.alpha_bar(t), schedule.alpha_bar(t_prev)
             for i, (group, (z_src, z)) in enumerate(zip(groups, pairs, strict=True)):
                 eps_src, eps = both(unet, group, k, t, z_src, z, target, guidance, fusion)
-                pairs[i] = (ddim_step(z_src, eps_src, alpha_bar, alpha_bar_prev), ddim_step(z, eps, alpha_bar, alpha_bar_prev))
+                pairs[i] = (
+                    ddim_step(z_src, eps_src, alpha_bar, alpha_bar_prev),
+                    ddim_step(z, eps, alpha_bar, alpha_bar_prev),
+                )
             watch(k + 1, torch.cat([z for _, z in pairs]))
     return torch.cat([z for _, z in pairs])
 
 
 def both(
-    unet: UNet, group: Frames, k: int, t: int, z_src: Tensor, z: Tensor, target: Tensor, guidance: float, fusion: Fusion | None
+    unet: UNet,
+    group: Frames,
+    k: int,
+    t: int,
+    z_src: Tensor,
+    z: Tensor,
+    target: Tensor,
+    guidance: float,
+    fusion: Fusion | None,
 ) -> tuple[Tensor, Tensor]:
     """The guided eps of the frames' reconstructions, and of their edits with the reconstructions' attention."""
     source = TextContext(group.source.embedding[None])

@@ -1,7 +1,8 @@
 """Plug-and-play diffusion features (Tumanyan et al. 2022, arXiv 2211.12572) on the inflated model.
 
-The inverted source runs beside the edit; for the first steps the edit takes the source's residual in one ResNet block of the decoder,
-and the source's queries and keys in the self-attention of the decoder's layers from that block on. No words, no masks.
+The inverted source runs beside the edit; for the first steps the edit takes the source's residual in one ResNet block
+of the decoder, and the source's queries and keys in the self-attention of the decoder's layers from that block on. No
+words, no masks.
 """
 
 from dataclasses import dataclass
@@ -34,13 +35,17 @@ def pnp(
     attention_until: float = ATTENTION_UNTIL,
     watch: Watch = ignore,
 ) -> Tensor:
-    """z_0 (F, 4, h, w) of the target prompt; target, negative: (77, Cx). source: an inversion; its latent at t is seen at t."""
+    """z_0 (F, 4, h, w) of the target prompt; target, negative: (77, Cx). source: an inversion; its latent at t is seen
+    at t.
+    """
     prompts = torch.cat([source.embedding[None], branch_prompts(negative, target, guidance)])
     text, sites = TextContext(prompts), injected_sites(unet)
     z = source.latents[schedule.timesteps[0]]
     for k, t, t_prev in schedule.downward():
         attend = Injected(frame_index, sites) if k < int(attention_until * schedule.steps) else Plain(frame_index)
-        alter = InjectedResidual(injected_block(unet), len(prompts)) if k < int(features_until * schedule.steps) else None
+        alter = (
+            InjectedResidual(injected_block(unet), len(prompts)) if k < int(features_until * schedule.steps) else None
+        )
         batch = torch.stack([source.latents[t], *[z] * (len(prompts) - 1)])
         eps = guide(unet(batch, t, text, attend, alter)[1:], guidance)
         z = ddim_step(z, eps, schedule.alpha_bar(t), schedule.alpha_bar(t_prev))
@@ -53,7 +58,9 @@ def injected_block(unet: UNet) -> ResnetBlock:
 
 
 def injected_sites(unet: UNet) -> frozenset[str]:
-    """The self-attention sites of the decoder's layers from the injected block on: up_blocks.1.attentions.1 … up_blocks.3.attentions.2."""
+    """The self-attention sites of the decoder's layers from the injected block on: up_blocks.1.attentions.1 …
+    up_blocks.3.attentions.2.
+    """
     names = [
         (i, j, transformer.transformer_blocks[0].attn1.site.name)
         for i, block in enumerate(unet.up_blocks)
@@ -65,7 +72,9 @@ def injected_sites(unet: UNet) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Injected:
-    """Attention whose every branch has the queries and keys of branch 0 at the given self-attention sites, and its own values."""
+    """Attention whose every branch has the queries and keys of branch 0 at the given self-attention sites, and its own
+    values.
+    """
 
     frame_index: FrameIndex
     sites: frozenset[str]
@@ -80,7 +89,9 @@ class Injected:
 
 @dataclass(frozen=True)
 class InjectedResidual:
-    """Branch 0's residual (B·F, C, H, W) for every branch, in one ResNet block of the decoder; other blocks keep theirs."""
+    """Branch 0's residual (B·F, C, H, W) for every branch, in one ResNet block of the decoder; other blocks keep
+    theirs.
+    """
 
     block: ResnetBlock
     branches: int

@@ -1,6 +1,8 @@
-"""SDEdit (Meng et al. 2021, arXiv 2108.01073), frame by frame: noise a frame part of the way, denoise it under the target.
+"""SDEdit (Meng et al. 2021, arXiv 2108.01073), frame by frame: noise a frame part of the way, denoise it under the
+target.
 
-Each frame is a clip of its own: no frame sees another, and nothing is inverted. The frames of a clip are the branches of one batch.
+Each frame is a clip of its own: no frame sees another, and nothing is inverted. The frames of a clip are the branches
+of one batch.
 """
 
 import torch
@@ -24,9 +26,11 @@ def sdedit(
     seed: int,
     watch: Watch = ignore,
 ) -> Tensor:
-    """z_0 of the edit, (F, 4, h, w). strength: the share of the T steps that are noised and denoised, at least one step.
+    """z_0 of the edit, (F, 4, h, w). strength: the share of the T steps that are noised and denoised, at least one
+    step.
 
-    target, negative: (77, Cx). watch is called for every step of T; for those that are not done, with the noised latent.
+    target, negative: (77, Cx). watch is called for every step of T; for those that are not done, with the noised
+    latent.
     """
     frames = len(z_0)
     first = schedule.steps - max(1, round(strength * schedule.steps))
@@ -44,7 +48,9 @@ def sdedit(
 
 
 def add_noise(z_0: Tensor, alpha_bar: float, seed: int) -> Tensor:
-    """√ᾱ z_0 + √(1 - ᾱ) noise. A frame's noise depends on the seed and its number, not on device or length of the clip."""
+    """√ᾱ z_0 + √(1 - ᾱ) noise. A frame's noise depends on the seed and its number, not on device or length of the
+    clip.
+    """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.stack([torch.randn(z_0.shape[1:], generator=generator) for _ in z_0]).to(z_0)
     return alpha_bar**0.5 * z_0 + (1 - alpha_bar) ** 0.5 * noise

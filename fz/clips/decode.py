@@ -1,8 +1,8 @@
 """How files become pictures: mp4, webm and gif through PyAV, folders, globs and single images through Pillow.
 
-A source knows its number of frames, its rate and its timeline before anything is decoded; it then decodes only what is asked for, one
-picture at a time. Pictures come out upright, (H, W, 3) uint8, transparency on white. Which frames a clip takes, and at what size, is
-`fz.clips.video`'s question."""
+A source knows its number of frames, its rate and its timeline before anything is decoded; it then decodes only what is
+asked for, one picture at a time. Pictures come out upright, (H, W, 3) uint8, transparency on white. Which frames a clip
+takes, and at what size, is `fz.clips.video`'s question."""
 
 import glob
 import os
@@ -49,7 +49,9 @@ def open_source(path: str):
         if len(found) == 1:
             return Movie(found[0])
         got = f"matches {len(found)} files, none of them an image" if found else "matches no file"
-        raise FzError(f"video: {path} {got}. Expected images (png, jpg, webp, bmp) or one video; put the glob in quotes")
+        raise FzError(
+            f"video: {path} {got}. Expected images (png, jpg, webp, bmp) or one video; put the glob in quotes"
+        )
     raise FzError(_missing(path, place))
 
 
@@ -62,7 +64,9 @@ def _missing(path, place: Path) -> str:
         names = os.listdir(place.parent)
     except PermissionError:
         names = []
-    hint = suggest(place.name, names) or suggest(place.stem, [name for name in names if Path(name).suffix.lower() in IMAGES + MOVIES])
+    hint = suggest(place.name, names) or suggest(
+        place.stem, [name for name in names if Path(name).suffix.lower() in IMAGES + MOVIES]
+    )
     return f"video: {path} does not exist.{hint} Expected {KINDS}"
 
 
@@ -71,7 +75,9 @@ def _missing(path, place: Path) -> str:
 
 def _in_order(paths: list[Path]) -> list[Path]:
     """By name with numbers as numbers: 2.png before 10.png. Zero-padded names keep plain order."""
-    return sorted(paths, key=lambda p: ([(int(x), "") if x.isdigit() else (-1, x) for x in re.split(r"([0-9]+)", p.name)], p.name))
+    return sorted(
+        paths, key=lambda p: ([(int(x), "") if x.isdigit() else (-1, x) for x in re.split(r"([0-9]+)", p.name)], p.name)
+    )
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -79,7 +85,13 @@ def _images_in(folder: Path) -> list[Path]:
     pictures = [folder / name for name in names if name.lower().endswith(IMAGES)]
     if not pictures:
         movie = next((name for name in names if name.lower().endswith(MOVIES)), None)
-        do = f"It holds {movie}: pass that file" if movie else f"It holds {len(names)} other files or folders" if names else "It is empty"
+        do = (
+            f"It holds {movie}: pass that file"
+            if movie
+            else f"It holds {len(names)} other files or folders"
+            if names
+            else "It is empty"
+        )
         raise FzError(f"video: no images (png, jpg, webp, bmp) in the folder {folder}. {do}")
     return _in_order(pictures)
 
@@ -87,7 +99,8 @@ def _images_in(folder: Path) -> list[Path]:
 class Images:
     """Image files as a clip: one frame each, in order of their names.
 
-    count; fps (files have no rate: 8, rated is False); order: timeline position -> frame, here 0, 1, 2 ...; still: a single image; notes.
+    count; fps (files have no rate: 8, rated is False); order: timeline position -> frame, here 0, 1, 2 ...; still: a
+    single image; notes.
     """
 
     rated = False
@@ -100,7 +113,9 @@ class Images:
         plain = sorted(paths)
         if plain != paths:
             at = next(i for i, (a, b) in enumerate(zip(plain, paths, strict=True)) if a != b)
-            self.notes.append(f"{name}: files are taken in order of their numbers ({paths[at].name} before {plain[at].name})")
+            self.notes.append(
+                f"{name}: files are taken in order of their numbers ({paths[at].name} before {plain[at].name})"
+            )
 
     def read(self, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """(index, picture) for each of the ascending frame numbers. All must have one size."""
@@ -137,7 +152,10 @@ def _picture(path: Path) -> tuple[np.ndarray, bool]:
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise FzError(f"video: {path} is no readable image ({_short(error)}). Is it complete?") from error
     if moving > 1:
-        raise FzError(f"video: {path} is an animation of {moving} frames in an image format, expected mp4, webm or gif; convert it first")
+        raise FzError(
+            f"video: {path} is an animation of {moving} frames in an image format, expected mp4, webm or gif; "
+            "convert it first"
+        )
     if upright.mode == "F":
         raise FzError(f"video: {path} has floating-point pixels, expected 8 or 16 bits a channel; convert it first")
     if upright.mode.startswith("I"):
@@ -164,9 +182,10 @@ def on_white(rgba: np.ndarray) -> np.ndarray:
 class Movie:
     """A video file, addressed by frame number in display order.
 
-    count; fps (average rate); order: timeline position -> frame; notes. The timeline has `count` positions at a constant rate from the
-    first frame's time to the last one's, each filled by the frame nearest in time. At a constant rate that is every frame once; where
-    frames stand unevenly (variable rate) some are taken twice and some not at all, and a note says so.
+    count; fps (average rate); order: timeline position -> frame; notes. The timeline has `count` positions at a
+    constant rate from the first frame's time to the last one's, each filled by the frame nearest in time. At a constant
+    rate that is every frame once; where frames stand unevenly (variable rate) some are taken twice and some not at all,
+    and a note says so.
     """
 
     rated = True
@@ -191,10 +210,14 @@ class Movie:
             raise FzError(f"video: {path} holds no frames (0 could be read). Is it complete?")
         self.fps, self.order = timeline([float(t * tick) for t in self.times], float(rate) if rate else None)
         if self.order != list(range(self.count)):
-            self.notes.append(f"{self.name} has a variable frame rate: resampled to its average, {self.fps:.4g} fps, by nearest time")
+            self.notes.append(
+                f"{self.name} has a variable frame rate: resampled to its average, {self.fps:.4g} fps, by nearest time"
+            )
         end = float(self.times[-1] * tick)
         if claim - end > 1 + 3 / self.fps:
-            self.notes.append(f"{self.name} says it lasts {claim:.3g} s, but its last frame is at {end:.3g} s: it may be truncated")
+            self.notes.append(
+                f"{self.name} says it lasts {claim:.3g} s, but its last frame is at {end:.3g} s: it may be truncated"
+            )
 
     def _frame_times(self, tick, rate) -> tuple[list[int], Fraction]:
         """Display times by decoding every frame, and their unit; evenly spaced where frames have none."""
@@ -213,10 +236,14 @@ class Movie:
                     yield frame, number
                     number += 1
         except av.FFmpegError as error:
-            raise FzError(f"video: {self.path} breaks off or is corrupt near frame {number} ({_short(error)}). Convert it again") from error
+            raise FzError(
+                f"video: {self.path} breaks off or is corrupt near frame {number} ({_short(error)}). Convert it again"
+            ) from error
 
     def read(self, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, picture) for each of the ascending frame numbers. Decodes from the key frame before the first to the last, no further."""
+        """(index, picture) for each of the ascending frame numbers. Decodes from the key frame before the first to the
+        last, no further.
+        """
         number_of = {i if self.counted else self.times[i]: i for i in wanted}
         # A file whose seeking misses the first frame is read again from its start.
         for key in (self._key_before(wanted[0]), None):
@@ -243,7 +270,10 @@ class Movie:
         return before[-1] if before else None
 
     def _damaged(self, index: int) -> FzError:
-        return FzError(f"video: frame {index} of {self.path} cannot be decoded: the file is truncated or corrupt. Take frames before it")
+        return FzError(
+            f"video: frame {index} of {self.path} cannot be decoded: the file is truncated or corrupt. Take frames "
+            "before it"
+        )
 
     def _note(self, text: str):
         if text not in self.notes:
@@ -253,7 +283,9 @@ class Movie:
         shape = stream.sample_aspect_ratio
         if shape and shape != 1 and 0.1 < shape < 10:
             self._note(f"{self.name}: pixels are {shape.numerator}:{shape.denominator}, widened to square ones")
-            frame = frame.reformat(width=max(1, round(frame.width * shape)), format="rgba" if _has_alpha(frame) else "rgb24")
+            frame = frame.reformat(
+                width=max(1, round(frame.width * shape)), format="rgba" if _has_alpha(frame) else "rgb24"
+            )
         if _has_alpha(frame):
             rgba = frame.to_ndarray(format="rgba")
             if rgba[..., 3].min() < 255:
@@ -266,7 +298,9 @@ class Movie:
 
 
 def turned(picture: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """picture (H, W, 3) as a display matrix with rows (a, b), (c, d) shows it: x' = a x + c y, y' = b x + d y. Quarter turns, mirrors."""
+    """picture (H, W, 3) as a display matrix with rows (a, b), (c, d) shows it: x' = a x + c y, y' = b x + d y. Quarter
+    turns, mirrors.
+    """
     (a, b), (c, d) = matrix[:2, :2].tolist()
     if abs(b) > abs(a):
         picture = picture.swapaxes(0, 1)
@@ -277,9 +311,11 @@ def turned(picture: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def timeline(times: list[float], nominal: float | None) -> tuple[float, list[int]]:
-    """(fps, order) of frames shown at `times` (seconds, rising): a constant timeline's rate, the frame nearest to each of its positions.
+    """(fps, order) of frames shown at `times` (seconds, rising): a constant timeline's rate, the frame nearest to each
+    of its positions.
 
-    nominal: the file's own average rate; taken where it agrees with the times to 1 %, as it is exact (30000/1001) and they are rounded.
+    nominal: the file's own average rate; taken where it agrees with the times to 1 %, as it is exact (30000/1001) and
+    they are rounded.
     """
     n = len(times)
     span = times[-1] - times[0]
@@ -296,7 +332,8 @@ def _has_alpha(frame: av.VideoFrame) -> bool:
 
 
 def _packet_times(box, stream, path: Path) -> tuple[list[int] | None, list[tuple[int, int]]]:
-    """Display times of all frames, from the packets, without decoding (None where they do not tell), and the key frames' (pts, dts).
+    """Display times of all frames, from the packets, without decoding (None where they do not tell), and the key
+    frames' (pts, dts).
 
     Raises FzError for a file that ends within a frame.
     """
@@ -312,7 +349,10 @@ def _packet_times(box, stream, path: Path) -> tuple[list[int] | None, list[tuple
         whole = False
     if not whole:
         of = f" of {stream.frames}" if stream.frames > len(times) else ""
-        raise FzError(f"video: {path} is truncated: it breaks off after {len(times)}{of} frames. Copy it again, or convert it to keep them")
+        raise FzError(
+            f"video: {path} is truncated: it breaks off after {len(times)}{of} frames. Copy it again, or convert it "
+            "to keep them"
+        )
     if None in times or len(set(times)) < len(times):
         return None, []
     return sorted(times), sorted(keys)
@@ -327,7 +367,11 @@ def _opened(path: Path):
     except PermissionError as error:
         raise FzError(f"video: {path} may not be read (permission denied)") from error
     except (av.FFmpegError, OSError, ValueError) as error:
-        why = "is empty (0 bytes)" if path.stat().st_size == 0 else f"is no video, is truncated or is corrupt ({_short(error)})"
+        why = (
+            "is empty (0 bytes)"
+            if path.stat().st_size == 0
+            else f"is no video, is truncated or is corrupt ({_short(error)})"
+        )
         raise FzError(f"video: {path} {why}. Expected {KINDS}") from error
     with box:
         streams = [s for s in box.streams.video if not s.disposition & av.stream.Disposition.attached_pic]

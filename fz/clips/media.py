@@ -1,7 +1,8 @@
 """What a run leaves to look at: mp4, gif and png files, side by side clips, sheets of masks and attention maps.
 
-Pictures are numpy (F, H, W, 3) uint8 throughout. Every file is written under a temporary name beside its place and moved there when
-complete (`atomic`), so an interrupted run leaves no half file. Reading is `fz.clips.decode`'s question."""
+Pictures are numpy (F, H, W, 3) uint8 throughout. Every file is written under a temporary name beside its place and
+moved there when complete (`atomic`), so an interrupted run leaves no half file. Reading is `fz.clips.decode`'s
+question."""
 
 import json
 import math
@@ -25,13 +26,23 @@ from torch.nn.functional import interpolate
 from fz.errors import FzError
 
 # Colours from cold to hot at equal steps, dark to bright in grey as well.
-HEAT = ((0, 0, 4), (40, 11, 84), (101, 21, 110), (159, 42, 99), (212, 72, 66), (245, 125, 21), (250, 193, 39), (252, 255, 164))
+HEAT = (
+    (0, 0, 4),
+    (40, 11, 84),
+    (101, 21, 110),
+    (159, 42, 99),
+    (212, 72, 66),
+    (245, 125, 21),
+    (250, 193, 39),
+    (252, 255, 164),
+)
 BT709 = 1
 
 
 @contextmanager
 def atomic(path) -> Iterator[Path]:
-    """A temporary name in path's folder (made if needed), renamed to path when the block ends well and removed when it does not.
+    """A temporary name in path's folder (made if needed), renamed to path when the block ends well and removed when it
+    does not.
 
     Raises FzError where the folder cannot be written to.
     """
@@ -60,7 +71,17 @@ def write_json(path: str | Path, content: Any) -> None:
 
 def to_uint8(frames: torch.Tensor) -> np.ndarray:
     """(F, 3, H, W) in [-1, 1], clamped -> (F, H, W, 3) uint8, rounded to the nearest."""
-    return (frames.detach().float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous().numpy()
+    return (
+        (frames.detach().float() / 2 + 0.5)
+        .clamp(0, 1)
+        .mul(255)
+        .round()
+        .to(torch.uint8)
+        .permute(0, 2, 3, 1)
+        .cpu()
+        .contiguous()
+        .numpy()
+    )
 
 
 # x264's AVX-512 code gives other bytes for the same frames once in a while
@@ -68,7 +89,9 @@ SAME_BYTES = {"x264-params": "asm=avx2"} if platform.machine().lower() in ("x86_
 
 
 def write_mp4(path, frames: np.ndarray, fps: float):
-    """H.264, yuv420p, BT.709, index at the front: plays in a browser. frames (F, H, W, 3); odd sides gain one repeated row or column."""
+    """H.264, yuv420p, BT.709, index at the front: plays in a browser. frames (F, H, W, 3); odd sides gain one repeated
+    row or column.
+    """
     frames = _even(_checked(frames, path, colour=True))
     # 29.97 and 30000/1001 stay what they are, 24.000001 becomes 24.
     rate = Fraction(_rate(fps)).limit_denominator(1001)
@@ -77,7 +100,9 @@ def write_mp4(path, frames: np.ndarray, fps: float):
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         codec = stream.codec_context
-        codec.colorspace = codec.color_primaries = codec.color_trc = codec.color_range = BT709  # 1: also the code of limited range
+        codec.colorspace = codec.color_primaries = codec.color_trc = codec.color_range = (
+            BT709  # 1: also the code of limited range
+        )
         for number, picture in enumerate(frames):
             frame = _yuv_frame(picture)
             frame.pts, frame.time_base = number, 1 / rate
@@ -86,18 +111,26 @@ def write_mp4(path, frames: np.ndarray, fps: float):
 
 
 def _yuv_frame(picture: np.ndarray) -> av.VideoFrame:
-    return av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+    return av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+        format="yuv420p", dst_colorspace=Colorspace.ITU709
+    )
 
 
 def write_gif(path, frames: np.ndarray, fps: float):
-    """An endless gif, 255 colours a frame. Delays are multiples of 1/100 s: they alternate to keep the rate on average, up to 50 fps."""
+    """An endless gif, 255 colours a frame. Delays are multiples of 1/100 s: they alternate to keep the rate on average,
+    up to 50 fps.
+    """
     frames = _checked(frames, path, colour=True)
     step = max(100 / _rate(fps), 2)  # browsers slow delays under 2 ticks down to 10
     ticks = [round((k + 1) * step) - round(k * step) for k in range(len(frames))]
-    pictures = [Image.fromarray(f).quantize(255, Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG) for f in frames]
+    pictures = [
+        Image.fromarray(f).quantize(255, Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG) for f in frames
+    ]
     with atomic(path) as part:
         durations = [10 * t for t in ticks]
-        pictures[0].save(part, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, disposal=1)
+        pictures[0].save(
+            part, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, disposal=1
+        )
 
 
 def write_png(path, picture: np.ndarray):
@@ -107,7 +140,8 @@ def write_png(path, picture: np.ndarray):
 
 
 def write_pngs(folder, frames: np.ndarray):
-    """00000.png, 00001.png ... for (F, H, W, 3) or (F, H, W) uint8. The whole folder appears at once; one of the same kind is replaced.
+    """00000.png, 00001.png ... for (F, H, W, 3) or (F, H, W) uint8. The whole folder appears at once; one of the same
+    kind is replaced.
 
     Raises FzError if the folder holds anything but such pictures.
     """
@@ -116,9 +150,13 @@ def write_pngs(folder, frames: np.ndarray):
     if folder.exists():
         other = None if folder.is_dir() else folder.name
         if folder.is_dir():
-            other = next((name for name in sorted(os.listdir(folder)) if not re.fullmatch(r"[0-9]{5,}\.png", name)), None)
+            other = next(
+                (name for name in sorted(os.listdir(folder)) if not re.fullmatch(r"[0-9]{5,}\.png", name)), None
+            )
         if other:
-            raise FzError(f"out: {folder} holds {other}, expected nothing but numbered png files; choose another folder")
+            raise FzError(
+                f"out: {folder} holds {other}, expected nothing but numbered png files; choose another folder"
+            )
     with atomic(folder) as part:
         part.mkdir()
         for number, picture in enumerate(frames):
@@ -128,7 +166,9 @@ def write_pngs(folder, frames: np.ndarray):
 
 
 def side_by_side(clips: Sequence[np.ndarray], labels: Sequence[str] | None = None, gap: int = 4) -> np.ndarray:
-    """Clips (F, H, W, 3) of one shape next to each other, white between them, labels (wrapped to the width) above: (F, H', W', 3)."""
+    """Clips (F, H, W, 3) of one shape next to each other, white between them, labels (wrapped to the width) above: (F,
+    H', W', 3).
+    """
     clips = _same_shape(clips, "side by side")
     frames, height, width = clips[0].shape[:3]
     line = np.full((frames, height, gap, 3), 255, np.uint8)
@@ -139,15 +179,22 @@ def side_by_side(clips: Sequence[np.ndarray], labels: Sequence[str] | None = Non
     return np.concatenate([np.broadcast_to(head, (frames, *head.shape)), row], axis=1)
 
 
-def contact_sheet(clips: Sequence[np.ndarray], labels: Sequence[str] | None = None, tile: int = 192, gap: int = 4) -> np.ndarray:
-    """One picture (H', W', 3) of clips (F, H, W, 3): a row each, label above, frames from left to right, none larger than `tile`."""
+def contact_sheet(
+    clips: Sequence[np.ndarray], labels: Sequence[str] | None = None, tile: int = 192, gap: int = 4
+) -> np.ndarray:
+    """One picture (H', W', 3) of clips (F, H, W, 3): a row each, label above, frames from left to right, none larger
+    than `tile`.
+    """
     clips = _same_shape(clips, "contact sheet")
     frames, height, width = clips[0].shape[:3]
     shrink = min(1, tile / max(height, width))
     size = max(1, round(width * shrink)), max(1, round(height * shrink))
     rows = []
     for number, clip in enumerate(clips):
-        cells = [np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.BOX)) for picture in clip]
+        cells = [
+            np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.BOX))
+            for picture in clip
+        ]
         row = side_by_side([cell[None] for cell in cells], None, gap)[0]
         if labels is not None:
             rows.append(_headings([_one_each(labels, clips)[number]], row.shape[1], gap))
@@ -186,7 +233,9 @@ def overlay(frames: np.ndarray, maps: torch.Tensor, peak: float | None = None, o
 
 
 def _headings(labels: Sequence[str], width: int, gap: int) -> np.ndarray:
-    """(h, len(labels) * (width + gap) - gap, 3): each label black on white over its column, wrapped, at most four lines."""
+    """(h, len(labels) * (width + gap) - gap, 3): each label black on white over its column, wrapped, at most four
+    lines.
+    """
     size = max(10, min(20, width // 20))
     font = ImageFont.load_default(size)
     columns = [_wrapped(label, font, width - 4) for label in labels]
@@ -224,7 +273,10 @@ def _rate(fps: float) -> float:
 def _checked(frames: np.ndarray, path, colour: bool = False) -> np.ndarray:
     grey = frames.ndim == 3 and not colour
     if frames.dtype != np.uint8 or not frames.size or not (grey or (frames.ndim == 4 and frames.shape[3] == 3)):
-        raise FzError(f"{path}: got frames of shape {tuple(frames.shape)}, {frames.dtype}; expected at least one, (F, H, W, 3) uint8")
+        raise FzError(
+            f"{path}: got frames of shape {tuple(frames.shape)}, {frames.dtype}; expected at least one, (F, H, W, "
+            "3) uint8"
+        )
     return np.ascontiguousarray(frames)
 
 

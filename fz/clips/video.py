@@ -1,7 +1,8 @@
 """What the model sees of a clip: which frames, which part of the picture, at what size.
 
-Choice, crop and resizing follow the released code's ImageSequenceDataset for a square size: to [-1, 1], cut the offsets, short side to N
-(antialiased bilinear), centre crop. Sizes that are not square are this project's own. How files are decoded is `fz.clips.decode`'s question."""
+Choice, crop and resizing follow the released code's ImageSequenceDataset for a square size: to [-1, 1], cut the
+offsets, short side to N (antialiased bilinear), centre crop. Sizes that are not square are this project's own. How
+files are decoded is `fz.clips.decode`'s question."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ LARGEST = 8192
 
 @dataclass(frozen=True)
 class Video:
-    """frames (F, 3, H, W) float32 in [-1, 1]; fps after `every`; indices: the source's frame numbers; notes: what the user should know."""
+    """frames (F, 3, H, W) float32 in [-1, 1]; fps after `every`; indices: the source's frame numbers; notes: what the
+    user should know.
+    """
 
     frames: torch.Tensor
     fps: float
@@ -30,9 +33,9 @@ class Video:
 def read_clip(clip: ClipSettings, multiple: int = 64) -> Video:
     """Decode, crop and resize a clip. H and W are rounded to `multiple` (see round_size).
 
-    A video's rate is divided by `every`; images count as 8 frames a second. At a variable rate, start and every count positions of a
-    constant timeline (fz.clips.decode.Movie), so indices may repeat. Only the frames needed are decoded, one at a time is held at full size.
-    Raises FzError for a path, choice, crop or size that cannot be.
+    A video's rate is divided by `every`; images count as 8 frames a second. At a variable rate, start and every count
+    positions of a constant timeline (fz.clips.decode.Movie), so indices may repeat. Only the frames needed are decoded,
+    one at a time is held at full size. Raises FzError for a path, choice, crop or size that cannot be.
     """
     size, note = round_size(clip.size, multiple)
     _check(clip)
@@ -55,7 +58,10 @@ def read_clip(clip: ClipSettings, multiple: int = 64) -> Video:
             shape = picture.shape
             scale = max(height / part.shape[0], width / part.shape[1])
             if scale > 1.5:
-                notes.append(f"{source.name} is {_wide(part.shape)} (width x height), enlarged {scale:.3g} times to cover {width}x{height}")
+                notes.append(
+                    f"{source.name} is {_wide(part.shape)} (width x height), enlarged {scale:.3g} times to cover "
+                    f"{width}x{height}"
+                )
         elif shape != picture.shape:
             sizes = f"{_wide(shape)} to {_wide(picture.shape)}"
             raise FzError(f"video: {source.name} changes size at frame {index}, {sizes}; convert it to one size")
@@ -64,7 +70,9 @@ def read_clip(clip: ClipSettings, multiple: int = 64) -> Video:
 
 
 def choose(count: int, frames: int | None, start: int, every: int, name: str = "the clip") -> range:
-    """Frame numbers start, start + every, ... below count: `frames` of them, or all there are for None. FzError with what would fit."""
+    """Frame numbers start, start + every, ... below count: `frames` of them, or all there are for None. FzError with
+    what would fit.
+    """
     if start >= count:
         raise FzError(f"start: got {start}, but {name} has {_frames(count)}: expected 0 to {count - 1}")
     there = (count - start - 1) // every + 1
@@ -78,13 +86,23 @@ def choose(count: int, frames: int | None, start: int, every: int, name: str = "
             fits.append(f"--start {count - 1 - (frames - 1) * every}")
         asked = _frames(frames) + (f" from frame {start}" if start else "") + (f", every {every}" if every > 1 else "")
         need = start + (frames - 1) * every + 1
-        raise FzError(f"frames: {name} has {_frames(count)}, too few for {asked} (needs {need}). Use {' or '.join(fits)}")
+        raise FzError(
+            f"frames: {name} has {_frames(count)}, too few for {asked} (needs {need}). Use {' or '.join(fits)}"
+        )
     return range(start, start + (frames - 1) * every + 1, every)
 
 
 def round_size(size: Size, multiple: int = 64) -> tuple[Size, str | None]:
-    """(size rounded to the nearest multiple a side, at least one; what to tell the user, or None). FzError for no size at all."""
-    sides = (size,) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else ()
+    """(size rounded to the nearest multiple a side, at least one; what to tell the user, or None). FzError for no size
+    at all.
+    """
+    sides = (
+        (size,)
+        if isinstance(size, int)
+        else tuple(size)
+        if isinstance(size, Sequence) and not isinstance(size, str)
+        else ()
+    )
     if len(sides) not in (1, 2) or any(isinstance(n, bool) or not isinstance(n, int) for n in sides):
         raise FzError(f"size: got {size!r}, expected a number (a square) or height and width, such as 512 or 384x640")
     text = "x".join(map(str, sides))
@@ -95,7 +113,11 @@ def round_size(size: Size, multiple: int = 64) -> tuple[Size, str | None]:
     if max(sides) > LARGEST:
         raise FzError(f"size: {text} is too large, expected sides of at most {LARGEST}")
     rounded = tuple((n + multiple // 2) // multiple * multiple for n in sides)
-    note = None if rounded == sides else f"size {text} is rounded to {'x'.join(map(str, rounded))}: the model needs multiples of {multiple}"
+    note = (
+        None
+        if rounded == sides
+        else f"size {text} is rounded to {'x'.join(map(str, rounded))}: the model needs multiples of {multiple}"
+    )
     return (rounded[0] if isinstance(size, int) else rounded), note
 
 
@@ -109,7 +131,8 @@ def cut(picture: np.ndarray, crop: Crop) -> np.ndarray:
     height, width = picture.shape[:2]
     if crop.left + crop.right >= width or crop.top + crop.bottom >= height:
         raise FzError(
-            f"crop: left {crop.left} + right {crop.right} and top {crop.top} + bottom {crop.bottom} leave nothing of a picture of "
+            f"crop: left {crop.left} + right {crop.right} and top {crop.top} + bottom {crop.bottom} leave nothing "
+            "of a picture of "
             f"{width}x{height} (width x height)"
         )
     return picture[crop.top : height - crop.bottom, crop.left : width - crop.right]
@@ -118,8 +141,8 @@ def cut(picture: np.ndarray, crop: Crop) -> np.ndarray:
 def fit(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """image (3, h, w) -> (3, H, W): scaled to cover, keeping its aspect ratio (antialiased bilinear), then centre crop.
 
-    For H = W this is the released short side scaling and centre crop, number for number: the side that fits tightly becomes exact, the
-    other is rounded down.
+    For H = W this is the released short side scaling and centre crop, number for number: the side that fits tightly
+    becomes exact, the other is rounded down.
     """
     h, w = image.shape[-2:]
     height, width = size

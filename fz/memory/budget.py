@@ -1,7 +1,8 @@
 """How much memory a run takes, said before it starts, and what inversion therefore keeps.
 
-Predictions count tensors: queries and keys exactly, activations by a factor measured on SD v1.4's UNet (bench/LOG.md). 'memory' costs
-RAM for every fused step; 'recompute' nothing, but 1.4 times the time of an edit step; 'disk' files instead of RAM.
+Predictions count tensors: queries and keys exactly, activations by a factor measured on SD v1.4's UNet (bench/LOG.md).
+'memory' costs RAM for every fused step; 'recompute' nothing, but 1.4 times the time of an edit step; 'disk' files
+instead of RAM.
 """
 
 import os
@@ -43,11 +44,15 @@ def wanted(fusions: list[Fusion], store_dtype: str = "same") -> Callable[[int], 
 
 
 def kept_bytes(unet: UNet, latent_size: tuple[int, int], frames: int, keep: Keep, dtype: torch.dtype) -> int:
-    """Bytes of the queries and keys that one step keeps; F · N · C of each, cross-attention's keys being the prompt's."""
+    """Bytes of the queries and keys that one step keeps; F · N · C of each, cross-attention's keys being the
+    prompt's.
+    """
     element = (keep.dtype or dtype).itemsize
     sites = [site for site in unet.sites() if keep.wants(site)]
     tokens = {site.name: latent_size[0] * latent_size[1] // site.stride**2 for site in sites}
-    return sum((2 if site.kind == "self" else 1) * frames * tokens[site.name] * site.channels * element for site in sites)
+    return sum(
+        (2 if site.kind == "self" else 1) * frames * tokens[site.name] * site.channels * element for site in sites
+    )
 
 
 def choose_store(
@@ -64,7 +69,8 @@ def choose_store(
     say: Say,
     offload: bool = False,
 ) -> str:
-    """'recompute', 'memory' or 'disk': what was asked for, or, for 'auto', 'memory' where it fits in memory that is free, else 'recompute'.
+    """'recompute', 'memory' or 'disk': what was asked for, or, for 'auto', 'memory' where it fits in memory that is
+    free, else 'recompute'.
 
     Says the prediction. Raises FzError if the run cannot fit whatever it keeps, or if what was asked for cannot.
     """
@@ -86,21 +92,29 @@ def choose_store(
         mode = "recompute"
     if need["recompute"] > free:
         raise FzError(
-            f"memory: this edit needs about {gb(need['recompute'])}, and {gb(free)} are free. Take fewer --frames or a smaller --size."
+            f"memory: this edit needs about {gb(need['recompute'])}, and {gb(free)} are free. Take fewer --frames "
+            "or a smaller --size."
         )
     if need[mode] > free:
-        raise FzError(f"store: '{mode}' needs about {gb(need[mode])}, and {gb(free)} are free. Pass --store recompute or disk.")
+        raise FzError(
+            f"store: '{mode}' needs about {gb(need[mode])}, and {gb(free)} are free. Pass --store recompute or disk."
+        )
     if mode == "disk":
         room = free_disk(folder)
         if sum(per_step) > room:
-            raise FzError(f"store: 'disk' needs {gb(sum(per_step))} in {folder}, where {gb(room)} are free. Pass --store recompute.")
+            raise FzError(
+                f"store: 'disk' needs {gb(sum(per_step))} in {folder}, where {gb(room)} are free. Pass --store "
+                "recompute."
+            )
     on_disk = f" and {gb(sum(per_step))} of disk" if mode == "disk" else ""
     say(f"this edit needs about {gb(need[mode])} of {gb(free)} of memory{on_disk}; {mode}")
     return mode
 
 
 def live_maps(frames: int, chunk: int | None, clip_norm: bool) -> int:
-    """Activations of a forward pass that are alive at once, counted in one branch's full-size feature maps of one frame."""
+    """Activations of a forward pass that are alive at once, counted in one branch's full-size feature maps of one
+    frame.
+    """
     at_once = min(chunk or frames, frames)
     if clip_norm:
         return WHOLE * frames + (ACTIVATIONS - WHOLE) * at_once
@@ -108,7 +122,9 @@ def live_maps(frames: int, chunk: int | None, clip_norm: bool) -> int:
     return ACTIVATIONS * min(max(at_once, 3) + 3, frames)
 
 
-def kept_for(mode: str, folder: Path, timesteps: tuple[int, ...], device: torch.device, say: Say, offload: bool = False) -> Kept:
+def kept_for(
+    mode: str, folder: Path, timesteps: tuple[int, ...], device: torch.device, say: Say, offload: bool = False
+) -> Kept:
     """Where that mode keeps queries and keys."""
     if mode == "disk":
         return KeptOnDisk(folder, timesteps, device, say)

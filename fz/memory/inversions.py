@@ -1,8 +1,8 @@
 """Inversions that were done: a folder for each, named by a hash of all that its latents depend on.
 
-A second edit of the same clip finds the inversion there; a run that was killed goes on from its last step. Latents and averaged maps
-are kept for good (1.2 MB a step at 512², 8 frames), an edit's own steps and the queries and keys of `--store disk` until the run is
-done. The least recently used inversions go when all of them take more than `LIMIT`.
+A second edit of the same clip finds the inversion there; a run that was killed goes on from its last step. Latents and
+averaged maps are kept for good (1.2 MB a step at 512², 8 frames), an edit's own steps and the queries and keys of
+`--store disk` until the run is done. The least recently used inversions go when all of them take more than `LIMIT`.
 """
 
 import contextlib
@@ -37,7 +37,9 @@ def default_folder() -> Path:
 
 
 def digest(*parts: Any) -> str:
-    """SHA-256 over tensors' bytes, dtypes and shapes, dataclasses field by field, and JSON of everything else; 32 hex digits of it."""
+    """SHA-256 over tensors' bytes, dtypes and shapes, dataclasses field by field, and JSON of everything else; 32 hex
+    digits of it.
+    """
     sha = hashlib.sha256()
     for part in parts:
         if dataclasses.is_dataclass(part):
@@ -71,7 +73,9 @@ class Inversion:
     @classmethod
     @contextlib.contextmanager
     def open(cls, cache: str | None, key: str, say: Say) -> Iterator["Inversion"]:
-        """The inversion of that key in the folder `cache` (None: the default one; 'none': one that is removed when the block ends)."""
+        """The inversion of that key in the folder `cache` (None: the default one; 'none': one that is removed when the
+        block ends).
+        """
         if cache == "none":
             with tempfile.TemporaryDirectory(prefix="fz-", ignore_cleanup_errors=True) as folder:
                 yield cls(Path(folder), key, say)
@@ -127,7 +131,9 @@ def leading(log: StepLog, steps: int, device: torch.device) -> list[Tensor]:
 
 
 def prune(cache: Path, keep: Iterable[str] = (), limit: int = LIMIT) -> None:
-    """Remove the least recently used inversions until no more than `limit` bytes are left, and files of runs that were killed."""
+    """Remove the least recently used inversions until no more than `limit` bytes are left, and files of runs that were
+    killed.
+    """
     with contextlib.suppress(OSError):
         folders = {p: sum(size_of(p).values()) for p in cache.iterdir() if p.is_dir()}
         for folder in sorted(folders, key=lambda p: p.stat().st_mtime):

@@ -1,7 +1,8 @@
-"""Where what a run computed is kept: tensors in files, whole and checked, and inversion's queries and keys in RAM or in such files.
+"""Where what a run computed is kept: tensors in files, whole and checked, and inversion's queries and keys in RAM or in
+such files.
 
-A file appears whole (written beside, then renamed), so that two runs that write the same thing at once, or one that is killed, leave
-nothing half done. It carries a checksum; one that is damaged is said so and counts as missing.
+A file appears whole (written beside, then renamed), so that two runs that write the same thing at once, or one that is
+killed, leave nothing half done. It carries a checksum; one that is damaged is said so and counts as missing.
 """
 
 import shutil
@@ -42,11 +43,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             save_file(tensors, part, metadata={"crc32": checksum(tensors)})
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise FzError(f"store: {path} cannot be written ({reason}). Free space there or pass another --cache.") from error
+        raise FzError(
+            f"store: {path} cannot be written ({reason}). Free space there or pass another --cache."
+        ) from error
 
 
 def read_tensors(path: Path, say: Say) -> dict[str, Tensor] | None:
-    """The tensors of a file that `write_tensors` wrote; None where there is none or where it is damaged, which is said."""
+    """The tensors of a file that `write_tensors` wrote; None where there is none or where it is damaged, which is
+    said.
+    """
     if not path.exists():
         return None
     try:
@@ -103,7 +108,9 @@ class KeptInMemory:
 
 
 class KeptOnDisk:
-    """Queries and keys in files, one a timestep ('disk'): written behind by a thread, read ahead by another, from noisy to clean."""
+    """Queries and keys in files, one a timestep ('disk'): written behind by a thread, read ahead by another, from noisy
+    to clean.
+    """
 
     def __init__(self, folder: Path, timesteps: tuple[int, ...], device: torch.device, say: Say):
         self.folder, self.device, self.say = folder, device, say
@@ -140,7 +147,9 @@ class KeptOnDisk:
         return self.path(t).exists()
 
     def flush(self, pending: int = 0) -> None:
-        """Wait until no more than so many writes are pending. What could not be written is computed again: said once, no error."""
+        """Wait until no more than so many writes are pending. What could not be written is computed again: said once,
+        no error.
+        """
         while len(self.writes) > pending:
             try:
                 self.writes.pop(0).result()

@@ -12,7 +12,9 @@ from fz.errors import FzError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called so; 'auto' is cuda, else mps, else cpu. Raises FzError for one that this machine does not have."""
+    """The device called so; 'auto' is cuda, else mps, else cpu. Raises FzError for one that this machine does not
+    have.
+    """
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(d for d in ("cuda", "mps", "cpu") if there[d])

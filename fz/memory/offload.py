@@ -1,6 +1,8 @@
-"""A GPU that is smaller than the run: models there only while they are used, queries and keys in RAM, copied beside the computation.
+"""A GPU that is smaller than the run: models there only while they are used, queries and keys in RAM, copied beside the
+computation.
 
-Copies use pinned memory and a CUDA stream of their own. Without CUDA a module moves, or is there already, and tensors stay what they are.
+Copies use pinned memory and a CUDA stream of their own. Without CUDA a module moves, or is there already, and tensors
+stay what they are.
 """
 
 import contextlib
@@ -45,7 +47,9 @@ class Copier:
         copies = {}
         with torch.cuda.stream(self.stream):
             for name, kept in operands.items():
-                copies[name] = tuple(torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True) for x in kept)
+                copies[name] = tuple(
+                    torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True) for x in kept
+                )
                 for x in kept:
                     # the allocator must not give x away before the copy is done
                     x.record_stream(self.stream)
@@ -57,7 +61,9 @@ class Copier:
             return {name: tuple(x.to(self.device) for x in kept) for name, kept in operands.items()}, None
         with torch.cuda.stream(self.stream):
             self.stream.wait_event(written)
-            copies = {name: tuple(x.to(self.device, non_blocking=True) for x in kept) for name, kept in operands.items()}
+            copies = {
+                name: tuple(x.to(self.device, non_blocking=True) for x in kept) for name, kept in operands.items()
+            }
             return copies, self.stream.record_event()
 
     def ready(self, operands: Kept, event: object) -> Kept:
@@ -72,7 +78,9 @@ class Copier:
 
 
 class KeptInRam:
-    """Queries and keys in RAM while the model is on a GPU: written behind, and read one step ahead, from noisy to clean."""
+    """Queries and keys in RAM while the model is on a GPU: written behind, and read one step ahead, from noisy to
+    clean.
+    """
 
     def __init__(self, timesteps: tuple[int, ...], copier: Copier):
         self.copier = copier

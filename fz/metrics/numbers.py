@@ -1,7 +1,9 @@
-"""Numbers about edited clips: CLIP's consistency and fidelity (FateZero's Table 1), error along motion, and likeness to a truth.
+"""Numbers about edited clips: CLIP's consistency and fidelity (FateZero's Table 1), error along motion, and likeness to
+a truth.
 
-Functions of arrays; which clips, files and tables is `fz.evaluate`'s question. Pictures are (F, H, W, 3) uint8, features unit vectors.
-There is no LPIPS here, whose weights would have to be fetched: `clip_patch_distance` is built alike but is not comparable with it.
+Functions of arrays; which clips, files and tables is `fz.evaluate`'s question. Pictures are (F, H, W, 3) uint8,
+features unit vectors. There is no LPIPS here, whose weights would have to be fetched: `clip_patch_distance` is built
+alike but is not comparable with it.
 """
 
 import numpy as np
@@ -18,7 +20,9 @@ def tem_con(images: Tensor) -> float | None:
 
 
 def frame_acc(images: Tensor, source: Tensor, target: Tensor) -> float:
-    """Frame-Acc: share of frames whose features (F, D) are nearer to the target prompt's (D,) than to the source's. A tie is no win."""
+    """Frame-Acc: share of frames whose features (F, D) are nearer to the target prompt's (D,) than to the source's. A
+    tie is no win.
+    """
     return float((images @ target > images @ source).float().mean())
 
 
@@ -42,7 +46,9 @@ def psnr(a: np.ndarray, b: np.ndarray, mask: np.ndarray | None = None) -> float 
 
 
 def ssim(a: np.ndarray, b: np.ndarray, mask: np.ndarray | None = None) -> float | None:
-    """SSIM (Wang et al. 2004) of grey pictures, Gaussian window 11, sigma 1.5, valid positions; mean over those where mask is True."""
+    """SSIM (Wang et al. 2004) of grey pictures, Gaussian window 11, sigma 1.5, valid positions; mean over those where
+    mask is True.
+    """
     same_shape(a, b)
     if min(a.shape[1:3]) < 11:
         return None
@@ -67,10 +73,11 @@ def blur(x: Tensor) -> Tensor:
 
 
 def clip_patch_distance(a: list[Tensor], b: list[Tensor]) -> float:
-    """Distance of two clips by CLIP's own patches: squared differences of unit patch states, mean over patches, frames and layers.
+    """Distance of two clips by CLIP's own patches: squared differences of unit patch states, mean over patches, frames
+    and layers.
 
-    a, b: a (F, patches, D) of each layer (`Clip.patches`). In [0, 4], 0 for the same clip. Made as LPIPS is (Zhang et al. 2018), but of a
-    ViT's layers and without learned weights: its numbers are not LPIPS's.
+    a, b: a (F, patches, D) of each layer (`Clip.patches`). In [0, 4], 0 for the same clip. Made as LPIPS is (Zhang et
+    al. 2018), but of a ViT's layers and without learned weights: its numbers are not LPIPS's.
     """
     return float(torch.stack([((x - y) ** 2).sum(-1).mean() for x, y in zip(a, b, strict=True)]).mean())
 
@@ -78,20 +85,25 @@ def clip_patch_distance(a: list[Tensor], b: list[Tensor]) -> float:
 STIFF = 1e-5  # in the units of a squared difference of neighbours, values in [0, 1]
 
 
-# ---- motion --------------------------------------------------------------------------------------------------------------
+# ---- motion ------------------------------------------------------------------------------------------------
 
 
 def warp_error(frames: np.ndarray, flow: np.ndarray, seen: np.ndarray | None = None) -> float | None:
     """Mean squared difference, values in [0, 1], of each frame and the next one fetched back along the flow.
 
-    flow: (F - 1, H, W, 2), where each pixel is in the next frame, pixels right and down, of the source clip. seen: (F - 1, H, W) bool,
-    pixels that count (None: all); those that leave the picture never count. None where no pixel is left.
+    flow: (F - 1, H, W, 2), where each pixel is in the next frame, pixels right and down, of the source clip. seen: (F -
+    1, H, W) bool, pixels that count (None: all); those that leave the picture never count. None where no pixel is left.
     """
     if len(frames) < 2:
         return None
     if flow.shape != (len(frames) - 1, *frames.shape[1:3], 2):
-        raise FzError(f"flow: got {flow.shape}, expected {(len(frames) - 1, *frames.shape[1:3], 2)}, pixels to the next frame.")
-    pictures, flow_ = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(np.array(flow, np.float32))
+        raise FzError(
+            f"flow: got {flow.shape}, expected {(len(frames) - 1, *frames.shape[1:3], 2)}, pixels to the next frame."
+        )
+    pictures, flow_ = (
+        torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255,
+        torch.from_numpy(np.array(flow, np.float32)),
+    )
     fetched, inside = fetch(pictures[1:], flow_)
     if seen is not None:
         inside = inside & torch.from_numpy(np.asarray(seen, bool))
@@ -110,11 +122,14 @@ def fetch(pictures: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def estimate_flow(frames: np.ndarray, window: int = 9, levels: int = 4, iterations: int = 8) -> tuple[np.ndarray, np.ndarray]:
+def estimate_flow(
+    frames: np.ndarray, window: int = 9, levels: int = 4, iterations: int = 8
+) -> tuple[np.ndarray, np.ndarray]:
     """Motion by the iterative Lucas-Kanade method on a pyramid (Bouguet 2000), at every pixel.
 
-    frames (F, H, W, 3) uint8 -> flow (F - 1, H, W, 2) float32, and seen (F - 1, H, W) bool: where going and coming back agrees within a
-    pixel. Good for motions up to about 2^(levels + 1) pixels of textured surfaces; flat ones get their surroundings' motion or none.
+    frames (F, H, W, 3) uint8 -> flow (F - 1, H, W, 2) float32, and seen (F - 1, H, W) bool: where going and coming back
+    agrees within a pixel. Good for motions up to about 2^(levels + 1) pixels of textured surfaces; flat ones get their
+    surroundings' motion or none.
     """
     pictures = grey(frames).float()
     if len(pictures) < 2:
@@ -138,13 +153,17 @@ def lucas_kanade(a: Tensor, b: Tensor, window: int, levels: int, iterations: int
             ratio = torch.tensor([w / flow.shape[2], h / flow.shape[1]])
             flow = F.interpolate(flow.permute(0, 3, 1, 2), size=(h, w), mode="bilinear").permute(0, 2, 3, 1) * ratio
         padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-        gx, gy = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2, (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
+        gx, gy = (
+            (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2,
+            (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2,
+        )
         xx, xy, yy = (mean_of(product, window) for product in (gx * gx, gx * gy, gy * gy))
         # a little stiffness: without texture a pixel moves as its surroundings do
         xx, yy = xx + STIFF, yy + STIFF
         area = xx * yy - xy * xy
         for _ in range(iterations):
-            # each pixel of a window was fetched along its own motion: solve for the window's whole motion, not for a step
+            # each pixel of a window was fetched along its own motion: solve for the window's whole motion, not for a
+            # step
             late = gx * flow[:, None, ..., 0] + gy * flow[:, None, ..., 1] - (fetch(y, flow)[0] - x)
             bx = mean_of(gx * late + STIFF * flow[:, None, ..., 0], window)
             by = mean_of(gy * late + STIFF * flow[:, None, ..., 1], window)
@@ -157,11 +176,13 @@ def mean_of(x: Tensor, window: int) -> Tensor:
     return F.avg_pool2d(x, window, stride=1, padding=window // 2, count_include_pad=False)
 
 
-# ---- over clips ----------------------------------------------------------------------------------------------------------
+# ---- over clips --------------------------------------------------------------------------------------------
 
 
 def student(df: int) -> float:
-    """The 97.5% quantile of Student's t: exact for 1 and 2 degrees of freedom, else Cornish-Fisher's expansion (within 0.01)."""
+    """The 97.5% quantile of Student's t: exact for 1 and 2 degrees of freedom, else Cornish-Fisher's expansion (within
+    0.01).
+    """
     if df < 3:
         return (12.7062, 4.3027)[df - 1]
     z = 1.959964
@@ -180,5 +201,13 @@ def same_shape(a: np.ndarray, b: np.ndarray) -> None:
 
 
 __all__ = [
-    "clip_patch_distance", "estimate_flow", "frame_acc", "half_interval", "psnr", "ssim", "tem_con", "text_score", "warp_error",
-]  # fmt: skip
+    "clip_patch_distance",
+    "estimate_flow",
+    "frame_acc",
+    "half_interval",
+    "psnr",
+    "ssim",
+    "tem_con",
+    "text_score",
+    "warp_error",
+]

@@ -1,7 +1,9 @@
-"""CLIP's image tower (a ViT), written by hand, and a pair of towers that gives comparable features of pictures and sentences.
+"""CLIP's image tower (a ViT), written by hand, and a pair of towers that gives comparable features of pictures and
+sentences.
 
-Arithmetic and parameter names are those of transformers' CLIPModel (Radford et al. 2021, section 2.4), to which tests compare it; the
-text tower is transformers'. Only inference. How weights are found and translated is `fz.weights.clip`' question.
+Arithmetic and parameter names are those of transformers' CLIPModel (Radford et al. 2021, section 2.4), to which tests
+compare it; the text tower is transformers'. Only inference. How weights are found and translated is `fz.weights.clip`'
+question.
 """
 
 from collections.abc import Sequence
@@ -29,7 +31,9 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """The image tower's shape, by transformers' names; the defaults are those of OpenAI's ViT-B/32. projection_dim: of the features."""
+    """The image tower's shape, by transformers' names; the defaults are those of OpenAI's ViT-B/32. projection_dim: of
+    the features.
+    """
 
     hidden_size: int = 768
     intermediate_size: int = 3072
@@ -43,7 +47,10 @@ class ViTConfig:
 
     def __post_init__(self):
         if self.hidden_act not in ACTIVATIONS:
-            raise FzError(f"clip: got activation {self.hidden_act!r}, expected quick_gelu or gelu.{suggest(self.hidden_act, ACTIVATIONS)}")
+            raise FzError(
+                f"clip: got activation {self.hidden_act!r}, expected quick_gelu or "
+                f"gelu.{suggest(self.hidden_act, ACTIVATIONS)}"
+            )
         if self.hidden_size % self.num_attention_heads or self.image_size % self.patch_size:
             raise FzError("clip: heads do not divide the width, or patches the picture. Is its config.json CLIP's?")
 
@@ -56,7 +63,10 @@ class Attention(nn.Module):
             setattr(self, name, nn.Linear(config.hidden_size, config.hidden_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
         return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -118,7 +128,9 @@ class ImageTower(nn.Module):
         self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
 
     def states(self, pictures: Tensor) -> list[Tensor]:
-        """(n, 3, S, S) preprocessed -> after the embedding and after every layer, (n, 1 + patches, hidden_size) each."""
+        """(n, 3, S, S) preprocessed -> after the embedding and after every layer, (n, 1 + patches, hidden_size)
+        each.
+        """
         x = self.vision_model.pre_layrnorm(self.vision_model.embeddings(pictures))
         out = [x]
         for layer in self.vision_model.encoder["layers"]:
@@ -132,7 +144,9 @@ class ImageTower(nn.Module):
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Short side to `size` (bicubic, as pillow does it on 8 bits), `size` x `size` from the centre, to mean 0 and deviation 1."""
+    """Short side to `size` (bicubic, as pillow does it on 8 bits), `size` x `size` from the centre, to mean 0 and
+    deviation 1.
+    """
 
     size: int = 224
     mean: tuple[float, ...] = MEAN
@@ -146,7 +160,9 @@ class Preprocess:
         top, left = (height - self.size) // 2, (width - self.size) // 2
         out = []
         for frame in frames:
-            large = np.asarray(Image.fromarray(np.ascontiguousarray(frame)).resize((width, height), Image.Resampling.BICUBIC))
+            large = np.asarray(
+                Image.fromarray(np.ascontiguousarray(frame)).resize((width, height), Image.Resampling.BICUBIC)
+            )
             out.append(large[top : top + self.size, left : left + self.size])
         pictures = torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).float() / 255
         return (pictures - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.std).view(3, 1, 1)
@@ -155,7 +171,14 @@ class Preprocess:
 class Clip:
     """Both towers, the tokenizer and the preprocessing. name: what to call it in tables."""
 
-    def __init__(self, tower: ImageTower, text: CLIPTextModelWithProjection, tokenizer: CLIPTokenizer, preprocess: Preprocess, name: str):
+    def __init__(
+        self,
+        tower: ImageTower,
+        text: CLIPTextModelWithProjection,
+        tokenizer: CLIPTokenizer,
+        preprocess: Preprocess,
+        name: str,
+    ):
         self.tower, self.text, self.tokenizer, self.preprocess, self.name = tower, text, tokenizer, preprocess, name
 
     @torch.no_grad()
@@ -175,5 +198,6 @@ class Clip:
         """(n, D), unit length. A sentence longer than the text tower loses its end, as CLIP's own tokenizer has it."""
         length = self.text.config.max_position_embeddings
         tokens = self.tokenizer(list(prompts), padding=True, max_length=length, truncation=True, return_tensors="pt")
-        # without an attention mask: padding stands after the end token, whose state alone is read, so it need not be 77 long either
+        # without an attention mask: padding stands after the end token, whose state alone is read, so it need not be 77
+        # long either
         return F.normalize(self.text(input_ids=tokens["input_ids"]).text_embeds, dim=-1)

@@ -1,7 +1,7 @@
 """`--compile`: the layers of a step that take most of its time outside attention, by torch.compile.
 
-ResNet blocks and feed-forwards are compiled, each shape once. Attention stays as it is: its function is Python's, and its kernels are
-compiled already. A CPU gained nothing (bench/LOG.md): there nothing is compiled.
+ResNet blocks and feed-forwards are compiled, each shape once. Attention stays as it is: its function is Python's, and
+its kernels are compiled already. A CPU gained nothing (bench/LOG.md): there nothing is compiled.
 """
 
 import importlib.util
@@ -13,7 +13,8 @@ from torch import nn
 from fz.model.layers import FeedForward, ResnetBlock
 from fz.model.unet import UNet
 
-# a UNet has fewer shapes of blocks than this; torch's own limit is 8 a function, after which it silently stops compiling
+# a UNet has fewer shapes of blocks than this; torch's own limit is 8 a function, after which it silently stops
+# compiling
 SHAPES = 256
 
 

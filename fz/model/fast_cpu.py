@@ -1,7 +1,8 @@
-"""What makes a UNet fast on a CPU, done once after loading: packed linear layers, Winograd convolutions, memory that stays ours.
+"""What makes a UNet fast on a CPU, done once after loading: packed linear layers, Winograd convolutions, memory that
+stays ours.
 
-Weights themselves are not changed, so that a model can be prepared again for another size. What each way costs and gains is in
-`gemm.py` and `winograd.py`; measurements are in bench/LOG.md.
+Weights themselves are not changed, so that a model can be prepared again for another size. What each way costs and
+gains is in `gemm.py` and `winograd.py`; measurements are in bench/LOG.md.
 """
 
 import ctypes
@@ -39,8 +40,11 @@ class Site3x3:
         return weight_bytes(self.conv.out_channels, self.conv.in_channels, m)
 
 
-def prepare(unet: UNet, latent_size: tuple[int, int], frames: int, conv: str = "auto", budget: int | None = None) -> str:
-    """Prepare a UNet for clips of so many frames and latents of that (h, w). Returns a line that says what was done and what it costs.
+def prepare(
+    unet: UNet, latent_size: tuple[int, int], frames: int, conv: str = "auto", budget: int | None = None
+) -> str:
+    """Prepare a UNet for clips of so many frames and latents of that (h, w). Returns a line that says what was done and
+    what it costs.
 
     conv: 'auto' (3x3 convolutions as Winograd's, as far as `budget` bytes go; by default a quarter of the machine's
     memory, which does not vary from run to run), or 'direct'. Nothing is done unless the weights are float32 on a CPU.
@@ -62,17 +66,24 @@ def prepare(unet: UNet, latent_size: tuple[int, int], frames: int, conv: str = "
         return f"{linear}; convolutions: direct"
     chosen = choose(convolutions(unet, latent_size), frames, total_memory() // 4 if budget is None else budget)
     for site, m in chosen:
-        site.conv.winograd = Winograd(site.conv.weight, site.conv.bias, m, rows=frames * -(-site.h // m) * -(-site.w // m))
+        site.conv.winograd = Winograd(
+            site.conv.weight, site.conv.bias, m, rows=frames * -(-site.h // m) * -(-site.w // m)
+        )
     spent = sum(site.bytes(m) for site, m in chosen)
     count = {m: sum(m == chosen_m for _, chosen_m in chosen) for m in TILES}
     direct = len(convolutions(unet, latent_size)) - len(chosen)
-    return f"{linear}; convolutions: {count[4]} Winograd F(4,3), {count[2]} F(2,3) ({spent / 1e9:.2f} GB), {direct} direct"
+    return (
+        f"{linear}; convolutions: {count[4]} Winograd F(4,3), {count[2]} F(2,3) ({spent / 1e9:.2f} GB), {direct} direct"
+    )
 
 
 def signature(unet: UNet) -> list:
     """Which fast ways a prepared UNet takes: what its results, to the last bit, depend on."""
     layers = [layer for layer in unet.modules() if isinstance(layer, (Linear, Pointwise, GEGLU, Conv3x3))]
-    return [layer.winograd.m if getattr(layer, "winograd", None) else bool(getattr(layer, "packed", None)) for layer in layers]
+    return [
+        layer.winograd.m if getattr(layer, "winograd", None) else bool(getattr(layer, "packed", None))
+        for layer in layers
+    ]
 
 
 def unpack(unet: UNet) -> None:
@@ -95,7 +106,11 @@ def convolutions(unet: UNet, latent_size: tuple[int, int]) -> list[Site3x3]:
 
     def visit(module: torch.nn.Module, level: int) -> None:
         for conv in module.modules():
-            if isinstance(conv, Conv3x3) and conv.stride == (1, 1) and min(conv.in_channels, conv.out_channels) >= NARROWEST:
+            if (
+                isinstance(conv, Conv3x3)
+                and conv.stride == (1, 1)
+                and min(conv.in_channels, conv.out_channels) >= NARROWEST
+            ):
                 found.append(Site3x3(conv, latent_size[0] >> level, latent_size[1] >> level))
 
     deepest = len(unet.down_blocks) - 1

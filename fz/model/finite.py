@@ -13,8 +13,12 @@ class NotFinite(FzError):
     """Latents or frames hold NaN or infinity."""
 
 
-def check_finite(z: Tensor, unet: nn.Module, batch: Tensor, t: int, text: TextContext, attend: Callable, where: str) -> None:
-    """Raise NotFinite, naming the step and, when a second forward pass finds it, the layer, if z holds NaN or infinity."""
+def check_finite(
+    z: Tensor, unet: nn.Module, batch: Tensor, t: int, text: TextContext, attend: Callable, where: str
+) -> None:
+    """Raise NotFinite, naming the step and, when a second forward pass finds it, the layer, if z holds NaN or
+    infinity.
+    """
     if torch.isfinite(z).all():
         return
     layer = first_bad_layer(unet, lambda: unet(batch, t, text, attend))

@@ -1,8 +1,9 @@
 """The layers of the inflated UNet: what happens to one feature map.
 
-A clip is (B·F, C, H, W), frames of a branch in a row, kept channels_last so that tokens (B, F, N, C) are a free view of it.
-Only three things cross frames, each one function here: the attention that the caller passes in, GroupNorm over a clip's frames,
-and the temporal layers of a tuned model. Names follow Stable Diffusion v1's checkpoints; where attention comes from is `fusion.py`.
+A clip is (B·F, C, H, W), frames of a branch in a row, kept channels_last so that tokens (B, F, N, C) are a free view of
+it. Only three things cross frames, each one function here: the attention that the caller passes in, GroupNorm over a
+clip's frames, and the temporal layers of a tuned model. Names follow Stable Diffusion v1's checkpoints; where attention
+comes from is `fusion.py`.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,9 @@ from fz.kernels.winograd import Winograd
 
 @dataclass(frozen=True)
 class Site:
-    """One attention layer: its checkpoint name, 'self' or 'cross', the stride of its feature map from the latent, its width."""
+    """One attention layer: its checkpoint name, 'self' or 'cross', the stride of its feature map from the latent, its
+    width.
+    """
 
     name: str
     kind: str
@@ -28,7 +31,8 @@ class Site:
 
 @dataclass
 class TextContext:
-    """The prompts of a forward pass, one a branch, and each cross-attention layer's keys and values of them (made once).
+    """The prompts of a forward pass, one a branch, and each cross-attention layer's keys and values of them (made
+    once).
 
     embedding: (B, L, Cx), L = 77 CLIP tokens.
     """
@@ -46,10 +50,12 @@ class TextContext:
 
 
 class Operands:
-    """What an attention layer offers to the attention function at its site: queries, keys and values, made only when asked for.
+    """What an attention layer offers to the attention function at its site: queries, keys and values, made only when
+    asked for.
 
-    Self-attention: q, k, v are (B, F, N, Nh, D). Cross-attention: q is that, k and v are (B, L, Nh, D).
-    `branches` picks branches of the batch, so that what fusion does not need is not computed. `own`: q's frames among k's (`fz.chunks`).
+    Self-attention: q, k, v are (B, F, N, Nh, D). Cross-attention: q is that, k and v are (B, L, Nh, D). `branches`
+    picks branches of the batch, so that what fusion does not need is not computed. `own`: q's frames among k's
+    (`fz.chunks`).
     """
 
     own: slice = slice(None)
@@ -85,7 +91,9 @@ Attend = Callable[[Site, Operands], Tensor]
 
 
 class Linear(nn.Linear):
-    """A linear layer that `fz.model.fast_cpu` may have packed. Inference takes the packed weight; a tensor of gradients the plain one."""
+    """A linear layer that `fz.model.fast_cpu` may have packed. Inference takes the packed weight; a tensor of gradients
+    the plain one.
+    """
 
     packed: Packed | None = None
 
@@ -127,7 +135,10 @@ class TemporalAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         # (B, F, N, C) -> attention over F: (B, N, Nh, F, D)
-        q, k, v = (linear(tokens).unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1, 4) for linear in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (
+            linear(tokens).unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1, 4)
+            for linear in (self.to_q, self.to_k, self.to_v)
+        )
         out = F.scaled_dot_product_attention(q, k, v)
         return self.to_out[0](out.permute(0, 3, 1, 2, 4).flatten(-2))
 
@@ -153,11 +164,17 @@ class GEGLU(nn.Module):
 
 
 def in_parts(layer: Callable[[Tensor], Tensor], x: Tensor, at_once: int | None) -> Tensor:
-    """layer(x), so many frames of x (B·F, …) at a time, so that its workspace does not grow with the clip; None: all of them."""
+    """layer(x), so many frames of x (B·F, …) at a time, so that its workspace does not grow with the clip; None: all of
+    them.
+    """
     if at_once is None or len(x) <= at_once:
         return layer(x)
     first = layer(x[:at_once])
-    layout = torch.channels_last if first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    layout = (
+        torch.channels_last
+        if first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last)
+        else torch.contiguous_format
+    )
     out = torch.empty((len(x), *first.shape[1:]), dtype=first.dtype, device=first.device, memory_format=layout)
     out[:at_once] = first
     for start in range(at_once, len(x), at_once):
@@ -166,7 +183,9 @@ def in_parts(layer: Callable[[Tensor], Tensor], x: Tensor, at_once: int | None) 
 
 
 class FeedForward(nn.Module):
-    """GEGLU, then a linear layer. The indices of `net` are the checkpoint's. at_once: frames, where `fz.chunks` bounds them."""
+    """GEGLU, then a linear layer. The indices of `net` are the checkpoint's. at_once: frames, where `fz.chunks` bounds
+    them.
+    """
 
     at_once: int | None = None
 
@@ -216,7 +235,9 @@ class Pointwise(nn.Conv2d):
 class Transformer(nn.Module):
     """Norm per frame, project, one TransformerBlock, project back, residual."""
 
-    def __init__(self, name: str, channels: int, heads: int, stride: int, context_channels: int, groups: int, temporal: bool):
+    def __init__(
+        self, name: str, channels: int, heads: int, stride: int, context_channels: int, groups: int, temporal: bool
+    ):
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = Pointwise(channels, channels, 1)
@@ -260,8 +281,8 @@ class LowRankTemporalConv(nn.Module):
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution of each frame; in tuned models followed by a convolution over time at each pixel.
 
-    temporal: None (no such layer), 0 (full rank) or the rank. winograd: what `fz.model.fast_cpu` may have put in the direct way's place.
-    at_once: frames, where `fz.chunks` bounds them.
+    temporal: None (no such layer), 0 (full rank) or the rank. winograd: what `fz.model.fast_cpu` may have put in the
+    direct way's place. at_once: frames, where `fz.chunks` bounds them.
     """
 
     winograd: Winograd | None = None
@@ -271,7 +292,9 @@ class Conv3x3(nn.Conv2d):
         super().__init__(c_in, c_out, 3, stride=stride, padding=1)
         self.temporal = temporal
         if temporal is not None:
-            self.conv_temporal = LowRankTemporalConv(c_out, temporal) if temporal else nn.Conv1d(c_out, c_out, 3, padding=1)
+            self.conv_temporal = (
+                LowRankTemporalConv(c_out, temporal) if temporal else nn.Conv1d(c_out, c_out, 3, padding=1)
+            )
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         x = in_parts(self.convolve, x, self.at_once)

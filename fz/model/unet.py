@@ -1,7 +1,8 @@
-"""The inflated UNet: Stable Diffusion v1's, run on all frames of a clip, its attention an argument (FateZero section 3.2).
+"""The inflated UNet: Stable Diffusion v1's, run on all frames of a clip, its attention an argument (FateZero section
+3.2).
 
-Architecture from `config.json`, never assumed. A temporal part exists only when the checkpoint brings one: an untuned model is
-Stable Diffusion, frame by frame when F = 1. This file knows no checkpoint files and no prompts.
+Architecture from `config.json`, never assumed. A temporal part exists only when the checkpoint brings one: an untuned
+model is Stable Diffusion, frame by frame when F = 1. This file knows no checkpoint files and no prompts.
 """
 
 import math
@@ -66,7 +67,9 @@ class UNetConfig:
 
     @classmethod
     def from_json(cls, config: Mapping, temporal: Temporal | None = None) -> "UNetConfig":
-        """From a diffusers `unet/config.json`, of UNet2DConditionModel or of its inflated kin. Raises FzError for what is not SD v1."""
+        """From a diffusers `unet/config.json`, of UNet2DConditionModel or of its inflated kin. Raises FzError for what
+        is not SD v1.
+        """
         refuse_unsupported(config)
         channels = tuple(config["block_out_channels"])
         # SD v1's config calls the number of heads `attention_head_dim`
@@ -136,20 +139,38 @@ def own_frame(site: Site, x: Operands) -> Tensor:
 
 
 class Block(nn.Module):
-    """ResNets, each followed by a transformer where the level has attention, then a change of size where there is one."""
+    """ResNets, each followed by a transformer where the level has attention, then a change of size where there is
+    one.
+    """
 
     def __init__(
-        self, name: str, widths: list[tuple[int, int]], stride: int, attention: bool, heads: int, config: UNetConfig, ranks: Ranks
+        self,
+        name: str,
+        widths: list[tuple[int, int]],
+        stride: int,
+        attention: bool,
+        heads: int,
+        config: UNetConfig,
+        ranks: Ranks,
     ):
         super().__init__()
         time_channels = 4 * config.block_out_channels[0]
         temporal = config.temporal is not None and config.temporal.attention
         self.resnets = nn.ModuleList(
-            ResnetBlock(c_in, c_out, time_channels, config.norm_num_groups, config.norm_eps, ranks) for c_in, c_out in widths
+            ResnetBlock(c_in, c_out, time_channels, config.norm_num_groups, config.norm_eps, ranks)
+            for c_in, c_out in widths
         )
         if attention:
             self.attentions = nn.ModuleList(
-                Transformer(f"{name}.attentions.{i}", c, heads, stride, config.cross_attention_dim, config.norm_num_groups, temporal)
+                Transformer(
+                    f"{name}.attentions.{i}",
+                    c,
+                    heads,
+                    stride,
+                    config.cross_attention_dim,
+                    config.norm_num_groups,
+                    temporal,
+                )
                 for i, (_, c) in enumerate(widths)
             )
         self.has_attention = attention
@@ -164,10 +185,21 @@ class MiddleBlock(nn.Module):
         time_channels = 4 * config.block_out_channels[0]
         temporal = config.temporal is not None and config.temporal.attention
         self.resnets = nn.ModuleList(
-            ResnetBlock(channels, channels, time_channels, config.norm_num_groups, config.norm_eps, ranks) for _ in range(2)
+            ResnetBlock(channels, channels, time_channels, config.norm_num_groups, config.norm_eps, ranks)
+            for _ in range(2)
         )
         self.attentions = nn.ModuleList(
-            [Transformer("mid_block.attentions.0", channels, heads, stride, config.cross_attention_dim, config.norm_num_groups, temporal)]
+            [
+                Transformer(
+                    "mid_block.attentions.0",
+                    channels,
+                    heads,
+                    stride,
+                    config.cross_attention_dim,
+                    config.norm_num_groups,
+                    temporal,
+                )
+            ]
         )
 
 
@@ -200,7 +232,9 @@ class UNet(nn.Module):
         for level, c in enumerate(channels):
             before = channels[max(level - 1, 0)]
             widths = [(before if i == 0 else c, c) for i in range(config.layers_per_block)]
-            block = Block(f"down_blocks.{level}", widths, 2**level, config.down_attention[level], heads[level], config, ranks)
+            block = Block(
+                f"down_blocks.{level}", widths, 2**level, config.down_attention[level], heads[level], config, ranks
+            )
             skips += [c] * config.layers_per_block
             if level < depth - 1:
                 block.downsamplers = nn.ModuleList([Downsample(c, ranks)])
@@ -236,7 +270,8 @@ class UNet(nn.Module):
     def forward(
         self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attend = own_frame, alter: Alter | None = None
     ) -> Tensor:
-        """z: (B, F, 4, h, w), h and w multiples of `config.stride`; t: one timestep, or (B,) of them; alter: of the decoder's ResNets.
+        """z: (B, F, 4, h, w), h and w multiples of `config.stride`; t: one timestep, or (B,) of them; alter: of the
+        decoder's ResNets.
 
         Returns eps, shape and dtype of z; the layers compute in the weights' dtype.
         """
@@ -280,11 +315,11 @@ class UNet(nn.Module):
 
 
 def sinusoidal(t: Tensor, channels: int, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
-    """Timesteps (B,) as sines and cosines of geometric frequencies, (B, channels), float32 (Vaswani et al. 2017, 3.5)."""
+    """Timesteps (B,) as sines and cosines of geometric frequencies, (B, channels), float32 (Vaswani et al. 2017,
+    3.5).
+    """
     half = channels // 2
     exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - freq_shift)
     angle = t.float()[:, None] * exponent.exp()
     parts = (angle.cos(), angle.sin()) if flip_sin_to_cos else (angle.sin(), angle.cos())
     return torch.cat(parts, dim=-1)
-
-

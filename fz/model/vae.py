@@ -43,7 +43,9 @@ class VAEConfig:
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm in two passes: PyTorch's channels_last kernel takes E[x²] - E[x]², which on flat pictures loses two digits."""
+    """GroupNorm in two passes: PyTorch's channels_last kernel takes E[x²] - E[x]², which on flat pictures loses two
+    digits.
+    """
 
     def __init__(self, groups: int, channels: int):
         super().__init__(groups, channels, eps=1e-6)
@@ -61,7 +63,9 @@ class GroupNorm(nn.GroupNorm):
         return tokens.to(x.dtype).unflatten(1, (h, w)).permute(0, 3, 1, 2)
 
     def _over_group(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_groups, -1)).mean(-1).repeat_interleave(self.num_channels // self.num_groups, -1)
+        return (
+            x.unflatten(-1, (self.num_groups, -1)).mean(-1).repeat_interleave(self.num_channels // self.num_groups, -1)
+        )
 
 
 class Resnet(nn.Module):
@@ -139,7 +143,13 @@ class Encoder(nn.Module):
         channels, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
-            Level(channels[max(i - 1, 0)], c, config.layers_per_block, groups, "downsamplers" if i < len(channels) - 1 else None)
+            Level(
+                channels[max(i - 1, 0)],
+                c,
+                config.layers_per_block,
+                groups,
+                "downsamplers" if i < len(channels) - 1 else None,
+            )
             for i, c in enumerate(channels)
         )
         self.mid_block = Middle(channels[-1], groups)
@@ -160,7 +170,13 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
         self.mid_block = Middle(channels[0], groups)
         self.up_blocks = nn.ModuleList(
-            Level(channels[max(i - 1, 0)], c, config.layers_per_block + 1, groups, "upsamplers" if i < len(channels) - 1 else None)
+            Level(
+                channels[max(i - 1, 0)],
+                c,
+                config.layers_per_block + 1,
+                groups,
+                "upsamplers" if i < len(channels) - 1 else None,
+            )
             for i, c in enumerate(channels)
         )
         self.conv_norm_out = GroupNorm(groups, channels[-1])
@@ -174,7 +190,9 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """encode: frames (F, 3, H, W) in [-1, 1] -> the posterior's mean (F, 4, H/8, W/8), unscaled; decode: its inverse."""
+    """encode: frames (F, 3, H, W) in [-1, 1] -> the posterior's mean (F, 4, H/8, W/8), unscaled; decode: its
+    inverse.
+    """
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -195,13 +213,19 @@ class VAE(nn.Module):
 
 
 def encode_clip(vae: VAE, frames: Tensor, at_once: int = 1) -> Tensor:
-    """frames (F, 3, H, W) in [-1, 1] -> z0 (F, 4, h, w) float32 scaled by 0.18215; so many frames at a time, to bound memory."""
+    """frames (F, 3, H, W) in [-1, 1] -> z0 (F, 4, h, w) float32 scaled by 0.18215; so many frames at a time, to bound
+    memory.
+    """
     weight = vae.quant_conv.weight
     means = [vae.encode(some.to(weight.device, weight.dtype)).float() for some in frames.split(at_once)]
     return SCALE * torch.cat(means)
 
 
 def decode_clip(vae: VAE, z: Tensor, at_once: int = 1) -> Tensor:
-    """z (F, 4, h, w) scaled by 0.18215 -> frames (F, 3, H, W), float32 on the CPU, about [-1, 1]; so many frames at a time."""
+    """z (F, 4, h, w) scaled by 0.18215 -> frames (F, 3, H, W), float32 on the CPU, about [-1, 1]; so many frames at a
+    time.
+    """
     weight = vae.quant_conv.weight
-    return torch.cat([vae.decode(some.to(weight.device, weight.dtype) / SCALE).float().cpu() for some in z.split(at_once)])
+    return torch.cat(
+        [vae.decode(some.to(weight.device, weight.dtype) / SCALE).float().cpu() for some in z.split(at_once)]
+    )

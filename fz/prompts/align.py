@@ -1,4 +1,5 @@
-"""Which token of the source prompt a token of the target prompt corresponds to: the mappers of Algorithm 2 (prompt-to-prompt's).
+"""Which token of the source prompt a token of the target prompt corresponds to: the mappers of Algorithm 2
+(prompt-to-prompt's).
 
 Words, which stand between spaces, match whatever their case and the punctuation around them. Columns are tokens 0 … 76,
 start, end and padding included.
@@ -53,8 +54,9 @@ def word_positions(tokens: Tokens, needle: str, what: str = "word") -> list[int]
 def replacement(source: Tokens, target: Tokens) -> Tensor:
     """A (77, 77) between prompts of equally many words: fused[:, j] = Σ_i c_src[:, i] A[i, j].
 
-    A word that stays takes its own tokens. A word that replaces another takes them one by one if they have equally many tokens, or else
-    the mean of the other's in each of its tokens. Padding follows, shifted as the end token is. Columns sum to 1.
+    A word that stays takes its own tokens. A word that replaces another takes them one by one if they have equally many
+    tokens, or else the mean of the other's in each of its tokens. Padding follows, shifted as the end token is. Columns
+    sum to 1.
     """
     mapper = torch.zeros(LENGTH, LENGTH)
     mapper[0, 0] = 1
@@ -71,10 +73,11 @@ def replacement(source: Tokens, target: Tokens) -> Tensor:
 
 
 def refinement(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
-    """For each target token the source token it is, and whether it is one: mapper (77,) int64, -1 for a new token, and α (77,), 0 for new.
+    """For each target token the source token it is, and whether it is one: mapper (77,) int64, -1 for a new token, and
+    α (77,), 0 for new.
 
-    The longest common subsequence of the token ids, start and end included (prompt-to-prompt's global alignment: a match scores 1, a
-    mismatch -1, a gap 0). Padding takes padding.
+    The longest common subsequence of the token ids, start and end included (prompt-to-prompt's global alignment: a
+    match scores 1, a mismatch -1, a gap 0). Padding takes padding.
     """
     x, y = source.ids[: source.used], target.ids[: target.used]
     best = [[0] * (len(y) + 1) for _ in range(len(x) + 1)]
@@ -85,7 +88,8 @@ def refinement(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
     mapper = torch.arange(LENGTH)
     i, j = len(x), len(y)
     while j > 0:
-        # where alignments are equally good, a target token is new rather than a source token lost, and lost rather than matched
+        # where alignments are equally good, a target token is new rather than a source token lost, and lost rather than
+        # matched
         if i == 0 or best[i][j] == best[i][j - 1]:
             j -= 1
             mapper[j] = -1
@@ -105,8 +109,12 @@ def equalizer(target: Tokens, factors: Mapping[str, float]) -> Tensor:
     return r
 
 
-def cross_window(target: Tokens, steps: int, default: tuple[float, float], words: Mapping[str, tuple[float, float]]) -> Tensor:
-    """β (T + 1, 77): 1 at edit step k where a column is replaced, int(a·n) ≤ k < int(b·n), n = T + 1; some words have their own [a, b]."""
+def cross_window(
+    target: Tokens, steps: int, default: tuple[float, float], words: Mapping[str, tuple[float, float]]
+) -> Tensor:
+    """β (T + 1, 77): 1 at edit step k where a column is replaced, int(a·n) ≤ k < int(b·n), n = T + 1; some words have
+    their own [a, b].
+    """
     beta = torch.zeros(steps + 1, LENGTH)
     beta[slice(*step_window(default, steps + 1))] = 1
     for word, share in words.items():

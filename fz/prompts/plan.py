@@ -1,7 +1,7 @@
 """From words to numbers: what one edit fuses (`Fusion`), out of its settings and the two prompts' tokens.
 
-Here the defaults are decided that depend on the prompts: replacement or refinement, and which words make the mask. What was decided
-on the user's behalf is returned as notes.
+Here the defaults are decided that depend on the prompts: replacement or refinement, and which words make the mask. What
+was decided on the user's behalf is returned as notes.
 """
 
 from collections.abc import Iterable
@@ -29,8 +29,9 @@ class Plan:
 def plan_edit(edit: EditSettings, source: Tokens, target: Tokens, steps: int, name: str = "edit") -> Plan:
     """The fusion of one edit over T = steps edit steps.
 
-    Raises FzError for words that are not in their prompt and for replacement between prompts of different word counts; a lenient edit
-    (released configs) notes them instead: an absent equalizer word is ignored, an absent blend word means no mask.
+    Raises FzError for words that are not in their prompt and for replacement between prompts of different word counts;
+    a lenient edit (released configs) notes them instead: an absent equalizer word is ignored, an absent blend word
+    means no mask.
     """
     if edit.align == "plain":
         return Plan(None, (f"{name}: sampled without fusion",))
@@ -107,12 +108,16 @@ def masks(edit: EditSettings, source: Tokens, target: Tokens, notes: list[str]) 
     elif threshold is not None and edit.mask is None:
         notes.append("no blend mask: it has no word of the source; --blend-words names some")
     if blends and (source_words or target_words or edit.mask is not None):
-        fields["latent_blend"] = LatentBlend(weights(source, source_words), weights(target, target_words), edit.blend_latents)
+        fields["latent_blend"] = LatentBlend(
+            weights(source, source_words), weights(target, target_words), edit.blend_latents
+        )
     elif blends:
         notes.append("latents are not blended: no word is named and none differs")
     if edit.keep_background:
         if not source_words and edit.mask is None:
-            raise FzError("keep_background: no word of the source differs, so there is no mask. Pass --blend-words or --mask.")
+            raise FzError(
+                "keep_background: no word of the source differs, so there is no mask. Pass --blend-words or --mask."
+            )
         fields["background"] = weights(source, source_words)
     return fields
 

@@ -17,7 +17,9 @@ LENGTH = 77  # CLIP's text tokens, the first and last of a prompt being its star
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a prompt, its number, and the positions of its tokens; a word between spaces with no token of its own is not one."""
+    """A word of a prompt, its number, and the positions of its tokens; a word between spaces with no token of its own
+    is not one.
+    """
 
     text: str
     index: int
@@ -26,7 +28,9 @@ class Word:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A prompt as CLIP sees it. ids: 77, padded with the end token; used: how many come before the padding, start and end included."""
+    """A prompt as CLIP sees it. ids: 77, padded with the end token; used: how many come before the padding, start and
+    end included.
+    """
 
     prompt: str
     ids: tuple[int, ...]

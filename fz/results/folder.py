@@ -1,7 +1,9 @@
-"""The folder of one run: clips, frames, masks, attention maps as pictures, latents, and `run.json`, which says how they came about.
+"""The folder of one run: clips, frames, masks, attention maps as pictures, latents, and `run.json`, which says how they
+came about.
 
-Every file appears whole or not at all. `run.json` is written first, with status 'running', and last, with 'done'; it lists the files,
-so that a run with other settings is never written over unasked, and replacing one removes no file that it did not write.
+Every file appears whole or not at all. `run.json` is written first, with status 'running', and last, with 'done'; it
+lists the files, so that a run with other settings is never written over unasked, and replacing one removes no file that
+it did not write.
 """
 
 import dataclasses
@@ -57,16 +59,22 @@ class ResultFolder:
 
     @classmethod
     def claim(cls, settings: Any) -> "ResultFolder":
-        """The folder of these settings, `settings.out` or a name made of clip and target. Raises FzError if it is taken or not writable."""
+        """The folder of these settings, `settings.out` or a name made of clip and target. Raises FzError if it is taken
+        or not writable.
+        """
         path = Path(settings.out) if settings.out else default_path(settings)
         if path.exists() and not path.is_dir():
             raise FzError(f"out: {path} is a file, expected a folder. Pass another --out.")
         if path.is_dir() and any(path.iterdir()) and not settings.overwrite:
             before = read_run(path)
             if before is None:
-                raise FzError(f"out: {path} holds other files. Pass another --out, or --overwrite to write there all the same.")
+                raise FzError(
+                    f"out: {path} holds other files. Pass another --out, or --overwrite to write there all the same."
+                )
             if before.get("settings") != as_json(settings):
-                raise FzError(f"out: {path} holds a run with other settings. Pass another --out, or --overwrite to replace it.")
+                raise FzError(
+                    f"out: {path} holds a run with other settings. Pass another --out, or --overwrite to replace it."
+                )
         if not settings.dry_run:
             writable(path)
         return cls(path)
@@ -112,7 +120,9 @@ class ResultFolder:
         self.clip(f"side-by-side-{i}.mp4", pair, video.fps)
         for k, masks in edited.masks.items():
             size = max(masks)
-            self.picture(f"masks/edit-{i}-step-{k:03d}.png", contact_sheet([overlay(source, masks[size].cpu())], [f"step {k}"]))
+            self.picture(
+                f"masks/edit-{i}-step-{k:03d}.png", contact_sheet([overlay(source, masks[size].cpu())], [f"step {k}"])
+            )
         self.write_running()
 
     def write_clip(self, name: str, frames: Any, fps: float) -> None:
@@ -130,7 +140,9 @@ class ResultFolder:
         self.files.append(name)
 
     def add_latents(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put tensors into `latents.safetensors`, (F, 4, h, w) float32 and masks uint8; the file is whole after every call."""
+        """Put tensors into `latents.safetensors`, (F, 4, h, w) float32 and masks uint8; the file is whole after every
+        call.
+        """
         self.latents |= {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         with atomic(self.path / "latents.safetensors") as part:
             save_file(self.latents, part)
@@ -153,7 +165,9 @@ class ResultFolder:
         )
 
     def write_running(self) -> None:
-        self.write_run({"status": "running", "settings": self.settings, "started": self.started, "files": sorted(self.files)})
+        self.write_run(
+            {"status": "running", "settings": self.settings, "started": self.started, "files": sorted(self.files)}
+        )
 
     def write_run(self, content: Mapping[str, Any]) -> None:
         write_json(self.path / RUN, content)
@@ -176,7 +190,10 @@ def read_run(path: Path) -> dict[str, Any] | None:
 
 def default_path(settings: Any) -> Path:
     """results/CLIP-FIRST-TARGET in the current folder."""
-    return Path("results") / f"{slug(Path(settings.clip.path).stem, 32) or 'clip'}-{slug(settings.edits[0].target, 60) or 'edit'}"
+    return (
+        Path("results")
+        / f"{slug(Path(settings.clip.path).stem, 32) or 'clip'}-{slug(settings.edits[0].target, 60) or 'edit'}"
+    )
 
 
 def slug(text: str, longest: int) -> str:

@@ -1,7 +1,7 @@
 """Appendix B's applications as sentences: the target of `--remove` and of `--enhance`, made from the source.
 
-Removing drops words from the source (what hides the object's keys is `fz.fusion`'s part), enhancing adds words to a sentence, which
-are then re-weighted. Nothing here knows tokens or models.
+Removing drops words from the source (what hides the object's keys is `fz.fusion`'s part), enhancing adds words to a
+sentence, which are then re-weighted. Nothing here knows tokens or models.
 """
 
 from collections.abc import Mapping
@@ -10,8 +10,14 @@ from typing import Any
 from fz.errors import FzError, suggest
 
 ARTICLES = ("a", "an", "the")
-# what a removal is done with unless told: new rows where the object was, and the source's attention long enough to keep the rest
-REMOVAL: Mapping[str, Any] = {"align": "refine", "threshold": 0.3, "self_replace": (0.0, 0.8), "cross_replace": (0.0, 0.5)}
+# what a removal is done with unless told: new rows where the object was, and the source's attention long enough to keep
+# the rest
+REMOVAL: Mapping[str, Any] = {
+    "align": "refine",
+    "threshold": 0.3,
+    "self_replace": (0.0, 0.8),
+    "cross_replace": (0.0, 0.5),
+}
 ENHANCEMENT: Mapping[str, Any] = {"align": "refine"}
 
 
@@ -21,7 +27,8 @@ def phrases(words: str) -> list[str]:
 
 
 def without(source: str, words: str) -> str:
-    """The source without these phrases, without an article that then stands alone before them, and without an 'and' that joins nothing.
+    """The source without these phrases, without an article that then stands alone before them, and without an 'and'
+    that joins nothing.
 
     Raises FzError for a phrase that is not there and where nothing is left.
     """
@@ -34,7 +41,9 @@ def without(source: str, words: str) -> str:
         places = [i for i in range(len(left)) if [bare(word) for word in left[i : i + len(wanted)]] == wanted]
         if not places:
             near = suggest(phrase.lower(), [bare(word) for word in left])
-            raise FzError(f"remove: {phrase!r} is not in the source {source!r}.{near} Expected words as they follow there.")
+            raise FzError(
+                f"remove: {phrase!r} is not in the source {source!r}.{near} Expected words as they follow there."
+            )
         for start in reversed(places):
             end = start + len(wanted)
             if start and bare(left[start - 1]) in ARTICLES:
@@ -45,12 +54,17 @@ def without(source: str, words: str) -> str:
                 end += 1
             left = left[:start] + left[end:]
     if not left:
-        raise FzError(f"remove: nothing is left of the source {source!r}. Expected words that leave a sentence, or --target to say it.")
+        raise FzError(
+            f"remove: nothing is left of the source {source!r}. Expected words that leave a sentence, or --target "
+            "to say it."
+        )
     return " ".join(left)
 
 
 def enhanced(sentence: str, words: str) -> str:
-    """The sentence with the words after it: 'a car' and 'high-quality, 8K' -> 'a car, high-quality, 8K'. Nothing if they are there."""
+    """The sentence with the words after it: 'a car' and 'high-quality, 8K' -> 'a car, high-quality, 8K'. Nothing if
+    they are there.
+    """
     words = " ".join(words.split())
     return sentence if sentence.endswith(words) else f"{sentence.rstrip(' ,.')}, {words}"
 

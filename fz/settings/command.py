@@ -1,4 +1,6 @@
-"""The command line that gives a run's settings: `fz.settings.parse` turned round, for reports and for whoever wants to run it again."""
+"""The command line that gives a run's settings: `fz.settings.parse` turned round, for reports and for whoever wants to
+run it again.
+"""
 
 import dataclasses
 import shlex
@@ -14,12 +16,19 @@ ALWAYS = ("clip.size", "guidance")
 
 
 def command(settings: Mapping[str, Any], out: str | None = None) -> str:
-    """`python -m fz.run …` of run.json's settings, quoted for a POSIX shell. What no flag says (`lenient`) is left out."""
+    """`python -m fz.run …` of run.json's settings, quoted for a POSIX shell. What no flag says (`lenient`) is left
+    out.
+    """
     words = ["python", "-m", "fz.run"]
     defaults = {f"clip.{k}": v for k, v in fields(ClipSettings).items()} | fields(Settings)
-    flat = {**{k: v for k, v in settings.items() if k not in ("clip", "edits")}, **{f"clip.{k}": v for k, v in settings["clip"].items()}}
+    flat = {
+        **{k: v for k, v in settings.items() if k not in ("clip", "edits")},
+        **{f"clip.{k}": v for k, v in settings["clip"].items()},
+    }
     for flag in first_flags(edit=False):
-        if flag.setting in flat and (flag.setting in ALWAYS or not same(flat[flag.setting], defaults.get(flag.setting))):
+        if flag.setting in flat and (
+            flag.setting in ALWAYS or not same(flat[flag.setting], defaults.get(flag.setting))
+        ):
             words += said(flag, f"--{flag.name}", flat[flag.setting])
     edits = settings["edits"]
     for edit in edits:

@@ -1,7 +1,8 @@
 """Settings: what a run is asked to do, as frozen dataclasses that are checked once, when they are made.
 
 Command-line flags, presets and released YAML files all become overlays, flat dicts of `Settings` paths ('clip.frames',
-'edits.0.threshold'), laid over each other in order of precedence by `build`. Nothing behind this file knows where a value came from.
+'edits.0.threshold'), laid over each other in order of precedence by `build`. Nothing behind this file knows where a
+value came from.
 """
 
 import dataclasses
@@ -25,7 +26,8 @@ CONVS = ("auto", "direct")
 STORES = ("auto", "recompute", "memory", "disk")
 STORE_DTYPES = ("same", "float16", "bfloat16")
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # the paper, appendix A: t_s = 0.2 T, t_c = 0.3 T, tau = 1 (no pixel is edited) for style and attribute; 0.5, 0.5, 0.3 for shape
+    # the paper, appendix A: t_s = 0.2 T, t_c = 0.3 T, tau = 1 (no pixel is edited) for style and attribute; 0.5, 0.5,
+    # 0.3 for shape
     "style": {"self_replace": (0.0, 0.8), "cross_replace": (0.0, 0.7), "threshold": None, "align": "refine"},
     "attribute": {"self_replace": (0.0, 0.8), "cross_replace": (0.0, 0.7), "threshold": None, "align": "auto"},
     "shape": {"self_replace": (0.0, 0.5), "cross_replace": (0.0, 0.5), "threshold": 0.3, "align": "auto"},
@@ -57,8 +59,8 @@ class Crop:
 class ClipSettings:
     """Frames start, start + every, ... of a video file, gif, folder or glob of images, or single image.
 
-    frames: how many; None = all. size: N (short side to N, centre crop to N x N) or (H, W) (scaled to cover, keeping its aspect ratio, then
-    centre crop).
+    frames: how many; None = all. size: N (short side to N, centre crop to N x N) or (H, W) (scaled to cover, keeping
+    its aspect ratio, then centre crop).
     """
 
     path: str
@@ -74,7 +76,10 @@ def window(value: Any, name: str) -> Window:
     pair = (0.0, value) if isinstance(value, (int, float)) else value
     numbers = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(v, (int, float)) for v in pair)
     if isinstance(value, bool) or not numbers or not 0 <= pair[0] <= pair[1] <= 1:
-        raise FzError(f"{name}: got {value!r}, expected a share of the steps from 0 to 1 or a pair [from, to] of them, as 0.8 or [0, 0.8].")
+        raise FzError(
+            f"{name}: got {value!r}, expected a share of the steps from 0 to 1 or a pair [from, to] of them, as 0.8 "
+            "or [0, 0.8]."
+        )
     return (float(pair[0]), float(pair[1]))
 
 
@@ -86,13 +91,14 @@ def is_finite(value: Any) -> bool:
 class EditSettings:
     """One target sentence and how it is reached.
 
-    align: 'replace' (prompts of equal word count), 'refine', 'auto' (replace where it can be), or 'plain' (sample without fusion).
-    cross_replace: window for all words; cross_replace_words: (word, window) pairs for single ones; self_replace: window.
-    reweight: (target word, factor) pairs. threshold: tau of the self-attention blend mask, None for no mask.
-    blend_words: (source words, target words) of the masks; None: the words that differ.
-    remove: phrases of the source that the target lacks and whose object is hidden; enhance: words that the target has on top, amplified by
-    enhance_factor. mask: a file of masks in place of the words'. keep_background: outside the mask all is the source's.
-    blend_latents: tau of the latent blend, None for none. lenient (released configs): absent words, uneven prompts are noted, not refused.
+    align: 'replace' (prompts of equal word count), 'refine', 'auto' (replace where it can be), or 'plain' (sample
+    without fusion). cross_replace: window for all words; cross_replace_words: (word, window) pairs for single ones;
+    self_replace: window. reweight: (target word, factor) pairs. threshold: tau of the self-attention blend mask, None
+    for no mask. blend_words: (source words, target words) of the masks; None: the words that differ.
+    remove: phrases of the source that the target lacks and whose object is hidden; enhance: words that the target has
+    on top, amplified by enhance_factor. mask: a file of masks in place of the words'. keep_background: outside the mask
+    all is the source's. blend_latents: tau of the latent blend, None for none. lenient (released configs): absent
+    words, uneven prompts are noted, not refused.
     """
 
     target: str
@@ -124,13 +130,19 @@ class EditSettings:
             raise FzError(f"enhance_factor: got {self.enhance_factor!r}, expected a number, as 2; 1 amplifies nothing.")
         for name in ("threshold", "blend_latents"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value):
-                raise FzError(f"{name}: got {value!r}, expected a number from 0 (all is edited) to 1 (nothing is), or none.")
+            if value is not None and not (
+                isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value
+            ):
+                raise FzError(
+                    f"{name}: got {value!r}, expected a number from 0 (all is edited) to 1 (nothing is), or none."
+                )
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All of a run. None means 'by the model': frame_index [own, mid] for an untuned checkpoint, [-1, first] for a tuned one."""
+    """All of a run. None means 'by the model': frame_index [own, mid] for an untuned checkpoint, [-1, first] for a
+    tuned one.
+    """
 
     clip: ClipSettings
     source: str
@@ -178,7 +190,9 @@ class Settings:
         one_of("store", self.store, STORES)
         one_of("store_dtype", self.store_dtype, STORE_DTYPES)
         one_of("conv", self.conv, CONVS)
-        if self.conv_memory is not None and not (isinstance(self.conv_memory, (int, float)) and 0 <= self.conv_memory < 1e6):
+        if self.conv_memory is not None and not (
+            isinstance(self.conv_memory, (int, float)) and 0 <= self.conv_memory < 1e6
+        ):
             raise FzError(f"conv_memory: got {self.conv_memory!r}, expected gigabytes, as 2.5.")
         one_of("ema", self.ema, ("auto", "ema", "plain"))
         whole("steps", self.steps, 1, 1000, "The paper uses 50.")
@@ -186,23 +200,38 @@ class Settings:
         whole("least_channels", self.least_channels, 0, 10**9)
         if self.threads is not None:
             whole("threads", self.threads, 1, 1024)
-        if not isinstance(self.guidance, (int, float)) or isinstance(self.guidance, bool) or not 0 <= self.guidance <= 1000:
-            raise FzError(f"guidance: got {self.guidance!r}, expected a number from 0 to 1000; 7.5 is usual, 1 is none.")
+        if (
+            not isinstance(self.guidance, (int, float))
+            or isinstance(self.guidance, bool)
+            or not 0 <= self.guidance <= 1000
+        ):
+            raise FzError(
+                f"guidance: got {self.guidance!r}, expected a number from 0 to 1000; 7.5 is usual, 1 is none."
+            )
         if self.chunk is not None:
             whole("chunk", self.chunk, 1, 10**6)
             if self.method not in ("fatezero", "ddim"):
-                raise FzError(f"chunk: got {self.chunk} with method {self.method}, expected fatezero or ddim. Leave --chunk out.")
+                raise FzError(
+                    f"chunk: got {self.chunk} with method {self.method}, expected fatezero or ddim. Leave --chunk out."
+                )
             if any(e.remove for e in self.edits):
                 got = f"chunk: got {self.chunk} with an edit that removes an object"
-                raise FzError(f"{got}, expected one without: what hides the object spans chunks. Leave --chunk or --remove out.")
+                raise FzError(
+                    f"{got}, expected one without: what hides the object spans chunks. Leave --chunk or --remove out."
+                )
         object.__setattr__(self, "guidance_window", window(self.guidance_window, "guidance_window"))
         if self.guidance_window != (0.0, 1.0) and self.method not in ("fatezero", "ddim"):
             got = f"guidance_window: got {self.guidance_window} with method {self.method}"
             raise FzError(f"{got}, expected method fatezero or ddim. Leave --guidance-window out.")
         if not isinstance(self.strength, (int, float)) or isinstance(self.strength, bool) or not 0 < self.strength <= 1:
-            raise FzError(f"strength: got {self.strength!r}, expected a share of the steps above 0, at most 1, as 0.75.")
+            raise FzError(
+                f"strength: got {self.strength!r}, expected a share of the steps above 0, at most 1, as 0.75."
+            )
         if not self.source.strip():
-            raise FzError("source: got an empty sentence, expected one that describes the clip, as --source 'a silver jeep on a road'.")
+            raise FzError(
+                "source: got an empty sentence, expected one that describes the clip, as --source 'a silver jeep on "
+                "a road'."
+            )
         if not self.edits:
             raise FzError("target: got none, expected at least one sentence, as --target 'a red jeep on a road'.")
         if self.frame_index is not None:
@@ -216,7 +245,9 @@ def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def whole(name: str, value: Any, low: int, high: int, hint: str = "") -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise FzError(f"{name}: got {value!r}, expected a whole number from {low} to {high}.{' ' + hint if hint else ''}")
+        raise FzError(
+            f"{name}: got {value!r}, expected a whole number from {low} to {high}.{' ' + hint if hint else ''}"
+        )
 
 
 Overlay = Mapping[str, Any]  # 'clip.frames' -> 16, 'edits.0.threshold' -> 0.3, 'edits.*.align' -> 'refine' (every edit)
@@ -225,8 +256,9 @@ Overlay = Mapping[str, Any]  # 'clip.frames' -> 16, 'edits.0.threshold' -> 0.3, 
 def build(*overlays: Overlay, notes: tuple[str, ...] = ()) -> Settings:
     """Settings from overlays, later ones over earlier ones; within one, `edits.N.x` over `edits.*.x`.
 
-    `edits.N.target` of the last overlay that names targets decides how many edits there are; so do removals, which need no target.
-    Raises FzError for a path that no setting has, naming the nearest, and for what the settings themselves refuse.
+    `edits.N.target` of the last overlay that names targets decides how many edits there are; so do removals, which need
+    no target. Raises FzError for a path that no setting has, naming the nearest, and for what the settings themselves
+    refuse.
     """
     merged: dict[str, Any] = {}
     for overlay in overlays:
@@ -244,8 +276,12 @@ def build(*overlays: Overlay, notes: tuple[str, ...] = ()) -> Settings:
     clip = ClipSettings(**below(merged, "clip."))
     top = {path: value for path, value in merged.items() if "." not in path}
     if "source" not in top:
-        raise FzError("source: got none, expected a sentence that describes the clip, as --source 'a silver jeep on a road'.")
-    edits = tuple(edit_settings(top["source"], {**every, **below(merged, f"edits.{i}.")}) for i in range(edit_count(merged)))
+        raise FzError(
+            "source: got none, expected a sentence that describes the clip, as --source 'a silver jeep on a road'."
+        )
+    edits = tuple(
+        edit_settings(top["source"], {**every, **below(merged, f"edits.{i}.")}) for i in range(edit_count(merged))
+    )
     return Settings(clip=clip, edits=edits, **top, notes=notes)
 
 
@@ -266,11 +302,15 @@ def edit_settings(source: str, given: Mapping[str, Any]) -> EditSettings:
     for name in ("remove", "enhance"):
         words = given.get(name)
         if words is not None and (not isinstance(words, str) or not words.strip(" ,")):
-            raise FzError(f"{name}: got {words!r}, expected words, as {'red car' if name == 'remove' else 'high-quality, 8K'!r}.")
+            raise FzError(
+                f"{name}: got {words!r}, expected words, as {'red car' if name == 'remove' else 'high-quality, 8K'!r}."
+            )
     target = given.get("target")
     if given.get("remove") or given.get("enhance"):
         target = applications.target_of(source, target, given.get("remove"), given.get("enhance"))
-    return EditSettings(**{**applications.usual_of(given.get("remove"), given.get("enhance")), **given, "target": target})
+    return EditSettings(
+        **{**applications.usual_of(given.get("remove"), given.get("enhance")), **given, "target": target}
+    )
 
 
 def is_target(path: str) -> bool:

@@ -1,7 +1,7 @@
 """The flags of `python -m fz.run`: one table, what each flag's text means, and the parser that is made of them.
 
-A flag's `dest` is the path of the setting that it sets, so that what was given is an overlay of `fz.settings.config` already. How flags, presets
-and configs are laid over each other is `fz.settings.parse`'s question.
+A flag's `dest` is the path of the setting that it sets, so that what was given is an overlay of `fz.settings.config`
+already. How flags, presets and configs are laid over each other is `fz.settings.parse`'s question.
 """
 
 import argparse
@@ -31,13 +31,19 @@ from fz.settings.config import (
 )
 from fz.shell import Parser
 
-DESCRIPTION = "Edit a video by text: FateZero (arXiv 2303.09535) on any Stable Diffusion v1 checkpoint. Without flags, the bundled example."
+DESCRIPTION = (
+    "Edit a video by text: FateZero (arXiv 2303.09535) on any Stable Diffusion v1 checkpoint. Without "
+    "flags, the bundled example."
+)
 EPILOG = """
 examples:
   python -m fz.run --checkpoint sd-v1-4 --video jeep.mp4 --edit style \\
-      --source 'a silver jeep on a road' --target 'watercolor painting of a silver jeep on a road' --reweight watercolor=10
-  python -m fz.run --checkpoint tuned --video frames/ --edit shape --source 'a silver jeep on a road' --target 'a Porsche car on a road'
-  python -m fz.run --config jeep_watercolor.yaml --set dataset_config.path=frames --set editing_config.num_inference_steps=10
+      --source 'a silver jeep on a road' \\
+      --target 'watercolor painting of a silver jeep on a road' --reweight watercolor=10
+  python -m fz.run --checkpoint tuned --video frames/ --edit shape \\
+      --source 'a silver jeep on a road' --target 'a Porsche car on a road'
+  python -m fz.run --config jeep_watercolor.yaml --set dataset_config.path=frames \\
+      --set editing_config.num_inference_steps=10
 
 Flags marked * count for every target; add .N to mean target N, from 0: --threshold.1 0.3
 """
@@ -48,7 +54,7 @@ SWEEP = (
 JUDGE = "CLIP that judges --sweep and --report, a folder or a file, or none; default: the miniature's, for its runs"
 
 
-# ---- what a flag's text means; argparse puts the flag's name before the message --------------------------------------------------
+# ---- what a flag's text means; argparse puts the flag's name before the message ----------------------------
 
 
 def whole(low: int) -> Callable[[str], int]:
@@ -89,21 +95,27 @@ def count(value: str) -> int | None:
 def size(value: str) -> int | tuple[int, int]:
     found = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", value, re.ASCII)
     if not found:
-        raise argparse.ArgumentTypeError(f"got {value!r}, expected a number (a square) or HEIGHTxWIDTH, as 512 or 384x640.")
+        raise argparse.ArgumentTypeError(
+            f"got {value!r}, expected a number (a square) or HEIGHTxWIDTH, as 512 or 384x640."
+        )
     return (int(found[1]), int(found[2])) if found[2] else int(found[1])
 
 
 def crop(value: str) -> Crop:
     parts = value.split(",")
     if len(parts) != 4 or not all(re.fullmatch(r"\d{1,6}", p.strip(), re.ASCII) for p in parts):
-        raise argparse.ArgumentTypeError(f"got {value!r}, expected pixels to cut as LEFT,RIGHT,TOP,BOTTOM, such as 0,0,40,0.")
+        raise argparse.ArgumentTypeError(
+            f"got {value!r}, expected pixels to cut as LEFT,RIGHT,TOP,BOTTOM, such as 0,0,40,0."
+        )
     return Crop(*map(int, parts))
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value not in choices:
-            raise argparse.ArgumentTypeError(f"got {value!r}, expected one of {', '.join(choices)}.{suggest(value, choices)}")
+            raise argparse.ArgumentTypeError(
+                f"got {value!r}, expected one of {', '.join(choices)}.{suggest(value, choices)}"
+            )
         return value
 
     return parse
@@ -120,7 +132,9 @@ def share(value: str) -> float | tuple[float, ...]:
     except ValueError:
         numbers = ()
     if len(numbers) not in (1, 2) or not all(0 <= n <= 1 for n in numbers) or sorted(numbers) != list(numbers):
-        raise argparse.ArgumentTypeError(f"got {value!r}, expected a share of the steps from 0 to 1 or FROM,TO, as 0.8 or 0.1,0.8.")
+        raise argparse.ArgumentTypeError(
+            f"got {value!r}, expected a share of the steps from 0 to 1 or FROM,TO, as 0.8 or 0.1,0.8."
+        )
     return numbers if len(numbers) == 2 else numbers[0]
 
 
@@ -147,12 +161,14 @@ def words(value: str) -> tuple[str, ...]:
     return tuple(re.split(r"[\s,]+", value.strip(" ,"))) if value.strip(" ,") else ()
 
 
-# ---- the flags -------------------------------------------------------------------------------------------------------------------
+# ---- the flags ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Flag:
-    """setting: the path it sets. parse None: a switch that sets `const`. edit: belongs to one edit. many: may be given again."""
+    """setting: the path it sets. parse None: a switch that sets `const`. edit: belongs to one edit. many: may be given
+    again.
+    """
 
     name: str
     setting: str
@@ -169,70 +185,92 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "what to do": (
         Flag("video", "clip.path", str, "PATH", "mp4, webm or gif, a folder or quoted glob of images, or one image"),
         Flag("source", "source", sentence, "TEXT", "a sentence that describes the clip"),
-        Flag("target", "target", sentence, "TEXT", "a sentence that describes the result; again for more results", many=True),
+        Flag("target", "target", sentence, "TEXT", "a sentence that describes the result; again for "
+                                                   "more results", many=True),
         Flag("negative", "negative", str, "TEXT", "what the result should not look like"),
-        Flag("edit", "preset", one_of(tuple(PRESETS)), "KIND", "style, attribute or shape: the paper's settings for it *", edit=True),
+        Flag("edit", "preset", one_of(tuple(PRESETS)), "KIND", "style, attribute or shape: the paper's settings "
+                                                               "for it *", edit=True),
     ),
     "applications": (
         Flag("remove", "remove", str, "WORDS",
-             "an object's words in the source, as 'red car' or 'red car, ball': the target is the source without them, the object hidden *",
+             "an object's words in the source, as 'red car' or 'red car, ball': the target is the source without "
+             "them, the object hidden *",
              edit=True),
-        Flag("enhance", "enhance", str, "WORDS", "words put after the target, or else the source, as 'high-quality, 8K', amplified *",
+        Flag("enhance", "enhance", str, "WORDS", "words put after the target, or else the source, as 'high-quality, "
+                                                 "8K', amplified *",
              edit=True),
         Flag("enhance-factor", "enhance_factor", number, "R", "by how much *", edit=True),
         Flag("mask", "mask", str, "PATH",
-             "white where the clip is edited, in place of the words' masks: an image, or a video or folder as long as the clip *",
+             "white where the clip is edited, in place of the words' masks: an image, or a video or folder as long "
+             "as the clip *",
              edit=True),
         Flag("keep-background", "keep_background", None, "", "outside the mask, latents and pixels are the clip's *",
              edit=True, const=True),
     ),
     "clip": (
-        Flag("size", "clip.size", size, "N|HxW", "short side to N and a square cut from the centre, or any height and width"),
+        Flag("size", "clip.size", size, "N|HxW", "short side to N and a square cut from the centre, or any height "
+                                                 "and width"),
         Flag("frames", "clip.frames", count, "N|all", "how many frames"),
         Flag("start", "clip.start", whole(0), "N", "the first frame, from 0"),
         Flag("every", "clip.every", whole(1), "N", "take every N-th frame"),
         Flag("crop", "clip.crop", crop, "L,R,T,B", "pixels to cut from left, right, top and bottom first"),
     ),
     "model": (
-        Flag("checkpoint", "checkpoint", str, "PATH", "a diffusers folder or a .ckpt or .safetensors file; default: the bundled miniature"),
+        Flag("checkpoint", "checkpoint", str, "PATH", "a diffusers folder or a .ckpt or .safetensors file; default: "
+                                                      "the bundled miniature"),
         Flag("vae", "vae", str, "PATH", "another VAE, a folder or a file"),
         Flag("tokenizer", "tokenizer", str, "DIR", "CLIP's vocab.json and merges.txt, for a checkpoint that has none"),
-        Flag("model-config", "model_config", str, "DIR", "unet/config.json and so on, for a single file that is not quite SD v1's shape"),
-        Flag("ema", "ema", one_of(("auto", "ema", "plain")), "WHICH", "auto, ema or plain: of a file that has two sets of weights"),
+        Flag("model-config", "model_config", str, "DIR", "unet/config.json and so on, for a single file that is not "
+                                                         "quite SD v1's shape"),
+        Flag("ema", "ema", one_of(("auto", "ema", "plain")), "WHICH", "auto, ema or plain: of a file that has two "
+                                                                      "sets of weights"),
     ),
     "sampling": (
         Flag("steps", "steps", whole(1), "N", "DDIM steps"),
         Flag("guidance", "guidance", number, "W", "classifier-free guidance; 1 is none"),
-        Flag("guidance-window", "guidance_window", share, "R|A,B", "share of the edit steps with guidance; the others cost a branch less"),
+        Flag("guidance-window", "guidance_window", share, "R|A,B", "share of the edit steps with guidance; the "
+                                                                   "others cost a branch less"),
         Flag("attention", "attention", one_of(ATTENTIONS), "WHICH",
              "take the source's attention from inversion or from a reconstruction pass"),
-        Flag("reconstruction-prompt", "reconstruction_prompt", sentence, "TEXT", "what that pass samples; default: the source"),
+        Flag("reconstruction-prompt", "reconstruction_prompt", sentence, "TEXT", "what that pass samples; default: "
+                                                                                 "the source"),
         Flag("frame-index", "frame_index", frame_index, "LIST",
-             "frames that each frame attends to: integers are relative, first, mid and last absolute; default: 0,mid or, tuned, -1,first"),
-        Flag("least-sc-channel", "least_channels", whole(0), "N", "layers narrower than N attend to their own frame only"),
-        Flag("per-frame-norm", "clip_norm", None, "", "GroupNorm of ResNet blocks sees one frame, not the clip", const=False),
+             "frames that each frame attends to: integers are relative, first, mid and last absolute; default: "
+             "0,mid or, tuned, -1,first"),
+        Flag("least-sc-channel", "least_channels", whole(0), "N", "layers narrower than N attend to their own "
+                                                                  "frame only"),
+        Flag("per-frame-norm", "clip_norm", None, "", "GroupNorm of ResNet blocks sees one frame, not "
+                                                      "the clip", const=False),
     ),
     "method": (
-        Flag("method", "method", one_of(METHODS), "NAME", "fatezero, or what the paper compares with: ddim, sdedit, null-p2p, pnp"),
+        Flag("method", "method", one_of(METHODS), "NAME", "fatezero, or what the paper compares with: ddim, sdedit, "
+                                                          "null-p2p, pnp"),
         Flag("strength", "strength", number, "R", "of sdedit: the share of the steps that are noised and denoised"),
         Flag("ablate", "ablate", one_of(tuple(ABLATIONS)), "PART",
-             "the paper's ablations, over other flags: no-self, full-self, reconstruction, no-cross; again for more", many=True),
+             "the paper's ablations, over other flags: no-self, full-self, reconstruction, no-cross; again "
+             "for more", many=True),
     ),
     "fusion": (
         Flag("align", "align", one_of(ALIGNS), "WHICH",
-             "replace (word by word), refine (what is new), auto (replace at equal word counts, else refine), or plain: no fusion *",
+             "replace (word by word), refine (what is new), auto (replace at equal word counts, else refine), or "
+             "plain: no fusion *",
              edit=True),
         Flag("replace", "align", None, "", "= --align replace *", edit=True, const="replace"),
         Flag("refine", "align", None, "", "= --align refine *", edit=True, const="refine"),
         Flag("cross-replace", "cross_replace", share_of_word, "[WORD=]R|A,B",
-             "share of the steps that take the source's cross-attention, of all words or of one; again for more words *",
+             "share of the steps that take the source's cross-attention, of all words or of one; again for "
+             "more words *",
              edit=True, many=True),
-        Flag("self-replace", "self_replace", share, "R|A,B", "share of the steps that take the source's self-attention *", edit=True),
-        Flag("reweight", "reweight", factor_of_word, "WORD=FACTOR", "amplify a target word; again for more words *", edit=True, many=True),
+        Flag("self-replace", "self_replace", share, "R|A,B", "share of the steps that take the source's "
+                                                             "self-attention *", edit=True),
+        Flag("reweight", "reweight", factor_of_word, "WORD=FACTOR", "amplify a target word; again for "
+                                                                    "more words *", edit=True, many=True),
         Flag("threshold", "threshold", number_or_none, "TAU|none",
-             "blend mask of self-attention: 0 edits all, 1 or none nothing; the smaller, the freer the shape *", edit=True),
+             "blend mask of self-attention: 0 edits all, 1 or none nothing; the smaller, the freer "
+             "the shape *", edit=True),
         Flag("blend-words", "blend_words", words, "WORDS",
-             "words of the source, then of the target, that the masks follow, as 'silver jeep' 'Porsche car'; default: those that differ *",
+             "words of the source, then of the target, that the masks follow, as 'silver jeep' 'Porsche car'; "
+             "default: those that differ *",
              edit=True, nargs="+"),
         Flag("blend-latents", "blend_latents", number_or_none, "TAU|none",
              "also keep the source's latents outside a mask of this threshold *", edit=True),
@@ -240,17 +278,22 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "machine": (
         Flag("device", "device", one_of(DEVICES), "NAME", "auto, cpu, cuda or mps"),
         Flag("dtype", "dtype", one_of(DTYPES), "NAME", "float32, float16 or bfloat16"),
-        Flag("offload", "offload", None, "", "models on the GPU only while they are used, what is kept in RAM", const=True),
+        Flag("offload", "offload", None, "", "models on the GPU only while they are used, what is "
+                                             "kept in RAM", const=True),
         Flag("compile", "compile", None, "", "compile the UNet's layers for a GPU", const=True),
         Flag("threads", "threads", whole(1), "N", "CPU threads"),
         Flag("chunk", "chunk", whole(1), "N",
              "frames that the UNet takes at a time: less memory; with --per-frame-norm it does not grow with the clip"),
         Flag("store", "store", one_of(STORES), "WHICH",
-             "the source's queries and keys: recompute them while editing, keep them in memory or on disk, or auto, by what is free"),
+             "the source's queries and keys: recompute them while editing, keep them in memory or on disk, or auto, "
+             "by what is free"),
         Flag("store-dtype", "store_dtype", one_of(STORE_DTYPES), "NAME", "same, float16 or bfloat16: keep them so"),
-        Flag("cache", "cache", str, "DIR|none", "where inversions are kept for the next edit; default: the user's cache folder"),
-        Flag("conv", "conv", one_of(CONVS), "WHICH", "3x3 convolutions on a CPU: auto is Winograd's where it pays, or direct"),
-        Flag("conv-memory", "conv_memory", number, "GB", "what Winograd's weights may take; default: a quarter of the memory"),
+        Flag("cache", "cache", str, "DIR|none", "where inversions are kept for the next edit; default: the user's "
+                                                "cache folder"),
+        Flag("conv", "conv", one_of(CONVS), "WHICH", "3x3 convolutions on a CPU: auto is Winograd's where it pays, "
+                                                     "or direct"),
+        Flag("conv-memory", "conv_memory", number, "GB", "what Winograd's weights may take; default: a quarter of "
+                                                         "the memory"),
         Flag("seed", "seed", whole(0), "N", "of whatever draws: --method sdedit; fatezero draws nothing"),
     ),
     "results": (
@@ -266,23 +309,33 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
 def build_parser(numbers: Iterable[int] = ()) -> argparse.ArgumentParser:
     """The parser, with the `.N` forms of edit flags for these edit numbers."""
     parser = Parser(
-        prog="python -m fz.run", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False, argument_default=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter, usage="%(prog)s [flags]",
+        prog="python -m fz.run", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False,
+        argument_default=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter, usage="%(prog)s [flags]",
     )  # fmt: skip
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
         for flag in flags:
-            add(group, flag, f"--{flag.name}", f"edits.*.{flag.setting}" if flag.edit else flag.setting, flag.help + default_of(flag))
+            add(
+                group,
+                flag,
+                f"--{flag.name}",
+                f"edits.*.{flag.setting}" if flag.edit else flag.setting,
+                flag.help + default_of(flag),
+            )
             for n in numbers if flag.edit else ():
                 add(group, flag, f"--{flag.name}.{n}", f"edits.{n}.{flag.setting}", argparse.SUPPRESS)
         if title == "what to do":
             group.add_argument("--config", metavar="YAML", help="a released FateZero config, read unchanged")
-            group.add_argument("--set", action="append", metavar="KEY=VALUE", help="a value of it, as model_config.least_sc_channel=64")
+            group.add_argument(
+                "--set", action="append", metavar="KEY=VALUE", help="a value of it, as model_config.least_sc_channel=64"
+            )
     group = parser.add_argument_group("many settings")
     group.add_argument("--sweep", nargs="+", action="extend", metavar="NAME=VALUES", help=SWEEP)
     group.add_argument("--clip", metavar="PATH", help=JUDGE)
     group = parser.add_argument_group("about")
-    group.add_argument("--list-words", action="store_true", help="show the prompts' words; without prompts, what the miniature knows")
+    group.add_argument(
+        "--list-words", action="store_true", help="show the prompts' words; without prompts, what the miniature knows"
+    )
     group.add_argument("--debug", action="store_true", help="show an error's traceback")
     group.add_argument("--version", action="version", version=f"fz {fz.__version__}")
     return parser
@@ -294,12 +347,18 @@ def add(group: Any, flag: Flag, name: str, dest: str, text: str) -> None:
         group.add_argument(name, dest=dest, action="store_const", const=flag.const, help=text)
     else:
         action = "append" if flag.many else "store"
-        group.add_argument(name, dest=dest, action=action, type=flag.parse, metavar=flag.metavar, nargs=flag.nargs, help=text)
+        group.add_argument(
+            name, dest=dest, action=action, type=flag.parse, metavar=flag.metavar, nargs=flag.nargs, help=text
+        )
 
 
 def default_of(flag: Flag) -> str:
     """' (default: 50)' of the settings' own defaults, '' where the help says it."""
-    owner, name = (ClipSettings, flag.setting[5:]) if flag.setting.startswith("clip.") else (EditSettings if flag.edit else Settings, flag.setting)
+    owner, name = (
+        (ClipSettings, flag.setting[5:])
+        if flag.setting.startswith("clip.")
+        else (EditSettings if flag.edit else Settings, flag.setting)
+    )
     values = {f.name: f.default for f in dataclasses.fields(owner)}
     value = values.get(name, dataclasses.MISSING)
     if flag.parse is None or value in (dataclasses.MISSING, None, "", (), Crop()):

@@ -1,7 +1,7 @@
 """From a command line to one `Settings`: defaults < preset < YAML < flags < --ablate < --set.
 
-The flags are in `fz.settings.flags`, the names of released configs in `fz.settings.released`; running and printing is `fz.run`'s. Flags of an edit count for
-every target, or with `.N` for target N alone (`--threshold.1 0.3`).
+The flags are in `fz.settings.flags`, the names of released configs in `fz.settings.released`; running and printing is
+`fz.run`'s. Flags of an edit count for every target, or with `.N` for target N alone (`--threshold.1 0.3`).
 """
 
 import dataclasses
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What a command line asks for. settings None: the words that the miniature knows; sweep: what each of its edits is varied by."""
+    """What a command line asks for. settings None: the words that the miniature knows; sweep: what each of its edits is
+    varied by.
+    """
 
     settings: Settings | None
     list_words: bool = False
@@ -31,7 +33,9 @@ class Request:
 
 
 def parse(argv: Sequence[str]) -> Request:
-    """Raises FzError, in one line, for flags that are unknown or wrong and for settings that cannot be; SystemExit after --help."""
+    """Raises FzError, in one line, for flags that are unknown or wrong and for settings that cannot be; SystemExit
+    after --help.
+    """
     argv = joined(argv)
     numbers = sorted({int(found[1]) for a in argv if (found := re.match(r"--[a-z-]+\.(\d{1,4})(?:=|$)", a))})
     parser = build_parser(numbers)
@@ -67,11 +71,19 @@ def parse(argv: Sequence[str]) -> Request:
         strange = mini.strange_words([settings.source, *(edit.target for edit in settings.edits)])
         settings = dataclasses.replace(settings, notes=(*settings.notes, *strange))
     if given.get("ablate") and settings.method != "fatezero":
-        raise FzError(f"ablate: got it with method {settings.method!r}, expected 'fatezero', whose parts it takes away. Leave one out.")
+        raise FzError(
+            f"ablate: got it with method {settings.method!r}, expected 'fatezero', whose parts it takes away. Leave "
+            "one out."
+        )
     if beyond := [n for n in numbers if n >= len(settings.edits)]:
-        raise FzError(f"flags of edit .{beyond[0]}: there are {len(settings.edits)} targets, numbered from 0. Expected .N of one of them.")
+        raise FzError(
+            f"flags of edit .{beyond[0]}: there are {len(settings.edits)} targets, numbered from 0. Expected .N of "
+            "one of them."
+        )
     if clip is not None and not (sweeps or settings.report):
-        raise FzError(f"clip: got {clip!r} without --sweep or --report, which it judges. Pass one of them, or leave it out.")
+        raise FzError(
+            f"clip: got {clip!r} without --sweep or --report, which it judges. Pass one of them, or leave it out."
+        )
     if not sweeps or list_words:
         return Request(settings, list_words, clip=clip)
     # seconds of imports that only a sweep needs
@@ -111,7 +123,10 @@ def flag_overlay(given: dict[str, Any]) -> Overlay:
             out[dest] = tuple(value)
         elif name == "blend_words":
             if len(value) > 2:
-                raise FzError(f"--blend-words: got {len(value)} groups, expected the source's words and the target's, each in quotes.")
+                raise FzError(
+                    f"--blend-words: got {len(value)} groups, expected the source's words and the target's, each "
+                    "in quotes."
+                )
             out[dest] = (*value, ())[:2]
         else:
             out[dest] = value
@@ -124,14 +139,18 @@ def preset_overlay(given: dict[str, Any]) -> Overlay:
 
 
 def bundled(overlays: Sequence[Overlay]) -> list[Overlay]:
-    """What stands beneath everything: for a run without a checkpoint, the miniature's size; without a clip too, its example."""
+    """What stands beneath everything: for a run without a checkpoint, the miniature's size; without a clip too, its
+    example.
+    """
     given = set().union(*overlays)
     if "checkpoint" in given:
         return []
     try:
         from fz import mini
     except ImportError:
-        raise FzError("checkpoint: got none, and no miniature is installed. Pass --checkpoint, a folder or a file.") from None
+        raise FzError(
+            "checkpoint: got none, and no miniature is installed. Pass --checkpoint, a folder or a file."
+        ) from None
     if "clip.path" in given:
         return [mini.DEFAULTS]
     return [mini.DEFAULTS, mini.example()]

@@ -1,7 +1,9 @@
-"""The released FateZero configs as settings: a table from the names in those YAML files to `fz.settings.config` overlays.
+"""The released FateZero configs as settings: a table from the names in those YAML files to `fz.settings.config`
+overlays.
 
-Nothing else knows the released names. They are the arguments of the official code (test_fatezero.py, train_tune_a_video.py and what they
-call); every one is used, knowingly left aside, or refused, and any other name is an error. How the file is read is `fz.settings.tree`'s question.
+Nothing else knows the released names. They are the arguments of the official code (test_fatezero.py,
+train_tune_a_video.py and what they call); every one is used, knowingly left aside, or refused, and any other name is an
+error. How the file is read is `fz.settings.tree`'s question.
 """
 
 import fnmatch
@@ -14,7 +16,8 @@ from fz.settings.config import Crop, Overlay
 from fz.settings.tree import Config, Names, Tree, leaves, split
 
 P2P = "editing_config.p2p_config"
-P2P_KEYS = ("cross_replace_steps", "self_replace_steps", "is_replace_controller", "eq_params.words", "eq_params.values", "blend_words",
+P2P_KEYS = ("cross_replace_steps", "self_replace_steps", "is_replace_controller", "eq_params.words", "eq_params.values",
+            "blend_words",
             "blend_self_attention", "blend_latents", "blend_th")  # fmt: skip
 IGNORED = {  # and why
     "dataset_config.stride": "samples a long video while tuning",
@@ -43,13 +46,19 @@ IGNORED = {  # and why
     "pretrained_epoch_list": "one checkpoint a run",
     "batch_size": "one clip a run",
     **dict.fromkeys(
-        ("train_steps", "validation_steps", "checkpointing_steps", "train_batch_size", "learning_rate", "scale_lr", "lr_scheduler",
-         "lr_warmup_steps", "use_8bit_adam", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "max_grad_norm",
-         "gradient_accumulation_steps", "gradient_checkpointing", "enable_xformers", "train_temporal_conv", "prior_preservation"),
+        ("train_steps", "validation_steps", "checkpointing_steps", "train_batch_size", "learning_rate", "scale_lr",
+         "lr_scheduler",
+         "lr_warmup_steps", "use_8bit_adam", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon",
+         "max_grad_norm",
+         "gradient_accumulation_steps", "gradient_checkpointing", "enable_xformers", "train_temporal_conv",
+         "prior_preservation"),
         "of tuning",
     ),
 }  # fmt: skip
-REFUSED = {"model_config.temporal_downsample": "", "model_config.temporal_downsample_time": ""}  # what would change the model
+REFUSED = {
+    "model_config.temporal_downsample": "",
+    "model_config.temporal_downsample_time": "",
+}  # what would change the model
 
 # what the released code takes for keys that a config lacks
 DEFAULTS: Overlay = {
@@ -64,7 +73,7 @@ DEFAULTS: Overlay = {
 }
 
 
-# ---- converters: released value -> setting. `name` is for the message. -----------------------------------------------------------
+# ---- converters: released value -> setting. `name` is for the message. -------------------------------------
 
 
 def shown(value: Any) -> str:
@@ -157,13 +166,14 @@ TABLE = {
 }
 COMBINED = (  # read together, below
     "dataset_config.prompt", "dataset_config.offset.left", "dataset_config.offset.right", "dataset_config.offset.top",
-    "dataset_config.offset.bottom", "editing_config.source_prompt", "editing_config.editing_prompts", "editing_config.prompt2prompt_edit",
+    "dataset_config.offset.bottom", "editing_config.source_prompt", "editing_config.editing_prompts",
+    "editing_config.prompt2prompt_edit",
     "editing_config.use_inversion_attention", *(f"{P2P}.*.{key}" for key in P2P_KEYS),
 )  # fmt: skip
 OPEN = (f"{P2P}.*.cross_replace_steps", "test_pipeline_config", "trainer_pipeline_config")  # sections of any names
 
 
-# ---- names -----------------------------------------------------------------------------------------------------------------------
+# ---- names -------------------------------------------------------------------------------------------------
 
 
 def check_names(tree: Tree) -> None:
@@ -172,8 +182,13 @@ def check_names(tree: Tree) -> None:
     for path, value in leaves(tree) if tree else ():
         name = ".".join(path)
         if name in REFUSED and value not in (None, False, 0):
-            raise FzError(f"{name}: got {shown(value)}, which samples fewer frames in time inside the model; that is not built. Remove it.")
-        if any(matches(path, known) for known in names) or any(matches(path[: len(section)], section) for section in map(split, OPEN)):
+            raise FzError(
+                f"{name}: got {shown(value)}, which samples fewer frames in time inside the model; that is not "
+                "built. Remove it."
+            )
+        if any(matches(path, known) for known in names) or any(
+            matches(path[: len(section)], section) for section in map(split, OPEN)
+        ):
             continue
         if any(len(path) < len(known) and matches(path, known[: len(path)]) for known in names):
             if value in (None, {}, []) or "${" in str(value):
@@ -189,7 +204,9 @@ def matches(path: Names, pattern: Names) -> bool:
 def nearest(path: Names, names: Iterable[Names]) -> str:
     """The nearest full name; the last part decides where the section is right."""
     # the numbers of edits are the user's
-    choices = [tuple(path[i] if part == "*" and i < len(path) else part for i, part in enumerate(name)) for name in names]
+    choices = [
+        tuple(path[i] if part == "*" and i < len(path) else part for i, part in enumerate(name)) for name in names
+    ]
     siblings = {name[-1]: ".".join(name) for name in choices if name[:-1] == path[:-1]}
     hint = suggest(path[-1], siblings)
     for last, full in siblings.items():
@@ -197,7 +214,7 @@ def nearest(path: Names, names: Iterable[Names]) -> str:
     return hint or suggest(".".join(path), map(".".join, choices))
 
 
-# ---- translating -----------------------------------------------------------------------------------------------------------------
+# ---- translating -------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -225,7 +242,8 @@ def related(a: str, b: str) -> bool:
 def translate(tree: Tree) -> Translation:
     """Settings of a released config, or of a part of one: keys that it lacks give no setting (see DEFAULTS).
 
-    Raises FzError for a name that the released code does not have, an interpolation that leads nowhere, and values of the wrong kind.
+    Raises FzError for a name that the released code does not have, an interpolation that leads nowhere, and values of
+    the wrong kind.
     """
     check_names(tree)
     config, out = Config(tree), Translation()
@@ -284,7 +302,10 @@ def put_methods(config: Config, out: Translation, prompts: list[str]) -> None:
         return
     if lacking := [i for i in range(len(prompts)) if str(i) not in entries]:
         got = f"{P2P}: no entry {lacking[0]} for {prompts[lacking[0]]!r}"
-        raise FzError(f"{got}, expected one for each editing prompt (0 to {len(prompts) - 1}). Add it, or set prompt2prompt_edit to false.")
+        raise FzError(
+            f"{got}, expected one for each editing prompt (0 to {len(prompts) - 1}). Add it, or set "
+            "prompt2prompt_edit to false."
+        )
     if config.get(attention) is not None:
         out.put("attention", "inversion" if inverted else "reconstruction", attention, switch)
     if not inverted and prompts:
@@ -337,7 +358,9 @@ def put_blend(entry: Mapping[str, Any], name: str, put: Callable[..., None]) -> 
     """Masks. Released: none without blend_words, and only the first number of blend_th counts."""
     keys = ("blend_words", "blend_self_attention", "blend_latents", "blend_th")
     named = entry.get("blend_words")
-    attention, latents = (entry.get(k) is not None and truth(entry[k], f"{name}.{k}") for k in ("blend_self_attention", "blend_latents"))
+    attention, latents = (
+        entry.get(k) is not None and truth(entry[k], f"{name}.{k}") for k in ("blend_self_attention", "blend_latents")
+    )
     thresholds = entry.get("blend_th")
     first = thresholds[0] if isinstance(thresholds, list) and thresholds else 0.3 if thresholds is None else thresholds
     threshold = number(first, f"{name}.blend_th")
@@ -346,7 +369,9 @@ def put_blend(entry: Mapping[str, Any], name: str, put: Callable[..., None]) -> 
         put("blend_latents", None, *keys)
         return
     if not isinstance(named, list) or not 1 <= len(named) <= 2:
-        raise FzError(f"{name}.blend_words: got {shown(named)}, expected the source's words and the target's, as [[jeep], [car]].")
+        raise FzError(
+            f"{name}.blend_words: got {shown(named)}, expected the source's words and the target's, as [[jeep], [car]]."
+        )
     source, target = (words(w, f"{name}.blend_words") for w in (*named, [])[:2])
     put("blend_words", (source, target), *keys)
     put("threshold", threshold if attention else None, *keys)

@@ -1,7 +1,9 @@
-"""`python -m fz.run FLAGS... --sweep self_replace=0.2:0.9:0.1 threshold=0.2,0.3`: many settings of an edit from one inversion, one sheet.
+"""`python -m fz.run FLAGS... --sweep self_replace=0.2:0.9:0.1 threshold=0.2,0.3`: many settings of an edit from one
+inversion, one sheet.
 
-A sweep is a run with an edit for each combination, so everything of `fz.run` holds: cache, resuming, folder. Beside the run's files there
-are then sweep.png (a row each: what was set, its metrics, its frames), sweep.json and sweep.csv. `python -m fz.settings.sweep` is the same command.
+A sweep is a run with an edit for each combination, so everything of `fz.run` holds: cache, resuming, folder. Beside the
+run's files there are then sweep.png (a row each: what was set, its metrics, its frames), sweep.json and sweep.csv.
+`python -m fz.settings.sweep` is the same command.
 """
 
 import dataclasses
@@ -39,7 +41,9 @@ def read_sweeps(texts: Sequence[str]) -> list[Variant]:
         if not name.startswith("reweight."):
             if name not in NAMES:
                 choices = (*NAMES, "reweight.WORD")
-                raise FzError(f"sweep: unknown setting {name!r}, expected one of {', '.join(choices)}.{suggest(name, choices)}")
+                raise FzError(
+                    f"sweep: unknown setting {name!r}, expected one of {', '.join(choices)}.{suggest(name, choices)}"
+                )
             name = NAMES[name]
         if name in axes:
             raise FzError(f"sweep: {name} is given twice. Put its values in one list, as {name}=0.2,0.4.")
@@ -64,7 +68,9 @@ def read_values(text: str, values: str) -> list[float | None]:
         if not (step > 0 and low <= high):
             raise ValueError
     except (ValueError, TypeError):
-        raise FzError(f"sweep: got {text!r}, expected NAME=FROM:TO:STEP or NAME=A,B,C, as threshold=0.2,0.3,none.") from None
+        raise FzError(
+            f"sweep: got {text!r}, expected NAME=FROM:TO:STEP or NAME=A,B,C, as threshold=0.2,0.3,none."
+        ) from None
     count = int((high - low) / step + 1e-9) + 1
     if count > MOST:
         raise FzError(f"sweep: {text!r} has {count} values, expected at most {MOST}. Take a larger step.")
@@ -73,9 +79,14 @@ def read_values(text: str, values: str) -> list[float | None]:
 
 
 def expand(settings: Settings, variants: Sequence[Variant]) -> Settings:
-    """The settings with each of their edits once for each variant; unless told otherwise, in a folder beside the plain run's."""
+    """The settings with each of their edits once for each variant; unless told otherwise, in a folder beside the plain
+    run's.
+    """
     if len(settings.edits) * len(variants) > MOST:
-        raise FzError(f"sweep: {len(settings.edits)} targets of {len(variants)} settings each, expected at most {MOST} edits in all.")
+        raise FzError(
+            f"sweep: {len(settings.edits)} targets of {len(variants)} settings each, expected at most {MOST} "
+            "edits in all."
+        )
     edits = tuple(varied(edit, variant) for edit in settings.edits for variant in variants)
     return dataclasses.replace(settings, edits=edits, out=settings.out or f"{default_path(settings)}-sweep")
 
@@ -93,7 +104,9 @@ def varied(edit: EditSettings, variant: Variant) -> EditSettings:
 
 
 def write_sweep(result: Any, variants: Sequence[Variant], clip: Any = None) -> list[dict[str, Any]]:
-    """sweep.png, .json and .csv into a finished sweep's folder (`fz.pipeline.Result`); returns a row an edit. clip: `fz.model.clip_vision.Clip`."""
+    """sweep.png, .json and .csv into a finished sweep's folder (`fz.pipeline.Result`); returns a row an edit. clip:
+    `fz.model.clip_vision.Clip`.
+    """
     source, out = to_uint8(result.video.frames), Path(result.out)
     rows, clips, labels = [], [source], [f"source: {result.settings.source}"]
     for i, edited in enumerate(result.edits):

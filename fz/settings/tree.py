@@ -1,7 +1,8 @@
-"""A config file as a tree of names: read from YAML, changed by `section.key=value`, its interpolations resolved when a value is used.
+"""A config file as a tree of names: read from YAML, changed by `section.key=value`, its interpolations resolved when a
+value is used.
 
-Interpolations are OmegaConf's, `${a.b}` from the root and `${..a.b}` from where it stands; its resolvers (`${oc.env:…}`) are left out.
-Which names there may be is `fz.settings.released`'s question.
+Interpolations are OmegaConf's, `${a.b}` from the root and `${..a.b}` from where it stands; its resolvers
+(`${oc.env:…}`) are left out. Which names there may be is `fz.settings.released`'s question.
 """
 
 import re
@@ -23,14 +24,19 @@ def read(path: str | Path) -> Tree:
     try:
         content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise FzError(f"config: {path} cannot be read ({getattr(error, 'strerror', None) or error}). Expected a YAML file.") from error
+        raise FzError(
+            f"config: {path} cannot be read ({getattr(error, 'strerror', None) or error}). Expected a YAML file."
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         raise FzError(f"config: {path} is no YAML{where} ({problem}). Expected the released configs' form.") from error
     if not isinstance(content, dict):
-        raise FzError(f"config: {path} holds {type(content).__name__}, expected sections such as dataset_config and editing_config.")
+        raise FzError(
+            f"config: {path} holds {type(content).__name__}, expected sections such as dataset_config and "
+            "editing_config."
+        )
     return with_text_keys(content)
 
 
@@ -46,11 +52,15 @@ def split(name: str) -> Names:
 
 
 def assign(tree: Tree, assignment: str) -> str:
-    """Put `section.key=value` (the value in YAML) into the tree; returns the name. Raises FzError for what is no assignment."""
+    """Put `section.key=value` (the value in YAML) into the tree; returns the name. Raises FzError for what is no
+    assignment.
+    """
     name, equals, value = assignment.partition("=")
     name = name.strip()
     if not equals or not all(split(name)):
-        raise FzError(f"--set: got {assignment!r}, expected section.key=value, as editing_config.num_inference_steps=10.")
+        raise FzError(
+            f"--set: got {assignment!r}, expected section.key=value, as editing_config.num_inference_steps=10."
+        )
     *parents, last = split(name)
     node: Any = tree
     for i, part in enumerate(parents):
@@ -61,7 +71,9 @@ def assign(tree: Tree, assignment: str) -> str:
                 node[part] = {}
             node = node[part]
         if not isinstance(node, (dict, list)):
-            raise FzError(f"--set {name}: {'.'.join(parents[: i + 1])} is {node!r}, it has no parts. Set it as a whole.")
+            raise FzError(
+                f"--set {name}: {'.'.join(parents[: i + 1])} is {node!r}, it has no parts. Set it as a whole."
+            )
     parsed = parse_value(value)
     if isinstance(node, dict):
         node[last] = parsed
@@ -86,7 +98,9 @@ def parse_value(value: str) -> Any:
 
 def position(items: list, part: str, name: str) -> int:
     if not part.isdigit() or int(part) >= len(items):
-        raise FzError(f"--set {name}: got {part!r} as a place in a list of {len(items)}, expected 0 to {len(items) - 1}.")
+        raise FzError(
+            f"--set {name}: got {part!r} as a place in a list of {len(items)}, expected 0 to {len(items) - 1}."
+        )
     return int(part)
 
 

@@ -1,8 +1,9 @@
-"""One-shot tuning: a UNet of pictures is given temporal layers and learns the motion of one clip (Tune-A-Video, arXiv 2212.11565).
+"""One-shot tuning: a UNet of pictures is given temporal layers and learns the motion of one clip (Tune-A-Video, arXiv
+2212.11565).
 
-The temporal layers begin as the identity, so that training starts from the very model that it was given. Queries and temporal layers are
-trained, nothing else. Step n draws from (seed, n): a training that was stopped goes on to the same bits. Files are the question of
-`tune.py` and `tuned_folder.py`.
+The temporal layers begin as the identity, so that training starts from the very model that it was given. Queries and
+temporal layers are trained, nothing else. Step n draws from (seed, n): a training that was stopped goes on to the same
+bits. Files are the question of `tune.py` and `tuned_folder.py`.
 """
 
 import contextlib
@@ -29,7 +30,9 @@ FIXED = 2**40  # their seed begins here, out of the reach of any step
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained and how fast. conv: low-rank convolutions over time are added and trained beside temporal attention."""
+    """What is trained and how fast. conv: low-rank convolutions over time are added and trained beside temporal
+    attention.
+    """
 
     rate: float
     conv: bool
@@ -44,7 +47,9 @@ def rank_of(channels: int, rank: int) -> int:
 
 
 def inflate(unet: UNet, recipe: Recipe, rank: int = 160, seed: int = 0) -> UNet:
-    """The UNet with temporal layers that change nothing yet; its other weights are shared. One that has them is returned as it is."""
+    """The UNet with temporal layers that change nothing yet; its other weights are shared. One that has them is
+    returned as it is.
+    """
     if unet.config.temporal:
         return unet
     ranks = {c: rank_of(c, rank) for c in {*unet.config.block_out_channels, unet.config.out_channels}}
@@ -62,7 +67,9 @@ def inflate(unet: UNet, recipe: Recipe, rank: int = 160, seed: int = 0) -> UNet:
 
 
 def beginning(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """A new temporal layer's tensor: what writes into the residual is zero, the rest is random, so that gradients find a way."""
+    """A new temporal layer's tensor: what writes into the residual is zero, the rest is random, so that gradients find
+    a way.
+    """
     if name.endswith("norm_temporal.weight"):
         return torch.ones(shape)
     if name.endswith(("norm_temporal.bias", "to_out.0.weight", "to_out.0.bias", "conv_temporal.up.weight")):
@@ -73,7 +80,8 @@ def beginning(name: str, shape: torch.Size, generator: torch.Generator) -> Tenso
 
 
 def trained(unet: UNet, recipe: Recipe) -> dict[str, nn.Parameter]:
-    """What the recipe trains, by name: every query, temporal attention, and low-rank temporal convolutions where it has them.
+    """What the recipe trains, by name: every query, temporal attention, and low-rank temporal convolutions where it has
+    them.
 
     These, and nothing else, require gradients from then on.
     """
@@ -87,7 +95,9 @@ def trained(unet: UNet, recipe: Recipe) -> dict[str, nn.Parameter]:
 
 @contextlib.contextmanager
 def checkpointed(unet: UNet) -> Iterator[None]:
-    """Gradient checkpointing, for the time of a block: activations within a ResNet or a transformer are computed again, not kept."""
+    """Gradient checkpointing, for the time of a block: activations within a ResNet or a transformer are computed again,
+    not kept.
+    """
     layers = [m for m in unet.modules() if isinstance(m, (ResnetBlock, Transformer))]
     for layer in layers:
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
@@ -127,7 +137,8 @@ class Tuner:
         dtype: torch.dtype = torch.float32,
         recompute: bool = True,
     ):
-        """alpha_bars: of every training timestep. accumulate: draws a step. dtype: of the products, the weights stay float32.
+        """alpha_bars: of every training timestep. accumulate: draws a step. dtype: of the products, the weights stay
+        float32.
 
         recompute: gradient checkpointing.
         """
@@ -153,7 +164,9 @@ class Tuner:
         return F.mse_loss(out.float(), eps)
 
     def step(self, lessons: Sequence[Lesson]) -> float:
-        """One step on all lessons; returns the first one's loss. Raises FzError if it is not finite: nothing is changed then."""
+        """One step on all lessons; returns the first one's loss. Raises FzError if it is not finite: nothing is changed
+        then.
+        """
         total = 0.0
         with checkpointed(self.unet) if self.recompute else contextlib.nullcontext():
             for i in range(self.accumulate):
@@ -163,7 +176,9 @@ class Tuner:
                     total += loss.item() / self.accumulate if j == 0 else 0.0
         if not total < float("inf"):
             self.optimiser.zero_grad(set_to_none=True)
-            raise FzError(f"tuning: the loss of step {self.steps + 1} is {total}. Use --dtype float32 or a smaller --rate.")
+            raise FzError(
+                f"tuning: the loss of step {self.steps + 1} is {total}. Use --dtype float32 or a smaller --rate."
+            )
         self.scaler.unscale_(self.optimiser)
         nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
         self.scaler.step(self.optimiser)
@@ -181,8 +196,13 @@ class Tuner:
     def state(self) -> dict:
         """All that a training needs to go on, for torch.save."""
         weights = {name: w.detach().clone() for name, w in self.weights.items()}
-        return {"steps": self.steps, "losses": self.losses, "weights": weights, "optimiser": self.optimiser.state_dict(),
-                "scaler": self.scaler.state_dict()}  # fmt: skip
+        return {
+            "steps": self.steps,
+            "losses": self.losses,
+            "weights": weights,
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
 
     def restore(self, state: dict) -> None:
         """Go on from there. Raises FzError if it is of another model or recipe."""
