@@ -309,8 +309,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
 def build_parser(numbers: Iterable[int] = ()) -> argparse.ArgumentParser:
     """The parser, with the `.N` forms of edit flags for these edit numbers."""
     parser = Parser(
-        prog="python -m fz.run", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False,
-        argument_default=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter, usage="%(prog)s [flags]",
+        prog="python -m fz.run", description=DESCRIPTION, epilog=EPILOG, usage="%(prog)s [flags]", allow_abbrev=False,
+        argument_default=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
