@@ -10,22 +10,23 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import fz
 from fz import kernels
-from fz.baselines import METHODS, Method, Task
+from fz.attention import Keep
+from fz.baselines import METHODS, Editor, Method, editor_of
 from fz.chunks import Chunks
 from fz.clips.user_mask import read_mask
 from fz.clips.video import Video, read_clip
 from fz.ddim import CLEAN, Schedule
-from fz.edit import Kept, Source, invert, keep_nothing, reconstruct
+from fz.denoiser import Denoiser
+from fz.edit import Edit, invert, masks_of, reconstruct
 from fz.errors import FzError
 from fz.frames import FrameIndex
-from fz.fusion import Keep
+from fz.guidance import Guidance
 from fz.masks import foreground, paste_background
 from fz.memory.budget import choose_store, keep_for, kept_for, pictures_at_once, wanted
 from fz.memory.inversions import Inversion, digest, leading, model_digest
@@ -40,6 +41,7 @@ from fz.prompts.plan import Plan, plan_edit
 from fz.prompts.text import TextEncoder, Tokens
 from fz.results.folder import ResultFolder
 from fz.settings.config import ClipSettings, EditSettings, Settings
+from fz.source import Source, Store, keep_nothing
 from fz.weights.load import Checkpoint, load_checkpoint
 
 
@@ -107,7 +109,7 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
         checkpoint = load(settings, device)
     note(checkpoint.report)
     frame_index = choose_frame_index(settings, checkpoint.tuned, note)
-    schedule = Schedule.of(checkpoint.scheduler, settings.steps)
+    schedule = Schedule.from_config(checkpoint.scheduler, settings.steps)
     source_tokens = checkpoint.text.tokens(settings.source)
     for prompt in (settings.negative, settings.reconstruction_prompt or ""):
         checkpoint.text.tokens(prompt)  # one that is too long is an error now, not after encoding
@@ -157,11 +159,13 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
             progress.say,
             settings.offload,
         )
-        job.keep = keep_for(mode, keep)
+        job.keep, job.mode = keep_for(mode, keep), mode
         result.schedule, result.source = schedule, encoded(job, inversion)
         if method.inverts:
             invert_clip(job, mode, inversion)
-        prepared = prepare(job, method) if method.prepare else None
+        editor = (
+            prepare(job, method) if method.prepare else editor_of(settings.method, settings.strength, settings.seed)
+        )
         attention = result.source
         if method.keeps and settings.attention == "reconstruction":
             attention = reconstruct_clip(job, mode, inversion)
@@ -171,7 +175,7 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
                 folder.add_latents({f"inverted.{i:03d}": z for i, z in enumerate(inverted(result.source, schedule))})
             folder.add_latents({"z0": result.source.latents[CLEAN]})
         for i, plan in enumerate(plans):
-            edited = edit_clip(job, i, plan, attention, prepared, inversion)
+            edited = edit_clip(job, i, plan, attention, editor, inversion)
             result.edits.append(edited)
             folder.write_edit(i, result.video, edited)
             if settings.save_latents:
@@ -204,6 +208,7 @@ class Job:
     progress: Progress
     result: Result
     keep: Callable[[int], Keep] = keep_nothing
+    mode: str = "recompute"  # of the store
 
     def note(self, line: str) -> None:
         self.result.notes.append(line)
@@ -213,7 +218,15 @@ class Job:
         """The module on the run's device, for the time of a block if models are offloaded."""
         return resident(module, self.device, self.settings.offload)
 
-    def kept(self, mode: str, inversion: Inversion, of: str) -> Kept:
+    @property
+    def model(self) -> Denoiser:
+        return Denoiser(self.unet, self.schedule, self.frame_index)
+
+    @property
+    def guidance(self) -> Guidance:
+        return Guidance(self.embeddings.negative, self.settings.guidance, self.settings.guidance_window)
+
+    def store(self, mode: str, inversion: Inversion, of: str) -> Store:
         """Where queries and keys of that pass are kept."""
         folder = inversion.operands / f"{of}-{self.settings.store_dtype}"
         return kept_for(mode, folder, self.schedule.timesteps, self.device, self.progress.say, self.settings.offload)
@@ -236,24 +249,26 @@ def encoded(job: Job, inversion: Inversion) -> Source:
 def invert_clip(job: Job, mode: str, inversion: Inversion) -> None:
     """Invert the result's source: as much as the inversion's folder has of it, and the rest."""
     source, steps = job.result.source, job.schedule.steps
-    source.kept = job.kept(mode, inversion, "inversion")
+    source.store, source.keep = job.store(mode, inversion, "inversion"), job.keep
     restored = inversion.restore(source, job.schedule, job.device)
     if restored:
         job.progress.say(f"inversion: {restored} of {steps} steps are in {inversion.folder}")
     with timed(job.result, "invert", job.device), job.progress.stage("inverting", steps) as advance:
 
-        def watch(done: int, z: Tensor) -> None:
-            if done > restored:
-                inversion.save(done, source, job.schedule)
+        def after_step(done: int, z: Tensor) -> None:
+            inversion.save(done, source, job.schedule)
             advance()
 
+        for _ in range(restored):
+            advance()
         with job.resident(job.checkpoint.unet):
-            invert(job.unet, source, job.schedule, job.frame_index, job.keep, watch)
+            invert(job.model, source, after_step)
 
 
 def reconstruct_clip(job: Job, mode: str, inversion: Inversion) -> Source:
     """A sampling pass of the reconstruction prompt, whose attention takes inversion's place."""
-    kept = job.kept(mode, inversion, "reconstruction")
+    store = job.store(mode, inversion, "reconstruction")
+    source = Source(job.embeddings.reconstruction, latents=job.result.source.latents, store=store, keep=job.keep)
     steps = job.schedule.steps
     on_device = job.resident(job.checkpoint.unet)
     with (
@@ -261,56 +276,41 @@ def reconstruct_clip(job: Job, mode: str, inversion: Inversion) -> Source:
         job.progress.stage("reconstructing", steps) as advance,
         on_device,
     ):
-        return reconstruct(
-            job.unet,
-            job.result.source,
-            job.embeddings.reconstruction,
-            job.embeddings.negative,
-            job.schedule,
-            job.settings.guidance,
-            job.frame_index,
-            job.keep,
-            kept,
-            watch=lambda k, z: advance(),
-        )
+        # the whole clip is guided, whatever the window of the edits
+        guidance = dataclasses.replace(job.guidance, window=(0.0, 1.0))
+        return reconstruct(job.model, source, guidance, callback=lambda k, z: advance())
 
 
-def prepare(job: Job, method: Method) -> Any:
+def prepare(job: Job, method: Method) -> Editor:
     """What the method needs once for all edits."""
-    z0, settings = job.result.source.latents[CLEAN], job.settings
+    source = job.result.source
     with (
         timed(job.result, "prepare method", job.device),
-        job.progress.stage("preparing", len(z0) * job.schedule.steps) as advance,
+        job.progress.stage("preparing", len(source.latents[CLEAN]) * job.schedule.steps) as advance,
+        job.resident(job.checkpoint.unet),
     ):
-        with job.resident(job.checkpoint.unet):
-            return method.prepare(
-                job.checkpoint.unet,
-                z0,
-                job.embeddings.source,
-                job.embeddings.negative,
-                job.schedule,
-                settings.guidance,
-                lambda k, z: advance(),
-            )
+        return method.prepare(job.model, source, job.guidance, lambda k, z: advance())
 
 
-def edit_clip(job: Job, i: int, plan: Plan, attention: Source, prepared: Any, inversion: Inversion) -> Edited:
+def edit_clip(job: Job, i: int, plan: Plan, attention: Source, editor: Editor, inversion: Inversion) -> Edited:
     """Edit i, from its last step if it was interrupted and its method can, and its frames."""
     latents: list[Tensor] = []
     masks: dict[int, dict[tuple[int, int], Tensor]] = {}
-    target, negative, settings = job.embeddings.targets[i], job.embeddings.negative, job.settings
+    target, settings = job.embeddings.targets[i], job.settings
     method = METHODS[settings.method]
     log = inversion.edit_log(
         digest(
             settings.method,
             target,
-            negative,
+            job.embeddings.negative,
             settings.guidance,
             settings.guidance_window,
             settings.attention,
             job.embeddings.reconstruction,
-            settings.store_dtype,
+            # operands that are computed again are exact, those kept have the store's dtype
+            settings.store_dtype if job.mode != "recompute" else "same",
             plan.fusion,
+            plan.region,
         )
     )
     done = leading(log, job.schedule.steps, job.device) if method.resumes else []
@@ -319,31 +319,20 @@ def edit_clip(job: Job, i: int, plan: Plan, attention: Source, prepared: Any, in
     name = f"editing {i + 1}/{len(settings.edits)}"
     with timed(job.result, f"edit.{i}", job.device), job.progress.stage(name, job.schedule.steps) as advance:
 
-        def watch(k: int, z: Tensor) -> None:
+        def after_step(k: int, z: Tensor) -> None:
             latents.append(z)
-            if method.resumes and k > len(done):
+            if method.resumes:
                 log.put(k, {"z": z})
             advance()
 
-        task = Task(
-            job.unet,
-            attention,
-            target,
-            negative,
-            job.schedule,
-            settings.guidance,
-            job.frame_index,
-            plan.fusion,
-            settings.strength,
-            settings.seed,
-            prepared,
-            done,
-            watch,
-            masks.__setitem__,
-            settings.guidance_window,
-        )
+        task = Edit(target, plan.fusion, plan.region, done)
+        latents += done
+        for _ in done:
+            advance()
         with job.resident(job.checkpoint.unet):
-            z = method.edit(task)
+            z = editor(job.model, attention, task, job.guidance, after_step)
+        if method.keeps:
+            masks = masks_by_size(job.model, attention, task)
         if not torch.isfinite(z).all():
             where = f"edit {i}: latents of method {settings.method} hold NaN or infinity"
             raise NotFinite(f"{where}; expected finite values. Try --dtype float32.")
@@ -354,10 +343,16 @@ def edit_clip(job: Job, i: int, plan: Plan, attention: Source, prepared: Any, in
     if (
         plan.fusion
         and method.keeps
-        and (changes := foreground(plan.fusion, attention.maps, tuple(z.shape[-2:]))) is not None
+        and (changes := foreground(plan.region, attention.maps, tuple(z.shape[-2:]))) is not None
     ):
         frames = paste_background(frames, job.result.video.frames, changes)
     return Edited(settings.edits[i], frames, latents, masks)
+
+
+def masks_by_size(model: Denoiser, source: Source, task: Edit) -> dict[int, dict[tuple[int, int], Tensor]]:
+    """The masks of an edit's self-attention: edit step -> (h, w) -> (F, h, w) bool."""
+    masks = {k: masks_of(model, source, task, k) for k in range(model.schedule.steps)}
+    return {k: {tuple(m.shape[-2:]): m for m in of.values()} for k, of in masks.items() if of}
 
 
 def inversion_key(job: Job) -> str:
@@ -436,7 +431,7 @@ def with_mask(plan: Plan, edit: EditSettings, clip: ClipSettings, video: Video |
     if edit.mask is None or plan.fusion is None or video is None:
         return plan
     return dataclasses.replace(
-        plan, fusion=dataclasses.replace(plan.fusion, user_mask=read_mask(edit.mask, clip, video))
+        plan, region=dataclasses.replace(plan.region, user_mask=read_mask(edit.mask, clip, video))
     )
 
 

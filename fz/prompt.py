@@ -15,18 +15,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fz.attention import MAP_STRIDE
 from fz.baselines import METHODS
 from fz.clips.media import contact_sheet, overlay, to_uint8, write_png
 from fz.ddim import CLEAN, Schedule
-from fz.edit import Source, invert
+from fz.denoiser import Denoiser
+from fz.edit import invert
 from fz.errors import FzError
-from fz.fusion import MAP_STRIDE, Fusion, blend_mask
+from fz.fusion import Fusion
+from fz.masks import blend_mask
 from fz.prompts.align import bare
 from fz.prompts.plan import Plan, plan_edit, weights
 from fz.prompts.text import Tokens
 from fz.results.folder import slug
 from fz.settings.config import EditSettings, Settings
 from fz.shell import answered
+from fz.source import Source
 
 MAP_STEPS, TAU = 4, 0.3
 
@@ -53,7 +57,7 @@ def columns(fusion: Fusion, source: Tokens, target: Tokens, steps: int) -> list[
     out = []
     for word in target.words:
         at = list(word.positions)
-        rows = (fusion.mapper[:, at] > 0).any(1) & (fusion.kept[at] > 0).any()
+        rows = (fusion.mapper[:, at] > 0).any(1) & (fusion.alpha[at] > 0).any()
         sources = tuple(dict.fromkeys(filter(None, (source.word_at(int(i)) for i in rows.nonzero()))))
         on = fusion.cross_window[:steps, at].any(1).nonzero().flatten().tolist()
         same = [bare(s) for s in sources] == [bare(word.text)]
@@ -94,18 +98,18 @@ def describe(edit: EditSettings, plan: Plan, source: Tokens, target: Tokens, ste
     lost = [word.text for word in source.words if not fusion.mapper[list(word.positions)].any()]
     if lost:
         lines.append(f"  of the source, nothing takes: {' '.join(lost)}")
-    hidden = [f"  hidden from every pixel: what is under the mask of {edit.remove}"] if fusion.hides_object else []
-    return [*lines, f"  self-attention: {self_attention(edit, fusion, source, steps)}", *hidden]
+    hidden = [f"  hidden from every pixel: what is under the mask of {edit.remove}"] if plan.region.hides_object else []
+    return [*lines, f"  self-attention: {self_attention(edit, plan, source, steps)}", *hidden]
 
 
-def self_attention(edit: EditSettings, fusion: Fusion, source: Tokens, steps: int) -> str:
-    first, last = fusion.self_window
+def self_attention(edit: EditSettings, plan: Plan, source: Tokens, steps: int) -> str:
+    region, (first, last) = plan.region, plan.fusion.self_window
     if first >= last:
         return "the edit's own throughout"
     where = "everywhere" if edit.mask is None else f"outside the mask of {edit.mask}"
-    if edit.mask is None and fusion.mask_words is not None:
-        words = [word.text for word in source.words if fusion.mask_words[list(word.positions)].any()]
-        where = f"outside the mask of {' '.join(words)} (> {fusion.threshold:g} of its maximum)"
+    if edit.mask is None and region.mask_words is not None:
+        words = [word.text for word in source.words if region.mask_words[list(word.positions)].any()]
+        where = f"outside the mask of {' '.join(words)} (> {region.threshold:g} of its maximum)"
     return f"the source's at steps {first + 1}-{last} of {steps}, {where}"
 
 
@@ -140,10 +144,10 @@ def word_maps(settings: Settings, map_steps: int, say: Callable[[str], None]) ->
     checkpoint = pipeline.load(settings, device)
     video = pipeline.read_video(settings, checkpoint.vae.config.stride * checkpoint.unet.config.stride, say)
     frame_index = pipeline.choose_frame_index(settings, checkpoint.tuned, say)
-    schedule = Schedule.of(checkpoint.scheduler, map_steps)
+    schedule = Schedule.from_config(checkpoint.scheduler, map_steps)
     embedding = checkpoint.text.encode([settings.source])[0].to(device)
     z_0 = pipeline.encode(checkpoint.vae, video.frames, say).to(device)
-    source = invert(checkpoint.unet, Source(embedding, latents={CLEAN: z_0}), schedule, frame_index)
+    source = invert(Denoiser(checkpoint.unet, schedule, frame_index), Source(embedding, latents={CLEAN: z_0}))
     h, w = (side // MAP_STRIDE for side in z_0.shape[-2:])
     return video.frames, torch.stack(list(source.maps.values())).mean(0).cpu(), (h, w)
 
@@ -162,7 +166,7 @@ def write_pictures(
     """
     clip, pixels, written = to_uint8(frames), tuple(frames.shape[-2:]), []
     threshold = next(
-        (plan.fusion.threshold for plan in plans if plan.fusion and plan.fusion.mask_words is not None), TAU
+        (plan.region.threshold for plan in plans if plan.fusion and plan.region.mask_words is not None), TAU
     )
 
     def picture(name: str, rows: Sequence, labels: Sequence[str]) -> None:
@@ -181,12 +185,12 @@ def write_pictures(
         rows, labels = [*rows, attention, mask], [*labels, word.text, f"{word.text} > {threshold:g}"]
     picture("all-words.png", rows, labels)
     for i, (edit, plan) in enumerate(zip(settings.edits, plans, strict=True)):
-        if plan.fusion and plan.fusion.mask_words is not None:
-            mask = blend_mask(maps, plan.fusion.mask_words, plan.fusion.threshold, size, pixels)
+        if plan.fusion and plan.region.mask_words is not None:
+            mask = blend_mask(maps, plan.region.mask_words, plan.region.threshold, size, pixels)
             picture(
                 f"mask-edit-{i}.png",
                 [overlay(clip, mask)],
-                [f"{edit.target}: what is edited, > {plan.fusion.threshold:g}"],
+                [f"{edit.target}: what is edited, > {plan.region.threshold:g}"],
             )
     return written
 

@@ -350,7 +350,9 @@ def tune(settings: TuneSettings, say: Any = print) -> dict[str, float]:
             )
         ]
         kinds = None if pictures is None else encode_clip(checkpoint.vae, pictures.to(device)).float()
-    alpha_bars = Schedule.of(checkpoint.scheduler, checkpoint.scheduler.get("num_train_timesteps", 1000)).alpha_bars
+    alpha_bars = Schedule.from_config(
+        checkpoint.scheduler, checkpoint.scheduler.get("num_train_timesteps", 1000)
+    ).alpha_bars
     rate = recipe.rate if settings.rate is None else settings.rate
     tuner = tuning.Tuner(
         unet,
@@ -494,16 +496,20 @@ def write_samples(out: Path, checkpoint: Any, settings: TuneSettings, lesson: An
         return
     from fz.clips.media import to_uint8, write_gif
     from fz.ddim import CLEAN, Schedule
-    from fz.edit import Source, edit, invert
+    from fz.denoiser import Denoiser
+    from fz.edit import Edit, edit, invert
+    from fz.guidance import Guidance
     from fz.model.vae import decode_clip
+    from fz.source import Source
     from fz.tuning.trainer import ANCHORS
 
-    schedule = Schedule.of(checkpoint.scheduler, settings.sample_steps)
-    source = invert(checkpoint.unet, Source(lesson.embedding, {CLEAN: lesson.z}), schedule, ANCHORS)
-    negative = embed(checkpoint, "", lesson.z.device)
+    schedule = Schedule.from_config(checkpoint.scheduler, settings.sample_steps)
+    model = Denoiser(checkpoint.unet, schedule, ANCHORS)
+    source = invert(model, Source(lesson.embedding, {CLEAN: lesson.z}))
+    guidance = Guidance(embed(checkpoint, "", lesson.z.device), settings.guidance)
     for n, prompt in enumerate(settings.sample_prompts):
         target = embed(checkpoint, prompt, lesson.z.device)
-        z = edit(checkpoint.unet, source, target, negative, schedule, settings.guidance, ANCHORS, None)
+        z = edit(model, source, Edit(target), guidance)
         write_gif(out / "samples" / f"{step:05d}-{n}.gif", to_uint8(decode_clip(checkpoint.vae, z)), fps)
 
 

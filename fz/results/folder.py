@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fz.attention import MAP_STRIDE
 from fz.clips.media import (
     atomic,
     contact_sheet,
@@ -34,10 +35,9 @@ from fz.clips.media import (
 )
 from fz.clips.video import Video
 from fz.ddim import Schedule
-from fz.edit import Source
 from fz.errors import FzError
-from fz.fusion import MAP_STRIDE
 from fz.prompts.text import Tokens
+from fz.source import Source
 
 if TYPE_CHECKING:
     from fz.pipeline import Edited, Result
