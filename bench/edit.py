@@ -9,6 +9,7 @@ maps way, as the released code does it (this project's reference kernels and dir
 
 import argparse
 import contextlib
+import copy
 import csv
 import os
 import statistics
@@ -34,7 +35,7 @@ from fz.memory.budget import kept_bytes, live_maps
 from fz.memory.kept import KeptInMemory
 from fz.memory.machine import peak_memory
 from fz.model import fast_cpu
-from fz.model.layers import GEGLU, Conv3x3, Linear, Operands, Pointwise, Site, TextContext
+from fz.model.layers import Operands, Site, TextContext
 from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import VAE, VAEConfig, decode_clip, encode_clip
 from fz.source import Recompute, Source
@@ -65,21 +66,13 @@ def seconds(f: Callable[[], object]) -> float:
 
 
 @contextlib.contextmanager
-def as_released(unet: UNet) -> Iterator[None]:
-    """Reference kernels, which build the maps, and plain layers, for the time of a block."""
-    layers = [m for m in unet.modules() if isinstance(m, (Linear, Pointwise, GEGLU, Conv3x3))]
-    fast = [(m, m.__dict__.get("packed"), m.__dict__.get("winograd")) for m in layers]
+def reference_kernels() -> Iterator[None]:
+    """Kernels that build the maps, for the time of a block."""
     before = os.environ.get("FZ_KERNELS")
-    fast_cpu.unpack(unet)
     os.environ["FZ_KERNELS"] = "reference"
     try:
         yield
     finally:
-        for module, packed, winograd in fast:
-            if isinstance(module, Conv3x3):
-                module.winograd = winograd
-            else:
-                module.packed = packed
         os.environ.pop("FZ_KERNELS")
         if before is not None:
             os.environ["FZ_KERNELS"] = before
@@ -185,9 +178,12 @@ def run(
     flop = {"forward": flop_of(steps.forward)}
     theirs = diffusers_unet(unet) if only in "diffusers forward" else None
     weights = peak_memory(CPU)
-    print(fast_cpu.prepare(unet, (size // 8, size // 8), chunk or frames), flush=True)
+    # as released: maps and plain layers
+    released = copy.copy(steps)
+    steps.unet, line = fast_cpu.prepare(unet, (size // 8, size // 8), chunk or frames)
+    print(line, flush=True)
     if chunk:
-        steps.unet = Chunks(unet, chunk)
+        steps.unet, released.unet = Chunks(steps.unet, chunk), Chunks(unet, chunk)
         print(f"{chunk} frames at a time, {'layer by layer' if clip_norm else 'whole chunks'}")
     everything = Keep(True, True)
     kept = steps.source(everything) if only in "edit step, memory" or only in "maps: edit step" else None
@@ -217,14 +213,14 @@ def run(
 
         def with_maps(way: Callable[[], object]) -> Callable[[], None]:
             def slow() -> None:
-                with as_released(unet):
+                with reference_kernels():
                     way()
 
             return slow
 
         ways |= {
-            "maps: inversion step": with_maps(lambda: steps.invert(everything)),
-            "maps: edit step": with_maps(lambda: steps.edit(kept)),
+            "maps: inversion step": with_maps(lambda: released.invert(everything)),
+            "maps: edit step": with_maps(lambda: released.edit(kept)),
         }
     chosen = {name: way for name, way in ways.items() if only in name}
     if not chosen:

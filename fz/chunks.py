@@ -7,17 +7,18 @@ grow with the clip.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fz.attention import Kept, Plain, Recorder, StopForward
 from fz.errors import FzError
 from fz.frames import ABSOLUTE, FrameIndex
 from fz.fusion import Fuser
 from fz.model.layers import Attend, Conv3x3, FeedForward, Operands, Site, TextContext
+from fz.model.swap import swapped
 from fz.model.unet import UNet
 
 Attending = Plain | Recorder | Fuser
@@ -26,22 +27,24 @@ OWN = FrameIndex(())
 
 
 class Chunks:
-    """Called as the UNet that it runs, `size` frames at a time. Sets what of it works layer by layer."""
+    """Called as a UNet, `size` frames at a time. The given one stays as it is."""
 
     def __init__(self, unet: UNet, size: int):
         self.unet, self.size, self.config = unet, size, unet.config
         if unet.config.temporal and not unet.clip_norm:
             raise FzError(TUNED)
         self.layerwise = unet.clip_norm
-        for layer in unet.modules():
-            if isinstance(layer, (Conv3x3, FeedForward)):
-                layer.at_once = size if self.layerwise else None
+        if self.layerwise:
+            self.unet = swapped(unet, lambda _, layer: some_frames_at_once(layer, size))
 
     def sites(self) -> list[Site]:
         return self.unet.sites()
 
-    def named_modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
         return self.unet.named_modules()
+
+    def modules(self) -> Iterator[nn.Module]:
+        return self.unet.modules()
 
     def parts(self, index: FrameIndex, frames: int) -> "list[Part]":
         """The parts of a clip, in the order in which they run. Raises FzError where the frame index lets no order be
@@ -87,6 +90,52 @@ class Chunks:
         if stopped:
             raise StopForward
         return eps
+
+
+def in_parts(layer: Callable[[Tensor], Tensor], x: Tensor, at_once: int) -> Tensor:
+    """layer(x), so many frames of x (B·F, …) at a time, so that its workspace does not grow with the clip."""
+    if len(x) <= at_once:
+        return layer(x)
+    first = layer(x[:at_once])
+    layout = (
+        torch.channels_last
+        if first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last)
+        else torch.contiguous_format
+    )
+    out = torch.empty((len(x), *first.shape[1:]), dtype=first.dtype, device=first.device, memory_format=layout)
+    out[:at_once] = first
+    for start in range(at_once, len(x), at_once):
+        out[start : start + at_once] = layer(x[start : start + at_once])
+    return out
+
+
+class ConvInParts(nn.Module):
+    """A 3x3 convolution of some frames at a time; over time, where it has that, of all."""
+
+    def __init__(self, conv: Conv3x3, at_once: int):
+        super().__init__()
+        self.conv, self.at_once = conv, at_once
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        return self.conv.over_time(in_parts(self.conv.convolve, x, self.at_once), frames)
+
+
+class FeedForwardInParts(nn.Module):
+    """A feed-forward of some frames at a time."""
+
+    def __init__(self, layer: FeedForward, at_once: int):
+        super().__init__()
+        self.layer, self.at_once = layer, at_once
+
+    def forward(self, x: Tensor) -> Tensor:
+        return in_parts(self.layer, x.flatten(0, 1), self.at_once).unflatten(0, x.shape[:2])
+
+
+def some_frames_at_once(layer: nn.Module, size: int) -> nn.Module | None:
+    """What takes the place of a layer with a large workspace; None for others."""
+    if isinstance(layer, Conv3x3):
+        return ConvInParts(layer, size)
+    return FeedForwardInParts(layer, size) if isinstance(layer, FeedForward) else None
 
 
 TUNED = (
@@ -138,6 +187,7 @@ class Part:
     everything: bool = False
     following: "list[Part]" = field(default_factory=list, repr=False)
     _seen: dict[str, list[int]] = field(default_factory=dict, repr=False)
+    _tables: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, repr=False)
 
     def seen(self, site: Site) -> list[int]:
         """The frames whose keys and values are there at this site, in their order."""
@@ -154,6 +204,15 @@ class Part:
 
     def table(self, site: Site, frames: int) -> Tensor:
         """(own, R) int64: places in `seen` of the frames that each own frame attends to."""
+        return self.table_on(torch.device("cpu"), site, frames)
+
+    def table_on(self, device: torch.device, site: Site, frames: int) -> Tensor:
+        """The same table on a device, made once for each site."""
+        if (site.name, device) not in self._tables:
+            self._tables[site.name, device] = self._table(site).to(device)
+        return self._tables[site.name, device]
+
+    def _table(self, site: Site) -> Tensor:
         place = torch.zeros(self.frames, dtype=torch.int64)
         seen = self.seen(site)
         place[seen] = torch.arange(len(seen))

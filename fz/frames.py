@@ -2,12 +2,14 @@
 made.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fz.errors import FzError, suggest
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from fz.model.layers import Operands, Site
@@ -35,18 +37,30 @@ class FrameIndex:
         """(F, R) int64: the frames that each frame attends to at this site. Relative frames are clipped at the ends of
         the clip.
         """
-        import torch
+        return _table(() if site.channels < self.least_channels else self.entries, frames, "cpu")
 
+    def table_on(self, device: "torch.device", site: "Site", frames: int) -> "Tensor":
+        """The same table on a device, copied there once."""
+        return _table(() if site.channels < self.least_channels else self.entries, frames, str(device))
+
+
+@functools.lru_cache(maxsize=64)
+def _table(entries: tuple[int | str, ...], frames: int, device: str) -> "Tensor":
+    import torch
+
+    if device != "cpu":
+        return _table(entries, frames, "cpu").to(device)
+    absolute = {"first": 0, "mid": (frames - 1) // 2, "middle": (frames - 1) // 2, "last": frames - 1}
+    # a table that outlives inference mode must be an ordinary tensor
+    with torch.inference_mode(False):
         own = torch.arange(frames)
-        if site.channels < self.least_channels or not self.entries:
-            return own[:, None]
-        absolute = {"first": 0, "mid": (frames - 1) // 2, "middle": (frames - 1) // 2, "last": frames - 1}
         columns = [
-            torch.full_like(own, absolute[e]) if e in absolute else (own + e).clamp(0, frames - 1) for e in self.entries
+            torch.full_like(own, absolute[e]) if e in absolute else (own + e).clamp(0, frames - 1)
+            for e in entries or (0,)
         ]
         return torch.stack(columns, dim=1)
 
 
 def frame_table(frame_index: FrameIndex, site: "Site", x: "Operands") -> "Tensor":
     """(F, R) int64 on the tokens' device: the frames whose keys and values each frame of x reads at this site."""
-    return frame_index.table(site, x.shape[1]).to(x.tokens.device)
+    return frame_index.table_on(x.tokens.device, site, x.shape[1])

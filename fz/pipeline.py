@@ -124,7 +124,7 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     multiple = checkpoint.vae.config.stride * checkpoint.unet.config.stride
     result.video = read_video(settings, multiple, note)
     plans = [with_mask(plan, e, settings.clip, result.video) for plan, e in zip(plans, settings.edits, strict=True)]
-    unet = in_chunks(checkpoint.unet, settings.chunk, frame_index, result.video)
+    in_chunks(checkpoint.unet, settings.chunk, frame_index, result.video)  # what cannot be done is an error now
     if settings.dry_run:
         note("dry run: settings, words, checkpoint and clip are fine; nothing was computed")
         return result
@@ -133,13 +133,12 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     latent_size = tuple(side // checkpoint.vae.config.stride for side in result.video.frames.shape[-2:])
     budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9)
     with timed(result, "prepare", device), resident(checkpoint.unet, device, settings.offload):
-        note(
-            fast_cpu.prepare(
-                checkpoint.unet, latent_size, settings.chunk or len(result.video.frames), settings.conv, budget
-            )
-        )
+        frames = settings.chunk or len(result.video.frames)
+        checkpoint.unet, line = fast_cpu.prepare(checkpoint.unet, latent_size, frames, settings.conv, budget)
+        note(line)
+    unet = in_chunks(checkpoint.unet, settings.chunk, frame_index, result.video)
     if settings.compile:
-        note(compile_step(checkpoint.unet, device))
+        note(compile_step(unet, device))
     embeddings = embed(checkpoint.text, settings, device)
     job = Job(settings, checkpoint, unet, schedule, frame_index, embeddings, device, progress, result)
     keep = wanted([plan.fusion for plan in plans if plan.fusion and method.keeps], settings.store_dtype)

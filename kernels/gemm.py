@@ -1,19 +1,19 @@
 """Matrix products with a fixed right-hand side on a CPU: the weight is packed once, for oneDNN, and multiplied many times.
 
-PyTorch sends float32 products to MKL, which runs at less than half of oneDNN's speed on CPUs that are not Intel's. Which of the two a
-machine prefers is measured once. Packing costs a second copy of the weight. Inference in float32 only.
+PyTorch sends float32 products to MKL, which takes its slow paths on CPUs that are not Intel's, less than half of oneDNN's speed.
+Which of the two a machine takes is decided by what the machine is, never by a clock: equal machines compute equal bits. Packing costs
+a second copy of the weight. Inference in float32 only.
 """
 
 import functools
-import time
-from collections.abc import Callable
+import platform
+import re
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-# below this gain packing is not worth its memory, and a noisy measurement must not decide
-GAIN = 1.25
+CPUINFO = Path("/proc/cpuinfo")
 
 
 class Packed:
@@ -35,29 +35,23 @@ class Packed:
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "mul")
 
 
-def onednn_gain() -> float:
-    """How many times as fast as MKL's oneDNN's product is here, measured once; 0 where this PyTorch has no packed product."""
-    return _onednn_gain(torch.get_num_threads())
+def has_packed() -> bool:
+    """Has this PyTorch oneDNN's products with packed weights?"""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+
+def vendor() -> str:
+    """The CPU's vendor as CPUID says it ('GenuineIntel', 'AuthenticAMD', ...); '' where it is not an x86 or does not say."""
+    try:
+        found = re.search(r"^vendor_id\s*:\s*(\S+)", CPUINFO.read_text(), re.M)
+    except OSError:
+        # Windows: 'AMD64 Family 25 Model 33 Stepping 2, AuthenticAMD'; macOS: 'i386', whose x86 CPUs are Intel's
+        found = re.search(r", (\S+)$", platform.processor())
+    return found.group(1) if found else ""
 
 
 @functools.cache
-def _onednn_gain(threads: int) -> float:
-    try:
-        with torch.inference_mode():
-            x, weight = torch.ones(1024, 640), torch.ones(640, 640)
-            packed = Packed(weight, rows=len(x))
-            # alternating, and the best of each: other programs can only make one slower
-            ours, mkl = zip(*((seconds(lambda: packed(x)), seconds(lambda: F.linear(x, weight))) for _ in range(9)), strict=True)
-            return min(mkl) / min(ours)
-    except (AttributeError, RuntimeError, NotImplementedError):
-        return 0.0
-
-
 def prefers_onednn() -> bool:
-    return onednn_gain() > GAIN
-
-
-def seconds(f: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    f()
-    return time.perf_counter() - start
+    """Do packed products beat PyTorch's own on this machine? Where those are MKL's, the CPU has AVX2 and is not Intel's."""
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    return has_packed() and torch.backends.mkl.is_available() and wide and vendor() not in ("", "GenuineIntel")

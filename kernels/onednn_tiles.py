@@ -1,7 +1,7 @@
 """Attention of float32 on a CPU by oneDNN's products, one head and one tile of rows at a time; no map, no gradients.
 
 `scaled_dot_product_attention` multiplies by MKL, which runs at less than half of oneDNN's speed on CPUs that are not Intel's. Keys and
-values are copied from where the anchors lie straight into the order that the products read. Whether it pays is measured (`fz.kernels.gemm`).
+values are copied from where the anchors lie straight into the order that the products read. Where it pays is `fz.kernels.gemm`'s to say.
 """
 
 from collections.abc import Iterator, Sequence

@@ -66,14 +66,6 @@ def region():
     return EditRegion(words, latent_blend=LatentBlend(words, words))
 
 
-def whole(unet):
-    """The UNet without the bounds of an earlier test."""
-    for layer in unet.modules():
-        if hasattr(layer, "at_once"):
-            layer.at_once = None
-    return unet
-
-
 def close(a, b):
     assert a.shape == b.shape and relative(a, b) < 1e-5
 
@@ -83,7 +75,7 @@ def close(a, b):
 def test_plain_and_recorded(unet, entries):
     # layers of 16 channels read their own frame only
     index, z = FrameIndex(entries, 32 if "last" in entries else 0), numbers(3, 2, FRAMES, 4, SIDE, SIDE)
-    expected = whole(unet)(z, 300, TextContext(TEXT), Plain(index))
+    expected = unet(z, 300, TextContext(TEXT), Plain(index))
     seen = Recorder(index, branch=-1, keep=Keep(True, True))
     assert relative(unet(z, 300, TextContext(TEXT), seen), expected) < 1e-6
     for size in (1, 2):
@@ -105,7 +97,6 @@ def test_fused(unet, entries, masked):
     index, z = FrameIndex(entries), numbers(3, 2, FRAMES, 4, SIDE, SIDE)
     source_text = TextContext(numbers(7, 1, WORDS, 24))
     masks = {s: numbers(i, FRAMES, SIDE // s, SIDE // s) > 0 for i, s in enumerate((2, 4, 8))} if masked else None
-    whole(unet)
     source = Recorder(index, keep=Keep(True, True))
     unet(numbers(4, 1, FRAMES, 4, SIDE, SIDE), 300, source_text, source)
 
@@ -135,7 +126,7 @@ def test_a_whole_edit_recomputed_and_kept(unet, entries, guidance):
         source = invert(model, Source(TEXT[0], latents={CLEAN: z0}, **store))
         return edit(model, source, Edit(TEXT[1], fusion(), region()), Guidance(numbers(8, WORDS, 24), guidance))
 
-    expected = run(whole(unet), kept=False)
+    expected = run(unet, kept=False)
     chunks = Chunks(unet, 2)
     recomputed = run(chunks, kept=False)
     assert torch.equal(run(chunks, kept=True), recomputed)

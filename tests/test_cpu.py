@@ -5,11 +5,13 @@ gradients.
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from fz.kernels import gemm
 from fz.kernels.winograd import Winograd
 from fz.model import fast_cpu
-from fz.model.layers import GEGLU, Conv3x3, Linear, TextContext
+from fz.model.fast_cpu import PackedGEGLU, PackedLinear
+from fz.model.layers import GEGLU, Conv3x3, TextContext
 from fz.model.unet import UNet, UNetConfig
 
 CONFIG = UNetConfig(
@@ -32,7 +34,7 @@ def unet():
 @pytest.mark.parametrize("m, bound", [(2, 2e-6), (4, 8e-6)])
 @pytest.mark.parametrize("h, w", [(8, 8), (4, 4), (6, 10), (5, 7), (1, 3), (16, 12)])
 def test_winograd_is_the_convolution(monkeypatch, m, bound, h, w, onednn):
-    if onednn and not gemm.onednn_gain():
+    if onednn and not gemm.has_packed():
         pytest.skip("this PyTorch has no packed product")
     monkeypatch.setattr("fz.kernels.winograd.prefers_onednn", lambda: onednn)
     torch.manual_seed(0)
@@ -45,16 +47,15 @@ def test_winograd_is_the_convolution(monkeypatch, m, bound, h, w, onednn):
 
 
 def test_packed_layers_are_the_layers():
-    if not gemm.onednn_gain():
+    if not gemm.has_packed():
         pytest.skip("this PyTorch has no packed product")
     torch.manual_seed(0)
     x = torch.randn(2, 3, 10, 48)
     with torch.no_grad():
-        for layer in (Linear(48, 96), Linear(48, 96, bias=False), GEGLU(48, 192)):
-            plain = layer(x)
-            layer.pack(rows=60)
-            torch.testing.assert_close(layer(x), plain, rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(layer(x[1:]), plain[1:], rtol=1e-5, atol=1e-5)
+        for layer in (nn.Linear(48, 96), nn.Linear(48, 96, bias=False), GEGLU(48, 192)):
+            plain, packed = layer(x), (PackedGEGLU if isinstance(layer, GEGLU) else PackedLinear)(layer, rows=60)
+            torch.testing.assert_close(packed(x), plain, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(packed(x[1:]), plain[1:], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("conv", ["direct", "auto"])
@@ -62,11 +63,13 @@ def test_a_prepared_unet_gives_the_same_noise(unet, conv):
     z, text = torch.randn(2, 3, 4, 16, 24), TextContext(torch.randn(2, 77, 48))
     with torch.no_grad():
         plain = unet(z, 500, text)
-        line = fast_cpu.prepare(unet, (16, 24), 3, conv)
-        fast = unet(z, 500, text)
+        fast_unet, line = fast_cpu.prepare(unet, (16, 24), 3, conv)
+        fast = fast_unet(z, 500, text)
         assert ((fast - plain).norm() / plain.norm()).item() < 2e-5
-        fast_cpu.unpack(unet)
         assert torch.equal(unet(z, 500, TextContext(text.embedding)), plain)
+    assert fast_cpu.signature(unet) == [] and bool(fast_cpu.signature(fast_unet)) == (fast_unet is not unet)
+    assert list(fast_unet.state_dict()) == list(unet.state_dict())
+    assert all(a is b for a, b in zip(fast_unet.parameters(), unet.parameters(), strict=True))
     assert ("Winograd" in line) == (conv == "auto")
 
 
@@ -98,11 +101,11 @@ def test_sizes_of_the_convolutions_are_those_of_the_forward_pass(unet):
 def test_gradients_take_the_plain_layers(unet):
     z, embedding = torch.randn(1, 2, 4, 16, 16), torch.randn(1, 77, 48)
 
-    def gradient():
+    def gradient(model):
         unet.zero_grad()
-        unet(z, 7, TextContext(embedding)).square().mean().backward()
+        model(z, 7, TextContext(embedding)).square().mean().backward()
         return unet.mid_block.resnets[0].conv1.weight.grad.clone()
 
-    plain = gradient()
-    fast_cpu.prepare(unet, (16, 16), 2)
-    assert torch.equal(gradient(), plain)
+    plain = gradient(unet)
+    fast, _ = fast_cpu.prepare(unet, (16, 16), 2)
+    assert torch.equal(gradient(fast), plain)

@@ -303,7 +303,7 @@ def evaluate(setup: Setup, checkpoint: str, jobs: list[tuple[str, int]], folder:
 def ready(setup: Setup, checkpoint: str) -> Bench:
     fast_cpu.keep_freed_memory()
     loaded = load_checkpoint(checkpoint)
-    fast_cpu.prepare(loaded.unet, (setup.size // loaded.vae.config.stride,) * 2, setup.frames)
+    loaded.unet, _ = fast_cpu.prepare(loaded.unet, (setup.size // loaded.vae.config.stride,) * 2, setup.frames)
     return Bench(loaded, load_eye(), setup)
 
 

@@ -6,20 +6,24 @@ its kernels are compiled already. A CPU gained nothing (bench/LOG.md): there not
 
 import importlib.util
 from collections.abc import Iterable
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from fz.model.layers import FeedForward, ResnetBlock
-from fz.model.unet import UNet
 
 # a UNet has fewer shapes of blocks than this; torch's own limit is 8 a function, after which it silently stops
 # compiling
 SHAPES = 256
 
 
-def compile_step(unet: UNet, device: torch.device) -> str:
-    """Compile a UNet's layers; returns a line that says what was done, or why nothing was."""
+class HasModules(Protocol):
+    def modules(self) -> Iterable[nn.Module]: ...
+
+
+def compile_step(unet: HasModules, device: torch.device) -> str:
+    """Compile the layers of a UNet, whole or in chunks; returns a line that says what was done, or why nothing was."""
     reason = cannot(device)
     if reason:
         return f"compile: left out, {reason}"

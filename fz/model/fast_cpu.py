@@ -1,8 +1,8 @@
-"""What makes a UNet fast on a CPU, done once after loading: packed linear layers, Winograd convolutions, memory that
-stays ours.
+"""What makes a UNet fast on a CPU: packed linear layers, Winograd convolutions, memory that stays ours.
 
-Weights themselves are not changed, so that a model can be prepared again for another size. What each way costs and
-gains is in `gemm.py` and `winograd.py`; measurements are in bench/LOG.md.
+A fast UNet is another model with the same parameters, of which some modules are the ones defined here; they keep the
+plain weights too, for state_dict and gradients. What each way costs and gains is in `gemm.py` and `winograd.py`;
+measurements are in bench/LOG.md.
 """
 
 import ctypes
@@ -12,15 +12,78 @@ import platform
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
-from fz.kernels.gemm import prefers_onednn
+from fz.kernels.gemm import Packed, prefers_onednn
 from fz.kernels.winograd import Winograd, seconds_of, weight_bytes
-from fz.model.layers import GEGLU, Conv3x3, Linear, Pointwise
+from fz.model.layers import GEGLU, Conv3x3, Pointwise
+from fz.model.swap import swapped
 from fz.model.unet import UNet
 
 TILES = (2, 4)
 # narrower layers (the first and the last) have no product worth the transforms
 NARROWEST = 32
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer with a packed copy of its weight: inference takes that, a forward pass with gradients the plain
+    one.
+    """
+
+    def __init__(self, plain: nn.Linear, rows: int):
+        super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
+        self.weight, self.bias = plain.weight, plain.bias
+        self.packed = Packed(plain.weight, plain.bias, rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if torch.is_grad_enabled() else self.packed(x)
+
+
+class PackedPointwise(Pointwise):
+    """The same of a 1x1 convolution of tokens."""
+
+    def __init__(self, plain: Pointwise, rows: int):
+        super().__init__(plain.in_channels, plain.out_channels, 1, device="meta")
+        self.weight, self.bias = plain.weight, plain.bias
+        self.packed = Packed(plain.weight.flatten(1), plain.bias, rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if torch.is_grad_enabled() else self.packed(x)
+
+
+class PackedGEGLU(GEGLU):
+    """GEGLU as two packed products, gelu and multiplication done with them."""
+
+    def __init__(self, plain: GEGLU, rows: int):
+        with torch.device("meta"):
+            super().__init__(plain.proj.in_features, plain.proj.out_features // 2)
+        self.proj = plain.proj
+        halves = zip(plain.proj.weight.chunk(2), plain.proj.bias.chunk(2), strict=True)
+        self.value, self.gate = (Packed(weight, bias, rows) for weight, bias in halves)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if torch.is_grad_enabled() else self.value.times(x, self.gate.gelu(x))
+
+
+class WinogradConv3x3(Conv3x3):
+    """A 3x3 convolution with a copy of its weight transformed for tiles of m x m; with gradients it is the plain one.
+
+    rows: how many such tiles it usually sees.
+    """
+
+    def __init__(self, plain: Conv3x3, m: int, rows: int):
+        with torch.device("meta"):
+            super().__init__(plain.in_channels, plain.out_channels, temporal=plain.temporal)
+        self.weight, self.bias = plain.weight, plain.bias
+        if plain.temporal is not None:
+            self.conv_temporal = plain.conv_temporal
+        self.winograd = Winograd(plain.weight, plain.bias, m, rows)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        return super().convolve(x) if torch.is_grad_enabled() else self.winograd(x)
+
+
+FAST = (PackedLinear, PackedPointwise, PackedGEGLU, WinogradConv3x3)
 
 
 @dataclass(frozen=True)
@@ -42,69 +105,70 @@ class Site3x3:
 
 def prepare(
     unet: UNet, latent_size: tuple[int, int], frames: int, conv: str = "auto", budget: int | None = None
-) -> str:
-    """Prepare a UNet for clips of so many frames and latents of that (h, w). Returns a line that says what was done and
-    what it costs.
+) -> tuple[UNet, str]:
+    """The UNet made fast for clips of so many frames and latents of that (h, w), and a line that says how and what it
+    costs. The given one stays as it is; their parameters are the same.
 
     conv: 'auto' (3x3 convolutions as Winograd's, as far as `budget` bytes go; by default a quarter of the machine's
     memory, which does not vary from run to run), or 'direct'. Nothing is done unless the weights are float32 on a CPU.
     """
     weight = unet.conv_in.weight
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
-        return "convolutions: direct"
+        return unet, "convolutions: direct"
     keep_freed_memory()
-    unpack(unet)
-    packed = 0
-    if prefers_onednn():
-        rows = frames * latent_size[0] * latent_size[1]
-        for layer in unet.modules():
-            if isinstance(layer, (Linear, Pointwise, GEGLU)) and not is_text_side(layer, unet):
-                layer.pack(rows)
-                packed += sum(4 * p.numel() for p in layer.parameters(recurse=isinstance(layer, GEGLU)))
+    packs, rows = prefers_onednn(), frames * latent_size[0] * latent_size[1]
+    sites = convolutions(unet, latent_size)
+    budget = total_memory() // 4 if budget is None else budget
+    chosen = {} if conv == "direct" else {id(s.conv): (s, m) for s, m in choose(sites, frames, budget)}
+
+    def replace(name: str, layer: nn.Module) -> nn.Module | None:
+        if id(layer) in chosen:
+            site, m = chosen[id(layer)]
+            return WinogradConv3x3(layer, m, rows=frames * -(-site.h // m) * -(-site.w // m))
+        return packed_layer(name, layer, rows, unet.config.cross_attention_dim) if packs else None
+
+    fast = swapped(unet, replace)
+    packed = sum(packed_bytes(layer) for layer in fast.modules())
     linear = f"linear layers: packed for oneDNN ({packed / 1e9:.2f} GB)" if packed else "linear layers: plain"
     if conv == "direct":
-        return f"{linear}; convolutions: direct"
-    chosen = choose(convolutions(unet, latent_size), frames, total_memory() // 4 if budget is None else budget)
-    for site, m in chosen:
-        site.conv.winograd = Winograd(
-            site.conv.weight, site.conv.bias, m, rows=frames * -(-site.h // m) * -(-site.w // m)
-        )
-    spent = sum(site.bytes(m) for site, m in chosen)
-    count = {m: sum(m == chosen_m for _, chosen_m in chosen) for m in TILES}
-    direct = len(convolutions(unet, latent_size)) - len(chosen)
-    return (
-        f"{linear}; convolutions: {count[4]} Winograd F(4,3), {count[2]} F(2,3) ({spent / 1e9:.2f} GB), {direct} direct"
-    )
+        return fast, f"{linear}; convolutions: direct"
+    tiles = [m for _, m in chosen.values()]
+    spent = sum(site.bytes(m) for site, m in chosen.values())
+    counts = f"{tiles.count(4)} Winograd F(4,3), {tiles.count(2)} F(2,3) ({spent / 1e9:.2f} GB)"
+    return fast, f"{linear}; convolutions: {counts}, {len(sites) - len(tiles)} direct"
 
 
-def signature(unet: UNet) -> list:
-    """Which fast ways a prepared UNet takes: what its results, to the last bit, depend on."""
-    layers = [layer for layer in unet.modules() if isinstance(layer, (Linear, Pointwise, GEGLU, Conv3x3))]
-    return [
-        layer.winograd.m if getattr(layer, "winograd", None) else bool(getattr(layer, "packed", None))
-        for layer in layers
-    ]
+def packed_layer(name: str, layer: nn.Module, rows: int, text_channels: int) -> nn.Module | None:
+    """The packed layer in a linear layer's place; None for those that have nothing to gain."""
+    if isinstance(layer, GEGLU):
+        return PackedGEGLU(layer, rows)
+    if isinstance(layer, Pointwise):
+        return PackedPointwise(layer, rows)
+    # the time embedding has a row a frame; keys and values of a prompt are computed once a run
+    of_time = "time_embedding." in name or name.endswith("time_emb_proj")
+    if not isinstance(layer, nn.Linear) or of_time or layer.in_features == text_channels != layer.out_features:
+        return None
+    return PackedLinear(layer, rows)
 
 
-def unpack(unet: UNet) -> None:
-    """Back to plain layers."""
-    for layer in unet.modules():
-        if isinstance(layer, (Linear, Pointwise, GEGLU)):
-            layer.packed = None
-        if isinstance(layer, Conv3x3):
-            layer.winograd = None
+def packed_bytes(layer: nn.Module) -> int:
+    """Memory of a packed layer's second copy of its weights."""
+    if not isinstance(layer, (PackedLinear, PackedPointwise, PackedGEGLU)):
+        return 0
+    return sum(4 * p.numel() for p in layer.parameters())
 
 
-def is_text_side(layer: torch.nn.Module, unet: UNet) -> bool:
-    """Keys and values of a prompt are computed once a run: nothing to gain."""
-    return isinstance(layer, Linear) and layer.in_features == unet.config.cross_attention_dim != layer.out_features
+def signature(unet: UNet) -> list[tuple[str, str | int]]:
+    """Which layers of a UNet are fast ones, and which: what its results, to the last bit, depend on."""
+    fast = [(name, layer) for name, layer in unet.named_modules() if isinstance(layer, FAST)]
+    return [(n, x.winograd.m if isinstance(x, WinogradConv3x3) else type(x).__name__) for n, x in fast]
 
 
 def convolutions(unet: UNet, latent_size: tuple[int, int]) -> list[Site3x3]:
     """The UNet's 3x3 convolutions of stride 1 that are wide enough."""
     found = []
 
-    def visit(module: torch.nn.Module, level: int) -> None:
+    def visit(module: nn.Module, level: int) -> None:
         for conv in module.modules():
             if (
                 isinstance(conv, Conv3x3)
@@ -120,7 +184,7 @@ def convolutions(unet: UNet, latent_size: tuple[int, int]) -> list[Site3x3]:
     for i, block in enumerate(unet.up_blocks):
         visit(block.resnets, deepest - i)
         # an upsampler convolves after it has doubled the sides
-        visit(getattr(block, "upsamplers", torch.nn.ModuleList()), deepest - i - 1)
+        visit(getattr(block, "upsamplers", nn.ModuleList()), deepest - i - 1)
     return found
 
 

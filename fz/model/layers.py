@@ -13,9 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fz.kernels.gemm import Packed
-from fz.kernels.winograd import Winograd
-
 
 @dataclass(frozen=True)
 class Site:
@@ -94,22 +91,6 @@ class Operands:
 Attend = Callable[[Site, Operands], Tensor]
 
 
-class Linear(nn.Linear):
-    """A linear layer that `fz.model.fast_cpu` may have packed. Inference takes the packed weight; a tensor of gradients
-    the plain one.
-    """
-
-    packed: Packed | None = None
-
-    def pack(self, rows: int) -> None:
-        self.packed = Packed(self.weight, self.bias, rows)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.packed and not torch.is_grad_enabled():
-            return self.packed(x)
-        return super().forward(x)
-
-
 class Attention(nn.Module):
     """Projections around an attention that the caller's `attend(site, operands)` -> (B, F, N, Nh, D) computes."""
 
@@ -117,10 +98,10 @@ class Attention(nn.Module):
         super().__init__()
         channels = site.channels
         self.site, self.heads = site, heads
-        self.to_q = Linear(channels, channels, bias=False)
-        self.to_k = Linear(context_channels or channels, channels, bias=False)
-        self.to_v = Linear(context_channels or channels, channels, bias=False)
-        self.to_out = nn.ModuleList([Linear(channels, channels)])
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(context_channels or channels, channels, bias=False)
+        self.to_v = nn.Linear(context_channels or channels, channels, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, tokens: Tensor, text: TextContext | None, attend: Attend) -> Tensor:
         return self.to_out[0](attend(self.site, Operands(self, tokens, text)).flatten(-2))
@@ -132,10 +113,10 @@ class TemporalAttention(nn.Module):
     def __init__(self, channels: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.to_q = Linear(channels, channels, bias=False)
-        self.to_k = Linear(channels, channels, bias=False)
-        self.to_v = Linear(channels, channels, bias=False)
-        self.to_out = nn.ModuleList([Linear(channels, channels)])
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(channels, channels, bias=False)
+        self.to_v = nn.Linear(channels, channels, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, tokens: Tensor) -> Tensor:
         # (B, F, N, C) -> attention over F: (B, N, Nh, F, D)
@@ -153,52 +134,21 @@ class GEGLU(nn.Module):
     def __init__(self, channels: int, inner: int):
         super().__init__()
         self.proj = nn.Linear(channels, 2 * inner)
-        self.packed: tuple[Packed, Packed] | None = None  # value, gate
-
-    def pack(self, rows: int) -> None:
-        halves = zip(self.proj.weight.chunk(2), self.proj.bias.chunk(2), strict=True)
-        self.packed = tuple(Packed(weight, bias, rows) for weight, bias in halves)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.packed and not torch.is_grad_enabled():
-            value, gate = self.packed
-            return value.times(x, gate.gelu(x))
         value, gate = self.proj(x).chunk(2, dim=-1)
         return value * F.gelu(gate)
 
 
-def in_parts(layer: Callable[[Tensor], Tensor], x: Tensor, at_once: int | None) -> Tensor:
-    """layer(x), so many frames of x (B·F, …) at a time, so that its workspace does not grow with the clip; None: all of
-    them.
-    """
-    if at_once is None or len(x) <= at_once:
-        return layer(x)
-    first = layer(x[:at_once])
-    layout = (
-        torch.channels_last
-        if first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last)
-        else torch.contiguous_format
-    )
-    out = torch.empty((len(x), *first.shape[1:]), dtype=first.dtype, device=first.device, memory_format=layout)
-    out[:at_once] = first
-    for start in range(at_once, len(x), at_once):
-        out[start : start + at_once] = layer(x[start : start + at_once])
-    return out
-
-
 class FeedForward(nn.Module):
-    """GEGLU, then a linear layer. The indices of `net` are the checkpoint's. at_once: frames, where `fz.chunks` bounds
-    them.
-    """
-
-    at_once: int | None = None
+    """GEGLU, then a linear layer. The indices of `net` are the checkpoint's."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.net = nn.ModuleList([GEGLU(channels, 4 * channels), nn.Identity(), Linear(4 * channels, channels)])
+        self.net = nn.ModuleList([GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return in_parts(lambda y: self.net[2](self.net[0](y)), x.flatten(0, 1), self.at_once).unflatten(0, x.shape[:2])
+        return self.net[2](self.net[0](x))
 
 
 class TransformerBlock(nn.Module):
@@ -225,14 +175,7 @@ class TransformerBlock(nn.Module):
 class Pointwise(nn.Conv2d):
     """A 1x1 convolution of tokens (..., C), as the linear layer that it is."""
 
-    packed: Packed | None = None
-
-    def pack(self, rows: int) -> None:
-        self.packed = Packed(self.weight.flatten(1), self.bias, rows)
-
     def forward(self, x: Tensor) -> Tensor:
-        if self.packed and not torch.is_grad_enabled():
-            return self.packed(x)
         return F.linear(x, self.weight.flatten(1), self.bias)
 
 
@@ -285,12 +228,8 @@ class LowRankTemporalConv(nn.Module):
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution of each frame; in tuned models followed by a convolution over time at each pixel.
 
-    temporal: None (no such layer), 0 (full rank) or the rank. winograd: what `fz.model.fast_cpu` may have put in the
-    direct way's place. at_once: frames, where `fz.chunks` bounds them.
+    temporal: None (no such layer), 0 (full rank) or the rank.
     """
-
-    winograd: Winograd | None = None
-    at_once: int | None = None
 
     def __init__(self, c_in: int, c_out: int, stride: int = 1, temporal: int | None = None):
         super().__init__(c_in, c_out, 3, stride=stride, padding=1)
@@ -301,7 +240,14 @@ class Conv3x3(nn.Conv2d):
             )
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        x = in_parts(self.convolve, x, self.at_once)
+        return self.over_time(self.convolve(x), frames)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """Each frame on its own, (B·F, C, H, W)."""
+        return super().forward(x)
+
+    def over_time(self, x: Tensor, frames: int) -> Tensor:
+        """The convolution over the frames of a branch, in tuned models."""
         if self.temporal is None:
             return x
         _, _, h, w = x.shape
@@ -309,12 +255,11 @@ class Conv3x3(nn.Conv2d):
         x = self.conv_temporal(x.flatten(0, 2)).unflatten(0, (-1, h, w))
         return x.permute(0, 4, 3, 1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
-    def convolve(self, x: Tensor) -> Tensor:
-        return self.winograd(x) if self.winograd and not torch.is_grad_enabled() else super().forward(x)
-
 
 class ResnetBlock(nn.Module):
-    """norm, SiLU, 3x3, + time, norm, SiLU, 3x3, + shortcut. `over_clip`: norms see all frames of a branch."""
+    """norm, SiLU, 3x3, + time, norm, SiLU, 3x3, + shortcut. norm_frames: how many frames the
+    norms see at once, all of a branch or one.
+    """
 
     def __init__(self, c_in: int, c_out: int, time_channels: int, groups: int, eps: float, ranks: "Ranks"):
         super().__init__()

@@ -1,0 +1,342 @@
+"""Values of an edit against plain formulas, on a small random model: guidance, windows, masks, blended latents, what a
+reconstruction records, hidden keys.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+from random_weights import numbers, randomize, relative
+
+from fz import kernels, mini
+from fz.attention import Keep, Recorder
+from fz.ddim import CLEAN, Schedule, ddim_step
+from fz.denoiser import Denoiser
+from fz.edit import Edit, edit, invert, masks_of, reconstruct
+from fz.frames import FrameIndex
+from fz.fusion import Fuser, Fusion
+from fz.guidance import Guidance, Guide, guided
+from fz.masks import EditRegion, LatentBlend
+from fz.memory.kept import KeptInMemory
+from fz.model.finite import NotFinite
+from fz.model.layers import TextContext
+from fz.model.unet import UNet, UNetConfig
+from fz.pipeline import Progress, run
+from fz.prompts.plan import plan_edit
+from fz.settings.config import EditSettings, build
+from fz.source import Source
+from fz.weights.load import load_tokenizer
+
+WORDS, STEPS, FRAMES, SIDE = 77, 10, 2, 16
+SCHEDULE = Schedule.from_config({}, STEPS)
+INDEX = FrameIndex((0, "mid"))
+CONFIG = UNetConfig(
+    block_out_channels=(16, 32, 32, 32),
+    layers_per_block=1,
+    heads=(2, 2, 2, 2),
+    cross_attention_dim=24,
+    norm_num_groups=8,
+)
+Z0, SOURCE, TARGET, NEGATIVE = numbers(1, FRAMES, 4, SIDE, SIDE), *(numbers(i, WORDS, 24) for i in (2, 3, 4))
+WORD = 3
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return randomize(UNet(CONFIG)).to(memory_format=torch.channels_last)
+
+
+@pytest.fixture(scope="module")
+def model(unet):
+    return Denoiser(unet, SCHEDULE, INDEX)
+
+
+@pytest.fixture(scope="module")
+def source(model):
+    """An inversion whose maps are seen in one cell a frame, another at every step."""
+    source = invert(model, Source(SOURCE, {CLEAN: Z0}))
+    for i, t in enumerate(source.maps):
+        source.maps[t] = torch.zeros(FRAMES, (SIDE // 4) ** 2, WORDS)
+        source.maps[t][0, i, WORD] = source.maps[t][1, 15 - i, WORD] = 1.0
+    return source
+
+
+def fusion(self_window=(0, STEPS), cross=1.0):
+    beta = torch.full((STEPS + 1, WORDS), cross)
+    return Fusion(torch.eye(WORDS), torch.ones(WORDS), torch.ones(WORDS), beta, self_window)
+
+
+def word(i=WORD):
+    return torch.eye(WORDS)[i]
+
+
+def cells(on):
+    """The blend mask of one seen cell a frame at the latent's size: 3x3 cells, cut at the border."""
+    mask = torch.zeros(FRAMES, SIDE, SIDE, dtype=torch.bool)
+    for frame, cell in enumerate(on):
+        y, x = divmod(cell, SIDE // 4)
+        mask[frame, max(0, 4 * (y - 1)) : 4 * (y + 2), max(0, 4 * (x - 1)) : 4 * (x + 2)] = True
+    return mask
+
+
+def steps_of(model, source, task, guidance=None):
+    latents = []
+    edit(model, source, task, guidance or Guidance(NEGATIVE, 3.0), lambda k, z: latents.append(z))
+    return latents
+
+
+# ---- guidance ----------------------------------------------------------------------------------------------
+
+
+def test_guidance_is_its_formula():
+    null, cond, other = numbers(5, 3), numbers(6, 3), numbers(7, 3)
+    assert torch.equal(guided(torch.stack([null, cond]), 7.5), null + 7.5 * (cond - null))
+    assert torch.equal(guided(torch.stack([other, null, cond]), 2.0), null + 2.0 * (cond - null)), (
+        "the last two branches"
+    )
+    assert torch.equal(guided(torch.stack([null, cond]), 1.0), cond) and torch.equal(guided(cond[None], 0.5), cond)
+
+
+@pytest.mark.parametrize(
+    ("window", "steps"),
+    [((0.0, 1.0), range(10)), ((0.15, 0.35), (2, 3)), ((0.2, 0.6), (2, 3, 4, 5)), ((0.0, 0.0), ()), ((0.95, 1.0), ())],
+    ids=str,
+)
+def test_steps_inside_the_window_are_guided(window, steps):
+    """By a model whose noise is the mean of its prompt: the guided noise tells which branches it had."""
+    calls = []
+
+    def noise(z, t, text, attend):
+        calls.append((t, len(z)))
+        return text.embedding.mean((1, 2))[:, None, None, None, None].expand(z.shape)
+
+    guide = Guide(TARGET, Guidance(NEGATIVE, 4.0, window), SCHEDULE)
+    for k, t, _ in SCHEDULE.downward():
+        eps = guide(Denoiser(noise, SCHEDULE, INDEX), Z0, t)
+        null, cond = NEGATIVE.mean(), TARGET.mean()
+        expected = null + 4.0 * (cond - null) if k in steps else cond
+        assert eps.shape == Z0.shape and torch.allclose(eps, expected.expand(Z0.shape), atol=1e-6)
+    assert calls == [(t, 2 if k in steps else 1) for k, t, _ in SCHEDULE.downward()]
+
+
+# ---- windows -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("share", "steps", "self_steps", "cross_steps"),
+    [(0.7, 10, 7, 7), (0.35, 10, 3, 3), (0.29, 7, 2, 2), (0.8, 5, 4, 4), (0.5, 5, 2, 3), (0.99, 4, 3, 4)],
+)
+def test_windows_of_fractional_products(share, steps, self_steps, cross_steps):
+    """Self-attention is fused at k < int(share T), cross-attention at k < int(share (T + 1)), as released."""
+    text = load_tokenizer(mini.checkpoint() / "tokenizer")
+    tokens = [text.tokens(sentence) for sentence in ("a red car", "a blue car")]
+    settings = EditSettings("a blue car", self_replace=(0.0, share), cross_replace=(0.0, share), align="replace")
+    plan = plan_edit(settings, *tokens, steps).fusion
+    assert [k for k in range(steps) if plan.replaces_self(k)] == list(range(self_steps))
+    assert [k for k in range(steps + 1) if plan.replaces_cross(k)] == list(range(cross_steps))
+
+
+# ---- masks -------------------------------------------------------------------------------------------------
+
+
+def test_masks_are_of_the_step_s_own_timestep(model, source, unet):
+    """Edit step k sees the source's map at t, and so does the attention that the UNet is given."""
+    task, given = Edit(TARGET, fusion(), EditRegion(word())), {}
+
+    def spy(z, t, text, attend):
+        if isinstance(attend, Fuser):
+            given[t] = attend.masks
+        return unet(z, t, text, attend)
+
+    spy.sites = unet.sites
+    edit(dataclasses.replace(model, unet=spy), source, task, Guidance(NEGATIVE, 1.0))
+    for k, t in enumerate(SCHEDULE.timesteps):
+        seen = STEPS - 1 - k  # the inversion step that reached t
+        expected = cells((seen, 15 - seen))
+        masks = masks_of(model, source, task, k)
+        assert set(masks) == set(given[t]) == {2, 4, 8}
+        for of in (masks, given[t]):
+            assert torch.equal(of[2], expected[:, ::2, ::2]) and torch.equal(of[4], expected[:, ::4, ::4])
+
+
+def test_a_mask_is_used_while_self_attention_is_fused(model, source):
+    task = Edit(TARGET, fusion(self_window=(1, 3)), EditRegion(word()))
+    assert [k for k in range(STEPS) if masks_of(model, source, task, k)] == [1, 2]
+    assert not any(masks_of(model, source, dataclasses.replace(task, fusion=None), k) for k in range(STEPS))
+
+
+# ---- hidden keys -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("self_window", [(0, 0), (2, 5), (0, STEPS)], ids=str)
+def test_no_pixel_attends_to_what_is_removed_at_any_step(model, source, self_window, monkeypatch):
+    """The keys under the mask of the step are hidden at every self-attention of every edit step."""
+    calls, attention = [], kernels.self_attention
+
+    def spy(q, k, v, table, **options):
+        calls.append((k.shape[2], options.get("key_mask")))
+        return attention(q, k, v, table, **options)
+
+    source = dataclasses.replace(source, store=KeptInMemory(), keep=lambda k: Keep(True, True))
+    invert(model, kept := Source(SOURCE, {CLEAN: Z0}, store=source.store, keep=source.keep))
+    assert kept.store.steps
+    monkeypatch.setattr("fz.fusion.kernels.self_attention", spy)
+    task = Edit(TARGET, fusion(self_window), EditRegion(word(), hides_object=True))
+    edit(model, source, task, Guidance(NEGATIVE, 3.0))
+    sites = [s for s in model.unet.sites() if s.kind == "self"]
+    assert len(calls) == STEPS * len(sites)
+    for i, (tokens, key_mask) in enumerate(calls):
+        seen, side = STEPS - 1 - i // len(sites), int(tokens**0.5)
+        hidden = cells((seen, 15 - seen))[:, :: SIDE // side, :: SIDE // side].flatten(1)
+        if side >= 4:  # at the deepest level a cell of the map is larger than the picture's
+            assert torch.equal(key_mask, ~hidden.expand(2, -1, -1)), (i // len(sites), side)
+        assert key_mask is not None
+
+
+# ---- latents of the background -----------------------------------------------------------------------------
+
+
+def blended(latents, source, edited):
+    """The steps after which every latent outside `edited` is the source's of the same noise level, to the bit."""
+    times = [*SCHEDULE.timesteps[1:], CLEAN]
+    outside = ~edited[:, None].expand_as(Z0)
+    return [k for k, (z, t) in enumerate(zip(latents, times)) if torch.equal(z[outside], source.latents[t][outside])]
+
+
+@pytest.mark.parametrize("inverted", [False, True], ids=["mask", "inverted mask"])
+def test_the_background_s_latents_are_the_source_s_of_the_same_level(model, source, inverted):
+    """Of T = 10 after 3 to 7 steps; inside the mask they are the edit's at every step."""
+    shares = torch.zeros(FRAMES, SIDE, SIDE)
+    shares[:, 4:12, 2:9] = 1
+    shares = 1 - shares if inverted else shares
+    region = EditRegion(user_mask=shares, latent_blend=LatentBlend(word(), word()))
+    latents, inside = steps_of(model, source, Edit(TARGET, fusion(), region)), shares.bool()
+    assert blended(latents, source, inside) == [2, 3, 4, 5, 6]
+    assert blended(latents, source, ~inside) == []
+
+
+def test_words_of_both_prompts_are_edited(model, source):
+    """Outside the union of the source word's mask and the target word's, whose fused map is the source's here."""
+    for i, t in enumerate(source.maps):
+        source.maps[t][0, (i + 8) % 16, WORD + 1] = source.maps[t][1, i, WORD + 1] = 1.0
+    region = EditRegion(latent_blend=LatentBlend(word(), word(WORD + 1)))
+    latents = steps_of(model, source, Edit(TARGET, fusion(), region))
+    for k in range(2, 7):
+        i, t_prev = STEPS - 1 - k, SCHEDULE.timesteps[k + 1]
+        edited = cells((i, 15 - i)) | cells(((i + 8) % 16, i))
+        outside = ~edited[:, None].expand_as(Z0)
+        assert torch.equal(latents[k][outside], source.latents[t_prev][outside]), k
+        assert not torch.isclose(latents[k][~outside], source.latents[t_prev][~outside]).all()
+
+
+# ---- one step ----------------------------------------------------------------------------------------------
+
+
+def test_a_plain_step_is_its_formula(model, source):
+    z, (k, t, t_prev) = source.latents[SCHEDULE.timesteps[0]], next(SCHEDULE.downward())
+    with torch.no_grad():
+        null, cond = model(torch.stack([z, z]), t, TextContext(torch.stack([NEGATIVE, TARGET])))
+    eps = null + 3.0 * (cond - null)
+    a, b = SCHEDULE.alpha_bars[t], SCHEDULE.alpha_bars[t_prev]
+    expected = b**0.5 * (z - (1 - a) ** 0.5 * eps) / a**0.5 + (1 - b) ** 0.5 * eps
+    assert relative(steps_of(model, source, Edit(TARGET))[0], expected) < 1e-5
+    assert k == 0 and SCHEDULE.timesteps == tuple(range(901, 0, -100))
+
+
+def test_a_reconstruction_records_its_conditional_branch(model):
+    """At every step the maps, queries and latents are those of the guided pass's last branch."""
+    inverted = invert(model, Source(SOURCE, {CLEAN: Z0}))
+    again = Source(TARGET, inverted.latents, store=KeptInMemory(), keep=lambda k: Keep(True, True))
+    reconstruct(model, again, Guidance(NEGATIVE, 3.0))
+    z, text = inverted.latents[SCHEDULE.timesteps[0]], TextContext(torch.stack([NEGATIVE, TARGET]))
+    for _, t, t_prev in SCHEDULE.downward():
+        seen = {b: Recorder(INDEX, b, Keep(True, True)) for b in (0, 1)}
+        with torch.no_grad():
+            both = [model(torch.stack([z, z]), t, text, recorder) for recorder in seen.values()]
+        assert torch.equal(again.inputs[t], z) and torch.equal(again.maps[t], seen[1].average())
+        assert not torch.allclose(again.maps[t], seen[0].average(), atol=1e-4)
+        for name, operands in seen[1].kept.items():
+            assert all(torch.equal(a, b) for a, b in zip(again.store.get(t)[name], operands, strict=True))
+        z = ddim_step(z, guided(both[1], 3.0), SCHEDULE.alpha_bar(t), SCHEDULE.alpha_bar(t_prev))
+
+
+def test_columns_weights_are_placed_once_a_step():
+    step, like = fusion().at(0), torch.zeros(1)
+    assert all(a is b for a, b in zip(step.weights(like), step.weights(like), strict=True))
+    assert step.weights(like.double())[0].dtype == torch.float64
+
+
+def test_nan_of_the_fused_attention_is_found_where_it_is(model):
+    """The second pass is the fused one: plain attention of the same step has no NaN to find."""
+    source = invert(model, Source(SOURCE, {CLEAN: Z0}, store=KeptInMemory(), keep=lambda k: Keep(True, True)))
+    name = [s.name for s in model.unet.sites() if s.kind == "self" and s.stride == 4][0]
+    bad = source.store.get(SCHEDULE.timesteps[3])
+    bad[name] = tuple(torch.full_like(x, float("nan")) for x in bad[name])
+    with pytest.raises(
+        NotFinite, match=f"timestep {SCHEDULE.timesteps[3]}: .*first in layer {name}.to_out.0; expected"
+    ):
+        edit(model, source, Edit(TARGET, fusion()), Guidance(NEGATIVE, 1.0))
+
+
+# ---- an interrupted edit -----------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAfter(Progress):
+    """Ends a run after so many edit steps, as a kill would."""
+
+    def __init__(self, steps):
+        self.left = steps
+
+    def stage(self, name, steps):
+        stage = super().stage(name, steps)
+        if not name.startswith("editing"):
+            return stage
+        return dataclasses.replace(Counting(self), stage=stage)
+
+
+@dataclasses.dataclass
+class Counting:
+    owner: KillAfter
+    stage: object = None
+
+    def __enter__(self):
+        self.stage.__enter__()
+        return self.step
+
+    def __exit__(self, *error):
+        return self.stage.__exit__(*error)
+
+    def step(self):
+        self.owner.left -= 1
+        if self.owner.left < 0:
+            raise Killed
+
+
+def test_an_exact_edit_does_not_go_on_from_steps_with_rounded_operands(tmp_path):
+    """The log of an edit that kept fp16 operands is not that of one that computes them again."""
+
+    def go(out, cache, store, progress=None):
+        overlay = {
+            **mini.example(),
+            "clip.frames": 2,
+            "clip.size": 64,
+            "steps": 4,
+            "cache": str(tmp_path / cache),
+            "out": str(tmp_path / out),
+            "store": store,
+            "store_dtype": "float16",
+            "report": False,
+            "threads": 1,
+        }
+        return run(build(overlay), progress)
+
+    clean = go("clean", "one", "recompute").edits[0].latents
+    with pytest.raises(Killed):
+        go("killed", "two", "memory", KillAfter(2))
+    resumed = go("resumed", "two", "recompute").edits[0].latents
+    assert len(resumed) == len(clean) == 4
+    assert all(torch.equal(a, b) for a, b in zip(resumed, clean, strict=True))
