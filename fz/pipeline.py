@@ -134,8 +134,9 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9)
     with timed(result, "prepare", device), resident(checkpoint.unet, device, settings.offload):
         frames = settings.chunk or len(result.video.frames)
-        checkpoint.unet, line = fast_cpu.prepare(checkpoint.unet, latent_size, frames, settings.conv, budget)
+        fast, line = fast_cpu.prepare(checkpoint.unet, latent_size, frames, settings.conv, budget)
         note(line)
+    checkpoint = dataclasses.replace(checkpoint, unet=fast)
     unet = in_chunks(checkpoint.unet, settings.chunk, frame_index, result.video)
     if settings.compile:
         note(compile_step(unet, device))

@@ -23,9 +23,11 @@ from fz.model.layers import TextContext
 from fz.model.unet import UNet, UNetConfig
 from fz.pipeline import Progress, run
 from fz.prompts.plan import plan_edit
+from fz.prompts.text import TextEncoder
 from fz.settings.config import EditSettings, build
 from fz.source import Source
 from fz.weights.load import load_tokenizer
+from fz.weights.source import find_tokenizer
 
 WORDS, STEPS, FRAMES, SIDE = 77, 10, 2, 16
 SCHEDULE = Schedule.from_config({}, STEPS)
@@ -43,6 +45,7 @@ WORD = 3
 
 @pytest.fixture(scope="module")
 def unet():
+    torch.set_num_threads(1)
     return randomize(UNet(CONFIG)).to(memory_format=torch.channels_last)
 
 
@@ -128,7 +131,7 @@ def test_steps_inside_the_window_are_guided(window, steps):
 )
 def test_windows_of_fractional_products(share, steps, self_steps, cross_steps):
     """Self-attention is fused at k < int(share T), cross-attention at k < int(share (T + 1)), as released."""
-    text = load_tokenizer(mini.checkpoint() / "tokenizer")
+    text = TextEncoder(load_tokenizer(find_tokenizer(mini.FOLDER), 2**31), None)
     tokens = [text.tokens(sentence) for sentence in ("a red car", "a blue car")]
     settings = EditSettings("a blue car", self_replace=(0.0, share), cross_replace=(0.0, share), align="replace")
     plan = plan_edit(settings, *tokens, steps).fusion
@@ -200,7 +203,11 @@ def blended(latents, source, edited):
     """The steps after which every latent outside `edited` is the source's of the same noise level, to the bit."""
     times = [*SCHEDULE.timesteps[1:], CLEAN]
     outside = ~edited[:, None].expand_as(Z0)
-    return [k for k, (z, t) in enumerate(zip(latents, times)) if torch.equal(z[outside], source.latents[t][outside])]
+    return [
+        k
+        for k, (z, t) in enumerate(zip(latents, times, strict=True))
+        if torch.equal(z[outside], source.latents[t][outside])
+    ]
 
 
 @pytest.mark.parametrize("inverted", [False, True], ids=["mask", "inverted mask"])

@@ -303,8 +303,8 @@ def evaluate(setup: Setup, checkpoint: str, jobs: list[tuple[str, int]], folder:
 def ready(setup: Setup, checkpoint: str) -> Bench:
     fast_cpu.keep_freed_memory()
     loaded = load_checkpoint(checkpoint)
-    loaded.unet, _ = fast_cpu.prepare(loaded.unet, (setup.size // loaded.vae.config.stride,) * 2, setup.frames)
-    return Bench(loaded, load_eye(), setup)
+    unet, _ = fast_cpu.prepare(loaded.unet, (setup.size // loaded.vae.config.stride,) * 2, setup.frames)
+    return Bench(dataclasses.replace(loaded, unet=unet), load_eye(), setup)
 
 
 OWN: list[tuple[Bench, str]] = []  # a worker process's bench and its key

@@ -277,7 +277,7 @@ class UNet(nn.Module):
         """
         branches, frames = z.shape[:2]
         norm_frames = frames if self.clip_norm else 1
-        dtype = self.conv_in.weight.dtype
+        dtype = self.conv_norm_out.weight.dtype
         x = z.flatten(0, 1).to(dtype).contiguous(memory_format=torch.channels_last)
         time = self.time(t, branches, z.device, dtype).repeat_interleave(frames, 0)  # (B·F, 4·C0)
 
