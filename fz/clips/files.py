@@ -1,5 +1,5 @@
-"""Which files may be opened as a clip at all: regular ones, of picture kinds that are read by name and not by guess, and
-of at most MAX_PIXELS pixels, known before anything is decoded.
+"""Which files may be opened as a clip at all: regular ones, of kinds that are named here, of at most MAX_PIXELS pixels;
+known before anything is decoded.
 """
 
 import os
@@ -15,6 +15,8 @@ UNREAD = (".heic", ".heif", ".jxl", ".jp2", ".exr", ".tga", ".dng", ".hdr", ".ps
 KINDS = "a video (mp4, webm, gif), an image, a folder of images or a glob"
 # 8192 x 8192
 MAX_PIXELS = 2**26
+# frames a second that mp4 and gif can be written at
+SLOWEST, FASTEST = 1 / 600, 1000
 
 
 def check_regular(path: Path) -> None:
@@ -38,6 +40,13 @@ def check_pixels(path: Path, width: int, height: int) -> None:
             f"video: {path} is {width}x{height} (width x height), {width * height / 1e6:.0f} million pixels; expected "
             f"at most {MAX_PIXELS / 1e6:.0f} million. Make it smaller"
         )
+
+
+def check_rate(fps: float, do: str = "") -> float:
+    """fps, if it can be written. Raises FzError, with what to do about it, if not."""
+    if not SLOWEST <= fps <= FASTEST:
+        raise FzError(f"fps: got {fps:.6g} frames a second, expected 1/600 to {FASTEST}.{do}")
+    return fps
 
 
 def missing(path: str, place: Path) -> str:

@@ -93,19 +93,15 @@ class Images:
         if others:
             those = "1 file" if len(others) == 1 else f"{len(others)} files"
             more = ", …" if len(others) > 1 else ""
-            self.notes.append(f"{name}: {those} of other kinds left out ({others[0]}{more}); convert to png to use them")
+            self.notes.append(
+                f"{name}: {those} of other kinds left out ({others[0]}{more}); convert to png to use them"
+            )
         plain = sorted(self.paths)
         if plain != self.paths:
             at = next(i for i, (a, b) in enumerate(zip(plain, self.paths, strict=True)) if a != b)
             self.notes.append(
                 f"{name}: files are taken in order of their numbers ({self.paths[at].name} before {plain[at].name})"
             )
-
-    def shape(self) -> tuple[int, int]:
-        """(H, W) of the first picture, upright, without decoding it."""
-        with opened_image(self.paths[0]) as image:
-            width, height = image.size
-            return (width, height) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (height, width)
 
     def read(self, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """(index, picture) for each of the ascending frame numbers. All must have one size."""

@@ -1,7 +1,7 @@
 """How a video file becomes pictures, addressed by frame number in display order.
 
-In files with an index (mp4, mov, mkv, webm) packets say which frames there are, and reading seeks to them. In all others
-every frame is counted by decoding: there packets do not name the frames, or seeking changes what they are called."""
+In files with an index (mp4, mov, mkv, webm) packets say which frames there are, and reading seeks to them. In all
+others every frame is counted by decoding: there packets do not name the frames, or seeking changes their times."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
@@ -125,11 +125,6 @@ class Movie:
             if count:
                 frames = "1 frame" if count == 1 else f"{count} frames"
                 self._note(f"{self.name}: {frames} at its {where} cannot be decoded ({why}): left out")
-
-    def shape(self) -> tuple[int, int]:
-        """(H, W) of the first picture, upright."""
-        (_, picture), *_ = self.read([0])
-        return picture.shape[:2]
 
     def read(self, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """(index, picture) for each of the ascending frame numbers. Decodes from the key frame before the first to the

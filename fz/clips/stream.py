@@ -2,12 +2,13 @@
 decoder gives them, one after the other.
 
 Only demuxers of FORMATS are asked: FFmpeg goes by content, and text named .mp4 could otherwise be a playlist that plays
-its neighbours. Frames that cannot be decoded at the start of a recording, as the pictures they lean on were cut off, and
-what is incomplete at its end, are left out and counted."""
+its neighbours. Frames that cannot be decoded at the start of a recording, where the pictures they lean on were cut off,
+and what is incomplete at its end, are left out and counted."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from errno import EINVAL
 from pathlib import Path
 
 from fz.clips.files import KINDS, MAX_PIXELS, check_pixels, check_regular, denied, short
@@ -40,11 +41,11 @@ def opened(path: Path) -> Iterator[tuple["av.container.InputContainer", "av.Vide
     except PermissionError as error:
         raise denied(path) from error
     except (av.FFmpegError, OSError, ValueError) as error:
-        why = (
-            "is empty (0 bytes)"
-            if path.stat().st_size == 0
-            else f"is no video, is truncated or is corrupt ({short(error)})"
-        )
+        why = f"is no video, is truncated or is corrupt ({short(error)})"
+        if path.stat().st_size == 0:
+            why = "is empty (0 bytes)"
+        elif getattr(error, "errno", None) == EINVAL:  # FFmpeg's answer to what is not on the list
+            why = "is no video of a kind that is read"
         raise FzError(f"video: {path} {why}. Expected {KINDS}") from error
     with box:
         streams = [s for s in box.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
@@ -124,8 +125,8 @@ class Decoding:
 @dataclass(frozen=True)
 class Packets:
     """What packets claim, without decoding. times: each frame's, in ticks, rising; None where packets do not name the
-    frames. keys: (pts, dts) of key frames. durations: each packet's, in ticks, in file order, 0 where unknown. last: the
-    last frame's. whole: whether the last packet is.
+    frames. keys: (pts, dts) of key frames. durations: each packet's, in ticks, in file order, 0 where unknown. last:
+    the last frame's. whole: whether the last packet is.
     """
 
     times: list[int] | None
