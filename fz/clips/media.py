@@ -11,7 +11,7 @@ import platform
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -41,26 +41,27 @@ BT709 = 1
 
 @contextmanager
 def atomic(path) -> Iterator[Path]:
-    """A temporary name in path's folder (made if needed), renamed to path when the block ends well and removed when it
-    does not.
+    """A place to write path's content to: its own name, in a hidden folder beside it, whose name has the process's
+    number. Moved to path when the block ends well and removed when it does not.
 
-    Raises FzError where the folder cannot be written to.
+    The name is path's own, as formats write it into files: zip archives of torch.save. Raises FzError where the folder
+    cannot be written to.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    hidden = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.replace(part, path)
+        # left by a killed process of that number
+        shutil.rmtree(hidden, ignore_errors=True)
+        hidden.mkdir()
+        yield hidden / path.name
+        os.replace(hidden / path.name, path)
     except OSError as error:
         no_folder = isinstance(error, FileExistsError | NotADirectoryError) and not path.parent.is_dir()
         why = f"{path.parent} is not a folder" if no_folder else error.strerror or error
         raise FzError(f"out: {path} cannot be written ({why}). Free the place or choose another --out") from error
     finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def write_json(path: str | Path, content: Any) -> None:
