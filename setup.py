@@ -30,7 +30,8 @@ setup(
         "safetensors>=0.4",
         "transformers>=4.40",  # CLIP's tokenizer and text encoder, nothing else
         "numpy",
-        "imageio[pyav]",  # av reads and writes mp4, webm and gif
+        "av>=17",  # reads and writes mp4, webm and gif; before, colours came out up to 39 levels off
+        "imageio",
         "pillow",  # comes with imageio: images
         "pyyaml",  # comes with transformers: the released configs
         "tqdm",  # comes with transformers: progress bars
