@@ -31,8 +31,7 @@ setup(
         "transformers>=4.40",  # CLIP's tokenizer and text encoder, nothing else
         "numpy",
         "av>=17",  # reads and writes mp4, webm and gif; before, colours came out up to 39 levels off
-        "imageio",
-        "pillow",  # comes with imageio: images
+        "pillow",  # images
         "pyyaml",  # comes with transformers: the released configs
         "tqdm",  # comes with transformers: progress bars
         "triton>=3.0; platform_system == 'Linux' and platform_machine == 'x86_64'",
