@@ -179,8 +179,8 @@ def cell(method: Method, job: Job, seed: int, out: Path, clip: Any, by: str, kee
     result = run(settings)
     source, rows = to_uint8(result.video.frames), []
     for i, edited in zip(chosen, result.edits, strict=True):
-        row = measure(source, to_uint8(edited.frames), (settings.source, edited.settings.target), clip, job.truths[i])
-        rows.append({"clip": job.name, "seed": seed, "kind": job.kinds[i], "target": edited.settings.target, **row})
+        row = measure(source, to_uint8(edited.frames), (settings.source, edited.target), clip, job.truths[i])
+        rows.append({"clip": job.name, "seed": seed, "kind": job.kinds[i], "target": edited.target, **row})
     done = {"key": key, "method": method.name, "commit": commit(), "rows": rows}
     # first, so that no kill leaves a folder beside a cell that is done
     if not keep:

@@ -8,7 +8,6 @@ it did not write.
 
 import dataclasses
 import json
-import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -38,9 +37,10 @@ from fz.edit import Source
 from fz.errors import FzError
 from fz.fusion import MAP_STRIDE
 from fz.prompts.text import Tokens
+from fz.settings.place import default_path, slug
 
 if TYPE_CHECKING:
-    from fz.pipeline import Edited, Result
+    from fz.results.result import Edited, Result
 
 RUN = "run.json"
 # settings that do not change what is computed
@@ -79,6 +79,12 @@ class ResultFolder:
             writable(path)
         return cls(path)
 
+    def __enter__(self) -> "ResultFolder":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        pass
+
     def start(self, settings: Any) -> None:
         """Remove what an earlier run listed, and write `run.json` with status 'running'."""
         for name in (read_run(self.path) or {}).get("files", []):
@@ -116,7 +122,7 @@ class ResultFolder:
         """The edited clip, beside its source, and its blend masks: a contact sheet a step for the largest mask."""
         source, frames = to_uint8(video.frames), to_uint8(edited.frames)
         self.write_clip(f"edit-{i}", frames, video.fps)
-        pair = side_by_side([source, frames], ["source", edited.settings.target])
+        pair = side_by_side([source, frames], ["source", edited.target])
         self.clip(f"side-by-side-{i}.mp4", pair, video.fps)
         for k, masks in edited.masks.items():
             size = max(masks)
@@ -186,19 +192,6 @@ def read_run(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def default_path(settings: Any) -> Path:
-    """results/CLIP-FIRST-TARGET in the current folder."""
-    return (
-        Path("results")
-        / f"{slug(Path(settings.clip.path).stem, 32) or 'clip'}-{slug(settings.edits[0].target, 60) or 'edit'}"
-    )
-
-
-def slug(text: str, longest: int) -> str:
-    """Lower-case words joined by '-', safe as a file name on any system."""
-    return re.sub(r"[^\w]+", "-", text.lower()).strip("-_")[:longest].rstrip("-_")
 
 
 def writable(path: Path) -> None:

@@ -1,17 +1,14 @@
-"""The command line, `python -m fz.report FOLDER`: one page, report.html, of a run's folder, to be looked at anywhere
-without anything else.
+"""What is on a run's page? One file, report.html, of a run's folder, to be looked at anywhere without anything else.
 
 It gathers what `fz.results.folder` wrote: clips, attention and masks (the tiles of their contact sheets), settings, and
 metrics measured now. How the page looks and works is `fz.results.page`'s question.
 """
 
-import argparse
 import base64
 import html
 import io
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +17,11 @@ import numpy as np
 from PIL import Image
 
 from fz.clips.media import atomic
-from fz.evaluate import CLIP_HELP, TITLES, Parser, clip_for, measure_folder, picture, read_frames, shown
+from fz.metrics.measure import TITLES, shown
 from fz.results.folder import read_run, slug
+from fz.results.measured import measure_folder, picture, read_frames
+from fz.results.page import PAGE
 from fz.settings.command import command
-from fz.shell import answered
 
 NAME = "report.html"
 LARGEST = 5_000_000  # bytes
@@ -137,8 +135,6 @@ def data_uri(image: Image.Image, form: str, quality: int) -> str:
 def fill_page(
     content: Mapping[str, Any], run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folder: Path
 ) -> bytes:
-    from fz.results.page import PAGE
-
     settings = run["settings"]
     lenient = any(edit.get("lenient") for edit in settings["edits"])
     notes = [
@@ -185,27 +181,3 @@ def stages_table(stages: Mapping[str, Mapping[str, float]]) -> str:
         '<table><tr><th scope="col">stage</th><th scope="col">time</th><th scope="col">peak '
         f"memory</th></tr>{''.join(lines)}</table>"
     )
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m fz.report", description="Write report.html into folders that fz.run wrote.", allow_abbrev=False
-    )
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folders that python -m fz.run wrote")
-    parser.add_argument("--clip", metavar="PATH", help=CLIP_HELP)
-    parser.add_argument("--tokenizer", metavar="DIR", help="CLIP's vocab.json and merges.txt, for a CLIP that has none")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return answered(lambda: answer(sys.argv[1:] if argv is None else argv))
-
-
-def answer(argv: Sequence[str]) -> None:
-    given = build_parser().parse_args(argv)
-    for folder in (Path(folder).expanduser() for folder in given.folders):
-        print(write_report(folder, clip_for(folder, given.clip, given.tokenizer)))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
