@@ -23,10 +23,10 @@ def window(value: Any, name: str) -> Window:
 
 def pairs(name: str, value: Any, example: str) -> tuple[tuple[str, Any], ...]:
     """(word, value) pairs from a dict or a sequence of them; raises FzError naming the setting."""
-    items = tuple(value.items() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else
-    [None]) if not all(isinstance(item, (list, tuple)) and len(item) == 2 and isinstance(item[0], str) for item in
-    items): raise FzError(f"{name}: got {value!r}, expected words with their values, as {example}.") return tuple((word,
-    amount) for word, amount in items)
+    items = value.items() if isinstance(value, Mapping) else value if is_list(value) else [None]
+    if not all(is_list(item) and len(item) == 2 and isinstance(item[0], str) for item in items):
+        raise FzError(f"{name}: got {value!r}, expected words with their values, as {example}.")
+    return tuple((word, amount) for word, amount in items)
 
 
 def word_groups(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
