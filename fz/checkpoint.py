@@ -5,15 +5,18 @@ How files become models is `fz.weights`' question.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from fz import mini
 from fz.frames import FrameIndex
 from fz.model.clip_vision import Clip
+from fz.prompts.text import TextEncoder
 from fz.settings.config import Settings
 from fz.weights.clip import load_clip
-from fz.weights.load import Checkpoint, load_checkpoint
+from fz.weights.load import Checkpoint, load_checkpoint, load_tokenizer
+from fz.weights.source import find_tokenizer
 
 
 def load(settings: Settings, device: torch.device) -> Checkpoint:
@@ -33,6 +36,15 @@ def load(settings: Settings, device: torch.device) -> Checkpoint:
     # fp16 VAEs overflow on some checkpoints: bfloat16 has float32's range
     checkpoint.vae.to(home, torch.bfloat16 if dtype == torch.float16 else dtype, memory_format=torch.channels_last)
     return checkpoint
+
+
+def text_of(settings: Settings) -> TextEncoder:
+    """A TextEncoder of the checkpoint's tokenizer alone: it has tokens of prompts, no embeddings."""
+    checkpoint = settings.checkpoint or mini.checkpoint()
+    folders = [Path(p).expanduser() if p else None for p in (settings.tokenizer, checkpoint, settings.model_config)]
+    if folders[1].is_file():
+        folders[1] = None
+    return TextEncoder(load_tokenizer(find_tokenizer(*folders), 2**31), None)
 
 
 def choose_frame_index(settings: Settings, tuned: bool, note: Callable[[str], None]) -> FrameIndex:

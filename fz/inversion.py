@@ -92,9 +92,12 @@ class Inversion:
         heads, layers and steps. Raises FzError for one that is not in the source.
         """
         positions = word_positions(self.tokens, word, "attention")
-        maps = torch.stack([self.source.maps[t] for t in self.schedule.timesteps]).mean(0).cpu()
         size = tuple(side // MAP_STRIDE for side in self.latent_size)
-        return maps[..., positions].sum(-1).unflatten(1, size)
+        return self.averaged_maps()[..., positions].sum(-1).unflatten(1, size)
+
+    def averaged_maps(self) -> Tensor:
+        """The source's cross-attention averaged over heads, layers and steps, (F, N, 77) on the CPU."""
+        return torch.stack([self.source.maps[t] for t in self.schedule.timesteps]).mean(0).cpu()
 
     def _repr_html_(self) -> str:
         return animation(to_uint8(self.video.frames), self.video.fps, self.settings.source)

@@ -60,31 +60,14 @@ def list_words(settings) -> None:
     if settings is None:
         known_words()
         return
+    from fz.checkpoint import text_of
+
     text = text_of(settings)
     for prompt in (settings.source, *(edit.target for edit in settings.edits)):
         tokens = text.tokens(prompt)
         print(f"{prompt!r}: {len(tokens.words)} words")
         for word in tokens.words:
             print(f"  {word.index + 1:3d}  {word.text}  (tokens {', '.join(map(str, word.positions))})")
-
-
-def text_of(settings):
-    """A TextEncoder of the checkpoint's tokenizer alone: it has tokens of prompts, no embeddings."""
-    from pathlib import Path
-
-    from fz.prompts.text import TextEncoder
-    from fz.weights.load import load_tokenizer
-    from fz.weights.source import find_tokenizer
-
-    checkpoint = settings.checkpoint
-    if checkpoint is None:
-        from fz import mini
-
-        checkpoint = mini.checkpoint()
-    folders = [Path(p).expanduser() if p else None for p in (settings.tokenizer, checkpoint, settings.model_config)]
-    if folders[1].is_file():
-        folders[1] = None
-    return TextEncoder(load_tokenizer(find_tokenizer(*folders), 2**31), None)
 
 
 def known_words() -> None:
