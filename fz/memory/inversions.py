@@ -38,17 +38,20 @@ def default_folder() -> Path:
 
 def digest(*parts: Any) -> str:
     """SHA-256 over tensors' bytes, dtypes and shapes, dataclasses field by field, and JSON of everything else; 32 hex
-    digits of it.
+    digits of it. Each part comes with its kind and length, so that other parts have other bytes.
     """
     sha = hashlib.sha256()
     for part in parts:
         if dataclasses.is_dataclass(part):
-            sha.update(digest(*(getattr(part, field.name) for field in dataclasses.fields(part))).encode())
+            fields = [getattr(part, field.name) for field in dataclasses.fields(part)]
+            kind, content = type(part).__name__, digest(*fields).encode()
         elif isinstance(part, Tensor):
-            sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            sha.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            kind = f"{part.dtype}{tuple(part.shape)}"
+            content = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         else:
-            sha.update(json.dumps(part, sort_keys=True, default=str).encode())
+            kind, content = "json", json.dumps(part, sort_keys=True, default=str).encode()
+        sha.update(f"{kind} {len(content)}\n".encode())
+        sha.update(content)
     return sha.hexdigest()[:32]
 
 
