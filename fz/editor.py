@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fz import mini
-from fz.arguments import OF_INVERTING, OF_LOADING, named, path_of
+from fz.arguments import OF_INVERTING, OF_LOADING, called, named, path_of
 from fz.checkpoint import choose_frame_index
 from fz.checkpoint import load as load_checkpoint
 from fz.chunks import Chunks
@@ -94,7 +94,7 @@ class Editor:
         found again; None writes no file. settings: steps, frame_index, least_channels, chunk, store, store_dtype.
         Raises FzError for what cannot be.
         """
-        given = named(settings, OF_INVERTING, "invert")
+        given, callback = named(settings, OF_INVERTING, "invert"), called(callback)
         if given.get("store") == "disk":
             raise FzError("store: got 'disk', expected auto, memory or recompute; 'disk' is the command line's.")
         video = as_video(clip, self.multiple)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import fz
 from fz import kernels
-from fz.arguments import OF_AN_EDIT, OF_EDITING, edit_of, named
+from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, named
 from fz.baselines import METHODS, Task
 from fz.clips.media import to_uint8
 from fz.clips.notebook import animation
@@ -85,7 +85,7 @@ class Inversion:
         journal = Journal(bars() if progress else Progress())
         plans = plan_edits(chosen, self.editor.checkpoint.text, journal.note)
         (plan,) = with_masks(plans, chosen, self.video)
-        return self.apply(chosen, plan, journal, callback=callback)
+        return self.apply(chosen, plan, journal, callback=called(callback))
 
     def attention(self, word: str) -> Tensor:
         """Where a word of the source is, or several in a row: (F, h, w) float32, its cross-attention averaged over

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 HOMES = {"fz": ROOT / "fz", "fz.kernels": ROOT / "kernels", "fz.weights": ROOT / "weights"}
-# from the bottom to the top; a module stands where its longest name here does, and imports nothing from above
+# from the bottom to the top; a module stands where its longest name here does, and imports nothing from above; 'x.*'
+# are the modules within x but not x itself
 FLOORS = (
     ("fz.errors",),
     ("fz.frames", "fz.shell"),
@@ -21,10 +22,11 @@ FLOORS = (
     ("fz.model",),
     ("fz.prompts",),
     ("fz.weights",),
+    ("fz.mini", "fz.mini.world", "fz.mini.things", "fz.mini.scenes", "fz.mini.styles", "fz.mini.words"),
     ("fz.ddim", "fz.attention", "fz.denoiser", "fz.chunks", "fz.masks", "fz.source", "fz.guidance", "fz.fusion"),
     ("fz.edit", "fz.prompts.plan", "fz.prompts.describe"),
     ("fz.baselines",),
-    ("fz.memory", "fz.progress", "fz.mini"),
+    ("fz.memory", "fz.progress", "fz.clips.arrays"),
     ("fz.metrics", "fz.checkpoint", "fz.tuning"),
     ("fz.results",),
     ("fz.stages", "fz.arguments"),
@@ -32,11 +34,14 @@ FLOORS = (
     ("fz.editor",),
     ("fz.pipeline",),
     ("fz.run", "fz.tune", "fz.prompt", "fz.evaluate", "fz.report"),
-    ("fz.sweep", "fz.completion"),
+    ("fz.sweep", "fz.completion", "fz.mini.*"),
     ("fz.__main__", "fz"),
 )
 # what a command line means without a checkpoint is the miniature's; a removal's words are compared as prompts' are
-UPWARD = {("fz.settings.parse", "fz.mini"), ("fz.settings.applications", "fz.prompts.align")}
+UPWARD = {
+    ("fz.settings.parse", "fz.mini"),
+    ("fz.settings.applications", "fz.prompts.align"),
+}
 MOST_LINES, MOST_PARAMETERS = 350, 7
 MODULES = {
     ".".join([package, *path.relative_to(home).with_suffix("").parts]).removesuffix(".__init__"): path
@@ -75,7 +80,10 @@ def graph():
 def floor(module):
     known = {name: number for number, names in enumerate(FLOORS) for name in names}
     parts = module.split(".")
-    return next(known[name] for i in range(len(parts), 0, -1) if (name := ".".join(parts[:i])) in known)
+    longest = [
+        name for i in range(len(parts), 0, -1) for name in (".".join(parts[:i]), ".".join([*parts[: i - 1], "*"]))
+    ]
+    return next(known[name] for name in longest if name in known)
 
 
 def cycle(graph):

@@ -9,7 +9,7 @@ import pytest
 from bench import table1
 from fz import evaluate
 from fz.settings import flags
-from fz.tune import parser as tune_parser
+from fz.tuning.settings import parser as tune_parser
 
 
 DOCS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md")
