@@ -42,7 +42,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "shape": {"self_replace": (0.0, 0.5), "cross_replace": (0.0, 0.5), "threshold": 0.3, "align": "auto"},
 }
 ALIGNS = ("auto", "replace", "refine", "plain")
-METHODS = ("fatezero", "ddim", "sdedit", "null-p2p", "pnp")  # the table of them is `fz.baselines.METHODS`
+METHOD_NAMES = ("fatezero", "ddim", "sdedit", "null-p2p", "pnp")  # the table of them is `fz.baselines.METHODS`
 # the paper's ablations, as overlays of a run's settings
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     # Fig. 4 and 9: no self-attention is the source's; all of it is, everywhere and always
@@ -181,7 +181,7 @@ class Settings:
     notes: tuple[str, ...] = field(default=(), compare=False)  # what was decided on the user's behalf, said aloud
 
     def __post_init__(self):
-        check_one_of("method", self.method, METHODS)
+        check_one_of("method", self.method, METHOD_NAMES)
         check_one_of("device", self.device, DEVICES)
         check_one_of("dtype", self.dtype, DTYPES)
         check_one_of("attention", self.attention, ATTENTIONS)

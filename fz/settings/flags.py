@@ -19,7 +19,7 @@ from fz.settings.config import (
     CONVS,
     DEVICES,
     DTYPES,
-    METHODS,
+    METHOD_NAMES,
     PRESETS,
     STORE_DTYPES,
     STORES,
@@ -151,8 +151,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
                                                       "the clip", const=False),
     ),
     "method": (
-        Flag("method", "method", one_of(METHODS), "NAME", "fatezero, or what the paper compares with: ddim, sdedit, "
-                                                          "null-p2p, pnp"),
+        Flag("method", "method", one_of(METHOD_NAMES), "NAME",
+             "fatezero, or what the paper compares with: ddim, sdedit, null-p2p, pnp"),
         Flag("strength", "strength", number, "R", "of sdedit: the share of the steps that are noised and denoised"),
         Flag("ablate", "ablate", one_of(tuple(ABLATIONS)), "PART",
              "the paper's ablations, over other flags: no-self, full-self, reconstruction, no-cross; again "
