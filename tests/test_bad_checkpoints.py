@@ -10,7 +10,7 @@ from checkpoints import UNET_FILE, drop, edit_json, shard
 from safetensors.torch import load_file, save_file
 
 from fz.errors import FzError
-from fz.weights.load import fill, of_sd, load_checkpoint
+from fz.weights.load import fill, load_checkpoint, of_sd
 from fz.weights.read import Weights
 
 pytest_plugins = ["golden_model"]
