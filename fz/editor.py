@@ -16,15 +16,16 @@ from torch import Tensor
 
 from fz import mini
 from fz.arguments import OF_INVERTING, OF_LOADING, called, named, path_of
+from fz.attention import Keep
 from fz.checkpoint import choose_frame_index
 from fz.checkpoint import load as load_checkpoint
 from fz.chunks import Chunks
 from fz.clips.arrays import Clip, as_video
 from fz.clips.video import Video
+from fz.edit import Callback
 from fz.errors import FzError
-from fz.fusion import Keep
-from fz.inversion import Callback, Inversion
-from fz.memory.inversions import Inversion as InversionFolder
+from fz.inverted import InvertedClip
+from fz.memory.inversions import Inversion
 from fz.memory.machine import pick_device
 from fz.memory.offload import resident
 from fz.memory.unkept import Unkept
@@ -86,7 +87,7 @@ class Editor:
         progress: bool = False,
         cache: str | Path | None = None,
         **settings: Any,
-    ) -> "Inversion":
+    ) -> InvertedClip:
         """Invert a clip under a sentence that describes it: once, for any number of edits.
 
         clip: of `fz.read`, or (F, H, W, 3) uint8, or (F, 3, H, W) in [-1, 1], or a list of PIL images. callback(step,
@@ -104,10 +105,10 @@ class Editor:
         journal = Journal(bars() if progress else Progress())
         for line in video.notes:
             journal.note(line)
-        inversion = Inversion(self, chosen, video, journal)
+        inversion = InvertedClip(self, chosen, video, journal)
         # which edits will follow is not known yet: whatever any of them could need
         dtype = None if chosen.store_dtype == "same" else getattr(torch, chosen.store_dtype)
-        open_folder = InversionFolder.open(cache, inversion.key(), journal.say) if cache else None
+        open_folder = Inversion.open(cache, inversion.key(), journal.say) if cache else None
         with open_folder or contextlib.nullcontext(Unkept()) as kept:
             inversion.choose_store(kept, lambda k: Keep(True, True, dtype))
             inversion.encode()

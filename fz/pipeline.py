@@ -6,9 +6,10 @@
 import dataclasses
 
 from fz.baselines import METHODS
-from fz.editor import Editor, Inversion
+from fz.editor import Editor
+from fz.inverted import InvertedClip
 from fz.memory.budget import wanted
-from fz.memory.inversions import Inversion as InversionFolder
+from fz.memory.inversions import Inversion
 from fz.progress import Journal, Progress
 from fz.results.folder import ResultFolder
 from fz.results.result import Edited, Result
@@ -37,9 +38,9 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
             journal.note("dry run: settings, words, checkpoint and clip are fine; nothing was computed")
             return result
         folder.start(settings)
-        inversion = Inversion(editor, settings, result.video, journal)
+        inversion = InvertedClip(editor, settings, result.video, journal)
         keep = wanted([plan.fusion for plan in plans if plan.fusion and method.keeps], settings.store_dtype)
-        with InversionFolder.open(settings.cache, inversion.key(), journal.say) as kept:
+        with Inversion.open(settings.cache, inversion.key(), journal.say) as kept:
             inversion.choose_store(kept, keep)
 
             # encode

@@ -35,6 +35,6 @@ def test_its_cells_run(notebook, monkeypatch, tmp_path):
         shown.append(eval(compile(ast.Expression(last.value), "tutorial", "eval"), names) if last else None)
     html = [value._repr_html_() for value in shown if hasattr(value, "_repr_html_")]
     assert len(html) == 3 and all("data:image/gif;base64," in text for text in html)
-    assert isinstance(names["inversion"], fz.Inversion) and names["where"].shape[0] == 2 and len(names["seen"]) == 4
+    assert isinstance(names["inversion"], fz.InvertedClip) and names["where"].shape[0] == 2 and len(names["seen"]) == 4
     assert names["mask"].any() and not names["mask"].all()
     assert list(tmp_path.iterdir()) == []

@@ -45,8 +45,8 @@ TEXT_FIELDS = (
 class Checkpoint:
     """Models ready to run: float32, CPU, eval, no gradients.
 
-    scheduler: what `Schedule.of` reads (beta_start …); tuned: whether the UNet has temporal layers; report: one line of
-    what was loaded.
+    scheduler: what `Schedule.from_config` reads (beta_start …); tuned: whether the UNet has temporal
+    layers; report: one line of what was loaded.
     """
 
     unet: UNet

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 
-from fz.edit import Kept, KeptNowhere, keep_nothing
+from fz.attention import Keep
 from fz.errors import FzError
-from fz.fusion import Fusion, Keep
+from fz.fusion import Fusion
 from fz.memory.kept import KeptInMemory, KeptOnDisk, Say
 from fz.memory.offload import CPU, Copier, KeptInRam
 from fz.model.unet import UNet
 from fz.model.vae import VAE
+from fz.source import Recompute, Store, keep_nothing
 
 # share of the free memory that keeping may fill
 FILL = 0.6
@@ -140,13 +141,13 @@ def live_maps(frames: int, chunk: int | None, clip_norm: bool) -> int:
 
 def kept_for(
     mode: str, folder: Path, timesteps: tuple[int, ...], device: torch.device, say: Say, offload: bool = False
-) -> Kept:
+) -> Store:
     """Where that mode keeps queries and keys."""
     if mode == "disk":
         return KeptOnDisk(folder, timesteps, device, say)
     if mode == "memory" and offload:
         return KeptInRam(timesteps, Copier(device))
-    return KeptInMemory() if mode == "memory" else KeptNowhere()
+    return KeptInMemory() if mode == "memory" else Recompute()
 
 
 def keep_for(mode: str, keep: Callable[[int], Keep]) -> Callable[[int], Keep]:

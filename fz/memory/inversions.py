@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from fz.ddim import CLEAN, Schedule
-from fz.edit import Source
 from fz.memory.kept import Say, StepLog
+from fz.source import Source
 
 LIMIT = 10 * 10**9  # bytes
 PART_AGE = 24 * 3600  # seconds after which a half-written file belongs to a run that was killed
@@ -99,11 +99,12 @@ class Inversion:
 
     def restore(self, source: Source, schedule: Schedule, device: torch.device) -> int:
         """Put the steps that are done into source, as far as they are there without a gap. Returns how many."""
-        for done, (_, t) in enumerate(schedule.upward(), start=1):
+        for done, (t_prev, t) in enumerate(schedule.upward(), start=1):
             step = self.log.get(done)
             if step is None:
                 return done - 1
             source.latents[t], source.maps[t] = step["z"].to(device), step["map"].to(device)
+            source.inputs[t] = source.latents[t_prev]
         return schedule.steps
 
     def save(self, done: int, source: Source, schedule: Schedule) -> None:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fz.attention import MAP_STRIDE
 from fz.clips.media import (
     atomic,
     contact_sheet,
@@ -33,11 +34,10 @@ from fz.clips.media import (
 )
 from fz.clips.video import Video
 from fz.ddim import Schedule
-from fz.edit import Source
 from fz.errors import FzError
-from fz.fusion import MAP_STRIDE
 from fz.prompts.text import Tokens
 from fz.settings.place import default_path, slug
+from fz.source import Source
 
 if TYPE_CHECKING:
     from fz.results.result import Edited, Result

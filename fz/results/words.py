@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fz.clips.media import contact_sheet, overlay, to_uint8, write_png
-from fz.fusion import blend_mask
+from fz.masks import blend_mask
 from fz.prompts.plan import Plan, weights
 from fz.prompts.text import Tokens
 from fz.settings.config import EditSettings
@@ -40,7 +40,7 @@ def write_pictures(
     clip, pixels, written = to_uint8(words.frames), tuple(words.frames.shape[-2:]), []
     maps, size = words.maps, words.size
     threshold = next(
-        (plan.fusion.threshold for plan in plans if plan.fusion and plan.fusion.mask_words is not None), TAU
+        (plan.region.threshold for plan in plans if plan.fusion and plan.region.mask_words is not None), TAU
     )
 
     def picture(name: str, rows: Sequence, labels: Sequence[str]) -> None:
@@ -59,11 +59,11 @@ def write_pictures(
         rows, labels = [*rows, attention, mask], [*labels, word.text, f"{word.text} > {threshold:g}"]
     picture("all-words.png", rows, labels)
     for i, (edit, plan) in enumerate(zip(edits, plans, strict=True)):
-        if plan.fusion and plan.fusion.mask_words is not None:
-            mask = blend_mask(maps, plan.fusion.mask_words, plan.fusion.threshold, size, pixels)
+        if plan.fusion and plan.region.mask_words is not None:
+            mask = blend_mask(maps, plan.region.mask_words, plan.region.threshold, size, pixels)
             picture(
                 f"mask-edit-{i}.png",
                 [overlay(clip, mask)],
-                [f"{edit.target}: what is edited, > {plan.fusion.threshold:g}"],
+                [f"{edit.target}: what is edited, > {plan.region.threshold:g}"],
             )
     return written
