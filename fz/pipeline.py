@@ -38,7 +38,8 @@ from fz.model.unet import UNet
 from fz.model.vae import VAE, decode_clip, encode_clip
 from fz.prompts.plan import Plan, plan_edit
 from fz.prompts.text import TextEncoder, Tokens
-from fz.results.folder import ResultFolder
+from fz.results import reuse
+from fz.results.folder import ResultFolder, completed
 from fz.settings.config import ClipSettings, EditSettings, Settings
 from fz.weights.load import Checkpoint, load_checkpoint
 
@@ -101,7 +102,37 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    folder = ResultFolder.claim(settings)
+    kernels.choose(device)  # a wrong FZ_KERNELS is an error now
+    with ResultFolder.claim(settings) as folder:
+        return reused(folder, result, device, progress) or computed(folder, result, device, progress)
+
+
+def reused(folder: ResultFolder, result: Result, device: torch.device, progress: Progress) -> Result | None:
+    """The result of a run that was done before and left all of its files: its pictures, read back. None if there is
+    none.
+    """
+    settings = result.settings
+    run = reuse.found(folder.path, settings, versions(device))
+    pictures = reuse.read_back(folder.path, run) if run else None
+    if pictures is None:
+        return None
+    result.video, frames = pictures
+    result.notes, result.stages, result.out = run.get("notes", []), run.get("stages", {}), str(folder.path)
+    result.edits = [Edited(edit, shown, [], {}) for edit, shown in zip(settings.edits, frames, strict=True)]
+    if settings.report and "report.html" not in run["files"]:
+        report(folder)
+    completed(folder.path)
+    progress.say(f"results in {folder.path}: this very run was done before, nothing was computed")
+    return result
+
+
+def computed(folder: ResultFolder, result: Result, device: torch.device, progress: Progress) -> Result:
+    """The rest of `run`, in its folder."""
+    settings, method = result.settings, METHODS[result.settings.method]
+
+    def note(line: str) -> None:
+        result.notes.append(line)
+        progress.say(line)
 
     with timed(result, "load", device):
         checkpoint = load(settings, device)
@@ -178,16 +209,19 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
                 folder.add_latents(edit_tensors(i, edited))
         inversion.finished()
     result.out = str(folder.path)
+    folder.finish(result, versions(job.device), awaits=["report.html"] if settings.report else [])
     if settings.report:
-        folder.files.append("report.html")
-    folder.finish(result, versions(job.device))
-    if settings.report:
-        # it reads the finished run's folder
-        from fz.report import clip_for, write_report
-
-        write_report(folder.path, clip_for(folder.path, None))
+        report(folder)
     progress.say(f"results in {folder.path}")
     return result
+
+
+def report(folder: ResultFolder) -> None:
+    """The page of a run that is finished but for it; the run is done when the page is there."""
+    from fz.report import clip_for, write_report
+
+    write_report(folder.path, clip_for(folder.path, None))
+    completed(folder.path, "report.html")
 
 
 @dataclass
