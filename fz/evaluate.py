@@ -22,7 +22,8 @@ from PIL import Image
 
 from fz.errors import FzError
 from fz.metrics import numbers
-from fz.results.folder import RUN, read_run
+from fz.results.folder import RUN, completed, read_run
+from fz.settings.place import expanded
 from fz.shell import Parser, answered
 
 TITLES = {
@@ -214,6 +215,35 @@ def table(rows: Sequence[Mapping[str, Any]], label: str = "target") -> str:
     return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells)
 
 
+def check_replaceable(out: Path, overwrite: bool) -> None:
+    """Raise FzError where OUT.json or OUT.csv is there and is no evaluation, unless it may be replaced."""
+    for file in (Path(f"{out}.json"), Path(f"{out}.csv")):
+        if overwrite or not file.exists() or is_evaluation(file):
+            continue
+        raise FzError(f"out: {file} is there, and is no evaluation. Pass another --out, or --overwrite to replace it.")
+
+
+def is_evaluation(file: Path) -> bool:
+    """Is it one of the files that `write_rows` writes?"""
+    try:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".csv":
+            return text.startswith("result,edit,method,source,target,")
+        rows = json.loads(text)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(rows, list) and bool(rows) and all(isinstance(r, dict) and {"result", "edit"} <= r.keys() for r in rows)
+
+
+def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """OUT.json and OUT.csv, each whole or not at all."""
+    from fz.clips.media import atomic
+
+    for suffix, text in ((".json", json.dumps(rows, indent=1) + "\n"), (".csv", as_csv(rows))):
+        with atomic(Path(f"{out}{suffix}")) as part:
+            part.write_text(text, encoding="utf-8")
+
+
 def shown(name: str, value: float | None) -> str:
     return "-" if value is None else SHOWN.get(name, lambda v: f"{v:.3f}")(value)
 
@@ -222,8 +252,13 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: plain_cell(value) for name, value in row.items()} for row in rows)
     return out.getvalue()
+
+
+def plain_cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula, behind an apostrophe, which it takes for 'this is text'."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 @functools.lru_cache(maxsize=2)
@@ -252,8 +287,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--flow", metavar="NPY", help="the source's motion, (F - 1, H, W, 2) pixels to the next frame; else estimated"
     )
     parser.add_argument(
-        "--out", metavar="NAME", default="evaluation", help="write NAME.json and NAME.csv (default: evaluation)"
+        "--out", metavar="NAME", help="write all rows to NAME.json and NAME.csv (default: each beside its results)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace files of these names that are no evaluation")
     return parser
 
 
@@ -262,21 +298,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def answer(argv: list[str]) -> None:
-    from fz.clips.media import atomic
-
     given = build_parser().parse_args(argv)
+    folders = [expanded(folder, "results") for folder in given.results]
+    # before minutes of measuring
+    outs = [expanded(given.out, "out")] if given.out else [folder / "evaluation" for folder in folders]
+    for out in outs:
+        check_replaceable(out, given.overwrite)
     truth = read_truth(given.truth, given.masks, given.flow)
-    folders = [Path(folder).expanduser() for folder in given.results]
-    rows = [
-        row
-        for folder in folders
-        for row in measure_folder(folder, clip_for(folder, given.clip, given.tokenizer), truth)
-    ]
+    measured = [measure_folder(folder, clip_for(folder, given.clip, given.tokenizer), truth) for folder in folders]
+    rows = [row for found in measured for row in found]
     print(table(rows))
-    for suffix, text in ((".json", json.dumps(rows, indent=1) + "\n"), (".csv", as_csv(rows))):
-        with atomic(Path(f"{given.out}{suffix}")) as part:
-            part.write_text(text, encoding="utf-8")
-    print(f"in {given.out}.json and {given.out}.csv")
+    for out, found in zip(outs, [rows] if given.out else measured, strict=True):
+        write_rows(out, found)
+        print(f"in {out}.json and {out}.csv")
+    if not given.out:
+        for folder in folders:
+            completed(folder, "evaluation.json", "evaluation.csv")
 
 
 if __name__ == "__main__":

@@ -119,9 +119,8 @@ def reused(folder: ResultFolder, result: Result, device: torch.device, progress:
     result.video, frames = pictures
     result.notes, result.stages, result.out = run.get("notes", []), run.get("stages", {}), str(folder.path)
     result.edits = [Edited(edit, shown, [], {}) for edit, shown in zip(settings.edits, frames, strict=True)]
-    if settings.report and "report.html" not in run["files"]:
+    if run["status"] == "finishing" or (settings.report and not (folder.path / "report.html").exists()):
         report(folder)
-    completed(folder.path)
     progress.say(f"results in {folder.path}: this very run was done before, nothing was computed")
     return result
 
@@ -248,7 +247,7 @@ class Job:
         return resident(module, self.device, self.settings.offload)
 
     def kept(self, mode: str, inversion: Inversion, of: str) -> Kept:
-        """Where queries and keys of that pass are kept."""
+        """Where queries and keys of that pass are kept; `of` names all that they depend on beside the inversion."""
         folder = inversion.operands / f"{of}-{self.settings.store_dtype}"
         return kept_for(mode, folder, self.schedule.timesteps, self.device, self.progress.say, self.settings.offload)
 
@@ -287,7 +286,9 @@ def invert_clip(job: Job, mode: str, inversion: Inversion) -> None:
 
 def reconstruct_clip(job: Job, mode: str, inversion: Inversion) -> Source:
     """A sampling pass of the reconstruction prompt, whose attention takes inversion's place."""
-    kept = job.kept(mode, inversion, "reconstruction")
+    # another guidance or prompt has other queries and keys
+    depends = digest(job.embeddings.reconstruction, job.embeddings.negative, job.settings.guidance)
+    kept = job.kept(mode, inversion, f"reconstruction-{depends}")
     steps = job.schedule.steps
     on_device = job.resident(job.checkpoint.unet)
     with (
@@ -400,6 +401,9 @@ def inversion_key(job: Job) -> str:
     return digest(
         job.result.video.frames,
         job.embeddings.source,
+        # heads, groups and the like, which no weight shows
+        unet.config,
+        job.checkpoint.vae.config,
         model_digest(unet),
         model_digest(job.checkpoint.vae),
         [job.schedule.timesteps, [job.schedule.alpha_bar(t) for t in (CLEAN, *job.schedule.timesteps)]],

@@ -6,6 +6,7 @@ the source's words are: their attention over a few inversion steps (--map-steps,
 pictures.
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fz.baselines import METHODS
-from fz.clips.media import contact_sheet, overlay, to_uint8, write_png
+from fz.clips.media import contact_sheet, overlay, to_uint8, write_json, write_png
 from fz.ddim import CLEAN, Schedule
 from fz.edit import Source, invert
 from fz.errors import FzError
@@ -26,9 +27,12 @@ from fz.prompts.plan import Plan, plan_edit, weights
 from fz.prompts.text import Tokens
 from fz.results.folder import slug
 from fz.settings.config import EditSettings, Settings
+from fz.settings.place import expanded
 from fz.shell import answered
 
 MAP_STEPS, TAU = 4, 0.3
+# in the folder of pictures: which of them are its own
+LIST = "prompt.json"
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,37 @@ def write_pictures(
                 [overlay(clip, mask)],
                 [f"{edit.target}: what is edited, > {plan.fusion.threshold:g}"],
             )
+    write_json(folder / LIST, {"files": [file.name for file in written]})
     return written
+
+
+def picture_names(tokens: Tokens, plans: Sequence[Plan]) -> list[str]:
+    """What `write_pictures` writes."""
+    words = [f"{word.index:02d}-{slug(word.text, 24)}.png" for word in tokens.words]
+    masks = [f"mask-edit-{i}.png" for i, plan in enumerate(plans) if plan.fusion and plan.fusion.mask_words is not None]
+    return [*words, "all-words.png", *masks, LIST]
+
+
+def check_pictures(folder: Path, names: Sequence[str], overwrite: bool) -> None:
+    """Raise FzError where a file of these names is there that `write_pictures` did not write, unless it may be
+    replaced; and for links, which are never followed.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FzError(f"out: {folder} is a file, expected a folder. Pass another --out.")
+    try:
+        listed = json.loads((folder / LIST).read_text(encoding="utf-8"))["files"]
+        listed = {LIST, *(name for name in listed if isinstance(name, str))}
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        listed = set()
+    for name in names:
+        place = folder / name
+        if place.is_symlink() or (place.exists() and not place.is_file()):
+            raise FzError(f"out: {place} is a link or a folder, expected a file. Move it, or pass another --out.")
+        if place.exists() and name not in listed and not overwrite:
+            raise FzError(
+                f"out: {place} is there, and not of an earlier fz.prompt. Pass another --out, or --overwrite to replace "
+                "it."
+            )
 
 
 def answer(argv: list[str]) -> None:
@@ -215,8 +249,9 @@ def answer(argv: list[str]) -> None:
     for i, (edit, plan, target) in enumerate(zip(settings.edits, plans, targets, strict=True)):
         print(f"\nedit {i}: " + "\n".join(describe(edit, plan, source, target, steps)))
     if settings.clip.path and any(word.partition("=")[0] == "--video" for word in rest):
-        folder = Path(settings.out or Path("results") / f"prompt-{slug(Path(settings.clip.path).stem, 32) or 'clip'}")
+        folder = expanded(settings.out or Path("results") / f"prompt-{slug(Path(settings.clip.path).stem, 32) or 'clip'}")
         print()
+        check_pictures(folder, picture_names(source, plans), settings.overwrite)
         pictures = write_pictures(folder, settings, source, plans, *word_maps(settings, map_steps, print))
         print(
             f"the source's words over {map_steps} inversion steps: {len(pictures)} pictures in {folder}, as "

@@ -20,8 +20,10 @@ import numpy as np
 from PIL import Image
 
 from fz.clips.media import atomic
+from fz.errors import FzError
 from fz.evaluate import CLIP_HELP, TITLES, Parser, clip_for, measure_folder, picture, read_frames, shown
-from fz.results.folder import read_run, slug
+from fz.results.folder import completed, read_run, slug
+from fz.settings.place import expanded
 from fz.settings.command import command
 from fz.shell import answered
 
@@ -53,6 +55,17 @@ def write_report(folder: str | Path, clip: Any = None) -> Path:
     with atomic(folder / NAME) as part:
         part.write_bytes(page)
     return folder / NAME
+
+
+def check_report(folder: Path) -> None:
+    """Raise FzError where FOLDER/report.html is there and is no report."""
+    file = folder / NAME
+    if not file.exists() or NAME in (read_run(folder) or {"files": []})["files"]:
+        return
+    with open(file, "rb") as opened:
+        if b"<canvas id=\"compare\"" in opened.read(20_000):
+            return
+    raise FzError(f"report: {file} is there, and is no report of fz. Move it first.")
 
 
 def gather(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,8 +216,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def answer(argv: Sequence[str]) -> None:
     given = build_parser().parse_args(argv)
-    for folder in (Path(folder).expanduser() for folder in given.folders):
+    for folder in (expanded(folder, "results") for folder in given.folders):
+        check_report(folder)
         print(write_report(folder, clip_for(folder, given.clip, given.tokenizer)))
+        completed(folder, NAME)
 
 
 if __name__ == "__main__":

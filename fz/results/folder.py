@@ -173,7 +173,7 @@ class ResultFolder:
         """
         self.write_run(
             {
-                "status": "finishing" if awaits else "done",
+                **({"status": "finishing", "awaits": list(awaits)} if awaits else {"status": "done"}),
                 "settings": self.settings,
                 "inputs": self.stamp,
                 "started": self.started,
@@ -201,10 +201,15 @@ def frame_names(name: str, count: int) -> list[str]:
 
 
 def completed(path: Path, *names: str) -> None:
-    """Say in a finished run's `run.json` that these files were written beside its own, and that it is done."""
+    """Say in a finished run's `run.json` that these files were written beside its own; with the last that it awaits, the
+    run is done.
+    """
     run = read_run(path)
-    if run is not None and run["status"] in ("finishing", "done"):
-        write_json(path / RUN, {**run, "status": "done", "files": sorted({*run["files"], *names})})
+    if run is None or run["status"] == "running":
+        return
+    awaits = [name for name in run.pop("awaits", []) if name not in names]
+    run |= {"awaits": awaits} if awaits else {"status": "done"}
+    write_json(path / RUN, {**run, "files": sorted({*run["files"], *names})})
 
 
 __all__ = ["RUN", "ResultFolder", "as_json", "completed", "default_path", "read_run", "slug"]

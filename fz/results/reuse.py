@@ -14,6 +14,9 @@ from fz.results import own
 from fz.results.claim import as_json, read_run, stamp_of
 from fz.results.folder import frame_names
 
+# what other commands, or the run's own at its end, write beside a run
+ADDED = ("report.html", "evaluation.json", "evaluation.csv", "sweep.png", "sweep.json", "sweep.csv")
+
 
 def found(path: Path, settings: Any, versions: Mapping[str, str]) -> dict[str, Any] | None:
     """run.json of a finished run in this folder that had the same settings, inputs and versions and left all that is
@@ -27,7 +30,7 @@ def found(path: Path, settings: Any, versions: Mapping[str, str]) -> dict[str, A
         return None
     if settings.save_latents and "latents.safetensors" not in run["files"]:
         return None
-    places = [own.inside(path, name) for name in run["files"]]
+    places = [own.inside(path, name) for name in run["files"] if name not in ADDED]
     return run if all(place is not None and place.is_file() for place in places) else None
 
 
