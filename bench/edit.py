@@ -12,7 +12,6 @@ import contextlib
 import csv
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.here import gemm_peak, seconds
 from fz.chunks import Chunks
 from fz.ddim import CLEAN, Schedule
 from fz.edit import KeptNowhere, Source, edit, invert
@@ -39,24 +39,6 @@ CPU = torch.device("cpu")
 INDEX = FrameIndex((0, "mid"))
 SMALL = UNetConfig(block_out_channels=(32, 64, 96, 96), cross_attention_dim=32)
 SMALL_VAE = VAEConfig(block_out_channels=(32, 32, 32, 32), layers_per_block=1)
-
-
-def gemm_peak() -> float:
-    """FLOP/s of the best product that this machine does now: PyTorch's own and, where there is one, oneDNN's."""
-    from fz.kernels.gemm import Packed
-
-    x = torch.randn(2048, 2048)
-    ways = [lambda: x @ x]
-    with contextlib.suppress(AttributeError, RuntimeError, NotImplementedError):
-        packed = Packed(x, rows=len(x))
-        ways.append(lambda: packed(x))
-    return max(2 * 2048**3 / min(seconds(way) for _ in range(8)) for way in ways)
-
-
-def seconds(f: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    f()
-    return time.perf_counter() - start
 
 
 @contextlib.contextmanager
@@ -222,7 +204,7 @@ def run(
     if not chosen:
         raise SystemExit(f"--only {only}: no step has this in its name; there are {', '.join(ways)}.")
     times = measure(chosen, rounds)
-    peak = gemm_peak()
+    peak = gemm_peak(side=2048)
     source_pass = flop["forward"] * flop_of_source_pass(unet, size // 8) / flop_of_forward(unet, size // 8)
     flop |= {name: 2 * flop["forward"] for name in ("edit step, memory", "maps: edit step")}
     flop["edit step, recompute"] = 2 * flop["forward"] + source_pass

@@ -89,17 +89,6 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> Clip:
     return Clip(tower, text_model, words, preprocessing(path, tower.config), path.resolve().name)
 
 
-def choose_clip(path: str | None, tokenizer: str | None = None, miniature: bool = True) -> Clip | None:
-    """The CLIP at path; None for 'none'. Without a path the miniature's, where the pictures are of its world, which is
-    all it knows.
-    """
-    if path is None and miniature:
-        from fz import mini
-
-        path = mini.clip()
-    return load_clip(path, tokenizer) if path not in (None, "none") else None
-
-
 def weight_file(folder: Path) -> Path:
     for name in FILES:
         if (folder / name).is_file():

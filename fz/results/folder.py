@@ -41,7 +41,7 @@ from fz.results.claim import RUN, STAGE, Claim, as_json, claimed, read_run, stam
 from fz.settings.place import default_path, slug
 
 if TYPE_CHECKING:
-    from fz.pipeline import Edited, Result
+    from fz.results.result import Edited, Result
 
 
 @dataclasses.dataclass
@@ -129,7 +129,7 @@ class ResultFolder:
         """The edited clip, beside its source, and its blend masks: a contact sheet a step for the largest mask."""
         source, frames = to_uint8(video.frames), to_uint8(edited.frames)
         self.write_clip(f"edit-{i}", frames, video.fps)
-        pair = side_by_side([source, frames], ["source", edited.settings.target])
+        pair = side_by_side([source, frames], ["source", edited.target])
         self.clip(f"side-by-side-{i}.mp4", pair, video.fps)
         for k, masks in edited.masks.items():
             size = max(masks)

@@ -1,5 +1,6 @@
 """Is this run done already? Then its pictures are read back, and nothing is computed."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,32 @@ from fz.clips.video import Video
 from fz.results import own
 from fz.results.claim import as_json, read_run, stamp_of
 from fz.results.folder import frame_names
+from fz.results.result import Edited, Result
+from fz.settings.config import Settings
 
 # what other commands, or the run's own at its end, write beside a run
 ADDED = ("report.html", "evaluation.json", "evaluation.csv", "sweep.png", "sweep.json", "sweep.csv")
 
 
-def found(path: Path, settings: Any, versions: Mapping[str, str]) -> dict[str, Any] | None:
-    """run.json of a finished run in this folder that had the same settings, inputs and versions and left all that is
-    asked for; else None.
+def found(path: Path, settings: Settings, versions: Mapping[str, str]) -> Result | None:
+    """The result of a finished run in this folder that had the same settings, inputs and versions and left all that is
+    asked for: its pictures, without latents and masks; else None.
     """
+    run = same_run(path, settings, versions)
+    pictures = read_back(path, run) if run else None
+    if pictures is None:
+        return None
+    video, clips = pictures
+    notes, stages = run.get("notes", []), run.get("stages", {})
+    edits = [
+        Edited(dataclasses.replace(settings, edits=(edit,)), shown, [], {}, video.fps, tuple(notes))
+        for edit, shown in zip(settings.edits, clips, strict=True)
+    ]
+    return Result(settings, notes, str(path), video, edits=edits, stages=stages)
+
+
+def same_run(path: Path, settings: Settings, versions: Mapping[str, str]) -> dict[str, Any] | None:
+    """Its run.json."""
     run = read_run(path)
     if settings.overwrite or settings.dry_run or run is None or run["status"] == "running":
         return None
