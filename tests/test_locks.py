@@ -73,7 +73,11 @@ while taken < 40 and time.monotonic() < end:
     taken += 1
 sys.exit(taken != 40)
 """
-    first = [sys.executable, "-c", HOLD.replace("lock = Lock(Path(sys.argv[1])); ", "") + "\n" + work.replace("lock.release()\nmark", "mark")]
+    first = [
+        sys.executable,
+        "-c",
+        HOLD.replace("lock = Lock(Path(sys.argv[1])); ", "") + "\n" + work.replace("lock.release()\nmark", "mark"),
+    ]
     processes = [subprocess.Popen([*first, str(tmp_path)], stdout=subprocess.DEVNULL) for _ in range(3)]
     assert [p.wait(120) for p in processes] == [0, 0, 0]
     assert list(tmp_path.iterdir()) == []

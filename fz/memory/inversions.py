@@ -170,7 +170,9 @@ def prune(cache: Path, keep: Iterable[str] = (), limit: int = LIMIT, say: Say = 
                 break
             if folder.name not in keep and remove_unused(folder):
                 folders.pop(folder)
-                say(f"cache: the inversion {folder} went ({size / 1e9:.2f} GB): all took more than {limit / 1e9:.3g} GB")
+                say(
+                    f"cache: the inversion {folder} went ({size / 1e9:.2f} GB): all took more than {limit / 1e9:.3g} GB"
+                )
         for folder in folders:
             for part in folder.rglob(".*.part"):
                 if not part.is_symlink() and time.time() - part.stat().st_mtime > PART_AGE:

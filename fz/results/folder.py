@@ -7,7 +7,6 @@ new is complete; a swap that was cut short is finished by the next run. One run 
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path

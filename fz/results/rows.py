@@ -30,7 +30,11 @@ def is_evaluation(file: Path) -> bool:
         rows = json.loads(text)
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(rows, list) and bool(rows) and all(isinstance(r, dict) and {"result", "edit"} <= set(r) for r in rows)
+    return (
+        isinstance(rows, list)
+        and bool(rows)
+        and all(isinstance(r, dict) and {"result", "edit"} <= set(r) for r in rows)
+    )
 
 
 def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:

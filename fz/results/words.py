@@ -98,6 +98,6 @@ def check_pictures(folder: Path, names: Sequence[str], overwrite: bool) -> None:
             raise FzError(f"out: {place} is a link or a folder, expected a file. Move it, or pass another --out.")
         if place.exists() and name not in listed and not overwrite:
             raise FzError(
-                f"out: {place} is there, and not of an earlier fz.prompt. Pass another --out, or --overwrite to replace "
-                "it."
+                f"out: {place} is there, and not of an earlier fz.prompt. Pass another --out, or --overwrite to "
+                "replace it."
             )

@@ -28,8 +28,8 @@ def slug(text: str, longest: int) -> str:
 
 
 def expanded(path: str | Path, what: str) -> Path:
-    """The path with ~ and ~user as the folders that they mean. Raises FzError, which begins with `what`, for a user that
-    there is not.
+    """The path with ~ and ~user as the folders that they mean. Raises FzError, which begins with `what`, for a user
+    that there is not.
     """
     if "\0" in str(path):
         raise FzError(f"{what}: got {str(path)!r}, expected a path without null bytes.")
