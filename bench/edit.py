@@ -11,7 +11,6 @@ import contextlib
 import csv
 import os
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from fz.model import fast_cpu
 from fz.model.layers import GEGLU, Conv3x3, Linear, Operands, Pointwise, Site, TextContext
 from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import VAE, VAEConfig, decode_clip, encode_clip
-from fz.shell import Parser, answered
+from fz.shell import Parser, answered, leave
 
 WORDS = 77
 CPU = torch.device("cpu")
@@ -390,4 +389,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

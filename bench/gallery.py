@@ -5,7 +5,6 @@ Clips are drawn for it, of things that the miniature draws well: how often it do
 Prompts are captions with a few words changed, settings the presets'.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from fz.pipeline import run
 from fz.prompts.plan import weights
 from fz.prompts.text import TextEncoder
 from fz.settings.config import PRESETS, build
-from fz.shell import Parser, answered
+from fz.shell import Parser, answered, leave
 from fz.weights.load import load_tokenizer
 
 SHOWN = 192  # side of a picture in the gallery
@@ -149,4 +148,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -34,7 +34,7 @@ from fz.results.lock import Lock
 from fz.settings.config import ABLATIONS, PRESETS, ClipSettings, EditSettings, Settings
 from fz.settings.flags import add_renamed
 from fz.settings.place import expanded
-from fz.shell import Parser, answered
+from fz.shell import Parser, answered, leave
 
 
 @dataclass(frozen=True)
@@ -365,4 +365,4 @@ def answer(argv: Sequence[str] | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from fz.settings.flags import add_clip_model
 from fz.settings.place import expanded
-from fz.shell import Parser, answered
+from fz.shell import Parser, answered, leave
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,4 +63,4 @@ def answer(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

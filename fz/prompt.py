@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from fz.errors import FzError
 from fz.settings.config import Settings
 from fz.settings.place import expanded, slug
-from fz.shell import answered
+from fz.shell import answered, leave
 
 if TYPE_CHECKING:
     from fz.results.words import WordMaps
@@ -107,4 +107,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

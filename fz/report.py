@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from fz.settings.flags import add_clip_model
 from fz.settings.place import expanded
-from fz.shell import Parser, answered
+from fz.shell import Parser, answered, leave
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,4 +40,4 @@ def answer(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

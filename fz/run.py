@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fz.errors import FzError
-from fz.shell import answered
+from fz.shell import answered, leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,4 +93,4 @@ def known_words() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -65,6 +65,13 @@ def answered(work: Callable[[], object], goes_on: str = "", debug: bool = False)
             return code
 
 
+def leave(code: int) -> NoReturn:
+    """End the process; an interrupt that comes while Python takes itself down changes nothing any more."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
+
+
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
     """In the block, SIGTERM and SIGHUP are raised as Stopped, as SIGINT is as KeyboardInterrupt; which came is in the

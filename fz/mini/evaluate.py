@@ -11,7 +11,6 @@ import dataclasses
 import json
 import multiprocessing
 import platform
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ from fz.model.vae import decode_clip, encode_clip
 from fz.prompts.plan import plan_edit, weights
 from fz.settings.applications import REMOVAL, without
 from fz.settings.config import PRESETS, EditSettings
-from fz.shell import Parser, answered
+from fz.shell import Parser, answered, leave
 from fz.weights.load import Checkpoint, load_checkpoint
 
 ORDER = FrameIndex((0, "mid"))
@@ -345,4 +344,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

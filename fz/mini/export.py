@@ -7,7 +7,6 @@ along as clip/, in transformers' layout, if it has been trained; `--only clip` l
 import csv
 import math
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from fz.errors import FzError
 from fz.mini.train import SCHEDULER, TEXT, UNET, VAE_JSON
 from fz.mini.words import write_tokenizer
 from fz.mini.world import Story, Thing, draw
-from fz.shell import Parser, answered
+from fz.shell import Parser, answered, leave
 
 # of the default run: the sentence of it is in fz.mini.example
 EXAMPLE = Story((Thing("car", "red", (0.32, 0.6), (0.6, 0.62), 0.4, 0.01, 0.08),), "sand", seed=11, drift=0.02)
@@ -121,4 +120,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -4,7 +4,6 @@ The network is trained on drawn pictures only (`python -m fz.mini.measure`), nev
 pictures is printed with every table that rests on it. The colour is the median hue inside the thing's area.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from fz.clips.media import atomic
 from fz.mini.data import HELD_OUT
 from fz.mini.things import COLOURS as HUES
 from fz.mini.world import KINDS, SCENES, STYLES, Story, render, sample_story
-from fz.shell import Parser, answered
+from fz.shell import Parser, answered, leave
 
 SIDE = 64  # pictures are shrunk to this before they are looked at
 WEIGHTS = mini.FOLDER / "measure.safetensors"
@@ -197,4 +196,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -3,7 +3,6 @@
 Plain DDIM sampling with guidance; nothing here knows of editing.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from fz.edit import KeptNowhere, Source, edit
 from fz.frames import FrameIndex
 from fz.model.vae import decode_clip
 from fz.results.folder import slug
-from fz.shell import Parser, answered
+from fz.shell import Parser, answered, leave
 from fz.weights.load import Checkpoint, load_checkpoint
 
 
@@ -68,4 +67,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

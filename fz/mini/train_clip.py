@@ -7,7 +7,6 @@ own caption. Goes on where it was stopped; `python -m fz.mini.export` ships it.
 
 import dataclasses
 import random
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from fz.mini.words import write_tokenizer
 from fz.mini.world import COLOURS, KINDS, SCENES, STYLES, VERB, Story, caption, counterfactual, draw_frame, sample_story
 from fz.model.clip_vision import MEAN, STD, Clip, ImageTower, Preprocess, ViTConfig
 from fz.model.fast_cpu import keep_freed_memory
-from fz.shell import Parser, answered
+from fz.shell import Parser, answered, leave
 from fz.weights.clip import fill, folder_shape, text_tower
 
 SIDE = 64
@@ -225,4 +224,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

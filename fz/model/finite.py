@@ -23,7 +23,13 @@ def check_finite(
         return
     layer = first_bad_layer(unet, lambda: unet(batch, t, text, attend))
     found = f", first in layer {layer}" if layer else ""
-    hint = " Try --dtype float32." if z.dtype != torch.float32 else " Is the checkpoint damaged?"
+    # latents are float32 whatever the UNet computes in
+    dtypes = {z.dtype, *(p.dtype for p in unet.parameters())}
+    hint = " Is the checkpoint damaged?"
+    if torch.float16 in dtypes:
+        hint = " float16 ends at 65504: try --dtype bfloat16, or float32."
+    elif torch.bfloat16 in dtypes:
+        hint = " Try --dtype float32."
     raise NotFinite(f"{where}: latents hold NaN or infinity{found}; expected finite values.{hint}")
 
 
