@@ -24,10 +24,12 @@ import numpy as np
 
 from bench.here import commit, machine
 from bench.summary import ranked, summary, table, verdict
+from fz import records
 from fz.clips.media import atomic, to_uint8, write_json, write_pngs
 from fz.errors import FzError, suggest
 from fz.memory.machine import start_alone
 from fz.metrics.measure import TITLES, Truth, measure
+from fz.records import NUMBER
 from fz.results import own
 from fz.results.folder import RUN, as_json, read_run
 from fz.results.lock import Lock
@@ -193,24 +195,8 @@ def cell(method: Method, job: Job, seed: int, out: Path, clip: Any, by: str, kee
 
 def read_cell(file: Path) -> dict[str, Any] | None:
     """A cell that was done; None for one that is damaged or not ours, which is done again."""
-    try:
-        done = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    texts, measured = ("clip", "kind", "target"), set(TITLES)
-    sound = (
-        isinstance(done, dict)
-        and all(isinstance(done.get(name), str) for name in ("key", "commit"))
-        and isinstance(done.get("rows"), list)
-        and all(isinstance(row, dict) and measured <= row.keys() for row in done["rows"])
-        and all(isinstance(row.get(name), str) for row in done["rows"] for name in texts)
-        and all(is_measured(row[name]) for row in done["rows"] for name in measured)
-    )
-    return done if sound else None
-
-
-def is_measured(value: Any) -> bool:
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    row = {"clip": str, "kind": str, "target": str, "seed": int, **dict.fromkeys(TITLES, (*NUMBER, None))}
+    return records.read(file, {"key": str, "commit": str, "rows": [row]})
 
 
 def fingerprint(path: str | Path | None) -> str:
@@ -320,7 +306,6 @@ def bench(given: argparse.Namespace) -> str:
 def page(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[str, dict[str, Any], str]:
     """Of the rows of each method: (Markdown, summaries, verdict)."""
     import torch
-
 
     if "FateZero" in rows:
         rows = {**rows, SHAPES: [row for row in rows["FateZero"] if row["kind"] == "shape"]}

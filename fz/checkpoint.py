@@ -41,7 +41,8 @@ def load(settings: Settings, device: torch.device) -> Checkpoint:
 def text_of(settings: Settings) -> TextEncoder:
     """A TextEncoder of the checkpoint's tokenizer alone: it has tokens of prompts, no embeddings."""
     checkpoint = settings.checkpoint or mini.checkpoint()
-    folders = [expanded(p, "checkpoint") if p else None for p in (settings.tokenizer, checkpoint, settings.model_config)]
+    given = (settings.tokenizer, checkpoint, settings.model_config)
+    folders = [expanded(path, "checkpoint") if path else None for path in given]
     if folders[1].is_file():
         folders[1] = None
     return TextEncoder(load_tokenizer(find_tokenizer(*folders), 2**31), None)

@@ -592,3 +592,71 @@ def test_weights_have_the_same_bytes_whatever_process_wrote_them(here, monkeypat
         monkeypatch.setattr(os, "getpid", lambda number=number: number)
         save_tensors(here / f"{number}.bin", {"z": torch.arange(9.0)})
     assert (here / "1.bin").read_bytes() == (here / "22.bin").read_bytes()
+
+
+# ---- records -------------------------------------------------------------------------------------------------
+
+
+SOUND = {
+    "status": "done", "settings": {"source": "a car", "edits": [{"target": "a boat"}], "clip": {"path": "c.mp4"}},
+    "files": ["source.mp4"], "notes": ["x"], "frames": [0, 1], "fps": 8, "stages": {"load": {"seconds": 1.5}},
+}  # fmt: skip
+ODD = (0, -1, 1.5, True, None, "", "x", [], [1], [[]], {}, {"a": 1}, 10**400, float("nan"), float("inf"))
+PATHS = (
+    ("status",), ("settings",), ("settings", "source"), ("settings", "edits"), ("settings", "edits", 0),
+    ("settings", "edits", 0, "target"), ("settings", "clip"), ("settings", "clip", "path"), ("files",), ("files", 0),
+    ("notes",), ("frames",), ("frames", 1), ("fps",), ("stages",), ("stages", "load"), ("stages", "load", "seconds"),
+)  # fmt: skip
+
+
+def test_a_sound_record_is_read(here):
+    write(here / "o/run.json", json.dumps(SOUND).encode())
+    assert read_run(here / "o") == SOUND
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: ".".join(map(str, p)))
+def test_any_odd_value_in_a_record_is_answered_in_one_line(path, here, capsys):
+    """By every command that reads it: 2 and one line, or done."""
+    from fz import evaluate, report
+
+    for value in ODD:
+        run = json.loads(json.dumps(SOUND))
+        node = run
+        for part in path[:-1]:
+            node = node[part]
+        node[path[-1]] = value
+        write(here / "o/run.json", json.dumps(run).encode())
+        for command in (evaluate, report):
+            assert command.main(["o", *(["--clip-model", "none"])]) == 2
+            said = capsys.readouterr().err
+            assert said.count("\n") == 1 and "bug" not in said, (value, said)
+
+
+def test_damaged_cells_of_a_table_are_done_again(here):
+    from bench.table1 import read_cell
+    from fz.metrics.measure import TITLES
+
+    row = {"clip": "c", "kind": "style", "target": "t", "seed": 0, **dict.fromkeys(TITLES, 1.0)}
+    cell = {"key": "k", "commit": "c", "rows": [row]}
+    write(here / "c.json", json.dumps(cell).encode())
+    assert read_cell(here / "c.json") == cell
+    for odd in ({**cell, "rows": {}}, {**cell, "rows": [{**row, "psnr_background": "1"}]}, {**cell, "key": 3}, [], 3):
+        write(here / "c.json", json.dumps(odd).encode())
+        assert read_cell(here / "c.json") is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense", None])
+def test_a_damaged_state_of_a_tuning_is_one_line(damage, here):
+    from fz.tuning.run import restore
+
+    if damage is None:
+        torch.save({"weights": 3}, here / "state.pt")
+    else:
+        write(here / "state.pt", damage)
+
+    class Tuner:
+        def restore(self, state):
+            return state["weights"].items()
+
+    with pytest.raises(FzError, match="state.pt is damaged"):
+        restore(Tuner(), here / "state.pt", torch.device("cpu"))

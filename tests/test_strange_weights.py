@@ -117,7 +117,8 @@ def test_lfs_pointers_of_a_tokenizer(name, golden, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "hint"), [(torch.float16, "bfloat16, or float32"), (torch.bfloat16, "float32"), (torch.float32, "damaged")]
+    ("dtype", "hint"),
+    [(torch.float16, "bfloat16, or float32"), (torch.bfloat16, "float32"), (torch.float32, "damaged")],
 )
 def test_what_to_do_about_an_overflow_goes_by_the_models_dtype(dtype, hint):
     unet = torch.nn.Linear(1, 1).to(dtype)

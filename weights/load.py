@@ -223,7 +223,7 @@ def load_tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
     for file in (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt")):
         if file.is_file() and text_of(file).startswith(LFS):
             raise FzError(
-                f"tokenizer: {file} is a git-lfs pointer, not the file. Run `git lfs pull`, or download the file itself."
+                f"tokenizer: {file} is a git-lfs pointer, not the file. Run `git lfs pull`, or download the file."
             )
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)

@@ -83,8 +83,8 @@ def read_zip(path: Path) -> dict[str, Tensor]:
             about = archive.getinfo(objects[0])
             if about.compress_type != zipfile.ZIP_STORED or about.file_size > LARGEST_PICKLE:
                 raise FzError(
-                    f"{path}: its data.pkl is compressed, or of {about.file_size / 1e6:.0f} MB, as PyTorch writes none. "
-                    "Download it again, or use a .safetensors file."
+                    f"{path}: its data.pkl is compressed, or of {about.file_size / 1e6:.0f} MB, as PyTorch writes "
+                    "none. Download it again, or use a .safetensors file."
                 )
             with archive.open(objects[0]) as file:
                 wanted = globals_of(file)

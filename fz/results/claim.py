@@ -12,7 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fz import records
 from fz.errors import FzError
+from fz.records import NUMBER, Each, fits, within
 from fz.results import own
 from fz.results.lock import NAME as LOCK
 from fz.results.lock import Busy, Lock
@@ -23,14 +25,50 @@ RUN = "run.json"
 STAGE = ".fz-new"
 # settings that do not change what is computed
 INCIDENTAL = ("out", "overwrite", "dry_run", "save_latents", "report", "cache")
-# 'finishing': all but what the run's own command adds, as its report
-STATUSES = ("running", "finishing", "done")
+WINDOW = ([NUMBER], NUMBER, None)
+EDIT = {
+    "target": str,
+    "align?": str,
+    "cross_replace?": WINDOW,
+    "self_replace?": WINDOW,
+    "cross_replace_words?": [lambda pair: fits(pair, list) and len(pair) == 2 and fits(pair, [(str, [NUMBER])])],
+    "reweight?": [lambda pair: fits(pair, list) and len(pair) == 2 and fits(pair[0], str) and fits(pair[1], NUMBER)],
+    "blend_words?": ([[str]], None),
+    "threshold?": (*NUMBER, None),
+    "blend_latents?": (*NUMBER, None),
+    "mask?": (str, None),
+    "remove?": (str, None),
+    "enhance?": (str, None),
+    "lenient?": bool,
+}
+CROP = {"left": int, "right": int, "top": int, "bottom": int}
+CLIP = {"path": str, "frames?": (int, None), "start?": int, "every?": int, "size?": (int, [int]), "crop?": CROP}
+SCHEMA = {
+    # 'finishing': all but what the run's own command adds, as its report
+    "status": {"running", "finishing", "done"},
+    "settings": {
+        "source?": str,
+        "edits?": [EDIT],
+        "clip?": CLIP,
+        "method?": str,
+        "checkpoint?": (str, None),
+        "frame_index?": ([(int, str)], None),
+    },
+    "files?": [str],
+    "awaits?": [str],
+    "inputs?": str,
+    "notes?": [str],
+    "frames?": [within(0, 10**9)],
+    "fps?": (within(1e-6, 1e6), None),
+    "versions?": Each(str),
+    "stages?": Each(Each((*NUMBER, None))),
+}
 
 
 @dataclasses.dataclass
 class Claim:
-    """A folder that is this run's to write in. lock None: a dry run's, which writes nothing. made: folders that were not
-    there before; listed: files of an earlier run of the same settings, which was killed.
+    """A folder that is this run's to write in. lock None: a dry run's, which writes nothing. made: folders that were
+    not there before; listed: files of an earlier run of the same settings, which was killed.
     """
 
     path: Path
@@ -62,8 +100,8 @@ class Claim:
 
 
 def claimed(settings: Any) -> Claim:
-    """The folder of these settings, locked until it is released. Raises FzError, having changed nothing, if it is taken,
-    or not writable.
+    """The folder of these settings, locked until it is released. Raises FzError, having changed nothing, if it is
+    taken, or not writable.
     """
     if settings.out:
         return claimed_at(expanded(settings.out, "out"), settings)
@@ -224,18 +262,8 @@ def brief(value: Any) -> str:
 
 def read_run(path: Path) -> dict[str, Any] | None:
     """The folder's run.json: status, settings, files and more; None where there is none that a run wrote."""
-    try:
-        content = json.loads((path / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    sound = (
-        isinstance(content, dict)
-        and content.get("status") in STATUSES
-        and isinstance(content.get("settings"), dict)
-        and isinstance(content.setdefault("files", []), list)
-        and all(isinstance(name, str) for name in content["files"])
-    )
-    return content if sound else None
+    content = records.read(path / RUN, SCHEMA)
+    return None if content is None else {"files": [], **content}
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class ResultFolder:
-    """Where a run writes. Made by `claim`, which refuses a folder that holds something else; a context, at whose end the
-    folder is free for others. path: the results; work: where files are written until they are complete.
+    """Where a run writes. Made by `claim`, which refuses a folder that holds something else; a context, at whose end
+    the folder is free for others. path: the results; work: where files are written until they are complete.
     """
 
     path: Path
@@ -200,8 +200,8 @@ def frame_names(name: str, count: int) -> list[str]:
 
 
 def completed(path: Path, *names: str) -> None:
-    """Say in a finished run's `run.json` that these files were written beside its own; with the last that it awaits, the
-    run is done.
+    """Say in a finished run's `run.json` that these files were written beside its own; with the last that it awaits,
+    the run is done.
     """
     run = read_run(path)
     if run is None or run["status"] == "running":

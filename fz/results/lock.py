@@ -1,7 +1,7 @@
 """Who writes into this folder? One process at a time: the second is told who has it.
 
-The lock is the operating system's, on a file in the folder: it goes with its process, however that ends, so that no dead
-one keeps a folder. What the file says is for people: process, machine and since when.
+The lock is the operating system's, on a file in the folder: it goes with its process, however that ends, so that no
+dead one keeps a folder. What the file says is for people: process, machine and since when.
 """
 
 import contextlib

@@ -1,10 +1,10 @@
 """Which file may an evaluation's rows be written to? One of its own, or one that there was not."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fz import records
 from fz.clips.media import atomic, write_json
 from fz.errors import FzError
 from fz.metrics.measure import as_csv
@@ -23,18 +23,10 @@ def check_replaceable(out: Path, overwrite: bool) -> None:
 
 def is_evaluation(file: Path) -> bool:
     """Is it one of the files that `write_rows` writes?"""
-    try:
-        text = file.read_text(encoding="utf-8")
-        if file.suffix == ".csv":
-            return text.startswith(CSV_BEGINS)
-        rows = json.loads(text)
-    except (OSError, ValueError, RecursionError):
-        return False
-    return (
-        isinstance(rows, list)
-        and bool(rows)
-        and all(isinstance(r, dict) and {"result", "edit"} <= set(r) for r in rows)
-    )
+    if file.suffix == ".csv":
+        with open(file, encoding="utf-8", errors="replace") as opened:
+            return opened.read(len(CSV_BEGINS)) == CSV_BEGINS
+    return bool(records.read(file, [{"result": str, "edit": int, "target": str}]))
 
 
 def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,12 +1,12 @@
 """Where are the source's words? Their attention and the masks made of it, as strips of frames."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from fz import records
 from fz.clips.media import contact_sheet, overlay, to_uint8, write_json, write_png
 from fz.errors import FzError
 from fz.fusion import blend_mask
@@ -87,11 +87,7 @@ def check_pictures(folder: Path, names: Sequence[str], overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise FzError(f"out: {folder} is a file, expected a folder. Pass another --out.")
-    try:
-        listed = json.loads((folder / LIST).read_text(encoding="utf-8"))["files"]
-        listed = {LIST, *(name for name in listed if isinstance(name, str))}
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
-        listed = set()
+    listed = {LIST, *(records.read(folder / LIST, {"files": [str]}) or {"files": []})["files"]}
     for name in names:
         place = folder / name
         if place.is_symlink() or (place.exists() and not place.is_file()):

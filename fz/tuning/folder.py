@@ -5,13 +5,14 @@ replaces another is made beside it, in STAGE, from where it also goes on when it
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fz import records
 from fz.errors import FzError
+from fz.records import within
 from fz.results import own
 from fz.results.claim import STAGE, brief, empty
 from fz.results.lock import NAME as LOCK
@@ -39,6 +40,16 @@ FILES = re.compile(
     r"|scheduler/scheduler_config\.json|(unet|vae|text_encoder)/config\.json"
     r"|(unet|vae)/diffusion_pytorch_model\.bin|text_encoder/pytorch_model\.bin"
 )
+LOSS = within(1e-12, 1e12)
+SCHEMA = {
+    "model": str,
+    "recipe": str,
+    "clip": {"path": str},
+    "steps": int,
+    "sample_every?": int,
+    "untuned?": LOSS,
+    "tuned?": LOSS,
+}
 
 
 @dataclasses.dataclass
@@ -169,11 +180,4 @@ def differing(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The folder's tuning.json; None where there is none that a tuning wrote."""
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(record, dict) or not {"model", "recipe", "clip"} <= record.keys():
-        return None
-    losses = (record[name] for name in ("untuned", "tuned") if name in record)
-    return record if all(isinstance(x, float) and 0 < x < float("inf") for x in losses) else None
+    return records.read(folder / RECORD, SCHEMA)
