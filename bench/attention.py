@@ -8,7 +8,6 @@ and writes the roofline page instead.
 import argparse
 import csv
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from fz import kernels
 from fz.errors import FzError
 from fz.kernels import reference
 from fz.memory.machine import pick_device
-from fz.shell import answered
+from fz.shell import Parser, answered, leave
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 UNMIXED = ("this, unmixed", "one plain attention, keys laid out")
@@ -218,7 +217,7 @@ def run(given: argparse.Namespace) -> list[Timing]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.attention", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m bench.attention", description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, help="pixels a side (256; 512 with --static)")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--anchors", type=int, default=2, help="frames whose keys a frame reads")
@@ -248,4 +247,4 @@ def answer(argv: Sequence[str] | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -7,12 +7,11 @@ maps way, as the released code does it (this project's reference kernels and dir
 512 x 512 would take instead. Rows go to a CSV, if asked.
 """
 
-import argparse
 import contextlib
 import csv
 import os
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from fz.model import fast_cpu
 from fz.model.layers import GEGLU, Conv3x3, Linear, Operands, Pointwise, Site, TextContext
 from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import VAE, VAEConfig, decode_clip, encode_clip
+from fz.shell import Parser, answered, leave
 from fz.source import Recompute, Source
 
 WORDS = 77
@@ -350,8 +350,8 @@ def maps_bytes(unet: UNet, side: int, frames: int, anchors: int) -> int:
     return total
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.edit", description=__doc__.splitlines()[0])
+def answer(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m bench.edit", description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
@@ -366,7 +366,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a small model, to try the command")
     parser.add_argument("--model", action="store_true", help="the cost model only")
     parser.add_argument("--csv", type=Path, help="append rows to this file")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.model:
         cost_model()
         return
@@ -392,5 +392,9 @@ def main() -> None:
             writer.writerows(rows)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
+
+
 if __name__ == "__main__":
-    main()
+    leave(main())

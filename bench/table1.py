@@ -13,7 +13,6 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,14 +24,19 @@ import numpy as np
 
 from bench.here import commit, machine
 from bench.summary import ranked, summary, table, verdict
+from fz import records
 from fz.clips.media import atomic, to_uint8, write_json, write_pngs
 from fz.errors import FzError, suggest
 from fz.memory.machine import start_alone
-from fz.metrics.measure import Truth, measure
-from fz.results.folder import as_json
+from fz.metrics.measure import TITLES, Truth, measure
+from fz.records import NUMBER
+from fz.results import own
+from fz.results.folder import RUN, as_json, read_run
+from fz.results.lock import Lock
 from fz.settings.config import ABLATIONS, PRESETS, ClipSettings, EditSettings, Settings
 from fz.settings.flags import add_renamed
-from fz.shell import Parser, answered
+from fz.settings.place import expanded
+from fz.shell import Parser, answered, leave
 
 
 @dataclass(frozen=True)
@@ -171,12 +175,9 @@ def cell(method: Method, job: Job, seed: int, out: Path, clip: Any, by: str, kee
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     file = out / "cells" / slugged(method) / f"{job.name}-{seed}.json"
     if file.is_file():
-        try:
-            done = json.loads(file.read_text(encoding="utf-8"))
-            if done["key"] == key:
-                return [row | {"commit": done["commit"]} for row in done["rows"]]
-        except (ValueError, KeyError, TypeError):
-            pass  # not ours or damaged: done again
+        done = read_cell(file)
+        if done is not None and done["key"] == key:
+            return [row | {"commit": done["commit"]} for row in done["rows"]]
     result = run(settings)
     source, rows = to_uint8(result.video.frames), []
     for i, edited in zip(chosen, result.edits, strict=True):
@@ -185,16 +186,24 @@ def cell(method: Method, job: Job, seed: int, out: Path, clip: Any, by: str, kee
     done = {"key": key, "method": method.name, "commit": commit(), "rows": rows}
     # first, so that no kill leaves a folder beside a cell that is done
     if not keep:
-        shutil.rmtree(settings.out, ignore_errors=True)
+        folder = Path(settings.out)
+        own.remove(folder, [*(read_run(folder) or {"files": []})["files"], RUN])
+        own.unmake([folder])
     write_json(file, done)
     return [row | {"commit": done["commit"]} for row in rows]
+
+
+def read_cell(file: Path) -> dict[str, Any] | None:
+    """A cell that was done; None for one that is damaged or not ours, which is done again."""
+    row = {"clip": str, "kind": str, "target": str, "seed": int, **dict.fromkeys(TITLES, (*NUMBER, None))}
+    return records.read(file, {"key": str, "commit": str, "rows": [row]})
 
 
 def fingerprint(path: str | Path | None) -> str:
     """Of a checkpoint's weights, read here and there: names, sizes, and the last 64 KB of each file."""
     if path is None:
         return "none"
-    sha, root = hashlib.sha256(), Path(path).expanduser()
+    sha, root = hashlib.sha256(), expanded(path, "checkpoint")
     for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
         if file.suffix in (".safetensors", ".bin", ".ckpt", ".pt", ".pth"):
             with open(file, "rb") as opened:
@@ -298,7 +307,6 @@ def page(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[str, dict[str
     """Of the rows of each method: (Markdown, summaries, verdict)."""
     import torch
 
-
     if "FateZero" in rows:
         rows = {**rows, SHAPES: [row for row in rows["FateZero"] if row["kind"] == "shape"]}
     summaries = {name: summary(found) for name, found in rows.items()}
@@ -328,8 +336,18 @@ def answer(argv: Sequence[str] | None) -> None:
         raise FzError("--clips, --seeds, --processes: expected at least 1.")
     if given.processes > 1:
         given.threads = 1
-    print(bench(given), end="")
+    given.out = expanded(given.out, "out")
+    try:
+        made = own.made(given.out)
+        lock = Lock(given.out)
+    except OSError as error:
+        raise FzError(f"out: {given.out} cannot be written ({error.strerror}). Pass another --out.") from None
+    try:
+        with lock:
+            print(bench(given), end="")
+    finally:
+        own.unmake(made)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -5,7 +5,6 @@ How files become models is `fz.weights`' question.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -14,6 +13,7 @@ from fz.frames import FrameIndex
 from fz.model.clip_vision import Clip
 from fz.prompts.text import TextEncoder
 from fz.settings.config import Settings
+from fz.settings.place import expanded
 from fz.weights.clip import load_clip
 from fz.weights.load import Checkpoint, load_checkpoint, load_tokenizer
 from fz.weights.source import find_tokenizer
@@ -41,7 +41,8 @@ def load(settings: Settings, device: torch.device) -> Checkpoint:
 def text_of(settings: Settings) -> TextEncoder:
     """A TextEncoder of the checkpoint's tokenizer alone: it has tokens of prompts, no embeddings."""
     checkpoint = settings.checkpoint or mini.checkpoint()
-    folders = [Path(p).expanduser() if p else None for p in (settings.tokenizer, checkpoint, settings.model_config)]
+    given = (settings.tokenizer, checkpoint, settings.model_config)
+    folders = [expanded(path, "checkpoint") if path else None for path in given]
     if folders[1].is_file():
         folders[1] = None
     return TextEncoder(load_tokenizer(find_tokenizer(*folders), 2**31), None)

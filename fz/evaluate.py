@@ -7,13 +7,12 @@ clip; the rows say which.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from fz.settings.flags import add_clip_model
-from fz.shell import Parser, answered
+from fz.settings.place import expanded
+from fz.shell import Parser, answered, leave
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,8 +25,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--flow", metavar="NPY", help="the source's motion, (F - 1, H, W, 2) pixels to the next frame; else estimated"
     )
     parser.add_argument(
-        "--out", metavar="NAME", default="evaluation", help="write NAME.json and NAME.csv (default: evaluation)"
+        "--out", metavar="NAME", help="write all rows to NAME.json and NAME.csv (default: each beside its results)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace files of these names that are no evaluation")
     return parser
 
 
@@ -38,23 +38,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 def answer(argv: list[str]) -> None:
     given = build_parser().parse_args(argv)
     # torch takes seconds to import: --help needs none of it
-    from fz.clips.media import atomic
-    from fz.metrics.measure import as_csv, table
+    from fz.metrics.measure import table
+    from fz.results.folder import completed
     from fz.results.measured import clip_for, measure_folder, read_truth
+    from fz.results.rows import check_replaceable, write_rows
 
+    folders = [expanded(folder, "results") for folder in given.results]
+    # before minutes of measuring
+    outs = [expanded(given.out, "out")] if given.out else [folder / "evaluation" for folder in folders]
+    for out in outs:
+        check_replaceable(out, given.overwrite)
     truth = read_truth(given.truth, given.masks, given.flow)
-    folders = [Path(folder).expanduser() for folder in given.results]
-    rows = [
-        row
-        for folder in folders
-        for row in measure_folder(folder, clip_for(folder, given.clip_model, given.tokenizer), truth)
+    measured = [
+        measure_folder(folder, clip_for(folder, given.clip_model, given.tokenizer), truth) for folder in folders
     ]
+    rows = [row for found in measured for row in found]
     print(table(rows))
-    for suffix, text in ((".json", json.dumps(rows, indent=1) + "\n"), (".csv", as_csv(rows))):
-        with atomic(Path(f"{given.out}{suffix}")) as part:
-            part.write_text(text, encoding="utf-8")
-    print(f"in {given.out}.json and {given.out}.csv")
+    for out, found in zip(outs, [rows] if given.out else measured, strict=True):
+        write_rows(out, found)
+        print(f"in {out}.json and {out}.csv")
+    if not given.out:
+        for folder in folders:
+            completed(folder, "evaluation.json", "evaluation.csv")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

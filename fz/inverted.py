@@ -115,6 +115,9 @@ class InvertedClip:
         return digest(
             self.video.frames,
             self.source.embedding,
+            # heads, groups and the like, which no weight shows
+            unet.config,
+            self.editor.checkpoint.vae.config,
             model_digest(unet),
             model_digest(self.editor.checkpoint.vae),
             [self.schedule.timesteps, [self.schedule.alpha_bar(t) for t in times]],
@@ -183,7 +186,7 @@ class InvertedClip:
             source = Source(
                 editor.embed(prompt),
                 latents=self.source.latents,
-                store=self.store("reconstruction"),
+                store=self.store(f"reconstruction-{key}"),  # another guidance has other queries and keys
                 keep=self.keep,
             )
             # the whole clip is guided, whatever the window of the edits

@@ -5,12 +5,16 @@
 
 import dataclasses
 
+import torch
+
 from fz.baselines import METHODS
 from fz.editor import Editor
 from fz.inverted import InvertedClip
 from fz.memory.budget import wanted
 from fz.memory.inversions import Inversion
+from fz.memory.machine import pick_device
 from fz.progress import Journal, Progress
+from fz.results import reuse
 from fz.results.folder import ResultFolder
 from fz.results.result import Edited, Result
 from fz.settings.config import Settings
@@ -25,7 +29,14 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     for line in (*settings.notes, *([f"method {settings.method}: {method.note}"] if method.note else [])):
         journal.note(line)
     result = Result(settings, journal.notes, stages=journal.stages)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    made_by = versions(pick_device(settings.device))  # a wrong device or FZ_KERNELS is an error now
     with ResultFolder.claim(settings) as folder:
+        if (before := reuse.found(folder.path, settings, made_by)) is not None:
+            journal.say(f"results in {folder.path}: this very run was done before, nothing was computed")
+            return before
+
         # load
         editor = Editor(settings, journal)
 
@@ -64,11 +75,9 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
                 if settings.save_latents:
                     folder.add_latents(edit_tensors(i, edited))
             kept.finished()
-        if settings.report:
-            # the command writes it once the run is complete
-            folder.files.append("report.html")
         result.out = str(folder.path)
-        folder.finish(result, versions(editor.device))
+        # the command writes the report once all else is complete, and then says that it is done
+        folder.finish(result, versions(editor.device), awaits=["report.html"] if settings.report else [])
     journal.say(f"results in {folder.path}")
     return result
 

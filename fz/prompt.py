@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from fz.errors import FzError
 from fz.settings.config import Settings
-from fz.settings.place import slug
-from fz.shell import answered
+from fz.settings.place import expanded, slug
+from fz.shell import answered, leave
 
 if TYPE_CHECKING:
     from fz.results.words import WordMaps
@@ -69,7 +69,7 @@ def answer(argv: list[str]) -> None:
     from fz.checkpoint import text_of
     from fz.prompts.describe import describe, numbers
     from fz.prompts.plan import Plan, plan_edit
-    from fz.results.words import write_pictures
+    from fz.results.words import check_pictures, picture_names, write_pictures
 
     text, steps = text_of(settings), settings.steps
     source = text.tokens(settings.source)
@@ -87,7 +87,9 @@ def answer(argv: list[str]) -> None:
     for i, (edit, plan, target) in enumerate(zip(settings.edits, plans, targets, strict=True)):
         print(f"\nedit {i}: " + "\n".join(describe(edit, plan, source, target, steps)))
     if settings.clip.path and any(word.partition("=")[0] == "--video" for word in rest):
-        folder = Path(settings.out or Path("results") / f"prompt-{slug(Path(settings.clip.path).stem, 32) or 'clip'}")
+        name = f"prompt-{slug(Path(settings.clip.path).stem, 64) or 'clip'}"
+        folder = expanded(settings.out or Path("results") / name, "out")
+        check_pictures(folder, picture_names(source, plans), settings.overwrite)
         print()
         pictures = write_pictures(folder, settings.edits, plans, source, word_maps(settings, map_steps, print))
         print(
@@ -105,4 +107,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -7,10 +7,10 @@ What is on the page is `fz.results.report`'s question.
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from fz.settings.flags import add_clip_model
-from fz.shell import Parser, answered
+from fz.settings.place import expanded
+from fz.shell import Parser, answered, leave
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,12 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def answer(argv: Sequence[str]) -> None:
     given = build_parser().parse_args(argv)
     # torch takes seconds to import: --help needs none of it
+    from fz.results.folder import completed
     from fz.results.measured import clip_for
-    from fz.results.report import write_report
+    from fz.results.report import NAME, check_report, write_report
 
-    for folder in (Path(folder).expanduser() for folder in given.folders):
+    for folder in (expanded(folder, "results") for folder in given.folders):
+        check_report(folder)
         print(write_report(folder, clip_for(folder, given.clip_model, given.tokenizer)))
+        completed(folder, NAME)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

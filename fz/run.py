@@ -7,9 +7,10 @@ user can put right, 130 interrupted.
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from fz.errors import FzError
-from fz.shell import answered
+from fz.shell import answered, leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,14 +44,18 @@ def answer(argv: list[str]) -> None:
         return  # a dry run
     if request.sweep:
         from fz.metrics.measure import table
+        from fz.results.folder import completed
         from fz.results.sheet import write_sweep
 
         print(table(write_sweep(result, request.sweep, clip), label="label"))
+        completed(Path(result.out), "sweep.png", "sweep.json", "sweep.csv")
         print(f"in {result.out}/sweep.png, .json and .csv")
     if request.settings.report:
+        from fz.results.folder import completed
         from fz.results.report import write_report
 
         write_report(result.out, clip)
+        completed(Path(result.out), "report.html")
 
 
 def list_words(settings) -> None:
@@ -88,4 +93,4 @@ def known_words() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

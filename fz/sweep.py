@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from fz import run
-from fz.shell import say_error
+from fz.shell import leave, say_error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,4 +20,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fz.shell import answered
+from fz.shell import answered, leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,4 +30,4 @@ def answer(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

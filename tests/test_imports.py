@@ -15,7 +15,7 @@ HOMES = {"fz": ROOT / "fz", "fz.kernels": ROOT / "kernels", "fz.weights": ROOT /
 # are the modules within x but not x itself
 FLOORS = (
     ("fz.errors",),
-    ("fz.frames", "fz.shell"),
+    ("fz.frames", "fz.shell", "fz.records"),
     ("fz.settings",),
     ("fz.kernels",),
     ("fz.clips",),
@@ -27,9 +27,9 @@ FLOORS = (
     ("fz.edit", "fz.prompts.plan", "fz.prompts.describe"),
     ("fz.baselines",),
     ("fz.memory", "fz.progress", "fz.clips.arrays"),
-    ("fz.metrics", "fz.checkpoint", "fz.tuning"),
+    ("fz.metrics", "fz.checkpoint"),
     ("fz.results",),
-    ("fz.stages", "fz.arguments"),
+    ("fz.stages", "fz.arguments", "fz.tuning"),
     ("fz.inverted",),
     ("fz.editor",),
     ("fz.pipeline",),
@@ -109,7 +109,9 @@ def test_imports_run_downwards(graph):
 
 def test_files_are_readable():
     lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
-    long = {name: n for name, n in lengths.items() if n > MOST_LINES and not name.startswith("fz.kernels")}
+    long = {
+        name: n for name, n in lengths.items() if n > MOST_LINES and not name.startswith(("fz.kernels", "fz.weights"))
+    }
     assert long == {}
     assert lengths["fz.edit"] < 200
 

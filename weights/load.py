@@ -18,9 +18,10 @@ from fz.errors import FzError
 from fz.model.unet import Temporal, UNet, UNetConfig
 from fz.model.vae import VAE, VAEConfig
 from fz.prompts.text import TextEncoder
+from fz.settings.place import expanded
 from fz.weights.architecture import check_unet
 from fz.weights.layouts import TEMPORAL_ATTENTION, TEMPORAL_CONV, some
-from fz.weights.read import Weights
+from fz.weights.read import LFS, Weights, text_of
 from fz.weights.source import Part, check_model_config, find_tokenizer, from_folder, from_single_file
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -73,9 +74,8 @@ def load_checkpoint(
     (EMA where it is there). Raises FzError, in one line, for anything that is not a whole and sound Stable Diffusion v1
     checkpoint. Downloads nothing.
     """
-    path, vae, tokenizer, model_config = (
-        Path(p).expanduser() if p is not None else None for p in (path, vae, tokenizer, model_config)
-    )
+    given = {"checkpoint": path, "vae": vae, "tokenizer": tokenizer, "model_config": model_config}
+    path, vae, tokenizer, model_config = (expanded(p, name) if p is not None else None for name, p in given.items())
     if ema not in EMA:
         raise FzError(f"ema: got {ema!r}, expected one of {', '.join(EMA)}.")
     if not path.exists():
@@ -167,7 +167,7 @@ def build_text(part: Part) -> CLIPTextModel:
     config = CLIPTextConfig(**{name: part.config[name] for name in TEXT_FIELDS if name in part.config})
     with torch.device("meta"):
         model = CLIPTextModel(config)
-    state = part.weights.tensors
+    state = without_skipped(part.weights.tensors, config.num_hidden_layers)
     # transformers before 5.6 nests the encoder one deeper
     if any(key.startswith("text_model.") for key in model.state_dict()):
         state = {f"text_model.{key}": t for key, t in state.items()}
@@ -176,6 +176,14 @@ def build_text(part: Part) -> CLIPTextModel:
         if getattr(module, "position_ids", None) is not None:
             module.position_ids = torch.arange(config.max_position_embeddings)[None]
     return model
+
+
+def without_skipped(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """A text encoder's weights without layers beyond its config's: 'clip skip' is saved as a smaller number of
+    layers.
+    """
+    kept = tuple(f"encoder.layers.{i}." for i in range(layers))
+    return {key: t for key, t in state.items() if not key.startswith("encoder.layers.") or key.startswith(kept)}
 
 
 def of_sd(weights: Weights) -> str:
@@ -219,6 +227,11 @@ def ready(t: Tensor) -> Tensor:
 
 def load_tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
     """CLIP's tokenizer from a folder. Raises FzError if it is damaged, or has more tokens than the text encoder."""
+    for file in (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt")):
+        if file.is_file() and text_of(file).startswith(LFS):
+            raise FzError(
+                f"tokenizer: {file} is a git-lfs pointer, not the file. Run `git lfs pull`, or download the file."
+            )
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers and tokenizers raise many kinds, a plain Exception among them

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fz.errors import FzError, suggest
+from fz.settings.place import expanded
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 MOVIES = (".mp4", ".webm", ".gif", ".mov", ".mkv", ".avi", ".m4v")
@@ -33,7 +34,7 @@ def open_source(path: str):
     """Images or Movie for a path or glob. Raises FzError where there is nothing to read."""
     if not str(path).strip():
         raise FzError(f"video: got an empty path, expected {KINDS}")
-    place = Path(path).expanduser()
+    place = expanded(path, "video")
     try:
         if place.is_dir():
             return Images(_images_in(place), str(path))

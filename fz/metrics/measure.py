@@ -100,9 +100,14 @@ def shown(name: str, value: float | None) -> str:
     return "-" if value is None else SHOWN.get(name, lambda v: f"{v:.3f}")(value)
 
 
+def plain_cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula, behind an apostrophe, which it takes for 'this is text'."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: plain_cell(value) for name, value in row.items()} for row in rows)
     return out.getvalue()

@@ -6,13 +6,12 @@ so that an evaluation that was stopped goes on and a second one changes nothing;
 `fz.settings.config.PRESETS`, nothing is chosen by its result.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
 import multiprocessing
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,7 @@ from fz.model.vae import decode_clip, encode_clip
 from fz.prompts.plan import plan_edit, weights
 from fz.settings.applications import REMOVAL, without
 from fz.settings.config import PRESETS, EditSettings
+from fz.shell import Parser, answered, leave
 from fz.source import Source
 from fz.weights.load import Checkpoint, load_checkpoint
 
@@ -320,8 +320,8 @@ def work(part: str, i: int, folder: Path) -> list[Row]:
     return figures_of(*OWN[0], part, i, folder)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fz.mini.evaluate", description=__doc__.splitlines()[0])
+def answer(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m fz.mini.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=64, help="clips that are edited, nine edits and two reconstructions each")
     parser.add_argument("--pictures", type=int, default=64, help="pictures that are sampled from captions")
     parser.add_argument("--removals", type=int, default=64, help="clips from which the thing is removed")
@@ -333,7 +333,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default=None, help="another folder; default: the bundled miniature")
     parser.add_argument("--processes", type=int, default=1, help="one core each")
     parser.add_argument("--out", type=Path, default=Path("results/mini"), help="a file a picture or clip; what is there is not done again")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     setup = Setup(given.frames, given.size, given.steps, given.picture_steps, given.guidance)
     jobs = [("picture", i) for i in range(given.pictures)] + [("clip", i) for i in range(given.clips)]
     jobs += [("removal", i) for i in range(given.removals)]
@@ -347,5 +347,9 @@ def main() -> None:
         part.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
+
+
 if __name__ == "__main__":
-    main()
+    leave(main())

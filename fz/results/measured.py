@@ -25,7 +25,7 @@ def measure_folder(folder: Path, clip: Any = None, truth: Truth | None = None) -
     settings = (run or {}).get("settings")
     if not isinstance(settings, Mapping) or not isinstance(settings.get("edits"), list):
         raise FzError(f"results: {folder} has no {RUN} of a run. Expected a folder that `python -m fz.run` wrote.")
-    if run.get("status") != "done":
+    if run.get("status") not in ("finishing", "done"):
         raise FzError(
             f"results: {folder} is of a run that has not finished. Run its command again; it goes on from its "
             "last step."

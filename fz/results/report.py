@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from fz.clips.media import atomic
+from fz.errors import FzError
 from fz.metrics.measure import TITLES, shown
 from fz.results.folder import read_run, slug
 from fz.results.measured import measure_folder, picture, read_frames
@@ -51,6 +52,17 @@ def write_report(folder: str | Path, clip: Any = None) -> Path:
     with atomic(folder / NAME) as part:
         part.write_bytes(page)
     return folder / NAME
+
+
+def check_report(folder: Path) -> None:
+    """Raise FzError where FOLDER/report.html is there and is no report."""
+    file = folder / NAME
+    if not file.exists() or NAME in (read_run(folder) or {"files": []})["files"]:
+        return
+    with open(file, "rb") as opened:
+        if b'<canvas id="compare"' in opened.read(20_000):
+            return
+    raise FzError(f"report: {file} is there, and is no report of fz. Move it first.")
 
 
 def gather(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fz.clips.media import contact_sheet, overlay, to_uint8, write_png
+from fz import records
+from fz.clips.media import contact_sheet, overlay, to_uint8, write_json, write_png
+from fz.errors import FzError
 from fz.masks import blend_mask
 from fz.prompts.plan import Plan, weights
 from fz.prompts.text import Tokens
@@ -14,6 +16,8 @@ from fz.settings.config import EditSettings
 from fz.settings.place import slug
 
 TAU = 0.3
+# in the folder of pictures: which of them are its own
+LIST = "prompt.json"
 
 
 @dataclass(frozen=True)
@@ -66,4 +70,30 @@ def write_pictures(
                 [overlay(clip, mask)],
                 [f"{edit.target}: what is edited, > {plan.region.threshold:g}"],
             )
+    write_json(folder / LIST, {"files": [file.name for file in written]})
     return written
+
+
+def picture_names(tokens: Tokens, plans: Sequence[Plan]) -> list[str]:
+    """What `write_pictures` writes."""
+    words = [f"{word.index:02d}-{slug(word.text, 24)}.png" for word in tokens.words]
+    masks = [f"mask-edit-{i}.png" for i, plan in enumerate(plans) if plan.fusion and plan.region.mask_words is not None]
+    return [*words, "all-words.png", *masks, LIST]
+
+
+def check_pictures(folder: Path, names: Sequence[str], overwrite: bool) -> None:
+    """Raise FzError where a file of these names is there that `write_pictures` did not write, unless it may be
+    replaced; and for links, which are never followed.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FzError(f"out: {folder} is a file, expected a folder. Pass another --out.")
+    listed = {LIST, *(records.read(folder / LIST, {"files": [str]}) or {"files": []})["files"]}
+    for name in names:
+        place = folder / name
+        if place.is_symlink() or (place.exists() and not place.is_file()):
+            raise FzError(f"out: {place} is a link or a folder, expected a file. Move it, or pass another --out.")
+        if place.exists() and name not in listed and not overwrite:
+            raise FzError(
+                f"out: {place} is there, and not of an earlier fz.prompt. Pass another --out, or --overwrite to "
+                "replace it."
+            )

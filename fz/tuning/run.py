@@ -34,29 +34,17 @@ from fz.model.unet import UNet
 from fz.model.vae import decode_clip, encode_clip
 from fz.source import Source
 from fz.tuning import trainer
+from fz.tuning.folder import TuningFolder
 from fz.tuning.settings import TuneSettings
 from fz.tuning.trainer import Lesson
 from fz.weights.load import Checkpoint, load_checkpoint
-from fz.weights.write import write_tuned
+from fz.weights.write import save_tensors, write_tuned
 
 Say = Callable[[str], None]
 
 # sums of what a step keeps, in full-size feature maps (F, C0, h, w) of one frame: with gradient checkpointing and
 # without (bench/LOG.md)
 KEPT_RECOMPUTED, KEPT_WHOLE = 50, 130
-# what may differ between a run and the one that goes on with it
-FREE = (
-    "out",
-    "steps",
-    "sample_prompts",
-    "sample_every",
-    "sample_steps",
-    "guidance",
-    "save_every",
-    "overwrite",
-    "dry_run",
-    "threads",
-)
 
 
 @dataclass(frozen=True)
@@ -73,12 +61,20 @@ def tune(settings: TuneSettings, say: Say = print) -> dict[str, float]:
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device, out = pick_device(settings.device), Path(settings.out)
+    with TuningFolder.claim(settings) as folder:
+        return tuned_in(folder, settings, say)
+
+
+def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str, float]:
+    """`tune`, in its folder."""
+    device = pick_device(settings.device)
     checkpoint = load(settings)
     say(checkpoint.report)
     model = model_digest(checkpoint.unet)
     pictures = read(settings, checkpoint)
-    before = claim(settings, model)
+    about = {"model": model, **as_json(settings)}
+    folder.begin(about, settings.overwrite)
+    before, out = folder.before, folder.work
     recipe = trainer.RECIPES[settings.recipe]
     unet = trainer.inflate(checkpoint.unet, recipe, settings.rank, settings.seed)
     check_memory(settings, checkpoint, unet, pictures.video.frames.shape, device, say)
@@ -86,7 +82,6 @@ def tune(settings: TuneSettings, say: Say = print) -> dict[str, float]:
         say("dry run: settings, checkpoint and clip are fine; nothing was computed")
         return {}
     out.mkdir(parents=True, exist_ok=True)
-    about = {"model": model, **as_json(settings)}
     write_json(out / "tuning.json", about)
 
     unet.to(device)
@@ -96,8 +91,8 @@ def tune(settings: TuneSettings, say: Say = print) -> dict[str, float]:
     losses = {"untuned": before["untuned"] if before.get("untuned") else tuner.fixed_loss(lesson)}
     state = out / "state.pt"
     if before and state.exists():
-        tuner.restore(torch.load(state, weights_only=True, map_location=device))
-        say(f"{tuner.steps} of {settings.steps} steps are in {out}")
+        restore(tuner, state, device)
+        say(f"{tuner.steps} of {settings.steps} steps are in {folder.path}")
     write_json(out / "tuning.json", about | losses)
 
     tuned = dataclasses.replace(checkpoint, unet=unet, tuned=True)
@@ -117,9 +112,10 @@ def tune(settings: TuneSettings, say: Say = print) -> dict[str, float]:
     losses["tuned"] = tuner.fixed_loss(lesson)
     write_tuned(out, tuned)
     write_json(out / "tuning.json", about | losses)
+    folder.finish()
     gain = losses["tuned"] / losses["untuned"] - 1
     say(f"loss on {trainer.DRAWS} fixed draws: {losses['untuned']:.4f} -> {losses['tuned']:.4f} ({100 * gain:+.0f} %)")
-    say(f"tuned checkpoint in {out}")
+    say(f"tuned checkpoint in {folder.path}")
     return losses
 
 
@@ -199,33 +195,6 @@ def training(settings: TuneSettings, recipe: trainer.Recipe) -> trainer.Training
     )
 
 
-def claim(settings: TuneSettings, model: str) -> dict[str, Any]:
-    """What an earlier run of the same tuning left in the folder, {} for a new one. Raises FzError if the folder holds
-    anything else.
-    """
-    out = Path(settings.out)
-    if out.exists() and not out.is_dir():
-        raise FzError(f"out: {out} is a file, expected a folder. Pass another --out.")
-    if not out.is_dir() or not any(out.iterdir()) or settings.overwrite:
-        if settings.overwrite and not settings.dry_run:
-            (out / "state.pt").unlink(missing_ok=True)
-        return {}
-    try:
-        before = json.loads((out / "tuning.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise FzError(
-            f"out: {out} holds other files. Pass another --out, or --overwrite to write there all the same."
-        ) from None
-    now = {"model": model, **as_json(settings)}
-    different = [name for name in now if name not in FREE and now[name] != before.get(name)]
-    if different:
-        raise FzError(
-            f"out: {out} holds a tuning with another {', '.join(different)}. Pass another --out, or --overwrite to "
-            "replace it."
-        )
-    return before
-
-
 def as_json(settings: TuneSettings) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(settings)))
 
@@ -243,10 +212,22 @@ def bar(steps: int, done: int) -> tqdm:
     return tqdm(total=steps, initial=done, desc="tuning", unit="step", mininterval=0.1 if sys.stderr.isatty() else 10.0)
 
 
+def restore(tuner: trainer.Tuner, state: Path, device: torch.device) -> None:
+    """Go on from a state. Raises FzError for one that cannot be read."""
+    try:
+        tuner.restore(torch.load(state, weights_only=True, map_location=device))
+    except FzError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its bytes lead to
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise FzError(
+            f"tuning: {state} is damaged ({reason}). Remove it to begin again, or pass another --out."
+        ) from None
+
+
 def save(out: Path, tuner: trainer.Tuner) -> None:
     """The state from which the same command goes on, and the losses up to now."""
-    with atomic(out / "state.pt") as part:
-        torch.save(tuner.state(), part)
+    save_tensors(out / "state.pt", tuner.state())
     with atomic(out / "loss.csv") as part:
         part.write_text(
             "step,loss\n" + "".join(f"{i},{loss:.6f}\n" for i, loss in enumerate(tuner.losses, start=1)),
