@@ -27,7 +27,7 @@ from fz.denoiser import Denoiser
 from fz.edit import Edit, edit, invert
 from fz.errors import FzError
 from fz.guidance import Guidance
-from fz.memory.budget import free_memory
+from fz.memory.free import free_memory
 from fz.memory.inversions import model_digest
 from fz.memory.machine import pick_device
 from fz.model.unet import UNet
