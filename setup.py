@@ -26,7 +26,7 @@ setup(
     package_dir={"fz": "fz", "fz.kernels": "kernels", "fz.weights": "weights"},
     package_data={"fz.weights": ["mini/**/*"]},
     install_requires=[
-        "torch>=2.4",
+        "torch>=2.6",
         "safetensors>=0.4",
         "transformers>=4.40",  # CLIP's tokenizer and text encoder, nothing else
         "numpy",
@@ -34,7 +34,7 @@ setup(
         "pillow",  # comes with imageio: images
         "pyyaml",  # comes with transformers: the released configs
         "tqdm",  # comes with transformers: progress bars
-        "triton>=3.0; platform_system == 'Linux' and platform_machine == 'x86_64'",
+        "triton>=3.2; platform_system == 'Linux' and platform_machine == 'x86_64'",
     ],
     extras_require={
         "test": ["pytest", "ruff", "diffusers"],  # diffusers: parity tests of the models only

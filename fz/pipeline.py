@@ -29,7 +29,7 @@ from fz.fusion import Keep
 from fz.masks import foreground, paste_background
 from fz.memory.budget import choose_store, keep_for, kept_for, pictures_at_once, wanted
 from fz.memory.inversions import Inversion, digest, leading, model_digest
-from fz.memory.machine import peak_memory, pick_device
+from fz.memory.machine import peak_memory, pick_device, settle_dtype
 from fz.memory.offload import resident
 from fz.model import fast_cpu
 from fz.model.compiled import compile_step
@@ -86,18 +86,20 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     on disk.
     """
     progress = progress or Progress()
+    device = pick_device(settings.device)
+    dtype, of_dtype = settle_dtype(settings.dtype, device)
+    settings = dataclasses.replace(settings, dtype=dtype)
     result = Result(settings, [])
 
     def note(line: str) -> None:
         result.notes.append(line)
         progress.say(line)
 
-    for line in settings.notes:
+    for line in (*settings.notes, *([of_dtype] if of_dtype else [])):
         note(line)
     method = METHODS[settings.method]
     if method.note:
         note(f"method {settings.method}: {method.note}")
-    device = pick_device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)

@@ -205,3 +205,12 @@ def test_choice(monkeypatch):
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FzError, match="triton is not installed"):
         kernels.choose(cpu)
+
+
+def test_triton_that_is_too_old_is_not_taken(monkeypatch):
+    import triton
+
+    monkeypatch.setattr(triton, "__version__", "3.1.0")
+    monkeypatch.setenv("FZ_KERNELS", "triton")
+    with pytest.raises(FzError, match="triton 3.1.0 is older than 3.2"):
+        kernels.choose(torch.device("cpu"))

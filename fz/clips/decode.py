@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 from PIL import Image, ImageOps
 
+from fz.clips.pyav import av, need_av
 from fz.errors import FzError, suggest
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -227,7 +227,7 @@ class Movie:
             return times, tick
         return list(range(len(times))), 1 / Fraction(rate or 8)
 
-    def _decode(self, box, stream) -> Iterator[tuple[av.VideoFrame, int]]:
+    def _decode(self, box, stream) -> Iterator[tuple["av.VideoFrame", int]]:
         """Frames from where the file stands, with their number in this run."""
         number = 0
         try:
@@ -279,7 +279,7 @@ class Movie:
         if text not in self.notes:
             self.notes.append(text)
 
-    def _upright(self, frame: av.VideoFrame, stream) -> np.ndarray:
+    def _upright(self, frame: "av.VideoFrame", stream) -> np.ndarray:
         shape = stream.sample_aspect_ratio
         if shape and shape != 1 and 0.1 < shape < 10:
             self._note(f"{self.name}: pixels are {shape.numerator}:{shape.denominator}, widened to square ones")
@@ -327,7 +327,7 @@ def timeline(times: list[float], nominal: float | None) -> tuple[float, list[int
     return nominal if nominal and abs(nominal / fps - 1) < 0.01 else fps, order
 
 
-def _has_alpha(frame: av.VideoFrame) -> bool:
+def _has_alpha(frame: "av.VideoFrame") -> bool:
     return any(component.is_alpha for component in frame.format.components)
 
 
@@ -361,6 +361,7 @@ def _packet_times(box, stream, path: Path) -> tuple[list[int] | None, list[tuple
 @contextmanager
 def _opened(path: Path):
     """(container, video stream) of a file; FzError where there is none."""
+    need_av(path)
     try:
         # 'file:' keeps FFmpeg from reading a protocol into a name with a colon.
         box = av.open(f"file:{path}")

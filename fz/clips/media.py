@@ -16,13 +16,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
-from av.video.reformatter import Colorspace
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn.functional import interpolate
 
+from fz.clips.pyav import av, need_av
 from fz.errors import FzError
 
 # Colours from cold to hot at equal steps, dark to bright in grey as well.
@@ -92,6 +91,7 @@ def write_mp4(path, frames: np.ndarray, fps: float):
     """H.264, yuv420p, BT.709, index at the front: plays in a browser. frames (F, H, W, 3); odd sides gain one repeated
     row or column.
     """
+    need_av(path)
     frames = _even(_checked(frames, path, colour=True))
     # 29.97 and 30000/1001 stay what they are, 24.000001 becomes 24.
     rate = Fraction(_rate(fps)).limit_denominator(1001)
@@ -110,7 +110,9 @@ def write_mp4(path, frames: np.ndarray, fps: float):
         box.mux(stream.encode())
 
 
-def _yuv_frame(picture: np.ndarray) -> av.VideoFrame:
+def _yuv_frame(picture: np.ndarray) -> "av.VideoFrame":
+    from av.video.reformatter import Colorspace
+
     return av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
         format="yuv420p", dst_colorspace=Colorspace.ITU709
     )

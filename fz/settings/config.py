@@ -19,7 +19,7 @@ from fz.settings import applications
 Size = int | tuple[int, int]
 Window = tuple[float, float]  # the share of steps, from a to b, in which something is replaced
 
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16", "auto")  # auto: float16 on CUDA, else float32
 DEVICES = ("auto", "cpu", "cuda", "mps")
 ATTENTIONS = ("inversion", "reconstruction")
 CONVS = ("auto", "direct")
@@ -169,7 +169,7 @@ class Settings:
     cache: str | None = None  # where inversions are kept; None: the user's cache folder; 'none': nowhere
     seed: int = 0
     device: str = "auto"
-    dtype: str = "float32"
+    dtype: str = "auto"
     offload: bool = False  # models on the device only while they are used, queries and keys in RAM
     compile: bool = False
     threads: int | None = None
@@ -184,7 +184,8 @@ class Settings:
 
     def __post_init__(self):
         one_of("method", self.method, METHODS)
-        one_of("device", self.device, DEVICES)
+        # one of several GPUs: cuda:1
+        one_of("device", re.sub(r"^cuda:\d+$", "cuda", str(self.device)), DEVICES)
         one_of("dtype", self.dtype, DTYPES)
         one_of("attention", self.attention, ATTENTIONS)
         one_of("store", self.store, STORES)

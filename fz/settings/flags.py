@@ -121,6 +121,10 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
+def device(value: str) -> str:
+    return value if re.fullmatch(r"cuda:\d+", value) else one_of(DEVICES)(value)
+
+
 def frame_index(value: str) -> tuple[int | str, ...]:
     entries = [entry.strip() for entry in value.strip("[] ").split(",")]
     return tuple(int(e) if re.fullmatch(r"[+-]?\d{1,9}", e, re.ASCII) else e.strip("'\"") for e in entries if e)
@@ -276,8 +280,9 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
              "also keep the source's latents outside a mask of this threshold *", edit=True),
     ),
     "machine": (
-        Flag("device", "device", one_of(DEVICES), "NAME", "auto, cpu, cuda or mps"),
-        Flag("dtype", "dtype", one_of(DTYPES), "NAME", "float32, float16 or bfloat16"),
+        Flag("device", "device", device, "NAME", "auto, cpu, cuda, mps, or one of several GPUs, as cuda:1"),
+        Flag("dtype", "dtype", one_of(DTYPES), "NAME",
+             "float32, float16, bfloat16, or auto: float16 on CUDA, else float32"),
         Flag("offload", "offload", None, "", "models on the GPU only while they are used, what is "
                                              "kept in RAM", const=True),
         Flag("compile", "compile", None, "", "compile the UNet's layers for a GPU", const=True),
