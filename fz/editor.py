@@ -17,7 +17,7 @@ from torch import Tensor
 from fz import mini
 from fz.arguments import OF_INVERTING, OF_LOADING, called, named, path_of
 from fz.attention import Keep
-from fz.checkpoint import choose_frame_index
+from fz.checkpoint import choose_frame_index, settled
 from fz.checkpoint import load as load_checkpoint
 from fz.chunks import Chunks
 from fz.clips.arrays import Clip, as_video
@@ -37,13 +37,13 @@ from fz.settings.config import ClipSettings, EditSettings, Settings
 
 
 def load(
-    checkpoint: str | Path | None = None, *, device: Any = "auto", dtype: Any = "float32", **settings: Any
+    checkpoint: str | Path | None = None, *, device: Any = "auto", dtype: Any = "auto", **settings: Any
 ) -> "Editor":
     """Load a Stable Diffusion v1 checkpoint, a diffusers folder or a single file; nothing: the bundled miniature.
 
-    device: auto, cpu, cuda or mps. dtype: float32, float16 or bfloat16. settings: others of the model, by their names
-    on the command line: vae, tokenizer, model_config, ema, clip_norm, offload, compile, threads, conv, conv_memory.
-    Raises FzError for a checkpoint that is none and for settings that cannot be.
+    device: auto, cpu, cuda or mps. dtype: float32, float16, bfloat16, or auto: float16 on CUDA, else float32. settings:
+    others of the model, by their names on the command line: vae, tokenizer, model_config, ema, clip_norm, offload,
+    compile, threads, conv, conv_memory. Raises FzError for a checkpoint that is none and for settings that cannot be.
     """
     usual = {name: value for name, value in mini.DEFAULTS.items() if "." not in name} if checkpoint is None else {}
     unknown = Settings(ClipSettings("a clip"), "a clip", (EditSettings("a clip"),), cache="none")
@@ -66,6 +66,7 @@ class Editor:
 
     def __init__(self, settings: Settings, journal: Journal | None = None):
         journal = journal or Journal()
+        settings, _ = settled(settings)
         self.settings, self.device = settings, pick_device(settings.device)
         if settings.threads:
             torch.set_num_threads(settings.threads)

@@ -8,6 +8,7 @@ import dataclasses
 import torch
 
 from fz.baselines import METHODS
+from fz.checkpoint import settled
 from fz.editor import Editor
 from fz.inverted import InvertedClip
 from fz.memory.budget import wanted
@@ -26,7 +27,8 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     on disk.
     """
     journal, method = Journal(progress or Progress()), METHODS[settings.method]
-    for line in (*settings.notes, *([f"method {settings.method}: {method.note}"] if method.note else [])):
+    settings, of_dtype = settled(settings)
+    for line in (*settings.notes, *of_dtype, *([f"method {settings.method}: {method.note}"] if method.note else [])):
         journal.note(line)
     result = Result(settings, journal.notes, stages=journal.stages)
     if settings.threads:

@@ -28,7 +28,7 @@ from fz.settings.check import (
 
 Size = int | tuple[int, int]
 
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16", "auto")  # auto: float16 on CUDA, else float32
 DEVICES = ("auto", "cpu", "cuda", "mps")
 ATTENTIONS = ("inversion", "reconstruction")
 CONVS = ("auto", "direct")
@@ -167,7 +167,7 @@ class Settings:
     cache: str | None = None  # where inversions are kept; None: the user's cache folder; 'none': nowhere
     seed: int = 0
     device: str = "auto"
-    dtype: str = "float32"
+    dtype: str = "auto"
     offload: bool = False  # models on the device only while they are used, queries and keys in RAM
     compile: bool = False
     threads: int | None = None
@@ -182,7 +182,8 @@ class Settings:
 
     def __post_init__(self):
         check_one_of("method", self.method, METHOD_NAMES)
-        check_one_of("device", self.device, DEVICES)
+        # one of several GPUs: cuda:1
+        check_one_of("device", re.sub(r"^cuda:\d+$", "cuda", str(self.device)), DEVICES)
         check_one_of("dtype", self.dtype, DTYPES)
         check_one_of("attention", self.attention, ATTENTIONS)
         check_one_of("store", self.store, STORES)

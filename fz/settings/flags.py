@@ -17,7 +17,6 @@ from fz.settings.config import (
     ALIGNS,
     ATTENTIONS,
     CONVS,
-    DEVICES,
     DTYPES,
     METHOD_NAMES,
     PRESETS,
@@ -31,6 +30,7 @@ from fz.settings.config import (
 from fz.settings.texts import (
     count,
     crop,
+    device,
     factor_of_word,
     frame_index,
     number,
@@ -184,8 +184,9 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
              "also keep the source's latents outside a mask of this threshold *", edit=True),
     ),
     "machine": (
-        Flag("device", "device", one_of(DEVICES), "NAME", "auto, cpu, cuda or mps"),
-        Flag("dtype", "dtype", one_of(DTYPES), "NAME", "float32, float16 or bfloat16"),
+        Flag("device", "device", device, "NAME", "auto, cpu, cuda, mps, or one of several GPUs, as cuda:1"),
+        Flag("dtype", "dtype", one_of(DTYPES), "NAME",
+             "float32, float16, bfloat16, or auto: float16 on CUDA, else float32"),
         Flag("offload", "offload", None, "", "models on the GPU only while they are used, what is "
                                              "kept in RAM", const=True),
         Flag("compile", "compile", None, "", "compile the UNet's layers for a GPU", const=True),
