@@ -6,14 +6,9 @@ and writes the roofline page instead.
 """
 
 import argparse
-import contextlib
 import csv
-import platform
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,14 +16,14 @@ import torch
 from torch import Tensor
 
 from bench.attention_ways import CrossCase, SelfCase, Way, cross_case, cross_ways, self_case, self_ways
+from bench.here import commit, gemm_peak, machine, seconds
 from bench.sites import BenchSite, sites
 from bench.temporaries import temporaries
 from fz import kernels
 from fz.errors import FzError
 from fz.kernels import reference
-from fz.kernels.gemm import Packed
 from fz.memory.machine import pick_device
-from fz.shell import answered
+from fz.shell import Parser, answered, leave
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 UNMIXED = ("this, unmixed", "one plain attention, keys laid out")
@@ -116,15 +111,6 @@ def memory(way: Way, device: torch.device) -> tuple[int, int]:
     return counted.largest().bytes, torch.cuda.max_memory_allocated(device) - before
 
 
-def seconds(f: Callable[[], object], repeat: int = 1) -> float:
-    """Seconds of one call. With one thread they are the process's own: what other programs take of a shared core is not counted."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    start = clock()
-    for _ in range(repeat):
-        f()
-    return (clock() - start) / repeat
-
-
 def measure(site: BenchSite, ways: dict[str, Way], rounds: int, device: torch.device) -> list[Timing]:
     """Every way at one site, the ways taking turns; short ones are repeated within a turn."""
     memories = {name: memory(way, device) for name, way in ways.items()}  # warms up, too
@@ -155,22 +141,6 @@ def ratio(timings: Sequence[Timing], one: str, other: str) -> float:
     if not a.rounds:
         return a.p50 / b.p50
     return statistics.median(x / y for x, y in zip(a.rounds, b.rounds, strict=True))
-
-
-def gemm_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations a second of the best matrix product that this machine does now, in this dtype."""
-    if device.type == "cuda":
-        from triton.testing import do_bench
-
-        x = torch.randn(8192, 8192, device=device, dtype=dtype)
-        return 2 * 8192**3 / (1e-3 * do_bench(lambda: x @ x))
-    x = torch.randn(1024, 1024).to(dtype)
-    ways = [lambda: x @ x]
-    if dtype == torch.float32:
-        with contextlib.suppress(AttributeError, RuntimeError, NotImplementedError):
-            packed = Packed(x, rows=len(x))
-            ways.append(lambda: packed(x))
-    return max(2 * 1024**3 / min(seconds(way) for _ in range(8)) for way in ways)
 
 
 def summary(timings: Sequence[Timing]) -> list[str]:
@@ -204,31 +174,6 @@ def rows_of(timings: Sequence[Timing], peak: float, given: argparse.Namespace, d
         memories = {"largest MB": f"{t.largest / 1e6:.2f}", "peak MB": f"{t.peak / 1e6:.2f}"}
         rows.append(common | {"site": t.site.name, "layers": t.site.layers, "way": t.way} | times | rates | memories)
     return rows
-
-
-def commit() -> str:
-    """The commit that is measured, '+' where files differ from it, 'unknown' outside git."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        # what does not change these times is not asked about
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno", ".", "../kernels") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def machine(device: torch.device) -> str:
-    """The GPU's name, or the CPU's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def append(path: Path, rows: list[dict[str, object]]) -> None:
@@ -272,7 +217,7 @@ def run(given: argparse.Namespace) -> list[Timing]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.attention", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m bench.attention", description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, help="pixels a side (256; 512 with --static)")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--anchors", type=int, default=2, help="frames whose keys a frame reads")
@@ -302,4 +247,4 @@ def answer(argv: Sequence[str] | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -7,13 +7,11 @@ maps way, as the released code does it (this project's reference kernels and dir
 512 x 512 would take instead. Rows go to a CSV, if asked.
 """
 
-import argparse
 import contextlib
 import csv
 import os
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.here import gemm_peak, seconds
+from fz.attention import MAP_STRIDE, Keep, StopForward
 from fz.chunks import Chunks
 from fz.ddim import CLEAN, Schedule
-from fz.edit import KeptNowhere, Source, edit, invert
+from fz.denoiser import Denoiser
+from fz.edit import Edit, edit, invert
 from fz.frames import FrameIndex
-from fz.fusion import MAP_STRIDE, Enough, Fusion, Keep
+from fz.fusion import Fusion
+from fz.guidance import Guidance
+from fz.masks import EditRegion
 from fz.memory.budget import kept_bytes, live_maps
 from fz.memory.kept import KeptInMemory
 from fz.memory.machine import peak_memory
@@ -33,30 +36,14 @@ from fz.model import fast_cpu
 from fz.model.layers import GEGLU, Conv3x3, Linear, Operands, Pointwise, Site, TextContext
 from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import VAE, VAEConfig, decode_clip, encode_clip
+from fz.shell import Parser, answered, leave
+from fz.source import Recompute, Source
 
 WORDS = 77
 CPU = torch.device("cpu")
 INDEX = FrameIndex((0, "mid"))
 SMALL = UNetConfig(block_out_channels=(32, 64, 96, 96), cross_attention_dim=32)
 SMALL_VAE = VAEConfig(block_out_channels=(32, 32, 32, 32), layers_per_block=1)
-
-
-def gemm_peak() -> float:
-    """FLOP/s of the best product that this machine does now: PyTorch's own and, where there is one, oneDNN's."""
-    from fz.kernels.gemm import Packed
-
-    x = torch.randn(2048, 2048)
-    ways = [lambda: x @ x]
-    with contextlib.suppress(AttributeError, RuntimeError, NotImplementedError):
-        packed = Packed(x, rows=len(x))
-        ways.append(lambda: packed(x))
-    return max(2 * 2048**3 / min(seconds(way) for _ in range(8)) for way in ways)
-
-
-def seconds(f: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    f()
-    return time.perf_counter() - start
 
 
 @contextlib.contextmanager
@@ -86,7 +73,7 @@ class Steps:
     def __init__(self, unet: UNet, frames: int, size: int):
         torch.manual_seed(0)
         side = size // 8
-        self.unet, self.schedule = unet, Schedule.of({}, 50)
+        self.unet, self.schedule = unet, Schedule.from_config({}, 50)
         self.source_prompt, self.target, self.negative = (
             torch.randn(WORDS, unet.config.cross_attention_dim) for _ in range(3)
         )
@@ -96,19 +83,22 @@ class Steps:
         self.one = Schedule((self.t,), self.schedule.alpha_bars, self.schedule.clean_alpha_bar)
         words = torch.zeros(WORDS)
         words[3:6] = 1
-        kept = torch.ones(WORDS)
-        kept[3:6] = 0
-        self.fusion = Fusion(torch.diag(kept), kept, torch.ones(WORDS), torch.ones(2, WORDS), (0, 1), words)
+        alpha = torch.ones(WORDS)
+        alpha[3:6] = 0
+        fusion = Fusion(torch.diag(alpha), alpha, torch.ones(WORDS), torch.ones(2, WORDS), (0, 1))
+        self.task, self.guidance = Edit(self.target, fusion, EditRegion(words)), Guidance(self.negative)
         self.maps = torch.rand(frames, (side // MAP_STRIDE) ** 2, WORDS)
+
+    @property
+    def model(self) -> Denoiser:
+        return Denoiser(self.unet, self.one, INDEX)
 
     def forward(self) -> Tensor:
         return self.unet(self.z[None], self.t, TextContext(self.source_prompt[None]))
 
     def invert(self, keep: Keep = Keep()) -> Source:  # noqa: B008 (frozen)
-        source = Source(
-            self.source_prompt, latents={CLEAN: self.z}, kept=KeptInMemory() if keep.self_sites else KeptNowhere()
-        )
-        return invert(self.unet, source, self.one, INDEX, keep=lambda k: keep)
+        store = KeptInMemory() if keep.self_sites else Recompute()
+        return invert(self.model, Source(self.source_prompt, {CLEAN: self.z}, store=store, keep=lambda k: keep))
 
     def source(self, keep: Keep) -> Source:
         source = self.invert(keep)
@@ -116,7 +106,7 @@ class Steps:
         return source
 
     def edit(self, source: Source) -> Tensor:
-        return edit(self.unet, source, self.target, self.negative, self.one, 7.5, INDEX, self.fusion)
+        return edit(self.model, source, self.task, self.guidance)
 
 
 def diffusers_unet(unet: UNet) -> nn.Module | None:
@@ -222,7 +212,7 @@ def run(
     if not chosen:
         raise SystemExit(f"--only {only}: no step has this in its name; there are {', '.join(ways)}.")
     times = measure(chosen, rounds)
-    peak = gemm_peak()
+    peak = gemm_peak(side=2048)
     source_pass = flop["forward"] * flop_of_source_pass(unet, size // 8) / flop_of_forward(unet, size // 8)
     flop |= {name: 2 * flop["forward"] for name in ("edit step, memory", "maps: edit step")}
     flop["edit step, recompute"] = 2 * flop["forward"] + source_pass
@@ -321,7 +311,7 @@ class Counted:
         q, k, v = x.q()[0], x.k(), x.v()
         k, v = ((t[0].repeat(1, 2, 1, 1) if site.kind == "self" else t[:1].expand(len(q), -1, -1, -1)) for t in (k, v))
         if site.name == self.last:
-            raise Enough
+            raise StopForward
         weights = torch.einsum("fqhd,fkhd->fhqk", q, k)
         return torch.einsum("fhqk,fkhd->fqhd", weights, v)[None]
 
@@ -346,7 +336,7 @@ def count(unet: UNet, side: int, attend: Counted) -> None:
             torch.empty(1, 1, config.in_channels, side, side),
             TextContext(torch.empty(1, WORDS, config.cross_attention_dim)),
         )
-    with contextlib.suppress(Enough):
+    with contextlib.suppress(StopForward):
         model(z, 1, text, attend)
 
 
@@ -360,8 +350,8 @@ def maps_bytes(unet: UNet, side: int, frames: int, anchors: int) -> int:
     return total
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.edit", description=__doc__.splitlines()[0])
+def answer(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m bench.edit", description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
@@ -376,7 +366,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a small model, to try the command")
     parser.add_argument("--model", action="store_true", help="the cost model only")
     parser.add_argument("--csv", type=Path, help="append rows to this file")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.model:
         cost_model()
         return
@@ -402,5 +392,9 @@ def main() -> None:
             writer.writerows(rows)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
+
+
 if __name__ == "__main__":
-    main()
+    leave(main())

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fz import pipeline
+from fz import checkpoint
 from fz.clips import media
 from fz.run import main
 
@@ -25,7 +25,7 @@ def tiny(golden):
 
 @pytest.fixture(scope="session")
 def loaded(tiny):
-    return pipeline.load_checkpoint(tiny)
+    return checkpoint.load_checkpoint(tiny)
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def _own_cache_and_threads(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def here(tmp_path, monkeypatch, tiny, loaded):
     """An empty current folder; the sound checkpoint is loaded once for all tests, others really."""
-    load = pipeline.load_checkpoint
+    load = checkpoint.load_checkpoint
 
     def load_once(path, **options):
         return (
@@ -48,7 +48,7 @@ def here(tmp_path, monkeypatch, tiny, loaded):
             else load(path, **options)
         )
 
-    monkeypatch.setattr(pipeline, "load_checkpoint", load_once)
+    monkeypatch.setattr(checkpoint, "load_checkpoint", load_once)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -10,6 +10,7 @@ from transformers import CLIPModel
 
 from bench import table1
 from fz import evaluate, mini
+from fz.checkpoint import choose_clip
 from fz.clips.media import write_pngs
 from fz.errors import FzError
 from fz.mini import train_clip
@@ -18,7 +19,7 @@ from fz.mini.export import export_clip
 from fz.mini.train_clip import CHOICES, Neighbours, attributes, contrast, new_clip, otherwise, retrieval, stories_of
 from fz.mini.words import write_tokenizer
 from fz.mini.world import caption, sample_story
-from fz.weights.clip import choose_clip, load_clip
+from fz.weights.clip import load_clip
 
 needs_clip = pytest.mark.skipif(not (mini.FOLDER / "clip").is_dir(), reason="weights/mini has no clip/ yet")
 

@@ -14,6 +14,7 @@ from fz.clips.files import IMAGES, KINDS, check_regular, denied, missing
 from fz.clips.images import Flatten, Images, images_in, in_order, on_white
 from fz.clips.movie import Movie
 from fz.errors import FzError
+from fz.settings.place import expanded
 
 Frames = Images | Movie
 
@@ -22,9 +23,7 @@ def open_source(path: str, flatten: Flatten = on_white) -> Frames:
     """Images or Movie for a path or glob. Raises FzError where there is nothing to read."""
     if not str(path).strip():
         raise FzError(f"video: got an empty path, expected {KINDS}")
-    if "\0" in str(path):
-        raise FzError(f"video: got a path with a zero byte, expected {KINDS}")
-    place = Path(path).expanduser()
+    place = expanded(path, "video")
     try:
         if place.is_dir():
             return Images(images_in(place), str(path), flatten)

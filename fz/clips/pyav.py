@@ -12,5 +12,6 @@ def need_av(path: object) -> None:
     """Raises FzError where PyAV is not installed. path: the file that needs it."""
     if av is None:
         raise FzError(
-            f"video: {path} needs PyAV, which is not installed. Install it (pip install av), or use a folder of pictures"
+            f"video: {path} needs PyAV, which is not installed. Install it (pip install av), or use a folder of "
+            "pictures"
         )

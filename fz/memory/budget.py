@@ -5,19 +5,21 @@ Predictions count tensors: queries and keys exactly, activations by a factor mea
 instead of RAM.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from fz.edit import Kept, KeptNowhere, keep_nothing
+from fz.attention import Keep
 from fz.errors import FzError
-from fz.fusion import Fusion, Keep
+from fz.fusion import Fusion
 from fz.memory.free import free_disk, free_memory, gb
 from fz.memory.kept import KeptInMemory, KeptOnDisk, Say
 from fz.memory.offload import CPU, Copier, KeptInRam
 from fz.model.unet import UNet
 from fz.model.vae import VAE
+from fz.source import Recompute, Store, keep_nothing
 
 # share of the free memory that keeping may fill
 FILL = 0.6
@@ -54,34 +56,49 @@ def kept_bytes(unet: UNet, latent_size: tuple[int, int], frames: int, keep: Keep
     )
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """What memory a run takes depends on. chunk: frames that the UNet takes at a time, None for all. branches: of the
+    largest batch. offload: models on the device only while they are used, what is kept in RAM.
+    """
+
+    unet: UNet
+    latent_size: tuple[int, int]
+    frames: int
+    chunk: int | None = None
+    branches: int = 1
+    offload: bool = False
+
+    def working(self, kept: int) -> int:
+        """Bytes of activations, and of the queries and keys of one step that are computed again, `kept` in all."""
+        dtype = self.unet.conv_in.weight.dtype
+        h, w = self.latent_size
+        feature_map = self.branches * h * w * self.unet.config.block_out_channels[0] * dtype.itemsize
+        # frames whose operands are recomputed at once: those of a chunk where chunks run alone
+        alone = self.frames if self.unet.clip_norm else min(self.chunk or self.frames, self.frames)
+        live = live_maps(self.frames, self.chunk, self.unet.clip_norm)
+        return live * feature_map + kept * alone // self.frames
+
+    def kept(self, keep: Keep) -> int:
+        """Bytes of the queries and keys that one step keeps."""
+        return kept_bytes(self.unet, self.latent_size, self.frames, keep, self.unet.conv_in.weight.dtype)
+
+
 def choose_store(
-    asked: str,
-    unet: UNet,
-    chunk: int | None,
-    latent_size: tuple[int, int],
-    frames: int,
-    branches: int,
-    steps: int,
-    keep: Callable[[int], Keep],
-    folder: Path,
-    device: torch.device,
-    say: Say,
-    offload: bool = False,
+    asked: str, footprint: Footprint, keep: Sequence[Keep], folder: Path, device: torch.device, say: Say
 ) -> str:
     """'recompute', 'memory' or 'disk': what was asked for, or, for 'auto', 'memory' where it fits in memory that is
     free, else 'recompute'.
 
-    Says the prediction. Raises FzError if the run cannot fit whatever it keeps, or if what was asked for cannot.
+    keep: of every edit step. Says the prediction. Raises FzError if the run cannot fit whatever it keeps, or if what
+    was asked for cannot.
     """
-    dtype = unet.conv_in.weight.dtype
-    per_step = [kept_bytes(unet, latent_size, frames, keep(k), dtype) for k in range(steps)]
+    per_step = [footprint.kept(step) for step in keep]
     # models that are not on the device yet will be
-    free = free_memory(device) - sum(p.nbytes for p in unet.parameters() if p.device.type != device.type)
-    feature_map = branches * latent_size[0] * latent_size[1] * unet.config.block_out_channels[0] * dtype.itemsize
-    # frames whose operands are recomputed at once: those of a chunk where chunks run alone
-    alone = min(chunk or frames, frames) if not unet.clip_norm else frames
-    working = live_maps(frames, chunk, unet.clip_norm) * feature_map + max(per_step) * alone // frames
-    in_ram = offload and device.type == "cuda"
+    there = sum(p.nbytes for p in footprint.unet.parameters() if p.device.type != device.type)
+    free = free_memory(device) - there
+    working = footprint.working(max(per_step))
+    in_ram = footprint.offload and device.type == "cuda"
     need = {"memory": working + (0 if in_ram else sum(per_step)), "recompute": working, "disk": working}
     mode = asked if asked != "auto" else "memory" if need["memory"] <= FILL * free else "recompute"
     if in_ram and mode == "memory" and sum(per_step) > FILL * free_memory(CPU):
@@ -123,13 +140,13 @@ def live_maps(frames: int, chunk: int | None, clip_norm: bool) -> int:
 
 def kept_for(
     mode: str, folder: Path, timesteps: tuple[int, ...], device: torch.device, say: Say, offload: bool = False
-) -> Kept:
+) -> Store:
     """Where that mode keeps queries and keys."""
     if mode == "disk":
         return KeptOnDisk(folder, timesteps, device, say)
     if mode == "memory" and offload:
         return KeptInRam(timesteps, Copier(device))
-    return KeptInMemory() if mode == "memory" else KeptNowhere()
+    return KeptInMemory() if mode == "memory" else Recompute()
 
 
 def keep_for(mode: str, keep: Callable[[int], Keep]) -> Callable[[int], Keep]:

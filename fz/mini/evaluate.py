@@ -6,13 +6,12 @@ so that an evaluation that was stopped goes on and a second one changes nothing;
 `fz.settings.config.PRESETS`, nothing is chosen by its result.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
 import multiprocessing
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fz import mini
+from fz.attention import MAP_STRIDE
 from fz.clips.media import atomic, to_uint8, write_json
 from fz.ddim import CLEAN, Schedule
-from fz.edit import Source, edit, invert, reconstruct
+from fz.denoiser import Denoiser
+from fz.edit import Edit, edit, invert, reconstruct
 from fz.frames import FrameIndex
-from fz.fusion import MAP_STRIDE, blend_mask
+from fz.guidance import Guidance
+from fz.masks import blend_mask
 from fz.memory.budget import wanted
 from fz.memory.inversions import digest, model_digest
 from fz.memory.kept import KeptInMemory
@@ -42,6 +44,8 @@ from fz.model.vae import decode_clip, encode_clip
 from fz.prompts.plan import plan_edit, weights
 from fz.settings.applications import REMOVAL, without
 from fz.settings.config import PRESETS, EditSettings
+from fz.shell import Parser, answered, leave
+from fz.source import Source
 from fz.weights.load import Checkpoint, load_checkpoint
 
 ORDER = FrameIndex((0, "mid"))
@@ -120,7 +124,14 @@ class Bench:
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule.of(self.checkpoint.scheduler, self.setup.steps)
+        return Schedule.from_config(self.checkpoint.scheduler, self.setup.steps)
+
+    @property
+    def model(self) -> Denoiser:
+        return Denoiser(self.checkpoint.unet, self.schedule, ORDER)
+
+    def guidance(self, scale: float | None = None) -> Guidance:
+        return Guidance(self.embed(""), self.setup.guidance if scale is None else scale)
 
     def key(self) -> str:
         """Of all that its figures depend on."""
@@ -134,23 +145,20 @@ class Bench:
         """The clip inverted, all queries and keys kept."""
         tokens = self.checkpoint.text.tokens(prompt)
         everything = plan_edit(EditSettings(prompt, **FULL), tokens, tokens, self.schedule.steps).fusion
-        source = Source(self.embed(prompt), {CLEAN: z0}, kept=KeptInMemory())
-        return invert(self.checkpoint.unet, source, self.schedule, ORDER, wanted([everything]))
+        return invert(self.model, Source(self.embed(prompt), {CLEAN: z0}, store=KeptInMemory(), keep=wanted([everything])))
 
     def edit(self, source: Source, prompt: str, target: str, settings: dict, guidance: float | None = None) -> np.ndarray:
         text = self.checkpoint.text
         plan = plan_edit(EditSettings(target, **settings), text.tokens(prompt), text.tokens(target), self.schedule.steps)
-        guidance = self.setup.guidance if guidance is None else guidance
-        unet, empty = self.checkpoint.unet, self.embed("")
-        z = edit(unet, source, self.embed(target), empty, self.schedule, guidance, ORDER, plan.fusion)
+        z = edit(self.model, source, Edit(self.embed(target), plan.fusion, plan.region), self.guidance(guidance))
         return to_uint8(decode_clip(self.checkpoint.vae, z))
 
     def resample(self, source: Source, prompt: str, target: str, settings: dict) -> Source:
         """What reconstruction instead of inversion leaves of the source: its attention while it is sampled again, with guidance."""
-        text, unet = self.checkpoint.text, self.checkpoint.unet
+        text = self.checkpoint.text
         fusion = plan_edit(EditSettings(target, **settings), text.tokens(prompt), text.tokens(target), self.schedule.steps).fusion
-        empty, keep = self.embed(""), wanted([fusion])
-        return reconstruct(unet, source, source.embedding, empty, self.schedule, self.setup.guidance, ORDER, keep, KeptInMemory())
+        again = Source(source.embedding, source.latents, store=KeptInMemory(), keep=wanted([fusion]))
+        return reconstruct(self.model, again, self.guidance())
 
 
 def held_out_story(i: int) -> Story:
@@ -312,8 +320,8 @@ def work(part: str, i: int, folder: Path) -> list[Row]:
     return figures_of(*OWN[0], part, i, folder)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fz.mini.evaluate", description=__doc__.splitlines()[0])
+def answer(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m fz.mini.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=64, help="clips that are edited, nine edits and two reconstructions each")
     parser.add_argument("--pictures", type=int, default=64, help="pictures that are sampled from captions")
     parser.add_argument("--removals", type=int, default=64, help="clips from which the thing is removed")
@@ -325,7 +333,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default=None, help="another folder; default: the bundled miniature")
     parser.add_argument("--processes", type=int, default=1, help="one core each")
     parser.add_argument("--out", type=Path, default=Path("results/mini"), help="a file a picture or clip; what is there is not done again")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     setup = Setup(given.frames, given.size, given.steps, given.picture_steps, given.guidance)
     jobs = [("picture", i) for i in range(given.pictures)] + [("clip", i) for i in range(given.clips)]
     jobs += [("removal", i) for i in range(given.removals)]
@@ -339,5 +347,9 @@ def main() -> None:
         part.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
+
+
 if __name__ == "__main__":
-    main()
+    leave(main())

@@ -4,10 +4,10 @@ The averaged weights of the furthest UNet stage that there is are taken, so a tr
 along as clip/, in transformers' layout, if it has been trained; `--only clip` leaves all else as it is.
 """
 
-import argparse
 import csv
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from fz.errors import FzError
 from fz.mini.train import SCHEDULER, TEXT, UNET, VAE_JSON
 from fz.mini.words import write_tokenizer
 from fz.mini.world import Story, Thing, draw
+from fz.shell import Parser, answered, leave
 
 # of the default run: the sentence of it is in fz.mini.example
 EXAMPLE = Story((Thing("car", "red", (0.32, 0.6), (0.6, 0.62), 0.4, 0.01, 0.08),), "sand", seed=11, drift=0.02)
@@ -101,12 +102,12 @@ def write_part(folder: Path, config: dict, tensors: dict[str, Tensor], name: str
         save_file({key: t.half().contiguous() for key, t in tensors.items()}, part, metadata={"format": "pt"})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fz.mini.export", description=__doc__.splitlines()[0])
+def answer(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m fz.mini.export", description=__doc__.splitlines()[0])
     parser.add_argument("--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="the training's folder")
     parser.add_argument("--out", type=Path, default=mini.FOLDER)
     parser.add_argument("--only", choices=["clip"], help="this part alone")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     stage = "clip" if arguments.only else export(arguments.state, arguments.out)
     if arguments.only or (arguments.state / "clip.pt").exists():
         export_clip(arguments.state, arguments.out)
@@ -114,5 +115,9 @@ def main() -> None:
     print(f"{stage} -> {arguments.out}, {size / 1e6:.1f} MB")
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
+
+
 if __name__ == "__main__":
-    main()
+    leave(main())

@@ -4,7 +4,6 @@ The network is trained on drawn pictures only (`python -m fz.mini.measure`), nev
 pictures is printed with every table that rests on it. The colour is the median hue inside the thing's area.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from fz.clips.media import atomic
 from fz.mini.data import HELD_OUT
 from fz.mini.things import COLOURS as HUES
 from fz.mini.world import KINDS, SCENES, STYLES, Story, render, sample_story
+from fz.shell import Parser, answered, leave
 
 SIDE = 64  # pictures are shrunk to this before they are looked at
 WEIGHTS = mini.FOLDER / "measure.safetensors"
@@ -178,12 +178,12 @@ def errors(eye: Eye, count: int = 400) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in right.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fz.mini.measure", description="Train the network that judges pictures.")
+def answer(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m fz.mini.measure", description="Train the network that judges pictures.")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--stories", type=int, default=6000)
     parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     eye = train(arguments.stories)
     with atomic(arguments.out) as part:
@@ -191,5 +191,9 @@ def main() -> None:
     print(", ".join(f"{name} {value:.1%}" for name, value in errors(eye).items()))
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
+
+
 if __name__ == "__main__":
-    main()
+    leave(main())

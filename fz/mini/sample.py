@@ -3,7 +3,6 @@
 Plain DDIM sampling with guidance; nothing here knows of editing.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +12,14 @@ from torch import Tensor
 from fz import mini
 from fz.clips.media import contact_sheet, to_uint8, write_png
 from fz.ddim import Schedule
-from fz.edit import KeptNowhere, Source, edit
+from fz.denoiser import Denoiser
+from fz.edit import Edit, edit
 from fz.frames import FrameIndex
+from fz.guidance import Guidance
 from fz.model.vae import decode_clip
 from fz.results.folder import slug
+from fz.shell import Parser, answered, leave
+from fz.source import Source
 from fz.weights.load import Checkpoint, load_checkpoint
 
 
@@ -30,20 +33,21 @@ def sample(
     size: int = mini.SIZE,
 ) -> Tensor:
     """One picture of each prompt, (n, 3, size, size) in [-1, 1]. Prompt i starts from the noise of seed + i, whatever the others are."""
-    schedule = Schedule.of(checkpoint.scheduler, steps)
-    negative = checkpoint.text.encode([""])[0]
+    schedule = Schedule.from_config(checkpoint.scheduler, steps)
+    model = Denoiser(checkpoint.unet, schedule, FrameIndex(()))
+    guided = Guidance(checkpoint.text.encode([""])[0], guidance)
     latent = size // checkpoint.vae.config.stride
     pictures = []
     for i, embedding in enumerate(checkpoint.text.encode(prompts)):
         noise = torch.randn(1, 4, latent, latent, generator=torch.Generator().manual_seed(seed + i))
-        source = Source(embedding, {schedule.timesteps[0]: noise}, kept=KeptNowhere())
-        z = edit(checkpoint.unet, source, embedding, negative, schedule, guidance, FrameIndex(()), None)
+        source = Source(embedding, {schedule.timesteps[0]: noise})
+        z = edit(model, source, Edit(embedding), guided)
         pictures.append(decode_clip(checkpoint.vae, z))
     return torch.cat(pictures)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fz.mini.sample", description=__doc__.splitlines()[0])
+def answer(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m fz.mini.sample", description=__doc__.splitlines()[0])
     parser.add_argument("prompt", nargs="+", help="sentences, each in quotes")
     parser.add_argument("--count", type=int, default=4, help="pictures of each")
     parser.add_argument("--seed", type=int, default=0)
@@ -52,7 +56,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=mini.SIZE, help="side of a picture, a multiple of 32")
     parser.add_argument("--checkpoint", default=None, help="another folder; default: the bundled miniature")
     parser.add_argument("--out", type=Path, default=None, help="png file; default: results/SENTENCE.png")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     checkpoint = load_checkpoint(arguments.checkpoint or mini.checkpoint())
     prompts = [p for p in arguments.prompt for _ in range(arguments.count)]
     frames = to_uint8(sample(checkpoint, prompts, arguments.seed, arguments.steps, arguments.guidance, arguments.size))
@@ -62,5 +66,9 @@ def main() -> None:
     print(out)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
+
+
 if __name__ == "__main__":
-    main()
+    leave(main())

@@ -6,13 +6,12 @@ A last stage teaches cross-attention where things are, which so small a model do
 Then `python -m fz.mini.export` puts the result into a checkpoint folder. State and log are in DIR.
 """
 
-import argparse
 import csv
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from fz.attention import MAP_STRIDE
 from fz.ddim import Schedule
 from fz.frames import FrameIndex, frame_table
-from fz.fusion import MAP_STRIDE
 from fz.mini.data import draw_many, places, to_unit
 from fz.mini.warm import warm_start
 from fz.mini.words import write_tokenizer
@@ -33,6 +32,7 @@ from fz.model.layers import Operands, Site, TextContext
 from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import SCALE, VAE, VAEConfig
 from fz.prompts.text import TextEncoder
+from fz.shell import Parser, answered, leave
 
 UNET = {
     "_class_name": "UNet2DConditionModel", "block_out_channels": [40, 80, 120, 160], "layers_per_block": 2, "attention_head_dim": 4,
@@ -282,7 +282,7 @@ def train_unet(
     encoder = TextEncoder(tokenizer, text)
     ids = torch.tensor([[encoder.tokens(c).ids for c in variants(caption)] for caption in captions])
     nothing = torch.tensor(encoder.tokens("").ids)
-    alpha_bar = torch.tensor(Schedule.of(SCHEDULER, 1000).alpha_bars)
+    alpha_bar = torch.tensor(Schedule.from_config(SCHEDULER, 1000).alpha_bars)
     own, clip_frames = (BuiltAttention(FrameIndex(index), keep_maps=place) for index in ((0,), (0, "mid")))
     placed = placement(encoder, captions, z.shape[-1] // MAP_STRIDE) if place else None
     bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -332,13 +332,13 @@ def stages(state: Path, stories: int, minutes: tuple[float, float, float, float]
     yield "done"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fz.mini.train", description=__doc__.splitlines()[0])
+def answer(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m fz.mini.train", description=__doc__.splitlines()[0])
     parser.add_argument("--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="where state and log are kept")
     parser.add_argument("--stories", type=int, default=STORIES)
     parser.add_argument("--minutes", type=float, nargs=4, default=(15, 60, 120, 20), metavar=("VAE", "UNET16", "UNET32", "PLACES"))
     parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     keep_freed_memory()
@@ -346,5 +346,9 @@ def main() -> None:
         print(time.strftime("%H:%M:%S"), stage, flush=True)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
+
+
 if __name__ == "__main__":
-    main()
+    leave(main())

@@ -5,10 +5,10 @@ scene and style, and each picture also meets its caption with one of these chang
 own caption. Goes on where it was stopped; `python -m fz.mini.export` ships it.
 """
 
-import argparse
 import dataclasses
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from fz.mini.words import write_tokenizer
 from fz.mini.world import COLOURS, KINDS, SCENES, STYLES, VERB, Story, caption, counterfactual, draw_frame, sample_story
 from fz.model.clip_vision import MEAN, STD, Clip, ImageTower, Preprocess, ViTConfig
 from fz.model.fast_cpu import keep_freed_memory
+from fz.shell import Parser, answered, leave
 from fz.weights.clip import fill, folder_shape, text_tower
 
 SIDE = 64
@@ -202,13 +203,13 @@ def named(story: Story, what: str) -> str:
     return getattr(story if what in ("scene", "style") else story.things[0], what)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fz.mini.train_clip", description=__doc__.splitlines()[0])
+def answer(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m fz.mini.train_clip", description=__doc__.splitlines()[0])
     parser.add_argument("--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="where state and log are kept")
     parser.add_argument("--minutes", type=float, default=25, help="of training in all, with what was done before")
     parser.add_argument("--stories", type=int, default=STORIES, help="drawn if there are no pictures yet")
     parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     keep_freed_memory()
@@ -218,5 +219,9 @@ def main() -> None:
         print(f"held-out pictures of {size} px:", ", ".join(f"{name} {value:.1%}" for name, value in retrieval(clip, size=size).items()))
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
+
+
 if __name__ == "__main__":
-    main()
+    leave(main())

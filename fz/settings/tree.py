@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from fz.errors import FzError
+from fz.settings.place import expanded
 
 Names = tuple[str, ...]  # the way from the root to a value
 Tree = dict[str, Any]  # nested; keys are text, 0 and '0' are the same
@@ -22,7 +23,7 @@ Tree = dict[str, Any]  # nested; keys are text, 0 and '0' are the same
 def read(path: str | Path) -> Tree:
     """The tree of a YAML file. Raises FzError, in one line, for a file that cannot be read or is no tree of names."""
     try:
-        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        content = yaml.safe_load(expanded(path, "config").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise FzError(
             f"config: {path} cannot be read ({getattr(error, 'strerror', None) or error}). Expected a YAML file."
