@@ -7,6 +7,7 @@ that a run did not list.
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,8 +49,12 @@ def remove_halves(folder: Path, names: Iterable[str]) -> None:
         written = {Path(name).name for name in names}
         for half in above.glob(".*.part"):
             found = re.fullmatch(r"\.(.+)\.\d+\.part", half.name)
-            if found and found[1] in written and half.is_file() and not half.is_symlink():
+            if not found or found[1] not in written or half.is_symlink():
+                continue
+            if half.is_file():
                 half.unlink(missing_ok=True)
+            elif half.is_dir() and {inner.name for inner in half.iterdir()} <= {found[1]}:
+                shutil.rmtree(half, ignore_errors=True)
 
 
 def move(source: Path, folder: Path, names: Iterable[str]) -> None:
