@@ -278,7 +278,7 @@ class InvertedClip:
         )
 
     def frames_of(self, z: Tensor, changes: Tensor | None, journal: Journal) -> Tensor:
-        """Decode z_0; outside of what may change (`changed_pixels`) the clip's pixels. (F, 3, H, W) float32 in [-1, 1]."""
+        """Decode z_0; outside of `changes` (`changed_pixels`) the clip's pixels. (F, 3, H, W) float32 in [-1, 1]."""
         vae = self.editor.checkpoint.vae
         with self.editor.resident(vae):
             frames = decode(vae, z, self.editor.device, journal.note)

@@ -3,6 +3,8 @@ tests/inputs/files.py makes them.
 """
 
 import os
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -77,6 +79,17 @@ def test_a_playlist_does_not_play_its_neighbours(tmp_path, make_text, name):
 
 def test_session_descriptions_open_no_port(tmp_path):
     refused("is no video of a kind that is read|corrupt", sdp(tmp_path / "a.mp4"))
+
+
+def test_the_command_refuses_a_bad_clip_before_torch_is_imported(tmp_path):
+    code = "import sys; from fz.run import main; code = main(sys.argv[1:]); print('torch' in sys.modules, code)"
+    flags = ["--source", "a red car", "--target", "a blue car", "--out", str(tmp_path / "o")]
+    # the miniature knows its words, and comparing words imports torch
+    flags += ["--checkpoint", str(tmp_path), "--video"]
+    for path in (playlist(tmp_path / "a.mp4", "b.mp4"), "/dev/zero", tmp_path / "none.mp4"):
+        done = subprocess.run([sys.executable, "-c", code, *flags, str(path)], capture_output=True, text=True)
+        assert done.stdout.strip() == "False 2" and done.stderr.startswith("fz: video: "), done.stderr
+    assert not (tmp_path / "o").exists()
 
 
 # ---------------------------------------------------------------- without an end
