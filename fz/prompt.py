@@ -3,9 +3,10 @@ anything is run.
 
 Tokens, which words correspond, and how long each word of the target has the source's attention. With --video also where
 the source's words are: their attention over a few inversion steps (--map-steps, default 4) and the masks made of it, as
-pictures.
+pictures. --json prints a line of JSON for each edit instead (`fz.prompts.explain.as_json` says what is in it).
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -21,12 +22,14 @@ from fz.ddim import CLEAN, Schedule
 from fz.edit import Source, invert
 from fz.errors import FzError
 from fz.fusion import MAP_STRIDE, Fusion, blend_mask
-from fz.prompts.align import bare
-from fz.prompts.plan import Plan, plan_edit, weights
+from fz.prompts import align
+from fz.prompts.explain import as_json, mask_words
+from fz.prompts.plan import Plan, plan_edit
 from fz.prompts.text import Tokens
 from fz.results.folder import slug
 from fz.settings.config import EditSettings, Settings
 from fz.shell import answered
+from fz.words import bare
 
 MAP_STEPS, TAU = 4, 0.3
 
@@ -58,7 +61,7 @@ def columns(fusion: Fusion, source: Tokens, target: Tokens, steps: int) -> list[
         on = fusion.cross_window[:steps, at].any(1).nonzero().flatten().tolist()
         same = [bare(s) for s in sources] == [bare(word.text)]
         what = "own" if not on else "new" if not sources else "kept" if same else "replaced"
-        weight = float(fusion.equalizer[at[0]]) if on else 1.0
+        weight = float(fusion.equalizer[word.core[0]]) if on else 1.0
         span = None if what == "own" or (what == "new" and weight == 1) else (on[0] + 1, on[-1] + 1)
         out.append(Column(word.text, word.positions, what, sources if on else (), span, weight))
     return out
@@ -104,8 +107,8 @@ def self_attention(edit: EditSettings, fusion: Fusion, source: Tokens, steps: in
         return "the edit's own throughout"
     where = "everywhere" if edit.mask is None else f"outside the mask of {edit.mask}"
     if edit.mask is None and fusion.mask_words is not None:
-        words = [word.text for word in source.words if fusion.mask_words[list(word.positions)].any()]
-        where = f"outside the mask of {' '.join(words)} (> {fusion.threshold:g} of its maximum)"
+        words = mask_words(fusion.mask_words, source)
+        where = f"outside the mask of {words}, > {fusion.threshold:g} of its maximum"
     return f"the source's at steps {first + 1}-{last} of {steps}, {where}"
 
 
@@ -171,8 +174,8 @@ def write_pictures(
 
     rows, labels = [], []
     for word in tokens.words:
-        attention = overlay(clip, maps[..., list(word.positions)].sum(-1).unflatten(1, size))
-        mask = overlay(clip, blend_mask(maps, weights(tokens, [word.text]), threshold, size, pixels))
+        attention = overlay(clip, maps[..., list(word.core)].sum(-1).unflatten(1, size))
+        mask = overlay(clip, blend_mask(maps, align.weights(word.core), threshold, size, pixels))
         picture(
             f"{word.index:02d}-{slug(word.text, 24)}.png",
             [attention, mask],
@@ -195,7 +198,8 @@ def answer(argv: list[str]) -> None:
     from fz.run import text_of
     from fz.settings.parse import parse
 
-    rest, map_steps = split(argv)
+    as_lines = "--json" in argv
+    rest, map_steps = split([word for word in argv if word != "--json"])
     settings = parse([*rest, "--list-words"]).settings
     if settings is None:
         raise FzError("prompt: got no sentences, expected --source 'a red car on sand' --target 'a blue car on sand'.")
@@ -209,6 +213,10 @@ def answer(argv: list[str]) -> None:
         else Plan(None, (f"method {settings.method} fuses nothing",))
         for i, (edit, target) in enumerate(zip(settings.edits, targets, strict=True))
     ]
+    if as_lines:
+        for edit, plan, target in zip(settings.edits, plans, targets, strict=True):
+            print(json.dumps(as_json(edit, plan, source, target, steps)))
+        return
     print(f"source: {settings.source!r}")
     for word in source.words:
         print(f"  {word.text}  (tokens {numbers(word.positions)})")
