@@ -6,7 +6,6 @@ value came from.
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "attribute": {"self_replace": (0.0, 0.8), "cross_replace": (0.0, 0.7), "threshold": None, "align": "auto"},
     "shape": {"self_replace": (0.0, 0.5), "cross_replace": (0.0, 0.5), "threshold": 0.3, "align": "auto"},
 }
+LARGEST_FACTOR = 10_000  # of re-weighting; the released configs have 10
 ALIGNS = ("auto", "replace", "refine", "plain")
 METHODS = ("fatezero", "ddim", "sdedit", "null-p2p", "pnp")  # the table of them is `fz.baselines.METHODS`
 # the paper's ablations, as overlays of a run's settings
@@ -83,8 +83,37 @@ def window(value: Any, name: str) -> Window:
     return (float(pair[0]), float(pair[1]))
 
 
-def is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def is_factor(value: Any) -> bool:
+    """A weight that attention can be multiplied by, in half precision too."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST_FACTOR
+
+
+def sentence(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise FzError(f"{name}: got {value!r}, expected a sentence.")
+
+
+def pairs(name: str, value: Any, example: str) -> tuple[tuple[str, Any], ...]:
+    """(word, value) pairs from pairs or from a dict. Raises FzError naming the setting."""
+    items = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(items, (list, tuple)) or not all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str) for pair in items
+    ):
+        raise FzError(f"{name}: got {value!r}, expected words and their values, as {example}.")
+    return tuple(tuple(pair) for pair in items)
+
+
+def word_groups(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(source's words, target's words) from one or two groups, each a word or several."""
+    groups = [(group,) if isinstance(group, str) else group for group in value] if isinstance(value, (list, tuple)) else []
+    if not 1 <= len(groups) <= 2 or not all(
+        isinstance(group, (list, tuple)) and all(isinstance(word, str) for word in group) for group in groups
+    ):
+        raise FzError(
+            f"blend_words: got {value!r}, expected the source's words and the target's, as [['jeep'], ['car']]."
+        )
+    source, target = (tuple(group) for group in (*groups, ())[:2])
+    return source, target
 
 
 @dataclass(frozen=True)
@@ -118,16 +147,25 @@ class EditSettings:
     lenient: bool = False
 
     def __post_init__(self):
+        sentence("target", self.target)
         one_of("align", self.align, ALIGNS)
         object.__setattr__(self, "cross_replace", window(self.cross_replace, "cross_replace"))
         object.__setattr__(self, "self_replace", window(self.self_replace, "self_replace"))
-        words = tuple((word, window(share, f"cross_replace of {word!r}")) for word, share in self.cross_replace_words)
+        words = pairs("cross_replace_words", self.cross_replace_words, "{'red': 0.3}")
+        words = tuple((word, window(share, f"cross_replace of {word!r}")) for word, share in words)
         object.__setattr__(self, "cross_replace_words", words)
+        object.__setattr__(self, "reweight", pairs("reweight", self.reweight, "{'red': 5}"))
         for word, factor in self.reweight:
-            if not is_finite(factor):
-                raise FzError(f"reweight: got {factor!r} for {word!r}, expected a number, as {word}=10.")
-        if not is_finite(self.enhance_factor):
-            raise FzError(f"enhance_factor: got {self.enhance_factor!r}, expected a number, as 2; 1 amplifies nothing.")
+            if not is_factor(factor):
+                expected = f"a number from -{LARGEST_FACTOR} to {LARGEST_FACTOR}, as {word}=10"
+                raise FzError(f"reweight: got {factor!r} for {word!r}, expected {expected}.")
+        if not is_factor(self.enhance_factor):
+            raise FzError(
+                f"enhance_factor: got {self.enhance_factor!r}, expected a number of at most {LARGEST_FACTOR}, as 2; 1 "
+                "amplifies nothing."
+            )
+        if self.blend_words is not None:
+            object.__setattr__(self, "blend_words", word_groups(self.blend_words))
         for name in ("threshold", "blend_latents"):
             value = getattr(self, name)
             if value is not None and not (
@@ -227,6 +265,8 @@ class Settings:
             raise FzError(
                 f"strength: got {self.strength!r}, expected a share of the steps above 0, at most 1, as 0.75."
             )
+        sentence("source", self.source)
+        sentence("negative", self.negative)
         if not self.source.strip():
             raise FzError(
                 "source: got an empty sentence, expected one that describes the clip, as --source 'a silver jeep on "
@@ -330,6 +370,6 @@ def check_path(path: str) -> None:
     known = names | {f"clip.{f.name}" for f in dataclasses.fields(ClipSettings)}
     known |= {f"edits.*.{f.name}" for f in dataclasses.fields(EditSettings)}
     parts = path.split(".")
-    general = f"edits.*.{parts[2]}" if parts[0] == "edits" and len(parts) == 3 and parts[1].isdigit() else path
+    general = f"edits.*.{parts[2]}" if re.fullmatch(r"edits\.\d{1,4}\.\w+", path, re.ASCII) else path
     if general not in known:
         raise FzError(f"unknown setting {path!r}.{suggest(general, known)}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from fz.errors import FzError, suggest
 from fz.settings.config import Crop, Overlay
-from fz.settings.tree import Config, Names, Tree, leaves, split
+from fz.settings.tree import Config, Names, Tree, is_number, leaves, split
 
 P2P = "editing_config.p2p_config"
 P2P_KEYS = ("cross_replace_steps", "self_replace_steps", "is_replace_controller", "eq_params.words", "eq_params.values",
@@ -55,6 +55,8 @@ IGNORED = {  # and why
         "of tuning",
     ),
 }  # fmt: skip
+# of those, what counts something: 0 is a mistake wherever it stands
+COUNTS = ("gradient_accumulation_steps", "train_batch_size", "batch_size", "train_steps")
 REFUSED = {
     "model_config.temporal_downsample": "",
     "model_config.temporal_downsample_time": "",
@@ -93,7 +95,8 @@ def number(value: Any, name: str) -> float | int:
             value = float(value)
         except ValueError:
             pass
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    # an int of 400 digits is no float
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or (isinstance(value, int) and abs(value) > 2**63):
         raise FzError(f"{name}: got {shown(value)}, expected a number.")
     return value
 
@@ -253,6 +256,10 @@ def translate(tree: Tree) -> Translation:
             converted = row.convert(value, name)
             if row.setting:
                 out.put(row.setting, converted, name)
+    for name in COUNTS:
+        value = config.get(name)
+        if value is not None and whole(value, name) < 1:
+            raise FzError(f"{name}: got {shown(value)}, expected a whole number of at least 1.")
     sides = {side: config.get(f"dataset_config.offset.{side}") for side in ("left", "right", "top", "bottom")}
     offset = {side: whole(value, f"dataset_config.offset.{side}") for side, value in sides.items() if value is not None}
     if offset:
@@ -289,7 +296,7 @@ def put_methods(config: Config, out: Translation, prompts: list[str]) -> None:
     inverted = True if inverted is None else truth(inverted, attention)
     entries = set(config.keys(P2P))
     for i in sorted(entries):
-        if not i.isdigit():
+        if not is_number(i):
             raise FzError(f"{P2P}.{i}: got {i!r} as the number of an edit, expected 0 to {max(len(prompts) - 1, 0)}.")
         # entries without a prompt are left over from a longer list
         if not prompts or int(i) < len(prompts):

@@ -9,12 +9,11 @@ run's files there are then sweep.png (a row each: what was set, its metrics, its
 import dataclasses
 import itertools
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from fz.clips.media import atomic, contact_sheet, to_uint8, write_png
 from fz.errors import FzError, suggest
@@ -50,9 +49,10 @@ def read_sweeps(texts: Sequence[str]) -> list[Variant]:
         axes[name] = read_values(text, values)
     if not axes:
         raise FzError("sweep: got nothing to sweep, expected as --sweep self_replace=0.2:0.9:0.1 threshold=0.2,0.3.")
-    count = int(np.prod([len(values) for values in axes.values()]))
+    count = math.prod(len(values) for values in axes.values())
     if count > MOST:
-        raise FzError(f"sweep: {count} combinations, expected at most {MOST}. Take fewer values.")
+        shown = count if count < 10**9 else "more than 10^9"
+        raise FzError(f"sweep: {shown} combinations, expected at most {MOST}. Take fewer values.")
     return [tuple(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
