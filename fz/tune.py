@@ -19,6 +19,7 @@ from typing import Any
 from fz.errors import FzError
 from fz.settings import flags, released, tree
 from fz.settings.config import ClipSettings
+from fz.settings.limits import check_tuning
 from fz.shell import Parser, answered, unknown
 
 RECIPES = ("tune-a-video", "fatezero")
@@ -78,6 +79,9 @@ class TuneSettings:
     threads: int | None = None
     overwrite: bool = False
     dry_run: bool = False
+
+    def __post_init__(self):
+        check_tuning(self)
 
 
 # what may differ between a run and the one that goes on with it

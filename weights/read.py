@@ -91,6 +91,9 @@ def read_shards(index: Path) -> Weights:
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name:
             raise FzError(f"{index}: names the shard {name!r}, expected a file beside it.")
+        if name.endswith(".json"):
+            # itself, or one that names this
+            raise FzError(f"{index}: names the shard {name!r}, an index again, expected weights.")
         if not (index.parent / name).exists():
             raise FzError(
                 f"{index.parent / name}: no such file, but {index.name} lists it. Download the missing shard."
