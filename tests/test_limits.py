@@ -17,7 +17,8 @@ HUGE = str(10**17)
     "flags",
     [["--rank", HUGE], ["--rank", "0"], ["--threads", HUGE], ["--steps", HUGE], ["--accumulate", HUGE],
      ["--accumulate", "0"], ["--sample-steps", "5000"], ["--save-every", HUGE], ["--guidance", "nan"],
-     ["--guidance", "inf"], ["--class-weight", "-1"], ["--class-weight", "nan"], ["--rate", "nan"], ["--rate", "1e308"]],
+     ["--guidance", "inf"], ["--class-weight", "-1"], ["--class-weight", "nan"], ["--rate", "nan"],
+     ["--rate", "1e308"]],
     ids=" ".join,
 )  # fmt: skip
 def test_a_tuning_s_numbers(flags, capsys, tmp_path):
@@ -79,7 +80,10 @@ def test_a_whole_tokenizer_of_one_file_has_its_ends(tmp_path):
     for name in ("vocab.json", "merges.txt"):
         (one / name).unlink(missing_ok=True)
     assert (one / "tokenizer.json").is_file()
-    assert load_tokenizer(one, 2**31)("a cat")["input_ids"] == load_tokenizer(tmp_path / "parts", 2**31)("a cat")["input_ids"]
+    assert (
+        load_tokenizer(one, 2**31)("a cat")["input_ids"]
+        == load_tokenizer(tmp_path / "parts", 2**31)("a cat")["input_ids"]
+    )
 
 
 @pytest.mark.parametrize("names", [("a.json",), ("b.json", "a.json")], ids=["itself", "each other"])

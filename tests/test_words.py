@@ -196,7 +196,10 @@ def test_a_kept_word_keeps_its_own_tokens(text, source, target, expected):
 @pytest.mark.parametrize("mark", [",", ".", "!", '"', "”", ")", "…", "。", ", —"])
 def test_whatever_punctuation_a_kept_word_has_it_is_kept(text, mark):
     """Each word of the target that the source has takes its own tokens and no punctuation's."""
-    for source, target in ((f"a swarovski{mark} cat", "a swarovski cat"), ("a swarovski cat", f"a swarovski{mark} cat")):
+    for source, target in (
+        (f"a swarovski{mark} cat", "a swarovski cat"),
+        ("a swarovski cat", f"a swarovski{mark} cat"),
+    ):
         tokens = text.tokens(source), text.tokens(target)
         if len(tokens[0].words) != len(tokens[1].words):
             continue
@@ -239,7 +242,9 @@ def test_a_choice_that_is_explicit_stands_and_is_noted(text):
     said, plan = explained(text, source, target, align="replace", lenient=True)
     assert said["align"] == "replace" and columns(said)[3] == {3: 1}
     assert any("'riding' takes the attention of 'is'" in note for note in plan.notes)
-    assert not any("takes the attention" in n for n in explained(text, "a red car", "a blue car", align="replace")[1].notes)
+    assert not any(
+        "takes the attention" in n for n in explained(text, "a red car", "a blue car", align="replace")[1].notes
+    )
     said, plan = explained(text, "a red car", "a car", align="replace", lenient=True)
     assert said["align"] == "refine" and any("refinement, not replacement" in note for note in plan.notes)
     with pytest.raises(FzError, match="Use --refine"):
@@ -269,7 +274,12 @@ def test_json_of_an_edit(text):
     said, _ = explained(text, "a car", "a red car", reweight=(("red", 2.0),), cross_replace_words={"car": 0.0})
     assert columns(said) == {1: {1: 1}, 2: {"edit": 2}, 3: {"edit": 1}}
     said, _ = explained(text, "a car", "a red car", align="plain", threshold=None)
-    assert (said["align"], said["mask_tokens"], said["self_steps"], said["cross_steps"]) == ("plain", [], [0, 0], [0, 0])
+    assert (said["align"], said["mask_tokens"], said["self_steps"], said["cross_steps"]) == (
+        "plain",
+        [],
+        [0, 0],
+        [0, 0],
+    )
     assert columns(said) == {1: {"edit": 1}, 2: {"edit": 1}, 3: {"edit": 1}}
     said, _ = explained(text, "a red car", "a blue car", threshold=None, blend_latents=None)
     assert (said["mask_tokens"], said["latent_blend_tokens"]) == ([], [[], []])
@@ -289,7 +299,9 @@ def test_the_command_prints_a_line_of_json_an_edit(capsys):
 
 def test_pictures_of_a_word_that_is_there_twice_are_its_own(tmp_path, text, monkeypatch):
     tokens, drawn, real = text.tokens("a red car and a red ball"), [], prompt.blend_mask
-    monkeypatch.setattr(prompt, "blend_mask", lambda maps, weights, *rest: drawn.append(weights) or real(maps, weights, *rest))
+    monkeypatch.setattr(
+        prompt, "blend_mask", lambda maps, weights, *rest: drawn.append(weights) or real(maps, weights, *rest)
+    )
     settings = build({"clip.path": "c", "source": tokens.prompt, "edits.0.target": "a car"})
     frames, plans = torch.zeros(1, 3, 32, 32), [plan_edit(settings.edits[0], tokens, text.tokens("a car"), 10)]
     prompt.write_pictures(tmp_path, settings, tokens, plans, frames, torch.ones(1, 16, LENGTH), (4, 4))

@@ -21,7 +21,7 @@ from fz.words import bare
 
 @dataclass(frozen=True)
 class Plan:
-    """fusion: None for plain sampling. notes: lines for the user. align: what was chosen, 'replace', 'refine', 'plain'."""
+    """fusion: None for plain sampling. notes: lines for the user. align: what was chosen: replace, refine or plain."""
 
     fusion: Fusion | None
     notes: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from fz.errors import FzError
-from fz.settings.config import whole
+from fz.settings.checks import whole
 
 WHOLE = {
     "steps": (1, 10**7),

@@ -29,7 +29,7 @@ def read_file(path: Path) -> Any:
         # a pipe would be waited for, a device never ends
         if not stat.S_ISREG(path.stat().st_mode):
             kind = "a folder" if path.is_dir() else "no regular file"
-            raise FzError(f"config: {path} is {kind}, expected a YAML file.")
+            raise FzError(f"config: {path} cannot be read ({kind}). Expected a YAML file.")
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
         text = content.decode("utf-8-sig")
@@ -117,7 +117,7 @@ Loader.yaml_implicit_resolvers = {
 
 
 def weigh(node: yaml.Node, known: dict[int, tuple[int, int]], above: set[int]) -> tuple[int, int]:
-    """(values, levels) of a node with its aliases written out. Raises FzError for too many and for one within itself."""
+    """(values, levels) of a node with its aliases written out. Raises FzError for too many, and for one in itself."""
     if id(node) in above:
         raise FzError(f"{line(node)}: an alias stands for what it is in, expected no value within itself.")
     if id(node) in known:
@@ -129,8 +129,8 @@ def weigh(node: yaml.Node, known: dict[int, tuple[int, int]], above: set[int]) -
         count, levels = count + more, max(levels, deep + 1)
     if count > MOST_VALUES or levels > DEEPEST:
         raise FzError(
-            f"{line(node)}: aliases make {count} values of it, {levels} levels deep, expected at most {MOST_VALUES} and "
-            f"{DEEPEST}. Write them out."
+            f"{line(node)}: aliases make {count} values of it, {levels} levels deep, expected at most "
+            f"{MOST_VALUES} and {DEEPEST}. Write them out."
         )
     known[id(node)] = count, levels
     return known[id(node)]

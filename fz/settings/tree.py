@@ -167,7 +167,8 @@ class Config:
             found = re.search(r"\$\{([^${}]*)\}", node)
             if found is None:
                 raise FzError(
-                    f"{where(path)}: got {brief(node)}, expected an interpolation as ${{section.key}}: one is not closed."
+                    f"{where(path)}: got {brief(node)}, expected an interpolation as ${{section.key}}: one "
+                    "is not closed."
                 )
             value = self.look_up(found[1].strip(), path, seen)
             if found.span() == (0, len(node)):
