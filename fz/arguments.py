@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fz.errors import FzError, suggest
-from fz.settings.check import check_one_of
+from fz.settings.checks import check_one_of
 from fz.settings.config import PRESETS, EditSettings, edit_settings
 
 PATHS = ("vae", "tokenizer", "model_config")

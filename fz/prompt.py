@@ -3,9 +3,10 @@ word, before anything is run.
 
 Tokens, which words correspond, and how long each word of the target has the source's attention. With --video also where
 the source's words are: their attention over a few inversion steps (--map-steps, default 4) and the masks made of it, as
-pictures.
+pictures. --json prints a line of JSON for each edit instead (`fz.prompts.explain.as_json` says what is in it).
 """
 
+import json
 import os
 import re
 import sys
@@ -61,13 +62,15 @@ def answer(argv: list[str]) -> None:
     # torch takes seconds to import: --help needs none of it
     from fz.settings.parse import parse
 
-    rest, map_steps = split(argv)
+    as_lines = "--json" in argv
+    rest, map_steps = split([word for word in argv if word != "--json"])
     settings = parse([*rest, "--list-words"]).settings
     if settings is None:
         raise FzError("prompt: got no sentences, expected --source 'a red car on sand' --target 'a blue car on sand'.")
     from fz.baselines import METHODS
     from fz.checkpoint import text_of
     from fz.prompts.describe import describe, numbers
+    from fz.prompts.explain import as_json
     from fz.prompts.plan import Plan, plan_edit
     from fz.results.words import check_pictures, picture_names, write_pictures
 
@@ -81,6 +84,10 @@ def answer(argv: list[str]) -> None:
         else Plan(None, (f"method {settings.method} fuses nothing",))
         for i, (edit, target) in enumerate(zip(settings.edits, targets, strict=True))
     ]
+    if as_lines:
+        for edit, plan, target in zip(settings.edits, plans, targets, strict=True):
+            print(json.dumps(as_json(edit, plan, source, target, steps)))
+        return
     print(f"source: {settings.source!r}")
     for word in source.words:
         print(f"  {word.text}  (tokens {numbers(word.positions)})")

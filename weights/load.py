@@ -21,7 +21,7 @@ from fz.prompts.text import TextEncoder
 from fz.settings.place import expanded
 from fz.weights.architecture import check_unet
 from fz.weights.layouts import TEMPORAL_ATTENTION, TEMPORAL_CONV, some
-from fz.weights.read import LFS, Weights, text_of
+from fz.weights.read import LFS, Weights, read_json, text_of
 from fz.weights.source import Part, check_model_config, find_tokenizer, from_folder, from_single_file
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -239,7 +239,26 @@ def load_tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
         raise FzError(
             f"tokenizer: {folder} cannot be read ({reason}). Expected CLIP's vocab.json and merges.txt."
         ) from None
+    check_ends(folder, tokenizer)
     if len(tokenizer) > vocabulary:
         got = f"tokenizer: {folder} has {len(tokenizer)} tokens, the text encoder {vocabulary}"
         raise FzError(f"{got}. Expected CLIP's own; pass it with --tokenizer.")
     return tokenizer
+
+
+def check_ends(folder: Path, tokenizer: CLIPTokenizer) -> None:
+    """A prompt's start and end are tokens of the vocabulary. transformers adds them to one that lacks them, under
+    numbers that mean other tokens, or none, to the text encoder. Raises FzError.
+    """
+    ends = {"start": (tokenizer.bos_token, "<|startoftext|>"), "end": (tokenizer.eos_token, "<|endoftext|>")}
+    if (folder / "vocab.json").is_file():
+        known = read_json(folder / "vocab.json")
+    else:
+        content = read_json(folder / "tokenizer.json")
+        model, added = content.get("model"), content.get("added_tokens")
+        known = {token.get("content") for token in added or () if isinstance(token, dict)}
+        known |= set((model.get("vocab") or ()) if isinstance(model, dict) else ())
+    for side, (token, expected) in ends.items():
+        if token != expected or token not in known:
+            got = f"tokenizer: {folder} has {token if token != expected else 'no token'!r} for a prompt's {side}"
+            raise FzError(f"{got}, expected {expected!r} in its vocabulary. Pass CLIP's own with --tokenizer.")

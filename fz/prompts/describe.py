@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fz.fusion import Fusion
-from fz.prompts.align import bare
+from fz.prompts.explain import mask_words
 from fz.prompts.plan import Plan
 from fz.prompts.text import Tokens
 from fz.settings.config import EditSettings
+from fz.words import bare
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def columns(fusion: Fusion, source: Tokens, target: Tokens, steps: int) -> list[
         on = fusion.cross_window[:steps, at].any(1).nonzero().flatten().tolist()
         same = [bare(s) for s in sources] == [bare(word.text)]
         what = "own" if not on else "new" if not sources else "kept" if same else "replaced"
-        weight = float(fusion.equalizer[at[0]]) if on else 1.0
+        weight = float(fusion.equalizer[word.core[0]]) if on else 1.0
         span = None if what == "own" or (what == "new" and weight == 1) else (on[0] + 1, on[-1] + 1)
         out.append(Column(word.text, word.positions, what, sources if on else (), span, weight))
     return out
@@ -85,8 +86,8 @@ def self_attention(edit: EditSettings, plan: Plan, source: Tokens, steps: int) -
         return "the edit's own throughout"
     where = "everywhere" if edit.mask is None else f"outside the mask of {edit.mask}"
     if edit.mask is None and region.mask_words is not None:
-        words = [word.text for word in source.words if region.mask_words[list(word.positions)].any()]
-        where = f"outside the mask of {' '.join(words)} (> {region.threshold:g} of its maximum)"
+        words = mask_words(region.mask_words, source)
+        where = f"outside the mask of {words}, > {region.threshold:g} of its maximum"
     return f"the source's at steps {first + 1}-{last} of {steps}, {where}"
 
 

@@ -24,6 +24,7 @@ from fz.results.folder import read_run, slug
 from fz.results.measured import measure_folder, picture, read_frames
 from fz.results.page import PAGE
 from fz.settings.command import command
+from fz.words import split
 
 NAME = "report.html"
 LARGEST = 5_000_000  # bytes
@@ -69,7 +70,7 @@ def check_report(folder: Path) -> None:
 def gather(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     """The page's data but for the clips' frames."""
     settings = run["settings"]
-    source_words = settings["source"].split(" ")
+    source_words = split(settings["source"])
     words = []
     for file in sorted((folder / "attention").glob("[0-9][0-9]-*.png")):
         index, name = int(file.name[:2]), file.stem[3:]
@@ -110,7 +111,7 @@ def labels(edits: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def first_word(source: Sequence[str], edits: Sequence[Mapping[str, Any]], words: Sequence[str]) -> int:
     """The place of the word to show first: one that an edit changes, else the last."""
-    changed = [w for w in source if any(w not in edit["target"].split(" ") for edit in edits)]
+    changed = [w for w in source if any(w not in split(edit["target"]) for edit in edits)]
     return next((i for i, w in enumerate(words) if w in changed), max(0, len(words) - 1))
 
 

@@ -10,7 +10,8 @@ from fz import records
 from fz.clips.media import contact_sheet, overlay, to_uint8, write_json, write_png
 from fz.errors import FzError
 from fz.masks import blend_mask
-from fz.prompts.plan import Plan, weights
+from fz.prompts import align
+from fz.prompts.plan import Plan
 from fz.prompts.text import Tokens
 from fz.settings.config import EditSettings
 from fz.settings.place import slug
@@ -53,8 +54,8 @@ def write_pictures(
 
     rows, labels = [], []
     for word in tokens.words:
-        attention = overlay(clip, maps[..., list(word.positions)].sum(-1).unflatten(1, size))
-        mask = overlay(clip, blend_mask(maps, weights(tokens, [word.text]), threshold, size, pixels))
+        attention = overlay(clip, maps[..., list(word.core)].sum(-1).unflatten(1, size))
+        mask = overlay(clip, blend_mask(maps, align.weights(word.core), threshold, size, pixels))
         picture(
             f"{word.index:02d}-{slug(word.text, 24)}.png",
             [attention, mask],

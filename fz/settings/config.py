@@ -14,13 +14,13 @@ from typing import Any
 from fz.errors import FzError, suggest
 from fz.frames import FrameIndex
 from fz.settings import applications
-from fz.settings.check import (
+from fz.settings.checks import (
+    LARGEST_FACTOR,
     Window,
     check_one_of,
     check_sentence,
     check_whole,
-    is_finite,
-    is_list,
+    is_factor,
     pairs,
     window,
     word_groups,
@@ -115,17 +115,21 @@ class EditSettings:
         check_one_of("align", self.align, ALIGNS)
         object.__setattr__(self, "cross_replace", window(self.cross_replace, "cross_replace"))
         object.__setattr__(self, "self_replace", window(self.self_replace, "self_replace"))
-        shares = pairs("cross_replace_words", self.cross_replace_words, "{'jeep': 0.4}")
-        words = tuple((word, window(share, f"cross_replace of {word!r}")) for word, share in shares)
+        words = pairs("cross_replace_words", self.cross_replace_words, "{'red': 0.3}")
+        words = tuple((word, window(share, f"cross_replace of {word!r}")) for word, share in words)
         object.__setattr__(self, "cross_replace_words", words)
-        object.__setattr__(self, "reweight", pairs("reweight", self.reweight, "{'red': 2}"))
+        object.__setattr__(self, "reweight", pairs("reweight", self.reweight, "{'red': 5}"))
+        for word, factor in self.reweight:
+            if not is_factor(factor):
+                expected = f"a number from -{LARGEST_FACTOR} to {LARGEST_FACTOR}, as {word}=10"
+                raise FzError(f"reweight: got {factor!r} for {word!r}, expected {expected}.")
+        if not is_factor(self.enhance_factor):
+            raise FzError(
+                f"enhance_factor: got {self.enhance_factor!r}, expected a number of at most {LARGEST_FACTOR}, as 2; 1 "
+                "amplifies nothing."
+            )
         if self.blend_words is not None:
             object.__setattr__(self, "blend_words", word_groups(self.blend_words))
-        for word, factor in self.reweight:
-            if not is_finite(factor):
-                raise FzError(f"reweight: got {factor!r} for {word!r}, expected a number, as {word}=10.")
-        if not is_finite(self.enhance_factor):
-            raise FzError(f"enhance_factor: got {self.enhance_factor!r}, expected a number, as 2; 1 amplifies nothing.")
         for name in ("threshold", "blend_latents"):
             value = getattr(self, name)
             if value is not None and not (
@@ -229,8 +233,8 @@ class Settings:
             raise FzError(
                 f"strength: got {self.strength!r}, expected a share of the steps above 0, at most 1, as 0.75."
             )
-        check_sentence("negative", self.negative)
         check_sentence("source", self.source)
+        check_sentence("negative", self.negative)
         if not self.source.strip():
             raise FzError(
                 "source: got an empty sentence, expected one that describes the clip, as --source 'a silver jeep on "
@@ -239,9 +243,7 @@ class Settings:
         if not self.edits:
             raise FzError("target: got none, expected at least one sentence, as --target 'a red jeep on a road'.")
         if self.frame_index is not None:
-            if not is_list(self.frame_index):
-                raise FzError(f"frame_index: got {self.frame_index!r}, expected frames, as (0, 'mid').")
-            FrameIndex(tuple(self.frame_index))
+            FrameIndex(self.frame_index)
 
 
 Overlay = Mapping[str, Any]  # 'clip.frames' -> 16, 'edits.0.threshold' -> 0.3, 'edits.*.align' -> 'refine' (every edit)
@@ -324,6 +326,6 @@ def check_path(path: str) -> None:
     known = names | {f"clip.{f.name}" for f in dataclasses.fields(ClipSettings)}
     known |= {f"edits.*.{f.name}" for f in dataclasses.fields(EditSettings)}
     parts = path.split(".")
-    general = f"edits.*.{parts[2]}" if parts[0] == "edits" and len(parts) == 3 and parts[1].isdigit() else path
+    general = f"edits.*.{parts[2]}" if re.fullmatch(r"edits\.\d{1,4}\.\w+", path, re.ASCII) else path
     if general not in known:
         raise FzError(f"unknown setting {path!r}.{suggest(general, known)}")

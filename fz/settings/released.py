@@ -10,7 +10,8 @@ from typing import Any
 
 from fz.errors import FzError
 from fz.settings.config import Crop, Overlay
-from fz.settings.released_names import P2P, TABLE, check_names, number, share, shown, text, truth, whole, words
+from fz.settings.convert import number, share, shown, text, truth, whole, words
+from fz.settings.released_names import COUNTS, P2P, TABLE, check_names
 from fz.settings.tree import Config, Tree
 
 # what the released code takes for keys that a config lacks
@@ -62,6 +63,10 @@ def translate(tree: Tree) -> Translation:
             converted = row.convert(value, name)
             if row.setting:
                 out.put(row.setting, converted, name)
+    for name in COUNTS:
+        value = config.get(name)
+        if value is not None and whole(value, name) < 1:
+            raise FzError(f"{name}: got {shown(value)}, expected a whole number of at least 1.")
     sides = {side: config.get(f"dataset_config.offset.{side}") for side in ("left", "right", "top", "bottom")}
     offset = {side: whole(value, f"dataset_config.offset.{side}") for side, value in sides.items() if value is not None}
     if offset:
@@ -98,7 +103,7 @@ def put_methods(config: Config, out: Translation, prompts: list[str]) -> None:
     inverted = True if inverted is None else truth(inverted, attention)
     entries = set(config.keys(P2P))
     for i in sorted(entries):
-        if not i.isdigit():
+        if not is_number(i):
             raise FzError(f"{P2P}.{i}: got {i!r} as the number of an edit, expected 0 to {max(len(prompts) - 1, 0)}.")
         # entries without a prompt are left over from a longer list
         if not prompts or int(i) < len(prompts):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fz.errors import FzError, suggest
+from fz.settings.convert import centre, frame_index, frames, number, shown, size, text, whole
 from fz.settings.tree import Names, Tree, leaves, split
 
 P2P = "editing_config.p2p_config"
@@ -52,77 +53,12 @@ IGNORED = {  # and why
         "of tuning",
     ),
 }  # fmt: skip
+# of those, what counts something: 0 is a mistake wherever it stands
+COUNTS = ("gradient_accumulation_steps", "train_batch_size", "batch_size", "train_steps")
 REFUSED = {
     "model_config.temporal_downsample": "",
     "model_config.temporal_downsample_time": "",
 }  # what would change the model
-
-
-# ---- converters: released value -> setting. `name` is for the message. -------------------------------------
-
-
-def shown(value: Any) -> str:
-    """For messages: sections can be long."""
-    return repr(value) if len(repr(value)) <= 120 else f"{repr(value)[:117]}..."
-
-
-def text(value: Any, name: str) -> str:
-    if isinstance(value, (dict, list, bool)):
-        raise FzError(f"{name}: got {shown(value)}, expected text.")
-    return str(value)
-
-
-def number(value: Any, name: str) -> float | int:
-    if isinstance(value, str):  # YAML 1.1 reads 1e-5 as text
-        try:
-            value = float(value)
-        except ValueError:
-            pass
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise FzError(f"{name}: got {shown(value)}, expected a number.")
-    return value
-
-
-def whole(value: Any, name: str) -> int:
-    value = number(value, name)
-    if not float(value).is_integer():
-        raise FzError(f"{name}: got {shown(value)}, expected a whole number.")
-    return int(value)
-
-
-def truth(value: Any, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise FzError(f"{name}: got {shown(value)}, expected true or false.")
-    return value
-
-
-def frames(value: Any, name: str) -> int | None:
-    value = whole(value, name)
-    return None if value < 0 else value
-
-
-def size(value: Any, name: str) -> int | tuple[int, ...]:
-    return tuple(whole(v, name) for v in value) if isinstance(value, list) else whole(value, name)
-
-
-def frame_index(value: Any, name: str) -> tuple[int | str, ...]:
-    if not isinstance(value, list):
-        raise FzError(f"{name}: got {shown(value)}, expected a list, as [-1, first].")
-    return tuple(value)
-
-
-def centre(value: Any, name: str) -> None:
-    if value != "center":
-        raise FzError(f"{name}: got {shown(value)}, expected center, the only crop there is; offset moves it.")
-
-
-def share(value: Any, name: str) -> Any:
-    """A number or a pair: config.window checks the range."""
-    return tuple(number(v, name) for v in value) if isinstance(value, list) else number(value, name)
-
-
-def words(value: Any, name: str) -> tuple[str, ...]:
-    return tuple(text(v, name) for v in value) if isinstance(value, list) else (text(value, name),)
 
 
 @dataclass(frozen=True)

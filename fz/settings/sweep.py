@@ -42,7 +42,8 @@ def read_sweeps(texts: Sequence[str]) -> list[Variant]:
         raise FzError("sweep: got nothing to sweep, expected as --sweep self_replace=0.2:0.9:0.1 threshold=0.2,0.3.")
     count = math.prod(len(values) for values in axes.values())
     if count > MOST:
-        raise FzError(f"sweep: {count} combinations, expected at most {MOST}. Take fewer values.")
+        shown = count if count < 10**9 else "more than 10^9"
+        raise FzError(f"sweep: {shown} combinations, expected at most {MOST}. Take fewer values.")
     return [tuple(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 

@@ -14,6 +14,7 @@ from fz import mini
 from fz.errors import FzError
 from fz.settings import released, texts, tree
 from fz.settings.config import ClipSettings
+from fz.settings.limits import check_tuning
 from fz.shell import Parser, unknown
 
 DESCRIPTION = (
@@ -75,6 +76,9 @@ class TuneSettings:
     threads: int | None = None
     overwrite: bool = False
     dry_run: bool = False
+
+    def __post_init__(self):
+        check_tuning(self)
 
 
 def parser() -> argparse.ArgumentParser:
