@@ -20,11 +20,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.here import gemm_peak, seconds
+from fz.attention import MAP_STRIDE, Keep, StopForward
 from fz.chunks import Chunks
 from fz.ddim import CLEAN, Schedule
-from fz.edit import KeptNowhere, Source, edit, invert
+from fz.denoiser import Denoiser
+from fz.edit import Edit, edit, invert
 from fz.frames import FrameIndex
-from fz.fusion import MAP_STRIDE, Enough, Fusion, Keep
+from fz.fusion import Fusion
+from fz.guidance import Guidance
+from fz.masks import EditRegion
 from fz.memory.budget import kept_bytes, live_maps
 from fz.memory.kept import KeptInMemory
 from fz.memory.machine import peak_memory
@@ -33,6 +37,7 @@ from fz.model.layers import GEGLU, Conv3x3, Linear, Operands, Pointwise, Site, T
 from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import VAE, VAEConfig, decode_clip, encode_clip
 from fz.shell import Parser, answered, leave
+from fz.source import Recompute, Source
 
 WORDS = 77
 CPU = torch.device("cpu")
@@ -68,7 +73,7 @@ class Steps:
     def __init__(self, unet: UNet, frames: int, size: int):
         torch.manual_seed(0)
         side = size // 8
-        self.unet, self.schedule = unet, Schedule.of({}, 50)
+        self.unet, self.schedule = unet, Schedule.from_config({}, 50)
         self.source_prompt, self.target, self.negative = (
             torch.randn(WORDS, unet.config.cross_attention_dim) for _ in range(3)
         )
@@ -78,19 +83,22 @@ class Steps:
         self.one = Schedule((self.t,), self.schedule.alpha_bars, self.schedule.clean_alpha_bar)
         words = torch.zeros(WORDS)
         words[3:6] = 1
-        kept = torch.ones(WORDS)
-        kept[3:6] = 0
-        self.fusion = Fusion(torch.diag(kept), kept, torch.ones(WORDS), torch.ones(2, WORDS), (0, 1), words)
+        alpha = torch.ones(WORDS)
+        alpha[3:6] = 0
+        fusion = Fusion(torch.diag(alpha), alpha, torch.ones(WORDS), torch.ones(2, WORDS), (0, 1))
+        self.task, self.guidance = Edit(self.target, fusion, EditRegion(words)), Guidance(self.negative)
         self.maps = torch.rand(frames, (side // MAP_STRIDE) ** 2, WORDS)
+
+    @property
+    def model(self) -> Denoiser:
+        return Denoiser(self.unet, self.one, INDEX)
 
     def forward(self) -> Tensor:
         return self.unet(self.z[None], self.t, TextContext(self.source_prompt[None]))
 
     def invert(self, keep: Keep = Keep()) -> Source:  # noqa: B008 (frozen)
-        source = Source(
-            self.source_prompt, latents={CLEAN: self.z}, kept=KeptInMemory() if keep.self_sites else KeptNowhere()
-        )
-        return invert(self.unet, source, self.one, INDEX, keep=lambda k: keep)
+        store = KeptInMemory() if keep.self_sites else Recompute()
+        return invert(self.model, Source(self.source_prompt, {CLEAN: self.z}, store=store, keep=lambda k: keep))
 
     def source(self, keep: Keep) -> Source:
         source = self.invert(keep)
@@ -98,7 +106,7 @@ class Steps:
         return source
 
     def edit(self, source: Source) -> Tensor:
-        return edit(self.unet, source, self.target, self.negative, self.one, 7.5, INDEX, self.fusion)
+        return edit(self.model, source, self.task, self.guidance)
 
 
 def diffusers_unet(unet: UNet) -> nn.Module | None:
@@ -303,7 +311,7 @@ class Counted:
         q, k, v = x.q()[0], x.k(), x.v()
         k, v = ((t[0].repeat(1, 2, 1, 1) if site.kind == "self" else t[:1].expand(len(q), -1, -1, -1)) for t in (k, v))
         if site.name == self.last:
-            raise Enough
+            raise StopForward
         weights = torch.einsum("fqhd,fkhd->fhqk", q, k)
         return torch.einsum("fhqk,fkhd->fqhd", weights, v)[None]
 
@@ -328,7 +336,7 @@ def count(unet: UNet, side: int, attend: Counted) -> None:
             torch.empty(1, 1, config.in_channels, side, side),
             TextContext(torch.empty(1, WORDS, config.cross_attention_dim)),
         )
-    with contextlib.suppress(Enough):
+    with contextlib.suppress(StopForward):
         model(z, 1, text, attend)
 
 

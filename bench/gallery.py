@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from fz import mini
+from fz.attention import MAP_STRIDE
 from fz.clips.media import heat, side_by_side, to_uint8, write_gif, write_pngs
-from fz.fusion import MAP_STRIDE, blend_mask
+from fz.masks import blend_mask
 from fz.mini.export import EXAMPLE
 from fz.mini.world import Story, Thing, caption, draw
 from fz.pipeline import run

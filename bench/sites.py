@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from fz.attention import FUSED_FROM_STRIDE
 from fz.errors import FzError
-from fz.fusion import FUSED_FROM_STRIDE
 from fz.model.unet import UNet, UNetConfig
 
 TEXT_TOKENS = 77

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from fz.clips.arrays import read as read
     from fz.clips.video import Video as Video
     from fz.editor import Editor as Editor
-    from fz.editor import Inversion as Inversion
     from fz.editor import load as load
     from fz.errors import FzError as FzError
+    from fz.inverted import InvertedClip as InvertedClip
     from fz.results.result import Edited as Edited
 
 __version__ = "0.1.0"
-__all__ = ["Edited", "Editor", "FzError", "Inversion", "Video", "load", "read"]
+__all__ = ["Edited", "Editor", "FzError", "InvertedClip", "Video", "load", "read"]
 
 # kernels/ and weights/ stand beside fz/ in a checkout and in it once installed (setup.py): a checkout runs uninstalled,
 # too
@@ -37,7 +37,7 @@ HOMES = {
     "Edited": "fz.results.result",
     "Editor": "fz.editor",
     "FzError": "fz.errors",
-    "Inversion": "fz.editor",
+    "InvertedClip": "fz.inverted",
     "Video": "fz.clips.video",
     "load": "fz.editor",
     "read": "fz.clips.arrays",

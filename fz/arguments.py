@@ -41,3 +41,9 @@ def edit_of(source: str, target: str | None, kind: str | None, given: Mapping[st
         raise FzError("target: got none, expected a sentence, as 'a red jeep on a road', or remove or enhance.")
     preset = PRESETS[kind] if kind is not None else {}
     return edit_settings(source, {**preset, **given, **({} if target is None else {"target": target})})
+
+
+def called(callback: Any) -> Any:
+    if callback is not None and not callable(callback):
+        raise FzError(f"callback: got {callback!r}, expected a function of the step and the latents after it.")
+    return callback

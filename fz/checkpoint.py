@@ -4,12 +4,14 @@ and which CLIP judges the results.
 How files become models is `fz.weights`' question.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
 
 from fz import mini
 from fz.frames import FrameIndex
+from fz.memory.machine import pick_device, settle_dtype
 from fz.model.clip_vision import Clip
 from fz.prompts.text import TextEncoder
 from fz.settings.config import Settings
@@ -17,6 +19,14 @@ from fz.settings.place import expanded
 from fz.weights.clip import load_clip
 from fz.weights.load import Checkpoint, load_checkpoint, load_tokenizer
 from fz.weights.source import find_tokenizer
+
+
+def settled(settings: Settings) -> tuple[Settings, list[str]]:
+    """The settings with the dtype that 'auto' means on their device, and what to tell of it. Raises FzError for a
+    device that this machine does not have.
+    """
+    dtype, line = settle_dtype(settings.dtype, pick_device(settings.device))
+    return dataclasses.replace(settings, dtype=dtype), [line] if line else []
 
 
 def load(settings: Settings, device: torch.device) -> Checkpoint:

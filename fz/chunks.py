@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from fz.attention import Kept, Plain, Recorder, StopForward
 from fz.errors import FzError
 from fz.frames import ABSOLUTE, FrameIndex
-from fz.fusion import Enough, Fuser, Plain, Recorder
+from fz.fusion import Fuser
 from fz.model.layers import Attend, Conv3x3, FeedForward, Operands, Site, TextContext
 from fz.model.unet import UNet
 
@@ -68,23 +69,23 @@ class Chunks:
         try:
             return self.unet(z, t, text, QueriesInTurn(parts, inner))
         finally:
-            # also after Enough
+            # also after StopForward
             join(attend, parts, [results(a) for a in inner])
 
     def _partwise(
         self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attending, parts: "list[Part]"
     ) -> Tensor:
-        eps, shared, found, enough = z.new_empty(z.shape), {}, [], False
+        eps, shared, found, stopped = z.new_empty(z.shape), {}, [], False
         for part in parts:
             inner = of_part(attend, part)
             try:
                 eps[:, part.own] = self.unet(z[:, part.own], t, text, Sharing(inner, part, shared))
-            except Enough:
-                enough = True
+            except StopForward:
+                stopped = True
             found.append(results(inner))
         join(attend, parts, found)
-        if enough:
-            raise Enough
+        if stopped:
+            raise StopForward
         return eps
 
 
@@ -165,21 +166,21 @@ def of_part(attend: Attending, part: Part) -> Attending:
         return Plain(part)
     if isinstance(attend, Recorder):
         return replace(attend, frame_index=part, maps={}, kept={})
-    if attend.fusion.hides_object:
+    if attend.hides_object:
         raise FzError(
             "chunk: got an edit that removes an object, expected one without: what hides it spans chunks. Leave out "
             "--chunk."
         )
-    masks = attend.masks and {size: mask[part.own] for size, mask in attend.masks.items()}
+    masks = attend.masks and {stride: mask[part.own] for stride, mask in attend.masks.items()}
     kept = attend.kept.part(part) if isinstance(attend.kept, Deferred) else KeptOfPart(attend.kept, part)
-    return replace(attend, frame_index=part, masks=masks, kept=kept, target_maps={})
+    return replace(attend, frame_index=part, masks=masks, kept=kept)
 
 
 @dataclass
 class KeptOfPart(Mapping):
     """Of kept queries a part's own, of kept keys those that it reads."""
 
-    whole: Mapping[str, tuple[Tensor, ...]]
+    whole: Kept
     part: Part
 
     def __getitem__(self, name: str) -> tuple[Tensor, ...]:
@@ -232,18 +233,18 @@ class QueriesInTurn:
 
     def __call__(self, site: Site, x: Operands) -> Tensor:
         keys: dict[tuple, Tensor] = {}
-        out, enough = None, False
+        out, stopped = None, False
         for part, attend in zip(self.parts, self.inner, strict=True):
             try:
                 attended = attend(site, Queries(x, part, keys))
-            except Enough:
-                enough = True
+            except StopForward:
+                stopped = True
                 continue
             if out is None:
                 out = attended.new_empty(len(attended), x.shape[1], *attended.shape[2:])
             out[:, part.own[0] : part.own[-1] + 1] = attended
-        if enough:
-            raise Enough
+        if stopped:
+            raise StopForward
         return out
 
 
@@ -307,15 +308,13 @@ class SharedOperands(Operands):
         return torch.cat([own, torch.stack(lacking, dim=1)], dim=1) if lacking else own
 
 
-def operands_of(
-    unet: UNet | Chunks, seen: Recorder, z: Tensor, t: int, text: TextContext
-) -> "Mapping[str, tuple[Tensor, ...]] | Deferred":
+def kept_of(unet: UNet | Chunks, seen: Recorder, z: Tensor, t: int, text: TextContext) -> "Kept | Deferred":
     """What a Recorder keeps of a pass that it may break off; of chunks that run alone only when the same chunk is fused
     with it.
     """
     if isinstance(unet, Chunks) and not unet.layerwise and z.shape[1] > unet.size:
         return Deferred(unet.unet, seen, z, t, text)
-    with contextlib.suppress(Enough):
+    with contextlib.suppress(StopForward):
         unet(z, t, text, seen)
     return seen.kept
 
@@ -335,6 +334,6 @@ class Deferred:
 
     def part(self, part: Part) -> dict[str, tuple[Tensor, ...]]:
         seen = of_part(self.recorder, part)
-        with contextlib.suppress(Enough):
+        with contextlib.suppress(StopForward):
             self.unet(self.z[:, part.own], self.t, self.text, Sharing(seen, part, self.shared, keeps_all=True))
         return seen.kept

@@ -1,11 +1,12 @@
 """DDIM steps with eta = 0, up and down (Song et al. 2020; FateZero eq. 2 and 3), and Stable Diffusion's noise schedule.
 
-Time is a key: z lives at a timestep t (1 … 1000), or at `CLEAN` where t would fall below zero and alpha_bar is the
-first one.
+Time is a key: z lives at a timestep t (0 … 999), or at `CLEAN` where t would fall below zero and alpha_bar is that of
+timestep 0.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,9 +42,17 @@ def move(z: Tensor, eps: Tensor, alpha_bar: float, to_alpha_bar: float) -> Tenso
     return to_alpha_bar**0.5 * clean + (1 - to_alpha_bar) ** 0.5 * eps
 
 
+class Step(NamedTuple):
+    """Edit step k = 0 … T-1: z goes from timestep t to t_prev."""
+
+    k: int
+    t: int
+    t_prev: int
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """The T timesteps of a run and alpha_bar at each. Made by `Schedule.of`.
+    """The T timesteps of a run and alpha_bar at each. Made by `Schedule.from_config`.
 
     timesteps: descending, T of them; alpha_bars: cumulative products of all training timesteps, float64;
     clean_alpha_bar: that of z_0.
@@ -54,7 +63,7 @@ class Schedule:
     clean_alpha_bar: float
 
     @classmethod
-    def of(cls, config: Mapping, steps: int) -> "Schedule":
+    def from_config(cls, config: Mapping, steps: int) -> "Schedule":
         """From a `scheduler_config.json` (any scheduler class: all of SD v1's share the noise schedule) and a number of
         steps.
 
@@ -98,7 +107,7 @@ class Schedule:
         times = (CLEAN, *reversed(self.timesteps))
         return zip(times, times[1:], strict=False)
 
-    def downward(self) -> Iterator[tuple[int, int, int]]:
-        """(k, t, t_prev) of every denoising step, k = 0 … T-1: from the noisiest to CLEAN."""
+    def downward(self, done: int = 0) -> Iterator[Step]:
+        """Every denoising step that is left after `done` of them, from the noisiest to CLEAN."""
         times = (*self.timesteps, CLEAN)
-        return ((k, t, t_prev) for k, (t, t_prev) in enumerate(zip(times, times[1:], strict=False)))
+        return (Step(k, times[k], times[k + 1]) for k in range(done, self.steps))

@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 from fz import mini
-from fz.arguments import OF_INVERTING, OF_LOADING, named, path_of
-from fz.checkpoint import choose_frame_index
+from fz.arguments import OF_INVERTING, OF_LOADING, called, named, path_of
+from fz.attention import Keep
+from fz.checkpoint import choose_frame_index, settled
 from fz.checkpoint import load as load_checkpoint
 from fz.chunks import Chunks
 from fz.clips.arrays import Clip, as_video
 from fz.clips.video import Video
+from fz.edit import Callback
 from fz.errors import FzError
-from fz.fusion import Keep
-from fz.inversion import Callback, Inversion
-from fz.memory.inversions import Inversion as InversionFolder
+from fz.inverted import InvertedClip
+from fz.memory.inversions import Inversion
 from fz.memory.machine import pick_device
 from fz.memory.offload import resident
 from fz.memory.unkept import Unkept
@@ -36,13 +37,13 @@ from fz.settings.config import ClipSettings, EditSettings, Settings
 
 
 def load(
-    checkpoint: str | Path | None = None, *, device: Any = "auto", dtype: Any = "float32", **settings: Any
+    checkpoint: str | Path | None = None, *, device: Any = "auto", dtype: Any = "auto", **settings: Any
 ) -> "Editor":
     """Load a Stable Diffusion v1 checkpoint, a diffusers folder or a single file; nothing: the bundled miniature.
 
-    device: auto, cpu, cuda or mps. dtype: float32, float16 or bfloat16. settings: others of the model, by their names
-    on the command line: vae, tokenizer, model_config, ema, clip_norm, offload, compile, threads, conv, conv_memory.
-    Raises FzError for a checkpoint that is none and for settings that cannot be.
+    device: auto, cpu, cuda or mps. dtype: float32, float16, bfloat16, or auto: float16 on CUDA, else float32. settings:
+    others of the model, by their names on the command line: vae, tokenizer, model_config, ema, clip_norm, offload,
+    compile, threads, conv, conv_memory. Raises FzError for a checkpoint that is none and for settings that cannot be.
     """
     usual = {name: value for name, value in mini.DEFAULTS.items() if "." not in name} if checkpoint is None else {}
     unknown = Settings(ClipSettings("a clip"), "a clip", (EditSettings("a clip"),), cache="none")
@@ -65,6 +66,7 @@ class Editor:
 
     def __init__(self, settings: Settings, journal: Journal | None = None):
         journal = journal or Journal()
+        settings, _ = settled(settings)
         self.settings, self.device = settings, pick_device(settings.device)
         if settings.threads:
             torch.set_num_threads(settings.threads)
@@ -86,7 +88,7 @@ class Editor:
         progress: bool = False,
         cache: str | Path | None = None,
         **settings: Any,
-    ) -> "Inversion":
+    ) -> InvertedClip:
         """Invert a clip under a sentence that describes it: once, for any number of edits.
 
         clip: of `fz.read`, or (F, H, W, 3) uint8, or (F, 3, H, W) in [-1, 1], or a list of PIL images. callback(step,
@@ -94,7 +96,7 @@ class Editor:
         found again; None writes no file. settings: steps, frame_index, least_channels, chunk, store, store_dtype.
         Raises FzError for what cannot be.
         """
-        given = named(settings, OF_INVERTING, "invert")
+        given, callback = named(settings, OF_INVERTING, "invert"), called(callback)
         if given.get("store") == "disk":
             raise FzError("store: got 'disk', expected auto, memory or recompute; 'disk' is the command line's.")
         video = as_video(clip, self.multiple)
@@ -104,10 +106,10 @@ class Editor:
         journal = Journal(bars() if progress else Progress())
         for line in video.notes:
             journal.note(line)
-        inversion = Inversion(self, chosen, video, journal)
+        inversion = InvertedClip(self, chosen, video, journal)
         # which edits will follow is not known yet: whatever any of them could need
         dtype = None if chosen.store_dtype == "same" else getattr(torch, chosen.store_dtype)
-        open_folder = InversionFolder.open(cache, inversion.key(), journal.say) if cache else None
+        open_folder = Inversion.open(cache, inversion.key(), journal.say) if cache else None
         with open_folder or contextlib.nullcontext(Unkept()) as kept:
             inversion.choose_store(kept, lambda k: Keep(True, True, dtype))
             inversion.encode()

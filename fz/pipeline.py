@@ -8,9 +8,11 @@ import dataclasses
 import torch
 
 from fz.baselines import METHODS
-from fz.editor import Editor, Inversion
+from fz.checkpoint import settled
+from fz.editor import Editor
+from fz.inverted import InvertedClip
 from fz.memory.budget import wanted
-from fz.memory.inversions import Inversion as InversionFolder
+from fz.memory.inversions import Inversion
 from fz.memory.machine import pick_device
 from fz.progress import Journal, Progress
 from fz.results import reuse
@@ -25,7 +27,8 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     on disk.
     """
     journal, method = Journal(progress or Progress()), METHODS[settings.method]
-    for line in (*settings.notes, *([f"method {settings.method}: {method.note}"] if method.note else [])):
+    settings, of_dtype = settled(settings)
+    for line in (*settings.notes, *of_dtype, *([f"method {settings.method}: {method.note}"] if method.note else [])):
         journal.note(line)
     result = Result(settings, journal.notes, stages=journal.stages)
     if settings.threads:
@@ -48,9 +51,9 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
             journal.note("dry run: settings, words, checkpoint and clip are fine; nothing was computed")
             return result
         folder.start(settings)
-        inversion = Inversion(editor, settings, result.video, journal)
+        inversion = InvertedClip(editor, settings, result.video, journal)
         keep = wanted([plan.fusion for plan in plans if plan.fusion and method.keeps], settings.store_dtype)
-        with InversionFolder.open(settings.cache, inversion.key(), journal.say) as kept:
+        with Inversion.open(settings.cache, inversion.key(), journal.say) as kept:
             inversion.choose_store(kept, keep)
 
             # encode

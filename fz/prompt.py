@@ -40,8 +40,8 @@ def split(argv: Sequence[str]) -> tuple[list[str], int]:
 
 def word_maps(settings: Settings, map_steps: int, say: Callable[[str], None]) -> "WordMaps":
     """Where the source's words are, by an inversion of so many steps."""
+    from fz.attention import MAP_STRIDE
     from fz.editor import Editor
-    from fz.fusion import MAP_STRIDE
     from fz.progress import Journal
     from fz.results.words import WordMaps
     from fz.stages import read_video

@@ -1,8 +1,8 @@
 """JSON files that fz itself wrote, read again: checked against a schema, since anyone may have changed them since.
 
 A schema is a type (numbers are finite, and no switches), a tuple (any of them), a set (one of its values), a list of
-one schema (each entry), a dictionary (fields that have to be there, with '?' at the end of a name those that may), `Each`
-(each value of a dictionary) or a function that says whether a value fits.
+one schema (each entry), a dictionary (fields that have to be there, with '?' at the end of a name those that may),
+`Each` (each value of a dictionary) or a function that says whether a value fits.
 """
 
 import json

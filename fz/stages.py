@@ -64,7 +64,7 @@ def with_masks(plans: list[Plan], settings: Settings, video: Video | None) -> li
     for plan, edit in zip(plans, settings.edits, strict=True):
         if edit.mask is not None and plan.fusion is not None and video is not None:
             mask = read_mask(edit.mask, settings.clip, video)
-            plan = dataclasses.replace(plan, fusion=dataclasses.replace(plan.fusion, user_mask=mask))
+            plan = dataclasses.replace(plan, region=dataclasses.replace(plan.region, user_mask=mask))
         out.append(plan)
     return out
 

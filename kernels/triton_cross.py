@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fz.kernels.triton_self import LOG2E, Config, dot, split, with_contiguous_heads
+from fz.kernels.triton_self import dot
+from fz.kernels.triton_tiles import LOG2E, Config, columns, with_contiguous_heads
 
 
 @triton.jit
@@ -132,7 +133,7 @@ def cross_attention(q, k, v, *, q_src=None, k_src=None, v_src=None, map_branch=N
     maps = torch.empty((f, tokens, keys), dtype=torch.float32, device=v.device) if mapped else out
     config = configure(v.dtype)
     tiles = triton.cdiv(tokens, config.block_q)
-    l_a, l_b = split(keys)
+    l_a, l_b = columns(keys, tma=False)
     cross_attention_kernel[(branches * f * tiles, 1 if mapped else heads)](
         q, k, v, out, q_src, k_src, v_src, maps,
         f, tokens, keys, heads, tiles, range(len(q))[map_branch] if mapped else 0, branches - 1, LOG2E * d**-0.5,

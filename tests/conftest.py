@@ -35,3 +35,15 @@ def golden(shared) -> Path:
 @pytest.fixture(autouse=True, scope="session")
 def _threads():
     torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """New tensors begin as NaN, so that what a kernel leaves unwritten is seen."""
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def fill(x):
+        return x.fill_(float("nan")) if x.is_floating_point() else x
+
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: fill(empty(*a, **k)))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: fill(empty_like(*a, **k)))

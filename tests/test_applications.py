@@ -10,17 +10,17 @@ import pytest
 import torch
 from PIL import Image
 from random_weights import numbers
-from test_edit import FRAMES, SCHEDULE, STEPS, Z0, edited, fusion, inverted, unet  # noqa: F401
+from test_edit import FRAMES, SCHEDULE, STEPS, TARGET, Z0, edited, fusion, inverted, model_of, region, unet  # noqa: F401
 
 from fz import mini
 from fz.clips.user_mask import read_mask
 from fz.clips.video import read_clip
 from fz.ddim import CLEAN
-from fz.edit import self_masks
+from fz.edit import Edit, masks_of
 from fz.errors import FzError
 from fz.frames import FrameIndex
-from fz.fusion import Fuser, surroundings
-from fz.masks import foreground, paste_background, reduced
+from fz.fusion import Fuser
+from fz.masks import foreground, paste_background, reduced, self_masks, surroundings
 from fz.mini import evaluate, measure
 from fz.mini.data import as_given
 from fz.mini.world import counterfactual
@@ -162,28 +162,27 @@ def marked(text, sentence, weights):
 
 def test_a_removal_hides_its_words_and_refines(text):
     source, target = "a red car and a blue ball moving on the sand", "a blue ball moving on the sand"
-    plan = planned(text, source, target, remove="red car", align="refine", threshold=0.3, keep_background=True).fusion
-    assert plan.hides_object and marked(text, source, plan.mask_words) == marked(text, source, plan.background) == [
-        "red",
-        "car",
-    ]
+    plan = planned(text, source, target, remove="red car", align="refine", threshold=0.3, keep_background=True)
+    where = plan.region
+    assert where.hides_object
+    assert marked(text, source, where.mask_words) == marked(text, source, where.background) == ["red", "car"]
     tokens = text.tokens(target)
-    assert plan.kept[: tokens.used].all(), "every word of the target is one of the source's"
-    assert not planned(text, source, target, threshold=0.3).fusion.hides_object
+    assert plan.fusion.alpha[: tokens.used].all(), "every word of the target is one of the source's"
+    assert not planned(text, source, target, threshold=0.3).region.hides_object
 
 
 def test_several_edits_at_once_are_all_under_the_mask(text):
     source, target = "a red car and a blue ball moving on the sand", "a green car and a yellow ball moving on the grass"
-    plan = planned(text, source, target, threshold=0.3, blend_latents=0.3).fusion
-    assert marked(text, source, plan.mask_words) == ["red", "blue", "sand"]
-    assert marked(text, target, plan.latent_blend.target_words) == ["green", "yellow", "grass"]
+    where = planned(text, source, target, threshold=0.3, blend_latents=0.3).region
+    assert marked(text, source, where.mask_words) == ["red", "blue", "sand"]
+    assert marked(text, target, where.latent_blend.target_words) == ["green", "yellow", "grass"]
 
 
 def test_a_swap_and_a_style_in_one(text):
     source, target = "a red car moving on the sand", "watercolor painting of a blue car moving on the sand"
-    plan = planned(text, source, target, align="refine", threshold=0.3).fusion
-    assert marked(text, source, plan.mask_words) == ["red"]
-    new = [word.text for word in text.tokens(target).words if not plan.kept[list(word.positions)].any()]
+    plan = planned(text, source, target, align="refine", threshold=0.3)
+    assert marked(text, source, plan.region.mask_words) == ["red"]
+    new = [word.text for word in text.tokens(target).words if not plan.fusion.alpha[list(word.positions)].any()]
     assert new == ["watercolor", "painting", "of", "blue"]
 
 
@@ -193,7 +192,7 @@ def test_enhancing_words_are_new_and_amplified(text):
     plan = planned(text, source, target, enhance="high-quality, 8K", enhance_factor=3.0, reweight=(("8K", 5.0),)).fusion
     words = {word.text: set(plan.equalizer[list(word.positions)].tolist()) for word in text.tokens(target).words}
     assert words["high-quality,"] == {3.0} and words["8K"] == {5.0} and words["car"] == {1.0}
-    assert not plan.kept[list(text.tokens(target).words[-1].positions)].any()
+    assert not plan.alpha[list(text.tokens(target).words[-1].positions)].any()
 
 
 def test_a_background_without_a_mask_is_an_error(text):
@@ -202,7 +201,7 @@ def test_a_background_without_a_mask_is_an_error(text):
     assert (
         planned(
             text, "a red car", "watercolor painting of a red car", keep_background=True, mask="m.png"
-        ).fusion.background
+        ).region.background
         is not None
     )
 
@@ -236,21 +235,18 @@ def test_no_row_sees_what_is_hidden(stride):
     q, k, v = (numbers(i, 2, 2, side * side, 2, 4) for i in range(3))
     kept = {"attn1": (numbers(3, 2, side * side, 2, 4), numbers(4, 2, side * side, 2, 4))}
 
-    def out(plan, k, v, kept):
-        fuser = Fuser(FrameIndex((0, "mid")), plan, 0, (8, 8), {(side, side): mask}, kept, None)
+    def out(hides_object, k, v, kept):
+        fuser = Fuser(FrameIndex((0, "mid")), fusion().at(0), kept, None, {stride: mask}, hides_object)
         return fuser(site, Fixed(q, k, v))
 
     def disturbed(x):
         return torch.where(hidden[..., None, None], 50 * numbers(9, *x.shape), x)
 
     other = disturbed(k), disturbed(v), {"attn1": (kept["attn1"][0], disturbed(kept["attn1"][1]))}
-    removal = fusion(hides_object=True)
-    assert torch.equal(out(removal, k, v, kept), out(removal, *other))
-    assert not torch.equal(out(fusion(), k, v, kept), out(fusion(), *other))
+    assert torch.equal(out(True, k, v, kept), out(True, *other))
+    assert not torch.equal(out(False, k, v, kept), out(False, *other))
     # what is seen does count
-    assert not torch.equal(
-        out(removal, k, v, kept), out(removal, k, torch.where(hidden[..., None, None], v, v + 1), kept)
-    )
+    assert not torch.equal(out(True, k, v, kept), out(True, k, torch.where(hidden[..., None, None], v, v + 1), kept))
 
 
 def test_a_mask_that_covers_a_frame_hides_nothing_of_it():
@@ -271,26 +267,23 @@ def disc(frames, side):
 
 def test_the_user_s_mask_is_at_every_size(unet):  # noqa: F811
     shares = disc(FRAMES, 64)
-    plan = fusion(user_mask=shares, mask_words=None, self_window=(0, STEPS))
-    seen = {}
-    edited(unet, inverted(unet), plan, watch_masks=seen.__setitem__)
-    assert set(seen) == set(range(STEPS))
-    for masks in seen.values():
-        assert (
-            set(masks)
-            == {(16 // s.stride, 16 // s.stride) for s in unet.sites() if s.kind == "self"} - {(16, 16)}
-            != set()
-        )
-        for (h, w), m in masks.items():
+    where = region(user_mask=shares, mask_words=None)
+    source, task = inverted(unet), Edit(TARGET, fusion(self_window=(0, STEPS)), where)
+    for k in range(STEPS):
+        masks = masks_of(model_of(unet), source, task, k)
+        assert set(masks) == {s.stride for s in unet.sites() if s.kind == "self"} - {1} != set()
+        for stride, m in masks.items():
+            h, w = 16 // stride, 16 // stride
             blocks = shares.reshape(FRAMES, h, 64 // h, w, 64 // w).mean((2, 4))
             assert torch.equal(m, blocks > 0.5 * blocks.amax((1, 2), keepdim=True)) and 0 < m.float().mean() < 1
-    removal = dataclasses.replace(plan, hides_object=True)
-    assert (16, 16) in self_masks(removal, unet.sites(), inverted(unet).maps[SCHEDULE.timesteps[0]], (16, 16))
+    removal = dataclasses.replace(where, hides_object=True)
+    assert 1 in self_masks(removal, unet.sites(), source.maps[SCHEDULE.timesteps[0]], (16, 16))
 
 
 def test_the_user_s_mask_decides_the_edit(unet):  # noqa: F811
     source = inverted(unet)
-    ends = [edited(unet, source, fusion(user_mask=shares))[-1] for shares in (disc(FRAMES, 64), 1 - disc(FRAMES, 64))]
+    wheres = [region(user_mask=shares) for shares in (disc(FRAMES, 64), 1 - disc(FRAMES, 64))]
+    ends = [edited(unet, source, fusion(), where=where)[-1] for where in wheres]
     assert not torch.allclose(*ends, atol=1e-3) and not torch.allclose(
         ends[0], edited(unet, source, fusion())[-1], atol=1e-3
     )
@@ -298,25 +291,25 @@ def test_the_user_s_mask_decides_the_edit(unet):  # noqa: F811
 
 @pytest.mark.parametrize("user", [True, False], ids=["user's mask", "words"])
 def test_the_background_s_latents_are_the_source_s_to_the_bit(unet, user):  # noqa: F811
-    words = fusion().mask_words
-    plan = fusion(background=words, latent_blend=None, threshold=0.8, user_mask=disc(FRAMES, 64) if user else None)
+    words, shares = region().mask_words, disc(FRAMES, 64) if user else None
+    where = region(background=words, latent_blend=None, threshold=0.8, user_mask=shares)
     source = inverted(unet)
     # two words of a random model are seen everywhere: now they are seen in one place a frame
     peaked = torch.zeros_like(source.maps[SCHEDULE.timesteps[0]])
     peaked[range(FRAMES), [5, 6, 9], 2] = 1
     source.maps = dict.fromkeys(source.maps, peaked)
-    changes = foreground(plan, source.maps, (16, 16))
+    changes = foreground(where, source.maps, (16, 16))
     assert 0 < changes.float().mean() < 1
     if user:
         assert torch.equal(changes, reduced(disc(FRAMES, 64), (16, 16)))
     outside = ~changes[:, None].expand_as(Z0)
-    latents = edited(unet, source, plan)
+    latents = edited(unet, source, fusion(), where=where)
     times = [*SCHEDULE.timesteps[1:], CLEAN]
     assert len(latents) == len(times)
     for z, t in zip(latents, times, strict=True):
         assert torch.equal(z[outside], source.latents[t][outside])
         assert not torch.isclose(z[~outside], source.latents[t][~outside]).all()
-    assert foreground(fusion(), source.maps, (16, 16)) is None
+    assert foreground(region(), source.maps, (16, 16)) is None
 
 
 def test_pasted_pixels():

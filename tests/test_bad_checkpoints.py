@@ -10,7 +10,7 @@ from checkpoints import UNET_FILE, drop, edit_json, shard
 from safetensors.torch import load_file, save_file
 
 from fz.errors import FzError
-from fz.weights.load import fill, load_checkpoint
+from fz.weights.load import fill, load_checkpoint, of_sd
 from fz.weights.read import Weights
 
 pytest_plugins = ["golden_model"]
@@ -342,4 +342,4 @@ def test_fill_names_three_keys():
     with pytest.raises(
         FzError, match=r"unet: 8 keys missing \(0.weight, 0.bias, 1.weight, …\). Is .*x.bin of a Stable Diffusion v1.x"
     ):
-        fill(model, Weights({}, "bin", "x.bin"), "unet")
+        fill(model, {}, "unet", of_sd(Weights({}, "bin", "x.bin")))

@@ -10,16 +10,20 @@ from random_weights import numbers, randomize, relative
 from safetensors.torch import load_file
 
 from fz import mini
-from fz.baselines import METHODS, Task
+from fz.attention import Plain
+from fz.baselines import METHODS, editor_of
 from fz.baselines.ddim import ddim
-from fz.baselines.null_p2p import Frames, null_p2p, null_text, optimise_frames
-from fz.baselines.pnp import Injected, InjectedResidual, injected_block, injected_sites, pnp
-from fz.baselines.sdedit import add_noise, sdedit
+from fz.baselines.null_p2p import Frames, NullTextP2P, null_p2p, null_text, optimise_frames
+from fz.baselines.pnp import Injected, InjectedResidual, PnP, injected_block, injected_sites
+from fz.baselines.sdedit import SDEdit, add_noise
 from fz.clips.video import read_clip
 from fz.ddim import CLEAN, Schedule, ddim_inverse_step, ddim_step
-from fz.edit import Source, edit, guide, invert, reconstruct
+from fz.denoiser import Denoiser
+from fz.edit import Edit, edit, ignore, invert, reconstruct
 from fz.frames import FrameIndex
-from fz.fusion import Fusion, LatentBlend, Plain
+from fz.fusion import Fusion
+from fz.guidance import Guidance, guided
+from fz.masks import EditRegion, LatentBlend
 from fz.model.layers import TextContext
 from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import encode_clip
@@ -27,6 +31,7 @@ from fz.run import main
 from fz.settings import config
 from fz.settings.config import ABLATIONS, ClipSettings, EditSettings, Settings
 from fz.settings.parse import parse
+from fz.source import Source
 from fz.weights.load import load_checkpoint
 
 STEPS, FRAMES, WORDS = 4, 2, 77
@@ -38,7 +43,7 @@ CONFIG = UNetConfig(
     norm_num_groups=8,
 )
 INDEX = FrameIndex((0, "mid"))
-SCHEDULE = Schedule.of({}, STEPS)
+SCHEDULE = Schedule.from_config({}, STEPS)
 NOISIEST = SCHEDULE.timesteps[0]
 Z0, SOURCE, TARGET, NEGATIVE = (
     numbers(1, FRAMES, 4, 16, 16),
@@ -56,14 +61,25 @@ def unet():
 
 @pytest.fixture(scope="module")
 def source(unet):
-    return invert(unet, Source(SOURCE, latents={CLEAN: Z0}), SCHEDULE, INDEX)
+    return invert(model_of(unet), Source(SOURCE, latents={CLEAN: Z0}))
+
+
+def model_of(unet, index=INDEX, schedule=SCHEDULE):
+    return Denoiser(unet, schedule, index)
+
+
+def scale(s):
+    return Guidance(NEGATIVE, s)
+
+
+TO_TARGET, TO_SOURCE = Edit(TARGET), Edit(SOURCE)
 
 
 def fusion(**changes):
     """Identity mapper, everything replaced at every step."""
     fields = dict(
         mapper=torch.eye(WORDS),
-        kept=torch.ones(WORDS),
+        alpha=torch.ones(WORDS),
         equalizer=torch.ones(WORDS),
         cross_window=torch.ones(STEPS + 1, WORDS),
         self_window=(0, STEPS),
@@ -74,30 +90,13 @@ def fusion(**changes):
 @functools.cache
 def nulls(unet):
     """Frames with their null text, at guidance 3: they depend on z_0 alone, not on the clip's inversion."""
-    return optimise_frames(unet, Z0, SOURCE, NEGATIVE, SCHEDULE, 3.0)
+    return optimise_frames(model_of(unet), Source(SOURCE, {CLEAN: Z0}), scale(3.0))
 
 
-def result(name, unet, source, *, plan=None, **changes):
+def result(name, unet, source, *, plan=None, strength=0.75, seed=0, callback=ignore):
     """z_0 of a method, as a run would have it."""
-    method = METHODS[name]
-    prepared = nulls(unet) if method.prepare else None
-    task = Task(
-        unet,
-        source,
-        TARGET,
-        NEGATIVE,
-        SCHEDULE,
-        3.0,
-        INDEX,
-        plan or fusion(),
-        0.75,
-        0,
-        prepared,
-        (),
-        lambda k, z: None,
-        lambda k, masks: None,
-    )
-    return method.edit(dataclasses.replace(task, **changes))
+    editor = NullTextP2P(nulls(unet)) if METHODS[name].prepare else editor_of(name, strength, seed)
+    return editor(model_of(unet), source, Edit(TARGET, plan or fusion()), scale(3.0), callback)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +105,7 @@ def results(unet, source):
 
 
 def test_the_table_has_the_methods_of_the_settings():
-    assert tuple(METHODS) == config.METHODS
+    assert tuple(METHODS) == config.METHOD_NAMES
 
 
 def test_no_two_methods_agree(results):
@@ -120,7 +119,7 @@ def test_no_two_methods_agree(results):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_step_is_watched(name, unet, source):
     seen = []
-    z = result(name, unet, source, watch=lambda k, z: seen.append((k, z)))
+    z = result(name, unet, source, callback=lambda k, z: seen.append((k, z)))
     assert [k for k, _ in seen] == list(range(1, STEPS + 1))
     assert torch.equal(seen[-1][1], z)
 
@@ -147,7 +146,7 @@ def still(unet, eps):
 def test_ddim_of_a_fixed_noise_returns_the_clip(unet):
     eps = numbers(5, *Z0.shape)
     inverted = invert_with(still(unet, eps))
-    assert relative(ddim(still(unet, eps), inverted, SOURCE, NEGATIVE, SCHEDULE, 1.0, INDEX), Z0) < 1e-5
+    assert relative(ddim(model_of(still(unet, eps)), inverted, TO_SOURCE, scale(1.0)), Z0) < 1e-5
 
 
 def invert_with(model):
@@ -160,21 +159,25 @@ def invert_with(model):
 
 def test_ddim_with_the_source_prompt_is_reconstruction_without_guidance(unet, source):
     steps = []
-    reconstruct(unet, source, SOURCE, NEGATIVE, SCHEDULE, 1.0, INDEX, watch=lambda k, z: steps.append(z))
-    z = ddim(unet, source, SOURCE, NEGATIVE, SCHEDULE, 1.0, INDEX)
+    model = model_of(unet)
+    reconstruct(model, Source(SOURCE, source.latents), scale(1.0), lambda k, z: steps.append(z))
+    z = ddim(model, source, TO_SOURCE, scale(1.0))
     assert torch.equal(z, steps[-1])
-    assert relative(ddim(unet, source, TARGET, NEGATIVE, SCHEDULE, 1.0, INDEX), z) > 0.1
+    assert relative(ddim(model, source, TO_TARGET, scale(1.0)), z) > 0.1
 
 
 # ---- sdedit ------------------------------------------------------------------------------------------------
 
 
 def test_sdedit_frames_know_nothing_of_each_other(unet):
-    whole = sdedit(unet, Z0, TARGET, NEGATIVE, SCHEDULE, 3.0, 0.5, 0)
-    changed = Z0.clone()
+
+    def sdedit(z_0):
+        return SDEdit(0.5)(model_of(unet), Source(SOURCE, {CLEAN: z_0}), TO_TARGET, scale(3.0))
+
+    whole, changed = sdedit(Z0), Z0.clone()
     changed[1] = 7
-    assert relative(sdedit(unet, changed, TARGET, NEGATIVE, SCHEDULE, 3.0, 0.5, 0)[0], whole[0]) < 1e-5
-    assert relative(sdedit(unet, Z0[:1], TARGET, NEGATIVE, SCHEDULE, 3.0, 0.5, 0), whole[:1]) < 1e-5
+    assert relative(sdedit(changed)[0], whole[0]) < 1e-5
+    assert relative(sdedit(Z0[:1]), whole[:1]) < 1e-5
 
 
 @pytest.mark.parametrize(("strength", "steps"), [(1.0, 4), (0.5, 2), (0.01, 1)])
@@ -185,11 +188,11 @@ def test_sdedit_starts_from_its_share_of_the_steps(strength, steps, unet):
     noise = (add_noise(Z0, alpha_bar, 3) - alpha_bar**0.5 * Z0) / (1 - alpha_bar) ** 0.5
     assert 0.9 < noise.std() < 1.1
 
-    def model(z, t, text):
+    def model(z, t, text, attend):
         calls.append(t)
         return noise.repeat(len(z) // FRAMES, 1, 1, 1)[:, None]
 
-    z = sdedit(model, Z0, TARGET, NEGATIVE, SCHEDULE, 3.0, strength, 3)
+    z = SDEdit(strength, 3)(model_of(model), Source(SOURCE, {CLEAN: Z0}), TO_TARGET, scale(3.0))
     assert calls == list(SCHEDULE.timesteps[-steps:])
     # what is left is the noise of z_0 itself: alpha_bar of CLEAN is not 1
     left = SCHEDULE.alpha_bar(CLEAN)
@@ -206,7 +209,7 @@ def sampled(unet, group, guidance):
         for i, z in enumerate(group.source.latents[NOISIEST].split(1)):
             for k, t, t_prev in SCHEDULE.downward():
                 text = TextContext(torch.stack([group.nulls[k][i], group.source.embedding]))
-                eps = guide(unet(torch.stack([z, z]), t, text), guidance)
+                eps = guided(unet(torch.stack([z, z]), t, text), guidance)
                 z = ddim_step(z, eps, SCHEDULE.alpha_bar(t), SCHEDULE.alpha_bar(t_prev))
             frames.append(z)
     return torch.cat(frames)
@@ -225,9 +228,10 @@ def miniature():
 
 def test_null_text_reconstructs_where_ddim_does_not(miniature):
     unet, z_0, source, empty = miniature
-    (frame,) = optimise_frames(unet, z_0, source, empty, SCHEDULE, 4.0)
+    guidance, model = Guidance(empty, 4.0), model_of(unet, FrameIndex((0,)))
+    (frame,) = optimise_frames(model, Source(source, {CLEAN: z_0}), guidance)
     own = sampled(unet, frame, 4.0)
-    plain = ddim(unet, frame.source, source, empty, SCHEDULE, 4.0, FrameIndex((0,)))
+    plain = ddim(model, frame.source, Edit(source), guidance)
     # 0.59 to 0.75 over frames, sizes and guidance of the example; without optimisation it is 1
     assert relative(own, z_0) < 0.85 * relative(plain, z_0)
 
@@ -235,17 +239,18 @@ def test_null_text_reconstructs_where_ddim_does_not(miniature):
 def test_null_text_leaves_the_model_alone(unet):
     before = {name: p.clone() for name, p in unet.state_dict().items()}
     latents = {t: numbers(7, 1, 4, 16, 16) for t in (CLEAN, *SCHEDULE.timesteps)}
-    found = null_text(unet, latents, SOURCE, NEGATIVE, SCHEDULE, 7.5, inner=1)
+    inverted = Source(SOURCE, latents)
+    found = null_text(model_of(unet), inverted, scale(7.5), inner=1)
     assert len({null.sum().item() for null in found}) == STEPS and all(not null.requires_grad for null in found)
     assert all(p.grad is None for p in unet.parameters())
     assert all(torch.equal(p, before[name]) for name, p in unet.state_dict().items())
     # at guidance 1 there is no unconditional branch
-    assert all(torch.equal(null, NEGATIVE[None]) for null in null_text(unet, latents, SOURCE, NEGATIVE, SCHEDULE, 1.0))
+    assert all(torch.equal(null, NEGATIVE[None]) for null in null_text(model_of(unet), inverted, scale(1.0)))
 
 
 @pytest.mark.parametrize("steps", [50, 5])
 def test_null_text_steps_and_rates_are_the_published_ones(steps, monkeypatch):
-    schedule, rates, stepped = Schedule.of({}, steps), [], []
+    schedule, rates, stepped = Schedule.from_config({}, steps), [], []
 
     class Spy(torch.optim.Adam):
         def __init__(self, params, lr):
@@ -258,29 +263,33 @@ def test_null_text_steps_and_rates_are_the_published_ones(steps, monkeypatch):
 
     monkeypatch.setattr(torch.optim, "Adam", Spy)
 
-    def model(z, t, text):
+    def model(z, t, text, attend):
         """Far from the latents whatever the embedding for t above a half, exact below."""
         away = 10.0 if t > 500 else 0.0
         return (0 * text.embedding.sum() + away) * torch.ones_like(z)
 
     latents = {t: torch.zeros(1, 4, 2, 2) for t in (CLEAN, *schedule.timesteps)}
-    null_text(model, latents, torch.zeros(WORDS, 2), torch.zeros(WORDS, 2), schedule, 7.5)
+    null_text(
+        model_of(model, schedule=schedule), Source(torch.zeros(WORDS, 2), latents), Guidance(torch.zeros(WORDS, 2))
+    )
     assert rates == pytest.approx([1e-2 * (1 - i * 50 / steps / 100) for i in range(steps)])
     assert [stepped.count(i) for i in range(steps // 2)] == [10] * (steps // 2)  # never below the threshold
     assert stepped.count(steps - 1) in (1, 10)
 
 
 def test_null_text_of_a_batch_is_that_of_each_frame(unet):
-    together, apart = (optimise_frames(unet, Z0, SOURCE, NEGATIVE, SCHEDULE, 3.0, at_once=n) for n in (10**6, 1))
+    model, z_0 = model_of(unet), Source(SOURCE, {CLEAN: Z0})
+    together, apart = (optimise_frames(model, z_0, scale(3.0), at_once=n) for n in (10**6, 1))
     assert (len(together), len(apart)) == (1, FRAMES) and unet.clip_norm
     for k in range(STEPS):
         assert relative(together[0].nulls[k], torch.cat([one.nulls[k] for one in apart])) < 1e-4
-    edited = [null_p2p(unet, groups, TARGET, SCHEDULE, 3.0, fusion(self_window=(0, 2))) for groups in (together, apart)]
+    task = Edit(TARGET, fusion(self_window=(0, 2)))
+    edited = [null_p2p(model, groups, task, scale(3.0)) for groups in (together, apart)]
     assert relative(*edited) < 1e-4
 
 
 def test_null_text_leaves_a_frame_that_is_near_alone(monkeypatch):
-    stepped, schedule = [], Schedule.of({}, 5)
+    stepped, schedule = [], Schedule.from_config({}, 5)
 
     class Spy(torch.optim.Adam):
         def step(self):
@@ -289,7 +298,7 @@ def test_null_text_leaves_a_frame_that_is_near_alone(monkeypatch):
 
     monkeypatch.setattr(torch.optim, "Adam", Spy)
 
-    def model(z, t, text):
+    def model(z, t, text, attend):
         return text.embedding.mean((1, 2))[:, None, None, None, None] * torch.ones_like(z)
 
     # the first frame's latents can be followed, the second's are out of reach
@@ -297,11 +306,11 @@ def test_null_text_leaves_a_frame_that_is_near_alone(monkeypatch):
         t: torch.stack([torch.zeros(4, 2, 2), torch.full((4, 2, 2), 10.0 * i)])
         for i, t in enumerate((CLEAN, *schedule.timesteps))
     }
-    start = torch.full((WORDS, 2), 0.02)
-    together = null_text(model, latents, torch.zeros(WORDS, 2), start, schedule, 7.5)
+    guidance, denoiser = Guidance(torch.full((WORDS, 2), 0.02)), model_of(model, schedule=schedule)
+    together = null_text(denoiser, Source(torch.zeros(WORDS, 2), latents), guidance)
     count = len(stepped)
     apart = [
-        null_text(model, {t: z[i : i + 1] for t, z in latents.items()}, torch.zeros(WORDS, 2), start, schedule, 7.5)
+        null_text(denoiser, Source(torch.zeros(WORDS, 2), {t: z[i : i + 1] for t, z in latents.items()}), guidance)
         for i in (0, 1)
     ]
     assert 55 <= count < 100 and len(stepped) == 2 * count
@@ -312,32 +321,33 @@ def test_null_text_leaves_a_frame_that_is_near_alone(monkeypatch):
 def test_null_p2p_frames_know_nothing_of_each_other(unet):
     changed = Z0.clone()
     changed[1] = numbers(8, *Z0.shape[1:])
-    frames = optimise_frames(unet, changed, SOURCE, NEGATIVE, SCHEDULE, 3.0)
-    before, after = (null_p2p(unet, f, TARGET, SCHEDULE, 3.0, fusion()) for f in (nulls(unet), frames))
+    model, task = model_of(unet), Edit(TARGET, fusion())
+    frames = optimise_frames(model, Source(SOURCE, {CLEAN: changed}), scale(3.0))
+    before, after = (null_p2p(model, f, task, scale(3.0)) for f in (nulls(unet), frames))
     assert torch.equal(after[0], before[0]) and not torch.equal(after[1], before[1])
 
 
 def test_null_p2p_of_the_source_is_its_reconstruction(unet):
     own = torch.cat([sampled(unet, group, 3.0) for group in nulls(unet)])
-    assert relative(null_p2p(unet, nulls(unet), SOURCE, SCHEDULE, 3.0, fusion()), own) < 1e-4
-    assert relative(null_p2p(unet, nulls(unet), TARGET, SCHEDULE, 3.0, fusion()), own) > 0.05
+    assert relative(null_p2p(model_of(unet), nulls(unet), Edit(SOURCE, fusion()), scale(3.0)), own) < 1e-4
+    assert relative(null_p2p(model_of(unet), nulls(unet), Edit(TARGET, fusion()), scale(3.0)), own) > 0.05
 
 
 def test_null_p2p_takes_the_attention_of_the_frames_own_reconstruction(unet):
     """Without optimised nulls it is FateZero's editing of one frame with reconstruction attention and no mask."""
-    own = FrameIndex((0,))
-    inverted = invert(unet, Source(SOURCE, latents={CLEAN: Z0[:1]}), SCHEDULE, own)
+    own = model_of(unet, FrameIndex((0,)))
+    inverted = invert(own, Source(SOURCE, latents={CLEAN: Z0[:1]}))
     frame = Frames(inverted, (NEGATIVE[None],) * STEPS)
-    sampled = reconstruct(unet, inverted, SOURCE, NEGATIVE, SCHEDULE, 3.0, own)
+    sampled = reconstruct(own, Source(SOURCE, inverted.latents), scale(3.0))
     words = torch.zeros(WORDS)
     words[3] = 1
     for plan in (fusion(self_window=(0, 2)), fusion(cross_window=torch.zeros(STEPS + 1, WORDS))):
-        masked = dataclasses.replace(plan, mask_words=words, latent_blend=LatentBlend(words, words))
-        got = null_p2p(unet, [frame], TARGET, SCHEDULE, 3.0, masked)
-        assert relative(got, edit(unet, sampled, TARGET, NEGATIVE, SCHEDULE, 3.0, own, plan)) < 1e-4
-        assert relative(got, edit(unet, inverted, TARGET, NEGATIVE, SCHEDULE, 3.0, own, plan)) > 1e-2
-    got = null_p2p(unet, [frame], TARGET, SCHEDULE, 3.0, None)
-    assert relative(got, edit(unet, inverted, TARGET, NEGATIVE, SCHEDULE, 3.0, own, None)) < 1e-4
+        masked = Edit(TARGET, plan, EditRegion(words, latent_blend=LatentBlend(words, words)))
+        got = null_p2p(own, [frame], masked, scale(3.0))
+        assert relative(got, edit(own, sampled, Edit(TARGET, plan), scale(3.0))) < 1e-4
+        assert relative(got, edit(own, inverted, Edit(TARGET, plan), scale(3.0))) > 1e-2
+    got = null_p2p(own, [frame], TO_TARGET, scale(3.0))
+    assert relative(got, edit(own, inverted, TO_TARGET, scale(3.0))) < 1e-4
 
 
 # ---- plug-and-play -----------------------------------------------------------------------------------------
@@ -355,7 +365,7 @@ def test_pnp_branches_get_the_sources_features(unet):
     """
     batch, text = torch.stack([Z0, Z0 + 1, numbers(6, *Z0.shape)]), TextContext(torch.stack([SOURCE, NEGATIVE, TARGET]))
     block, sites, residuals, looked = injected_block(unet), injected_sites(unet), {}, []
-    inject, attend = InjectedResidual(block, 3), Injected(INDEX, sites)
+    inject, attend = InjectedResidual(block, 3), Injected(Plain(INDEX), sites)
 
     def alter(resnet, h):
         out = inject(resnet, h)
@@ -386,9 +396,9 @@ def test_pnp_branches_get_the_sources_features(unet):
 def test_pnp_of_the_source_alone_follows_the_inversion_step(unet, source):
     """target = source, no guidance: at the first step both branches are the same, so eps is plain sampling's."""
     first = {}
-    pnp(unet, source, SOURCE, NEGATIVE, SCHEDULE, 1.0, INDEX, watch=lambda k, z: first.setdefault(k, z))
+    PnP()(model_of(unet), source, TO_SOURCE, scale(1.0), first.setdefault)
     plain = {}
-    ddim(unet, source, SOURCE, NEGATIVE, SCHEDULE, 1.0, INDEX, watch=lambda k, z: plain.setdefault(k, z))
+    ddim(model_of(unet), source, TO_SOURCE, scale(1.0), plain.setdefault)
     assert relative(first[1], plain[1]) < 1e-4 and relative(first[2], plain[2]) > 1e-5
 
 
@@ -397,15 +407,15 @@ def test_pnp_thresholds(features, attention, unet, source):
     """How many steps each injection lasts; without either it is plain sampling."""
     seen = []
 
-    def model(z, t, text, attend, alter):
+    def model(z, t, text, attend, alter=None):
         seen.append((isinstance(attend, Injected), alter is not None))
         return unet(z, t, text, attend, alter)
 
     model.up_blocks = unet.up_blocks
-    z = pnp(model, source, TARGET, NEGATIVE, SCHEDULE, 3.0, INDEX, features, attention)
+    z = PnP(features, attention)(model_of(model), source, TO_TARGET, scale(3.0))
     assert [a for a, _ in seen] == [k < int(attention * STEPS) for k in range(STEPS)]
     assert [f for _, f in seen] == [k < int(features * STEPS) for k in range(STEPS)]
-    plain = ddim(unet, source, TARGET, NEGATIVE, SCHEDULE, 3.0, INDEX)
+    plain = ddim(model_of(unet), source, TO_TARGET, scale(3.0))
     assert (relative(z, plain) < 1e-4) == (features == attention == 0)
 
 

@@ -11,18 +11,23 @@ import torch
 from random_weights import numbers, randomize, relative
 from safetensors.torch import load_file
 
+from fz.attention import Keep, Plain, Recorder, StopForward
 from fz.chunks import Chunks, order
 from fz.ddim import CLEAN, Schedule
-from fz.edit import Source, edit, invert
+from fz.denoiser import Denoiser
+from fz.edit import Edit, edit, invert
 from fz.errors import FzError
 from fz.frames import FrameIndex
-from fz.fusion import Enough, Fuser, Fusion, Keep, LatentBlend, Plain, Recorder
+from fz.fusion import Fuser, Fusion
+from fz.guidance import Guidance
+from fz.masks import EditRegion, LatentBlend
 from fz.memory.budget import live_maps
 from fz.memory.kept import KeptInMemory
 from fz.model.layers import TextContext
 from fz.model.unet import Temporal, UNet, UNetConfig
 from fz.run import main
 from fz.settings.config import build
+from fz.source import Source
 
 WORDS, FRAMES, SIDE = 77, 5, 16
 SHAPE = dict(
@@ -35,7 +40,7 @@ SHAPE = dict(
 INDEXES = [(0, "mid"), ("mid",), (-1, "first"), (0, "first", "last"), (), (-2, 0), ("last", "last", 0)]
 ANY_ORDER = [(-1, 1), (-1, "mid")]
 TEXT = numbers(2, 2, WORDS, 24)
-SCHEDULE = Schedule.of({}, 3)
+SCHEDULE = Schedule.from_config({}, 3)
 
 
 def model(clip_norm, temporal=None):
@@ -48,22 +53,17 @@ def unet(request):
     return model(request.param)
 
 
-def fusion(**changes):
+def fusion():
+    beta = torch.ones(SCHEDULE.steps + 1, WORDS)
+    alpha = torch.ones(WORDS)
+    alpha[5] = 0
+    return Fusion(torch.diag(alpha), alpha, torch.ones(WORDS), beta, (0, 3))
+
+
+def region():
     words = torch.zeros(WORDS)
     words[[2, 5]] = 1
-    beta = torch.ones(SCHEDULE.steps + 1, WORDS)
-    kept = torch.ones(WORDS)
-    kept[5] = 0
-    settings = dict(
-        mapper=torch.diag(kept),
-        kept=kept,
-        equalizer=torch.ones(WORDS),
-        cross_window=beta,
-        self_window=(0, 3),
-        mask_words=words,
-        latent_blend=LatentBlend(words, words),
-    )
-    return Fusion(**(settings | changes))
+    return EditRegion(words, latent_blend=LatentBlend(words, words))
 
 
 def whole(unet):
@@ -104,14 +104,13 @@ def test_plain_and_recorded(unet, entries):
 def test_fused(unet, entries, masked):
     index, z = FrameIndex(entries), numbers(3, 2, FRAMES, 4, SIDE, SIDE)
     source_text = TextContext(numbers(7, 1, WORDS, 24))
-    sizes = [(SIDE // s, SIDE // s) for s in (2, 4, 8)]
-    masks = {size: numbers(i, FRAMES, *size) > 0 for i, size in enumerate(sizes)} if masked else None
+    masks = {s: numbers(i, FRAMES, SIDE // s, SIDE // s) > 0 for i, s in enumerate((2, 4, 8))} if masked else None
     whole(unet)
     source = Recorder(index, keep=Keep(True, True))
     unet(numbers(4, 1, FRAMES, 4, SIDE, SIDE), 300, source_text, source)
 
     def fused():
-        return Fuser(index, fusion(), 0, (SIDE, SIDE), masks, source.kept, source_text, record_target=True)
+        return Fuser(index, fusion().at(0), source.kept, source_text, masks, record_target=True)
 
     attend = fused()
     expected = unet(z, 300, TextContext(TEXT), attend)
@@ -131,9 +130,10 @@ def test_a_whole_edit_recomputed_and_kept(unet, entries, guidance):
     index, z0 = FrameIndex(entries), numbers(5, FRAMES, 4, SIDE, SIDE)
 
     def run(model, kept):
-        source = Source(TEXT[0], latents={CLEAN: z0}, **({"kept": KeptInMemory()} if kept else {}))
-        invert(model, source, SCHEDULE, index, keep=lambda k: Keep(kept, kept))
-        return edit(model, source, TEXT[1], numbers(8, WORDS, 24), SCHEDULE, guidance, index, fusion())
+        model = Denoiser(model, SCHEDULE, index)
+        store = {"store": KeptInMemory(), "keep": lambda k: Keep(True, True)} if kept else {}
+        source = invert(model, Source(TEXT[0], latents={CLEAN: z0}, **store))
+        return edit(model, source, Edit(TEXT[1], fusion(), region()), Guidance(numbers(8, WORDS, 24), guidance))
 
     expected = run(whole(unet), kept=False)
     chunks = Chunks(unet, 2)
@@ -147,7 +147,7 @@ def test_a_pass_that_is_broken_off_has_all_frames(unet):
     index, z = FrameIndex((0, "mid")), numbers(3, 1, FRAMES, 4, SIDE, SIDE)
     last = [s.name for s in unet.sites() if Keep(True, True).wants(s)][-2]
     seen = Recorder(index, keep=Keep(True, True), last=last)
-    with pytest.raises(Enough):
+    with pytest.raises(StopForward):
         Chunks(unet, 2)(z, 300, TextContext(TEXT[:1]), seen)
     assert len(seen.kept[last][0]) == FRAMES
 
@@ -188,7 +188,7 @@ import torch
 from fz.model import fast_cpu
 from fz.chunks import Chunks
 from fz.frames import FrameIndex
-from fz.fusion import Plain
+from fz.attention import Plain
 from fz.model.layers import TextContext
 from fz.memory.machine import peak_memory
 from fz.model.unet import UNet, UNetConfig

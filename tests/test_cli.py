@@ -314,12 +314,12 @@ def test_debug_shows_the_traceback():
 
 
 def test_interrupt_in_mid_run(shared, tmp_path, monkeypatch, capsys):
-    from fz import inversion
+    from fz import inverted
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inversion, "invert", interrupted)
+    monkeypatch.setattr(inverted, "invert", interrupted)
     assert main([*real(shared), "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err.splitlines()[-1].startswith("fz: interrupted")
     assert json.loads((tmp_path / "out/run.json").read_text())["status"] == "running"

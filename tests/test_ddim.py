@@ -19,12 +19,12 @@ SD1 = {
     "steps, first, last", [(50, 981, 1), (10, 901, 1), (6, 831, 1), (1, 1, 1), (30, 958, 1), (1000, 999, 0)]
 )
 def test_timesteps(steps, first, last):
-    schedule = Schedule.of(SD1, steps)
+    schedule = Schedule.from_config(SD1, steps)
     assert (schedule.timesteps[0], schedule.timesteps[-1], len(set(schedule.timesteps))) == (first, last, steps)
 
 
 def test_alpha_bars_are_the_scaled_linear_products():
-    schedule = Schedule.of(SD1, 50)
+    schedule = Schedule.from_config(SD1, 50)
     alpha_bar = 1.0
     for i in range(1000):
         beta = (0.00085**0.5 + i / 999 * (0.012**0.5 - 0.00085**0.5)) ** 2
@@ -32,11 +32,11 @@ def test_alpha_bars_are_the_scaled_linear_products():
         if i in (0, 1, 500, 981, 999):
             assert schedule.alpha_bar(i) == pytest.approx(alpha_bar, rel=1e-12)
     assert schedule.alpha_bar(CLEAN) == schedule.alpha_bar(0)
-    assert Schedule.of({**SD1, "set_alpha_to_one": True}, 50).alpha_bar(CLEAN) == 1
+    assert Schedule.from_config({**SD1, "set_alpha_to_one": True}, 50).alpha_bar(CLEAN) == 1
 
 
 def test_inversion_goes_to_each_step_where_denoising_starts():
-    schedule = Schedule.of(SD1, 7)
+    schedule = Schedule.from_config(SD1, 7)
     up, down = list(schedule.upward()), list(schedule.downward())
     assert up[0][0] == CLEAN and down[-1][2] == CLEAN
     assert [(t, t_prev) for t_prev, t in reversed(up)] == [(t, t_prev) for _, t, t_prev in down]
@@ -44,7 +44,7 @@ def test_inversion_goes_to_each_step_where_denoising_starts():
 
 
 def test_inverting_then_denoising_with_the_same_noise_returns_the_clip():
-    schedule = Schedule.of(SD1, 20)
+    schedule = Schedule.from_config(SD1, 20)
     z0 = torch.randn(2, 4, 8, 8, dtype=torch.float64)
     eps = {t: torch.randn_like(z0) for t in schedule.timesteps}
     z = z0
@@ -60,7 +60,7 @@ def test_steps_equal_the_released_code_s(golden):
     from safetensors.torch import load_file
 
     tensors = load_file(golden / "08_plain.safetensors")
-    schedule = Schedule.of(SD1, 10)
+    schedule = Schedule.from_config(SD1, 10)
     assert list(schedule.timesteps) == tensors["timesteps"].tolist()
     t_prev, t = next(iter(schedule.upward()))
     z1 = ddim_inverse_step(
@@ -81,7 +81,7 @@ def test_steps_equal_the_released_code_s(golden):
 )
 def test_refusals(config, steps, message):
     with pytest.raises(FzError, match=message):
-        Schedule.of(config, steps)
+        Schedule.from_config(config, steps)
 
 
 def test_inversion_refuses_to_remove_noise():

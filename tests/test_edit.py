@@ -5,14 +5,19 @@ one.
 import pytest
 import torch
 
+from fz.attention import Plain
 from fz.ddim import CLEAN, Schedule
-from fz.edit import KeptNowhere, Source, edit, guide, invert, reconstruct
+from fz.denoiser import Denoiser
+from fz.edit import Edit, edit, invert, reconstruct
 from fz.frames import FrameIndex
-from fz.fusion import Fusion, LatentBlend, Plain
+from fz.fusion import Fusion
+from fz.guidance import Guidance, guided
+from fz.masks import EditRegion, LatentBlend
 from fz.memory.inversions import Inversion, digest, leading, prune
 from fz.memory.kept import KeptInMemory, KeptOnDisk, StepLog
 from fz.model.layers import TextContext
 from fz.model.unet import UNet, UNetConfig
+from fz.source import Source
 
 WORDS, STEPS, FRAMES = 77, 5, 3
 CONFIG = UNetConfig(
@@ -23,7 +28,7 @@ CONFIG = UNetConfig(
     norm_num_groups=8,
 )
 INDEX = FrameIndex((0, "mid"))
-SCHEDULE = Schedule.of({}, STEPS)
+SCHEDULE = Schedule.from_config({}, STEPS)
 CPU = torch.device("cpu")
 
 
@@ -45,45 +50,43 @@ Z0, SOURCE, TARGET, NEGATIVE = (
 )
 
 
+WORD_WEIGHTS = torch.zeros(WORDS)
+WORD_WEIGHTS[[2, 5]] = 1
+
+
 def fusion(**changes):
-    words = torch.zeros(WORDS)
-    words[[2, 5]] = 1
     beta = torch.zeros(STEPS + 1, WORDS)
     beta[:4] = 1
-    kept = torch.ones(WORDS)
-    kept[5] = 0
+    alpha = torch.ones(WORDS)
+    alpha[5] = 0
     settings = dict(
-        mapper=torch.diag(kept),
-        kept=kept,
-        equalizer=torch.ones(WORDS),
-        cross_window=beta,
-        self_window=(0, 3),
-        mask_words=words,
-        latent_blend=LatentBlend(words, words),
+        mapper=torch.diag(alpha), alpha=alpha, equalizer=torch.ones(WORDS), cross_window=beta, self_window=(0, 3)
     )
     return Fusion(**(settings | changes))
 
 
-def inverted(unet, kept=None, numbers=None, done=None):
-    source = done or Source(SOURCE, latents={CLEAN: Z0}, kept=kept or KeptNowhere())
-    keep = (lambda k: numbers.keeps(k)) if numbers else (lambda k: fusion().keeps(k))
-    return invert(unet, source, SCHEDULE, INDEX, keep if kept else (lambda k: type(keep(0))()))
+def region(**changes):
+    settings = dict(mask_words=WORD_WEIGHTS, latent_blend=LatentBlend(WORD_WEIGHTS, WORD_WEIGHTS))
+    return EditRegion(**(settings | changes))
 
 
-def edited(unet, source, numbers=None, guidance=7.5, **options):
-    latents = []
-    edit(
-        unet,
-        source,
-        TARGET,
-        NEGATIVE,
-        SCHEDULE,
-        guidance,
-        INDEX,
-        numbers,
-        watch=lambda k, z: latents.append(z),
-        **options,
-    )
+def model_of(unet):
+    return Denoiser(unet, SCHEDULE, INDEX)
+
+
+def inverted(unet, store=None, numbers=None, done=None):
+    source = done or Source(SOURCE, latents={CLEAN: Z0})
+    if store:
+        source.store, source.keep = store, (numbers or fusion()).keeps
+    return invert(model_of(unet), source)
+
+
+def edited(unet, source, numbers=None, guidance=7.5, where=None, **options):
+    """The latents after each step of an edit by a fusion, or of plain sampling."""
+    task = Edit(TARGET, numbers, where or region(), options.pop("done", ()))
+    latents = list(task.done)
+    z = edit(model_of(unet), source, task, Guidance(NEGATIVE, guidance, **options), lambda k, z: latents.append(z))
+    assert torch.equal(z, latents[-1])
     return latents
 
 
@@ -106,16 +109,16 @@ def test_operands_that_another_edit_lacks_are_computed(unet):
     """A second edit whose windows are wider than what was kept."""
     narrow, wide = fusion(self_window=(0, 1), cross_window=torch.zeros(STEPS + 1, WORDS)), fusion(self_window=(0, 5))
     source = inverted(unet, KeptInMemory(), numbers=narrow)
-    assert set(source.kept.steps) == {SCHEDULE.timesteps[0]}
+    assert set(source.store.steps) == {SCHEDULE.timesteps[0]}
     assert equal(edited(unet, source, wide), edited(unet, inverted(unet), wide))
 
 
 def test_half_precision_operands_are_close(unet):
     from fz.memory.budget import wanted
 
-    source = Source(SOURCE, latents={CLEAN: Z0}, kept=KeptInMemory())
-    invert(unet, source, SCHEDULE, INDEX, wanted([fusion()], "float16"))
-    assert all(x.dtype == torch.float16 for kept in source.kept.steps.values() for site in kept.values() for x in site)
+    source = Source(SOURCE, latents={CLEAN: Z0}, store=KeptInMemory(), keep=wanted([fusion()], "float16"))
+    invert(model_of(unet), source)
+    assert all(x.dtype == torch.float16 for kept in source.store.steps.values() for site in kept.values() for x in site)
     ours, exact = edited(unet, source, fusion())[-1], edited(unet, inverted(unet), fusion())[-1]
     assert 0 < (ours - exact).norm() / exact.norm() < 5e-3
 
@@ -123,9 +126,9 @@ def test_half_precision_operands_are_close(unet):
 def test_an_edit_goes_on_from_its_last_step(unet):
     source = inverted(unet)
     whole = edited(unet, source, fusion())
-    masks = {}
-    assert equal(edited(unet, source, fusion(), done=whole[:3], watch_masks=masks.__setitem__), whole)
-    assert set(masks) == {0, 1, 2}, "masks of the steps that were done are told again"
+    calls = count_calls(unet)
+    assert equal(edited(unet, source, fusion(), done=whole[:3]), whole)
+    assert calls() == 2 + 1, "the fifth step's cross-attention is not fused: it needs no pass over the source"
     assert equal(edited(unet, source, fusion(), done=whole), whole)
 
 
@@ -222,12 +225,14 @@ def test_digest_tells_values_shapes_and_dtypes_apart():
         torch.zeros(4).int(),
         torch.ones(4),
         fusion(),
-        fusion(threshold=0.2),
+        fusion(self_window=(0, 2)),
+        region(),
+        region(threshold=0.2),
         None,
         "a",
     ]
     assert len({digest(part) for part in parts}) == len(parts)
-    assert digest(fusion()) == digest(fusion())
+    assert digest(fusion()) == digest(fusion()) and digest(region()) == digest(region())
 
 
 def test_without_fusion_editing_is_plain_sampling(unet):
@@ -235,7 +240,7 @@ def test_without_fusion_editing_is_plain_sampling(unet):
     z = source.latents[SCHEDULE.timesteps[0]]
     text = TextContext(torch.stack([NEGATIVE, TARGET]))
     with torch.no_grad():
-        eps = guide(unet(torch.stack([z, z]), SCHEDULE.timesteps[0], text, Plain(INDEX)), 7.5)
+        eps = guided(unet(torch.stack([z, z]), SCHEDULE.timesteps[0], text, Plain(INDEX)), 7.5)
     plain = edited(unet, source)
     a, b = SCHEDULE.alpha_bar(SCHEDULE.timesteps[0]), SCHEDULE.alpha_bar(SCHEDULE.timesteps[1])
     expected = b**0.5 * (z - (1 - a) ** 0.5 * eps) / a**0.5 + (1 - b) ** 0.5 * eps
@@ -244,7 +249,7 @@ def test_without_fusion_editing_is_plain_sampling(unet):
 
 def test_reconstruction_attention_is_another_source(unet):
     source = inverted(unet)
-    other = reconstruct(unet, source, SOURCE, NEGATIVE, SCHEDULE, 7.5, INDEX)
+    other = reconstruct(model_of(unet), Source(SOURCE, source.latents), Guidance(NEGATIVE))
     t = SCHEDULE.timesteps[-1]
     assert other.latents is source.latents and not torch.equal(other.inputs[t], source.inputs[t])
     assert not torch.allclose(edited(unet, other, fusion())[-1], edited(unet, source, fusion())[-1], atol=1e-3)
@@ -263,8 +268,11 @@ def test_half_written_files_of_a_killed_run_are_removed(tmp_path):
     (tmp_path / "out/frames/edit-0").mkdir(parents=True)
     halves = [tmp_path / "out" / name for name in (".edit-0.mp4.123.part", "frames/edit-0/.00000.png.123.part")]
     others = [tmp_path / "out" / name for name in (".thesis.tex.123.part", ".edit-0.mp4.part", "frames/.x.1.part")]
-    for file in (*halves, *others):
-        file.write_bytes(b"half")
+    for half in halves:
+        half.mkdir(parents=True)
+        (half / half.name[1:].removesuffix(".123.part")).write_bytes(b"half")
+    for file in others:
+        file.write_bytes(b"mine")
     with ResultFolder.claim(settings) as folder:
         folder.start(settings)
     assert not any(file.exists() for file in halves) and all(file.exists() for file in others)

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from fz.attention import Keep, Plain, Recorder
 from fz.errors import FzError
 from fz.frames import FrameIndex
-from fz.fusion import Fuser, Fusion, Keep, LatentBlend, Plain, Recorder, blend_mask
+from fz.fusion import Fuser, Fusion
+from fz.masks import LatentBlend, blend_mask
 from fz.model.layers import Attention, Operands, Site, TextContext
 
 FRAMES, SIDE, CHANNELS, HEADS, WORDS, CONTEXT = 3, 4, 16, 2, 77, 8
@@ -49,17 +51,17 @@ def dense_cross(layer, x, text):
     return torch.einsum("fqhd,khd->fhqk", q, k).div((CHANNELS // HEADS) ** 0.5).softmax(-1), v
 
 
-def fusion(kind="refine", mask_words=None, windows="mixed", equalizer=True):
+def fusion(kind="refine", windows="mixed", equalizer=True):
     generator = torch.Generator().manual_seed(3)
     if kind == "replace":
-        mapper, kept = (
+        mapper, alpha = (
             torch.rand(WORDS, WORDS, generator=generator, dtype=torch.float64),
             torch.ones(WORDS, dtype=torch.float64),
         )
     else:
-        kept = (torch.rand(WORDS, generator=generator) > 0.4).double()
+        alpha = (torch.rand(WORDS, generator=generator) > 0.4).double()
         mapper = torch.zeros(WORDS, WORDS, dtype=torch.float64)
-        mapper[torch.randint(WORDS, (WORDS,), generator=generator), torch.arange(WORDS)] = kept
+        mapper[torch.randint(WORDS, (WORDS,), generator=generator), torch.arange(WORDS)] = alpha
     r = (
         1 + 3 * torch.rand(WORDS, generator=generator, dtype=torch.float64)
         if equalizer
@@ -70,22 +72,14 @@ def fusion(kind="refine", mask_words=None, windows="mixed", equalizer=True):
         "on": torch.ones(STEPS + 1, WORDS).double(),
     }
     beta["off"] = torch.zeros(STEPS + 1, WORDS).double()
-    return Fusion(mapper, kept, r, beta[windows], (0, 8), mask_words)
+    return Fusion(mapper, alpha, r, beta[windows], (0, 8))
 
 
 def fuser(numbers, attention, x, text=None, masks=None, **options):
     """The Fuser of a batch whose branch 0 is the source's; it gets the others."""
     source_text = text and TextContext(text.embedding[:1])
-    return Fuser(
-        INDEX,
-        numbers,
-        STEP,
-        (2 * SIDE, 2 * SIDE),
-        masks,
-        kept_operands(attention, x, source_text),
-        source_text,
-        **options,
-    )
+    kept = kept_operands(attention, x, source_text)
+    return Fuser(INDEX, numbers.at(STEP), kept, source_text, masks, **options)
 
 
 def call(attend, layer, x, text=None):
@@ -108,7 +102,7 @@ def test_self_blending_equals_blending_dense_maps(mask):
     weight = torch.zeros(FRAMES, 1, SIDE * SIDE, 1) if m is None else m.flatten(1)[:, None, :, None].double()
     expected = torch.einsum("fhqk,fkhd->fqhd", weight * s_edit + (1 - weight) * s_src, v_edit)
 
-    masks = None if m is None else {(SIDE, SIDE): m}
+    masks = None if m is None else {SELF.stride: m}
     out = call(fuser(fusion(), attention, x, masks=masks), attention, x[1:])
     assert torch.allclose(out[-1], expected, atol=1e-12)
     assert torch.allclose(out[-2], torch.einsum("fhqk,fkhd->fqhd", s_uncond, v_uncond), atol=1e-12)
@@ -117,7 +111,7 @@ def test_self_blending_equals_blending_dense_maps(mask):
 def test_all_edited_is_plain_editing_and_none_is_the_source_s_attention():
     attention, x = layer(SELF), tokens(3)
     plain = call(Plain(INDEX), attention, x)
-    everything = {(SIDE, SIDE): torch.ones(FRAMES, SIDE, SIDE).bool()}
+    everything = {SELF.stride: torch.ones(FRAMES, SIDE, SIDE).bool()}
     assert torch.allclose(call(fuser(fusion(), attention, x, masks=everything), attention, x), plain, atol=1e-12)
     same = x[:1].expand(3, -1, -1, -1)
     assert torch.allclose(call(fuser(fusion(), attention, same), attention, same)[-1], plain[0], atol=1e-12)
@@ -130,7 +124,7 @@ def test_cross_fusion_equals_fusing_dense_maps(kind, windows):
     c_src, _ = dense_cross(attention, x[0], text.embedding[0])
     c_edit, v = dense_cross(attention, x[2], text.embedding[2])
     # prompt-to-prompt, map by map: replace or refine, re-weight, then the window
-    replaced = c_src @ numbers.mapper + (0 if kind == "replace" else (1 - numbers.kept) * c_edit)
+    replaced = c_src @ numbers.mapper + (0 if kind == "replace" else (1 - numbers.alpha) * c_edit)
     beta = numbers.cross_window[STEP]
     fused = beta * numbers.equalizer * replaced + (1 - beta) * c_edit
     expected = torch.einsum("fhqk,khd->fqhd", fused, v)

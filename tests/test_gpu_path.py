@@ -7,10 +7,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fz import kernels
+from fz.attention import Keep, Plain
 from fz.ddim import CLEAN, Schedule
-from fz.edit import Source, edit, invert
+from fz.denoiser import Denoiser
+from fz.edit import Edit, edit, invert
 from fz.frames import FrameIndex
-from fz.fusion import Fusion, Keep, Plain
+from fz.fusion import Fusion
+from fz.guidance import Guidance
+from fz.masks import EditRegion
 from fz.memory import budget
 from fz.memory.offload import Copier, KeptInRam, resident
 from fz.model.compiled import cannot, compile_layers, compile_step
@@ -18,12 +22,13 @@ from fz.model.layers import FeedForward, Ranks, ResnetBlock, TextContext
 from fz.model.unet import UNet, UNetConfig, sinusoidal
 from fz.model.vae import VAE, VAEConfig, decode_clip, encode_clip
 from fz.run import main
+from fz.source import Source
 
 CPU = torch.device("cpu")
 WORDS, FRAMES = 77, 3
 CONFIG = UNetConfig(block_out_channels=(16, 32, 32, 32), layers_per_block=1, heads=(2,) * 4, cross_attention_dim=24, norm_num_groups=8)
 INDEX = FrameIndex((0, "mid"))
-SCHEDULE = Schedule.of({}, 3)
+SCHEDULE = Schedule.from_config({}, 3)
 Z0, SOURCE, TARGET, NEGATIVE = numbers(1, FRAMES, 4, 16, 16), numbers(2, WORDS, 24), numbers(3, WORDS, 24), numbers(4, WORDS, 24)
 
 
@@ -32,12 +37,13 @@ def unet():
     return randomize(UNet(CONFIG)).to(memory_format=torch.channels_last)
 
 
-def fusion():
+def task():
     words = torch.zeros(WORDS)
     words[[2, 5]] = 1
-    kept = torch.ones(WORDS)
-    kept[5] = 0
-    return Fusion(torch.diag(kept), kept, torch.ones(WORDS), torch.ones(SCHEDULE.steps + 1, WORDS), (0, 3), words)
+    alpha = torch.ones(WORDS)
+    alpha[5] = 0
+    fusion = Fusion(torch.diag(alpha), alpha, torch.ones(WORDS), torch.ones(SCHEDULE.steps + 1, WORDS), (0, 3))
+    return Edit(TARGET, fusion, EditRegion(words))
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.08), (torch.float16, 0.01)], ids=["bfloat16", "float16"])
@@ -54,8 +60,9 @@ def test_half_precision_is_near_float32(unet, dtype, bound):
 
 def test_latents_and_maps_stay_float32_in_a_half_precision_edit():
     half = randomize(UNet(CONFIG)).to(torch.bfloat16).to(memory_format=torch.channels_last)
-    source = invert(half, Source(SOURCE, latents={CLEAN: Z0}), SCHEDULE, INDEX)
-    z = edit(half, source, TARGET, NEGATIVE, SCHEDULE, 7.5, INDEX, fusion())
+    model = Denoiser(half, SCHEDULE, INDEX)
+    source = invert(model, Source(SOURCE, latents={CLEAN: Z0}))
+    z = edit(model, source, task(), Guidance(NEGATIVE))
     assert {x.dtype for x in (*source.latents.values(), *source.maps.values(), z)} == {torch.float32}
 
 
@@ -130,11 +137,11 @@ def test_steps_are_read_one_ahead():
 
 
 def test_what_is_kept_in_ram_edits_to_the_same_bits(unet):
-    everything = lambda k: Keep(True, True)  # noqa: E731
-    plain = invert(unet, Source(SOURCE, latents={CLEAN: Z0}), SCHEDULE, INDEX)
-    ram = invert(unet, Source(SOURCE, latents={CLEAN: Z0}, kept=KeptInRam(SCHEDULE.timesteps, Copier(CPU))), SCHEDULE, INDEX, everything)
-    assert ram.kept.steps
-    a, b = (edit(unet, source, TARGET, NEGATIVE, SCHEDULE, 7.5, INDEX, fusion()) for source in (plain, ram))
+    model, store = Denoiser(unet, SCHEDULE, INDEX), KeptInRam(SCHEDULE.timesteps, Copier(CPU))
+    plain = invert(model, Source(SOURCE, latents={CLEAN: Z0}))
+    ram = invert(model, Source(SOURCE, latents={CLEAN: Z0}, store=store, keep=lambda k: Keep(True, True)))
+    assert store.steps
+    a, b = (edit(model, source, task(), Guidance(NEGATIVE)) for source in (plain, ram))
     assert torch.equal(a, b)
 
 

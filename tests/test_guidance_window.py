@@ -25,15 +25,15 @@ def branches_of(unet, run):
 
 def test_steps_outside_the_window_have_one_branch(unet):
     source = inverted(unet)
-    assert branches_of(unet, lambda: edited(unet, source, guided=(0.2, 0.6))) == [1, 2, 2, 1, 1]
+    assert branches_of(unet, lambda: edited(unet, source, window=(0.2, 0.6))) == [1, 2, 2, 1, 1]
 
 
 @pytest.mark.parametrize("plan", [None, fusion()], ids=["plain", "fused"])
 def test_the_whole_window_is_guidance_and_an_empty_one_is_none(unet, plan):
     source = inverted(unet)
-    assert equal(edited(unet, source, plan, guided=(0.0, 1.0)), edited(unet, source, plan))
-    assert equal(edited(unet, source, plan, guided=(0.0, 0.0)), edited(unet, source, plan, 1.0))
-    first = edited(unet, source, plan, guided=(0.0, 0.4))
+    assert equal(edited(unet, source, plan, window=(0.0, 1.0)), edited(unet, source, plan))
+    assert equal(edited(unet, source, plan, window=(0.0, 0.0)), edited(unet, source, plan, 1.0))
+    first = edited(unet, source, plan, window=(0.0, 0.4))
     assert equal(first[:2], edited(unet, source, plan)[:2])
     assert not torch.allclose(first[2], edited(unet, source, plan)[2], atol=1e-4)
 

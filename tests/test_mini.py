@@ -139,7 +139,7 @@ def test_export_is_a_checkpoint_with_the_trained_weights(fresh):
         for key, t in mine.state_dict().items():
             torch.testing.assert_close(theirs.state_dict()[key], t.half().float(), rtol=0, atol=0)
     assert sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) < 30e6
-    assert Schedule.of(loaded.scheduler, 50).timesteps[0] == 981
+    assert Schedule.from_config(loaded.scheduler, 50).timesteps[0] == 981
 
 
 def test_sampling_is_finite_and_does_not_depend_on_the_company(fresh):

@@ -10,12 +10,15 @@ from checkpoints import compvis
 from random_weights import numbers, randomize, relative
 
 from fz.ddim import Schedule
-from fz.edit import Source, edit, invert
+from fz.denoiser import Denoiser
+from fz.edit import Edit, edit, invert
 from fz.frames import FrameIndex
+from fz.guidance import Guidance
 from fz.model import fast_cpu
 from fz.model.layers import TextContext
 from fz.model.unet import Temporal, UNet, UNetConfig
 from fz.model.vae import SCALE, VAE, VAEConfig, decode_clip
+from fz.source import Source
 from fz.weights import layouts
 from fz.weights.load import load_checkpoint
 
@@ -217,9 +220,9 @@ def test_compvis_names_are_those_of_diffusers_converter():
 
 def sample(unet, z, embedding, negative, scheduler, steps, guidance, frame_index):
     """fz's sampling without fusion of z (F, 4, h, w), as after an inversion."""
-    schedule = Schedule.of(scheduler, steps)
-    source = Source(embedding, latents={schedule.timesteps[0]: z}, inputs={}, maps=dict.fromkeys(schedule.timesteps))
-    return edit(unet, source, embedding, negative, schedule, guidance, frame_index, None)
+    schedule = Schedule.from_config(scheduler, steps)
+    source = Source(embedding, latents={schedule.timesteps[0]: z})
+    return edit(Denoiser(unet, schedule, frame_index), source, Edit(embedding), Guidance(negative, guidance))
 
 
 def pipeline(folder):
@@ -281,10 +284,11 @@ def test_inversion_is_diffusers():
         set_alpha_to_one=False,
         steps_offset=1,
     )
-    schedule, embedding, z = Schedule.of(dict(scheduler.config), 5), numbers(2, TOKENS, 24), numbers(7, 1, 4, 16, 16)
+    schedule = Schedule.from_config(dict(scheduler.config), 5)
+    embedding, z = numbers(2, TOKENS, 24), numbers(7, 1, 4, 16, 16)
     scheduler.set_timesteps(5)
     assert schedule.timesteps == tuple(scheduler.timesteps.tolist())
-    source = invert(ours, Source(embedding, latents={-1: z}), schedule, PAPERS)
+    source = invert(Denoiser(ours, schedule, PAPERS), Source(embedding, latents={-1: z}))
     before = scheduler.final_alpha_cumprod
     with torch.no_grad():
         for t in reversed(scheduler.timesteps.tolist()):

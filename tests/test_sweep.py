@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fz import inversion, mini
+from fz import inverted, mini
 from fz import sweep as door
 from fz.errors import FzError
 from fz.run import main
@@ -108,8 +108,8 @@ def test_the_module_is_the_same_command(capsys):
 
 @pytest.mark.parametrize("command", [main, door.main], ids=["fz.run", "fz.sweep"])
 def test_one_inversion_one_sheet(shared, tmp_path, monkeypatch, capsys, command):
-    inverted, invert = [], inversion.invert
-    monkeypatch.setattr(inversion, "invert", lambda *args: inverted.append(1) or invert(*args))
+    count, invert = [], inverted.invert
+    monkeypatch.setattr(inverted, "invert", lambda *args: count.append(1) or invert(*args))
     out = tmp_path / "out"
     argv = [
         "--checkpoint",
@@ -141,7 +141,7 @@ def test_one_inversion_one_sheet(shared, tmp_path, monkeypatch, capsys, command)
         "blend_th=0.3,none",
     ]
     assert command(argv) == 0
-    assert len(inverted) == 1
+    assert len(count) == 1
     said = capsys.readouterr().out
     rows = json.loads((out / "sweep.json").read_text())
     assert [(r["self_replace"], r["threshold"]) for r in rows] == [(s, t) for s in (0, 0.5, 1) for t in (0.3, None)]

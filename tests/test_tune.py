@@ -13,9 +13,9 @@ import torch
 from random_weights import numbers, randomize, relative
 
 from fz import tune as command
+from fz.attention import Plain
 from fz.ddim import Schedule
 from fz.errors import FzError
-from fz.fusion import Plain
 from fz.model.layers import TextContext
 from fz.model.unet import Temporal, UNet, UNetConfig
 from fz.tuning import trainer as tuning
@@ -25,7 +25,7 @@ from fz.weights.load import load_checkpoint
 SMALL = UNetConfig(
     block_out_channels=(16, 24, 32, 32), heads=(2,) * 4, cross_attention_dim=12, norm_num_groups=4, layers_per_block=1
 )
-ALPHA_BARS = Schedule.of({}, 10).alpha_bars
+ALPHA_BARS = Schedule.from_config({}, 10).alpha_bars
 RECIPES = tuning.RECIPES.values()
 
 
@@ -316,7 +316,7 @@ from fz.model.unet import UNet, UNetConfig
 from fz.tuning.run import predicted
 recipe = tuning.RECIPES["fatezero"]
 unet = tuning.inflate(UNet(UNetConfig()).to(memory_format=torch.channels_last), recipe)
-tuner = tuning.Tuner(unet, recipe, Schedule.of({}, 50).alpha_bars, tuning.Training(recipe.rate))
+tuner = tuning.Tuner(unet, recipe, Schedule.from_config({}, 50).alpha_bars, tuning.Training(recipe.rate))
 assert tuner.step([tuning.Lesson(torch.randn(8, 4, 16, 16), torch.randn(77, 768))]) > 0
 needed = predicted(unet, tuner.weights.values(), (8, 3, 128, 128), 8, True) + sum(p.nbytes for p in unet.parameters())
 print(peak_memory(torch.device("cpu")) / 1e9, needed / 1e9)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from fz.errors import FzError, suggest
@@ -18,7 +18,7 @@ from fz.model.clip_vision import Clip, ImageTower, Preprocess, ViTConfig
 from fz.settings.place import expanded
 from fz.weights.architecture import numbers, short, whole_numbers
 from fz.weights.layouts import some
-from fz.weights.load import TEXT_FIELDS, load_tokenizer, ready
+from fz.weights.load import TEXT_FIELDS, fill, load_tokenizer
 from fz.weights.read import read_json, read_weights
 from fz.weights.source import find_tokenizer, has_vocabulary
 
@@ -82,8 +82,9 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> Clip:
         want = "visual.conv1.weight, or vision_model.* in a folder with config.json"
         raise FzError(f"clip: {path} has names such as {some(sorted(state))}, expected {want}. Is it CLIP with a ViT?")
     tower, text_model = ImageTower(ViTConfig(**vision)), text_tower(text, vision["projection_dim"])
-    fill(tower, {k: t for k, t in state.items() if k.startswith("vis")}, path)
-    fill(text_model, {k: t for k, t in state.items() if k.startswith("text")}, path)
+    names = "Expected CLIP with a ViT, by OpenAI's or transformers' names."
+    fill(tower, {k: t for k, t in state.items() if k.startswith("vis")}, f"clip: {path}", names)
+    fill(text_model, {k: t for k, t in state.items() if k.startswith("text")}, f"clip: {path}", names)
     own = path if path.is_dir() and has_vocabulary(path) else None
     vocabulary = find_tokenizer(
         expanded(tokenizer, "tokenizer") if tokenizer else own, path if path.is_dir() else path.parent
@@ -193,22 +194,6 @@ def text_tower(config: Mapping[str, Any], projection: int) -> CLIPTextModelWithP
     return CLIPTextModelWithProjection(
         CLIPTextConfig(**{n: config[n] for n in TEXT_FIELDS if n in config}, projection_dim=projection)
     )
-
-
-def fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Strictly. Raises FzError naming what is missing, left over or of another shape."""
-    expected = model.state_dict()
-    wrong = [k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape]
-    problems = {
-        "missing": expected.keys() - state.keys(),
-        "unexpected": state.keys() - expected.keys(),
-        "of the wrong shape": wrong,
-    }
-    found = "; ".join(f"{len(keys)} keys {what} ({some(sorted(keys))})" for what, keys in problems.items() if keys)
-    if found:
-        raise FzError(f"clip: {path}: {found}. Expected CLIP with a ViT, by OpenAI's or transformers' names.")
-    model.load_state_dict({key: ready(state[key]) for key in expected}, assign=True)
-    model.eval().requires_grad_(False)
 
 
 def preprocessing(path: Path, config: ViTConfig) -> Preprocess:

@@ -5,8 +5,10 @@ of another shape is an error that names it. What files and names there are is in
 on the CPU, whatever the file has.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from fz.weights.layouts import TEMPORAL_ATTENTION, TEMPORAL_CONV, some
 from fz.weights.read import LFS, Weights, text_of
 from fz.weights.source import Part, check_model_config, find_tokenizer, from_folder, from_single_file
 
+Model = TypeVar("Model", bound=nn.Module)
 EMA = ("auto", "ema", "plain")
 # of CLIP's config, what the encoder's arithmetic depends on
 TEXT_FIELDS = (
@@ -43,8 +46,8 @@ TEXT_FIELDS = (
 class Checkpoint:
     """Models ready to run: float32, CPU, eval, no gradients.
 
-    scheduler: what `Schedule.of` reads (beta_start …); tuned: whether the UNet has temporal layers; report: one line of
-    what was loaded.
+    scheduler: what `Schedule.from_config` reads (beta_start …); tuned: whether the UNet has temporal
+    layers; report: one line of what was loaded.
     """
 
     unet: UNet
@@ -131,7 +134,7 @@ def build_unet(part: Part) -> UNet:
             )
     with torch.device("meta"):
         unet = UNet(config)
-    return fill(unet, part.weights, "unet")
+    return fill(unet, part.weights.tensors, "unet", of_sd(part.weights))
 
 
 def find_temporal(weights: Weights) -> Temporal | None:
@@ -157,7 +160,7 @@ def find_temporal(weights: Weights) -> Temporal | None:
 def build_vae(part: Part) -> VAE:
     with torch.device("meta"):
         vae = VAE(VAEConfig.from_json(part.config))
-    return fill(vae, part.weights, "vae")
+    return fill(vae, part.weights.tensors, "vae", of_sd(part.weights))
 
 
 def build_text(part: Part) -> CLIPTextModel:
@@ -168,7 +171,7 @@ def build_text(part: Part) -> CLIPTextModel:
     # transformers before 5.6 nests the encoder one deeper
     if any(key.startswith("text_model.") for key in model.state_dict()):
         state = {f"text_model.{key}": t for key, t in state.items()}
-    model = fill(model, part.weights.with_tensors(state), "text encoder")
+    model = fill(model, state, "text encoder", of_sd(part.weights))
     for module in model.modules():
         if getattr(module, "position_ids", None) is not None:
             module.position_ids = torch.arange(config.max_position_embeddings)[None]
@@ -183,11 +186,15 @@ def without_skipped(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
     return {key: t for key, t in state.items() if not key.startswith("encoder.layers.") or key.startswith(kept)}
 
 
-def fill(model: nn.Module, weights: Weights, what: str) -> nn.Module:
-    """Give a model on the meta device its weights, float32. Raises FzError, naming keys, unless names and shapes are
+def of_sd(weights: Weights) -> str:
+    return f"Is {weights.file} of a Stable Diffusion v1.x checkpoint?"
+
+
+def fill(model: Model, state: Mapping[str, Tensor], what: str, expected_of: str) -> Model:
+    """Give a model its weights, float32. Raises FzError, naming keys and what was expected, unless names and shapes are
     the model's.
     """
-    expected, state = model.state_dict(), weights.tensors
+    expected = model.state_dict()
     wrong_shapes = {
         k: (tuple(state[k].shape), tuple(t.shape))
         for k, t in expected.items()
@@ -203,7 +210,7 @@ def fill(model: nn.Module, weights: Weights, what: str) -> nn.Module:
         f"{len(k)} key{'s' if len(k) > 1 else ''} {problem} ({some(k)})" for problem, k in problems.items() if k
     )
     if found:
-        raise FzError(f"{what}: {found}. Is {weights.file} of a Stable Diffusion v1.x checkpoint?")
+        raise FzError(f"{what}: {found}. {expected_of}")
     model.load_state_dict({key: ready(state[key]) for key in expected}, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 

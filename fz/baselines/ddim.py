@@ -4,39 +4,16 @@
 Nothing of the source is kept but the noise that it was inverted to.
 """
 
-from collections.abc import Sequence
+import dataclasses
 
 from torch import Tensor
 
-from fz.ddim import Schedule
-from fz.edit import Source, Watch, edit, ignore
-from fz.frames import FrameIndex
-from fz.model.unet import UNet
+from fz.denoiser import Denoiser
+from fz.edit import Callback, Edit, edit, ignore
+from fz.guidance import Guidance
+from fz.source import Source
 
 
-def ddim(
-    unet: UNet,
-    source: Source,
-    target: Tensor,
-    negative: Tensor,
-    schedule: Schedule,
-    guidance: float,
-    frame_index: FrameIndex,
-    done: Sequence[Tensor] = (),
-    watch: Watch = ignore,
-    guided: tuple[float, float] = (0.0, 1.0),
-) -> Tensor:
-    """z_0 (F, 4, h, w) of the target prompt from the inverted noise; target, negative: (77, Cx)."""
-    return edit(
-        unet,
-        source,
-        target,
-        negative,
-        schedule,
-        guidance,
-        frame_index,
-        fusion=None,
-        done=done,
-        watch=watch,
-        guided=guided,
-    )
+def ddim(model: Denoiser, source: Source, task: Edit, guidance: Guidance, callback: Callback = ignore) -> Tensor:
+    """z_0 (F, 4, h, w) of the target prompt from the inverted noise; of the task, its fusion does not count."""
+    return edit(model, source, dataclasses.replace(task, fusion=None), guidance, callback)

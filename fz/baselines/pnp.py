@@ -11,46 +11,48 @@ import torch
 from torch import Tensor
 
 from fz import kernels
-from fz.ddim import Schedule, ddim_step
-from fz.edit import Source, Watch, branch_prompts, guide, ignore
-from fz.frames import FrameIndex, frame_table
-from fz.fusion import Plain
+from fz.attention import Plain
+from fz.ddim import ddim_step
+from fz.denoiser import Denoiser
+from fz.edit import Callback, Edit, ignore
+from fz.frames import frame_table
+from fz.guidance import Guidance, guided
 from fz.model.layers import Operands, ResnetBlock, Site, TextContext
 from fz.model.unet import UNet
+from fz.source import Source
 
-FEATURES_UNTIL, ATTENTION_UNTIL = 0.8, 0.5  # shares of the steps, as published
 BLOCK, LAYER = 1, 1  # up_blocks.1.resnets.1: Stable Diffusion's decoder layer 4
 
 
-@torch.no_grad()
-def pnp(
-    unet: UNet,
-    source: Source,
-    target: Tensor,
-    negative: Tensor,
-    schedule: Schedule,
-    guidance: float,
-    frame_index: FrameIndex,
-    features_until: float = FEATURES_UNTIL,
-    attention_until: float = ATTENTION_UNTIL,
-    watch: Watch = ignore,
-) -> Tensor:
-    """z_0 (F, 4, h, w) of the target prompt; target, negative: (77, Cx). source: an inversion; its latent at t is seen
-    at t.
+@dataclass(frozen=True)
+class PnP:
+    """features_until, attention_until: the shares of the steps for which residuals, and queries and keys, are
+    injected.
     """
-    prompts = torch.cat([source.embedding[None], branch_prompts(negative, target, guidance)])
-    text, sites = TextContext(prompts), injected_sites(unet)
-    z = source.latents[schedule.timesteps[0]]
-    for k, t, t_prev in schedule.downward():
-        attend = Injected(frame_index, sites) if k < int(attention_until * schedule.steps) else Plain(frame_index)
-        alter = (
-            InjectedResidual(injected_block(unet), len(prompts)) if k < int(features_until * schedule.steps) else None
-        )
-        batch = torch.stack([source.latents[t], *[z] * (len(prompts) - 1)])
-        eps = guide(unet(batch, t, text, attend, alter)[1:], guidance)
-        z = ddim_step(z, eps, schedule.alpha_bar(t), schedule.alpha_bar(t_prev))
-        watch(k + 1, z)
-    return z
+
+    features_until: float = 0.8
+    attention_until: float = 0.5
+
+    @torch.no_grad()
+    def __call__(
+        self, model: Denoiser, source: Source, task: Edit, guidance: Guidance, callback: Callback = ignore
+    ) -> Tensor:
+        """z_0 (F, 4, h, w) of the target prompt. source: an inversion; its latent at t is seen at t. Of the task its
+        prompt counts, of the guidance not its window.
+        """
+        schedule, unet = model.schedule, model.unet
+        prompts = torch.cat([source.embedding[None], guidance.prompts(task.prompt)])
+        text, plain = TextContext(prompts), Plain(model.frame_index)
+        injected, residual = Injected(plain, injected_sites(unet)), InjectedResidual(injected_block(unet), len(prompts))
+        z = source.latents[schedule.timesteps[0]]
+        for k, t, t_prev in schedule.downward():
+            attend = injected if k < int(self.attention_until * schedule.steps) else plain
+            alter = residual if k < int(self.features_until * schedule.steps) else None
+            batch = torch.stack([source.latents[t], *[z] * (len(prompts) - 1)])
+            eps = guided(model(batch, t, text, attend, alter)[1:], guidance.scale)
+            z = ddim_step(z, eps, schedule.alpha_bar(t), schedule.alpha_bar(t_prev))
+            callback(k + 1, z)
+        return z
 
 
 def injected_block(unet: UNet) -> ResnetBlock:
@@ -76,15 +78,15 @@ class Injected:
     values.
     """
 
-    frame_index: FrameIndex
+    plain: Plain
     sites: frozenset[str]
 
     def __call__(self, site: Site, x: Operands) -> Tensor:
         if site.name not in self.sites:
-            return Plain(self.frame_index)(site, x)
+            return self.plain(site, x)
         source = slice(0, 1)
         q, k = (o.expand(x.shape[0], *o.shape[1:]) for o in (x.q(source), x.k(source)))
-        return kernels.self_attention(q, k, x.v(), frame_table(self.frame_index, site, x))
+        return kernels.self_attention(q, k, x.v(), frame_table(self.plain.frame_index, site, x))
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,21 @@ Predictions count tensors: queries and keys exactly, activations by a factor mea
 instead of RAM.
 """
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from fz.edit import Kept, KeptNowhere, keep_nothing
+from fz.attention import Keep
 from fz.errors import FzError
-from fz.fusion import Fusion, Keep
+from fz.fusion import Fusion
+from fz.memory.free import free_disk, free_memory, gb
 from fz.memory.kept import KeptInMemory, KeptOnDisk, Say
 from fz.memory.offload import CPU, Copier, KeptInRam
 from fz.model.unet import UNet
 from fz.model.vae import VAE
+from fz.source import Recompute, Store, keep_nothing
 
 # share of the free memory that keeping may fill
 FILL = 0.6
@@ -140,21 +140,17 @@ def live_maps(frames: int, chunk: int | None, clip_norm: bool) -> int:
 
 def kept_for(
     mode: str, folder: Path, timesteps: tuple[int, ...], device: torch.device, say: Say, offload: bool = False
-) -> Kept:
+) -> Store:
     """Where that mode keeps queries and keys."""
     if mode == "disk":
         return KeptOnDisk(folder, timesteps, device, say)
     if mode == "memory" and offload:
         return KeptInRam(timesteps, Copier(device))
-    return KeptInMemory() if mode == "memory" else KeptNowhere()
+    return KeptInMemory() if mode == "memory" else Recompute()
 
 
 def keep_for(mode: str, keep: Callable[[int], Keep]) -> Callable[[int], Keep]:
     return keep_nothing if mode == "recompute" else keep
-
-
-def gb(amount: float) -> str:
-    return f"{amount / 1e9:.2f} GB"
 
 
 def pictures_at_once(vae: VAE, height: int, width: int, device: torch.device) -> int:
@@ -163,43 +159,3 @@ def pictures_at_once(vae: VAE, height: int, width: int, device: torch.device) ->
         return 1
     channels = vae.config.block_out_channels[min(1, len(vae.config.block_out_channels) - 1)]
     return max(int(FILL * free_memory(device) / (VAE_ACTIVATIONS * channels * height * width * 4)), 1)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take: of the GPU, or of RAM without swapping, within the container's limit."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    bounds = [meminfo(), cgroup_room()]
-    known = [b for b in bounds if b is not None]
-    return min(known) if known else 8 * 10**9
-
-
-def meminfo() -> int | None:
-    """MemAvailable of Linux; elsewhere free pages."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def cgroup_room() -> int | None:
-    """What a container's limit leaves."""
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
-        return None if limit == "max" else max(int(limit) - int(used), 0)
-    except (OSError, ValueError):
-        return None
-
-
-def free_disk(folder: Path) -> int:
-    """Bytes free where that folder is or will be."""
-    for existing in (folder, *folder.parents):
-        if existing.is_dir():
-            return shutil.disk_usage(existing).free
-    return 0

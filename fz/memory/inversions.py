@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from fz.ddim import CLEAN, Schedule
-from fz.edit import Source
 from fz.memory.kept import Say, StepLog
 from fz.settings.place import expanded
+from fz.source import Source
 
 try:
     import fcntl
@@ -49,17 +49,20 @@ def default_folder() -> Path:
 
 def digest(*parts: Any) -> str:
     """SHA-256 over tensors' bytes, dtypes and shapes, dataclasses field by field, and JSON of everything else; 32 hex
-    digits of it.
+    digits of it. Each part comes with its kind and length, so that other parts have other bytes.
     """
     sha = hashlib.sha256()
     for part in parts:
         if dataclasses.is_dataclass(part):
-            sha.update(digest(*(getattr(part, field.name) for field in dataclasses.fields(part))).encode())
+            fields = [getattr(part, field.name) for field in dataclasses.fields(part)]
+            kind, content = type(part).__name__, digest(*fields).encode()
         elif isinstance(part, Tensor):
-            sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            sha.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            kind = f"{part.dtype}{tuple(part.shape)}"
+            content = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         else:
-            sha.update(json.dumps(part, sort_keys=True, default=str).encode())
+            kind, content = "json", json.dumps(part, sort_keys=True, default=str).encode()
+        sha.update(f"{kind} {len(content)}\n".encode())
+        sha.update(content)
     return sha.hexdigest()[:32]
 
 
@@ -125,11 +128,12 @@ class Inversion:
 
     def restore(self, source: Source, schedule: Schedule, device: torch.device) -> int:
         """Put the steps that are done into source, as far as they are there without a gap. Returns how many."""
-        for done, (_, t) in enumerate(schedule.upward(), start=1):
+        for done, (t_prev, t) in enumerate(schedule.upward(), start=1):
             step = self.log.get(done)
             if step is None:
                 return done - 1
             source.latents[t], source.maps[t] = step["z"].to(device), step["map"].to(device)
+            source.inputs[t] = source.latents[t_prev]
         return schedule.steps
 
     def save(self, done: int, source: Source, schedule: Schedule) -> None:
@@ -175,8 +179,8 @@ def prune(cache: Path, keep: Iterable[str] = (), limit: int = LIMIT, say: Say = 
                 )
         for folder in folders:
             for part in folder.rglob(".*.part"):
-                if not part.is_symlink() and time.time() - part.stat().st_mtime > PART_AGE:
-                    part.unlink(missing_ok=True)
+                if part.is_dir() and not part.is_symlink() and time.time() - part.stat().st_mtime > PART_AGE:
+                    shutil.rmtree(part, ignore_errors=True)
 
 
 def sweep_temporary(say: Say) -> None:

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fz.attention import Kept
 from fz.clips.media import atomic
-from fz.edit import Operands
 from fz.errors import FzError
 
 Say = Callable[[str], None]
@@ -98,12 +98,12 @@ class KeptInMemory:
     """Queries and keys in RAM ('memory')."""
 
     def __init__(self):
-        self.steps: dict[int, Operands] = {}
+        self.steps: dict[int, Kept] = {}
 
-    def put(self, t: int, operands: Operands) -> None:
-        self.steps[t] = operands
+    def put(self, t: int, kept: Kept) -> None:
+        self.steps[t] = kept
 
-    def get(self, t: int) -> Operands | None:
+    def get(self, t: int) -> Kept | None:
         return self.steps.get(t)
 
 
@@ -123,12 +123,12 @@ class KeptOnDisk:
     def path(self, t: int) -> Path:
         return self.folder / f"{t:04d}.safetensors"
 
-    def put(self, t: int, operands: Operands) -> None:
-        tensors = {f"{site}#{i}": x.cpu() for site, kept in operands.items() for i, x in enumerate(kept)}
+    def put(self, t: int, kept: Kept) -> None:
+        tensors = {f"{site}#{i}": x.cpu() for site, of in kept.items() for i, x in enumerate(of)}
         self.flush(PENDING - 1)
         self.writes.append(self.writer.submit(write_tensors, self.path(t), tensors))
 
-    def get(self, t: int) -> Operands | None:
+    def get(self, t: int) -> Kept | None:
         self.flush()
         tensors = self.ahead.pop(t, None) or self.reader.submit(read_tensors, self.path(t), self.say)
         if t in self.following:
@@ -137,11 +137,11 @@ class KeptOnDisk:
         tensors = tensors.result()
         if tensors is None:
             return None
-        operands: dict[str, tuple[Tensor, ...]] = {}
+        kept: dict[str, tuple[Tensor, ...]] = {}
         for name in sorted(tensors):
             site = name.rpartition("#")[0]
-            operands[site] = (*operands.get(site, ()), tensors[name].to(self.device))
-        return operands
+            kept[site] = (*kept.get(site, ()), tensors[name].to(self.device))
+        return kept
 
     def has(self, t: int) -> bool:
         return self.path(t).exists()

@@ -6,13 +6,14 @@ stay what they are.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from fz.attention import Kept
 
 CPU = torch.device("cpu")
-Kept = Mapping[str, tuple[Tensor, ...]]  # site name -> operands
 
 
 @contextlib.contextmanager

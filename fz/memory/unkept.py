@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fz.ddim import Schedule
-from fz.edit import Source
+from fz.source import Source
 
 
 class NoLog:

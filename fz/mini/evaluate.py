@@ -22,11 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fz import mini
+from fz.attention import MAP_STRIDE
 from fz.clips.media import atomic, to_uint8, write_json
 from fz.ddim import CLEAN, Schedule
-from fz.edit import Source, edit, invert, reconstruct
+from fz.denoiser import Denoiser
+from fz.edit import Edit, edit, invert, reconstruct
 from fz.frames import FrameIndex
-from fz.fusion import MAP_STRIDE, blend_mask
+from fz.guidance import Guidance
+from fz.masks import blend_mask
 from fz.memory.budget import wanted
 from fz.memory.inversions import digest, model_digest
 from fz.memory.kept import KeptInMemory
@@ -42,6 +45,7 @@ from fz.prompts.plan import plan_edit, weights
 from fz.settings.applications import REMOVAL, without
 from fz.settings.config import PRESETS, EditSettings
 from fz.shell import Parser, answered, leave
+from fz.source import Source
 from fz.weights.load import Checkpoint, load_checkpoint
 
 ORDER = FrameIndex((0, "mid"))
@@ -120,7 +124,14 @@ class Bench:
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule.of(self.checkpoint.scheduler, self.setup.steps)
+        return Schedule.from_config(self.checkpoint.scheduler, self.setup.steps)
+
+    @property
+    def model(self) -> Denoiser:
+        return Denoiser(self.checkpoint.unet, self.schedule, ORDER)
+
+    def guidance(self, scale: float | None = None) -> Guidance:
+        return Guidance(self.embed(""), self.setup.guidance if scale is None else scale)
 
     def key(self) -> str:
         """Of all that its figures depend on."""
@@ -134,23 +145,20 @@ class Bench:
         """The clip inverted, all queries and keys kept."""
         tokens = self.checkpoint.text.tokens(prompt)
         everything = plan_edit(EditSettings(prompt, **FULL), tokens, tokens, self.schedule.steps).fusion
-        source = Source(self.embed(prompt), {CLEAN: z0}, kept=KeptInMemory())
-        return invert(self.checkpoint.unet, source, self.schedule, ORDER, wanted([everything]))
+        return invert(self.model, Source(self.embed(prompt), {CLEAN: z0}, store=KeptInMemory(), keep=wanted([everything])))
 
     def edit(self, source: Source, prompt: str, target: str, settings: dict, guidance: float | None = None) -> np.ndarray:
         text = self.checkpoint.text
         plan = plan_edit(EditSettings(target, **settings), text.tokens(prompt), text.tokens(target), self.schedule.steps)
-        guidance = self.setup.guidance if guidance is None else guidance
-        unet, empty = self.checkpoint.unet, self.embed("")
-        z = edit(unet, source, self.embed(target), empty, self.schedule, guidance, ORDER, plan.fusion)
+        z = edit(self.model, source, Edit(self.embed(target), plan.fusion, plan.region), self.guidance(guidance))
         return to_uint8(decode_clip(self.checkpoint.vae, z))
 
     def resample(self, source: Source, prompt: str, target: str, settings: dict) -> Source:
         """What reconstruction instead of inversion leaves of the source: its attention while it is sampled again, with guidance."""
-        text, unet = self.checkpoint.text, self.checkpoint.unet
+        text = self.checkpoint.text
         fusion = plan_edit(EditSettings(target, **settings), text.tokens(prompt), text.tokens(target), self.schedule.steps).fusion
-        empty, keep = self.embed(""), wanted([fusion])
-        return reconstruct(unet, source, source.embedding, empty, self.schedule, self.setup.guidance, ORDER, keep, KeptInMemory())
+        again = Source(source.embedding, source.latents, store=KeptInMemory(), keep=wanted([fusion]))
+        return reconstruct(self.model, again, self.guidance())
 
 
 def held_out_story(i: int) -> Story:

@@ -12,11 +12,14 @@ from torch import Tensor
 from fz import mini
 from fz.clips.media import contact_sheet, to_uint8, write_png
 from fz.ddim import Schedule
-from fz.edit import KeptNowhere, Source, edit
+from fz.denoiser import Denoiser
+from fz.edit import Edit, edit
 from fz.frames import FrameIndex
+from fz.guidance import Guidance
 from fz.model.vae import decode_clip
 from fz.results.folder import slug
 from fz.shell import Parser, answered, leave
+from fz.source import Source
 from fz.weights.load import Checkpoint, load_checkpoint
 
 
@@ -30,14 +33,15 @@ def sample(
     size: int = mini.SIZE,
 ) -> Tensor:
     """One picture of each prompt, (n, 3, size, size) in [-1, 1]. Prompt i starts from the noise of seed + i, whatever the others are."""
-    schedule = Schedule.of(checkpoint.scheduler, steps)
-    negative = checkpoint.text.encode([""])[0]
+    schedule = Schedule.from_config(checkpoint.scheduler, steps)
+    model = Denoiser(checkpoint.unet, schedule, FrameIndex(()))
+    guided = Guidance(checkpoint.text.encode([""])[0], guidance)
     latent = size // checkpoint.vae.config.stride
     pictures = []
     for i, embedding in enumerate(checkpoint.text.encode(prompts)):
         noise = torch.randn(1, 4, latent, latent, generator=torch.Generator().manual_seed(seed + i))
-        source = Source(embedding, {schedule.timesteps[0]: noise}, kept=KeptNowhere())
-        z = edit(checkpoint.unet, source, embedding, negative, schedule, guidance, FrameIndex(()), None)
+        source = Source(embedding, {schedule.timesteps[0]: noise})
+        z = edit(model, source, Edit(embedding), guided)
         pictures.append(decode_clip(checkpoint.vae, z))
     return torch.cat(pictures)
 

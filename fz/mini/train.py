@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from fz.attention import MAP_STRIDE
 from fz.ddim import Schedule
 from fz.frames import FrameIndex, frame_table
-from fz.fusion import MAP_STRIDE
 from fz.mini.data import draw_many, places, to_unit
 from fz.mini.warm import warm_start
 from fz.mini.words import write_tokenizer
@@ -282,7 +282,7 @@ def train_unet(
     encoder = TextEncoder(tokenizer, text)
     ids = torch.tensor([[encoder.tokens(c).ids for c in variants(caption)] for caption in captions])
     nothing = torch.tensor(encoder.tokens("").ids)
-    alpha_bar = torch.tensor(Schedule.of(SCHEDULER, 1000).alpha_bars)
+    alpha_bar = torch.tensor(Schedule.from_config(SCHEDULER, 1000).alpha_bars)
     own, clip_frames = (BuiltAttention(FrameIndex(index), keep_maps=place) for index in ((0,), (0, "mid")))
     placed = placement(encoder, captions, z.shape[-1] // MAP_STRIDE) if place else None
     bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -1,4 +1,4 @@
-"""When latents stop being finite: at which step, and in which layer of the UNet."""
+"""When the predicted noise is not finite: at which timestep, and in which layer of the UNet."""
 
 from collections.abc import Callable
 
@@ -6,31 +6,30 @@ import torch
 from torch import Tensor, nn
 
 from fz.errors import FzError
-from fz.model.layers import TextContext
 
 
 class NotFinite(FzError):
     """Latents or frames hold NaN or infinity."""
 
 
-def check_finite(
-    z: Tensor, unet: nn.Module, batch: Tensor, t: int, text: TextContext, attend: Callable, where: str
-) -> None:
-    """Raise NotFinite, naming the step and, when a second forward pass finds it, the layer, if z holds NaN or
+def check_finite(eps: Tensor, unet: nn.Module, t: int, again: Callable[[], Tensor]) -> None:
+    """Raise NotFinite, naming the timestep and, when a second forward pass finds it, the layer, if eps holds NaN or
     infinity.
+
+    again: the very forward pass that gave eps, with the same attention.
     """
-    if torch.isfinite(z).all():
+    if torch.isfinite(eps).all():
         return
-    layer = first_bad_layer(unet, lambda: unet(batch, t, text, attend))
+    layer = first_bad_layer(unet, again)
     found = f", first in layer {layer}" if layer else ""
-    # latents are float32 whatever the UNet computes in
-    dtypes = {z.dtype, *(p.dtype for p in unet.parameters())}
+    # eps is float32 whatever the UNet computes in
+    dtypes = {eps.dtype, *(p.dtype for p in unet.parameters())}
     hint = " Is the checkpoint damaged?"
     if torch.float16 in dtypes:
         hint = " float16 ends at 65504: try --dtype bfloat16, or float32."
     elif torch.bfloat16 in dtypes:
         hint = " Try --dtype float32."
-    raise NotFinite(f"{where}: latents hold NaN or infinity{found}; expected finite values.{hint}")
+    raise NotFinite(f"timestep {t}: the predicted noise holds NaN or infinity{found}; expected finite values.{hint}")
 
 
 def first_bad_layer(model: nn.Module, forward: Callable[[], Tensor]) -> str | None:

@@ -77,6 +77,10 @@ class Operands:
     def v(self, branches: slice = slice(None)) -> Tensor:
         return self._heads(self._keys_or_values("to_v", branches))
 
+    def keys_of(self, text: TextContext) -> Tensor:
+        """A cross-attention's keys of other prompts, (B, L, Nh, D)."""
+        return self._heads(text.project(f"{self.layer.site.name}.to_k", self.layer.to_k))
+
     def _keys_or_values(self, which: str, branches: slice) -> Tensor:
         linear = getattr(self.layer, which)
         if self.text is None:

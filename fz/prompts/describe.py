@@ -34,7 +34,7 @@ def columns(fusion: Fusion, source: Tokens, target: Tokens, steps: int) -> list[
     out = []
     for word in target.words:
         at = list(word.positions)
-        rows = (fusion.mapper[:, at] > 0).any(1) & (fusion.kept[at] > 0).any()
+        rows = (fusion.mapper[:, at] > 0).any(1) & (fusion.alpha[at] > 0).any()
         sources = tuple(dict.fromkeys(filter(None, (source.word_at(int(i)) for i in rows.nonzero()))))
         on = fusion.cross_window[:steps, at].any(1).nonzero().flatten().tolist()
         same = [bare(s) for s in sources] == [bare(word.text)]
@@ -75,18 +75,18 @@ def describe(edit: EditSettings, plan: Plan, source: Tokens, target: Tokens, ste
     lost = [word.text for word in source.words if not fusion.mapper[list(word.positions)].any()]
     if lost:
         lines.append(f"  of the source, nothing takes: {' '.join(lost)}")
-    hidden = [f"  hidden from every pixel: what is under the mask of {edit.remove}"] if fusion.hides_object else []
-    return [*lines, f"  self-attention: {self_attention(edit, fusion, source, steps)}", *hidden]
+    hidden = [f"  hidden from every pixel: what is under the mask of {edit.remove}"] if plan.region.hides_object else []
+    return [*lines, f"  self-attention: {self_attention(edit, plan, source, steps)}", *hidden]
 
 
-def self_attention(edit: EditSettings, fusion: Fusion, source: Tokens, steps: int) -> str:
-    first, last = fusion.self_window
+def self_attention(edit: EditSettings, plan: Plan, source: Tokens, steps: int) -> str:
+    region, (first, last) = plan.region, plan.fusion.self_window
     if first >= last:
         return "the edit's own throughout"
     where = "everywhere" if edit.mask is None else f"outside the mask of {edit.mask}"
-    if edit.mask is None and fusion.mask_words is not None:
-        words = [word.text for word in source.words if fusion.mask_words[list(word.positions)].any()]
-        where = f"outside the mask of {' '.join(words)} (> {fusion.threshold:g} of its maximum)"
+    if edit.mask is None and region.mask_words is not None:
+        words = [word.text for word in source.words if region.mask_words[list(word.positions)].any()]
+        where = f"outside the mask of {' '.join(words)} (> {region.threshold:g} of its maximum)"
     return f"the source's at steps {first + 1}-{last} of {steps}, {where}"
 
 

@@ -1,4 +1,5 @@
-"""From words to numbers: what one edit fuses (`Fusion`), out of its settings and the two prompts' tokens.
+"""From words to numbers: what one edit fuses (`Fusion`) and where (`EditRegion`), out of its settings and the prompts'
+tokens.
 
 Here the defaults are decided that depend on the prompts: replacement or refinement, and which words make the mask. What
 was decided on the user's behalf is returned as notes.
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fz.errors import FzError
-from fz.fusion import Fusion, LatentBlend
+from fz.fusion import Fusion
+from fz.masks import EVERYWHERE, EditRegion, LatentBlend
 from fz.prompts import align
 from fz.prompts.text import Tokens
 from fz.settings import applications
@@ -20,10 +22,11 @@ from fz.settings.config import EditSettings
 
 @dataclass(frozen=True)
 class Plan:
-    """fusion: None for plain sampling. notes: lines for the user."""
+    """fusion: None for plain sampling. notes: lines for the user. region: where the edit may change the clip."""
 
     fusion: Fusion | None
     notes: tuple[str, ...] = ()
+    region: EditRegion = EVERYWHERE
 
 
 def plan_edit(edit: EditSettings, source: Tokens, target: Tokens, steps: int, name: str = "edit") -> Plan:
@@ -36,25 +39,24 @@ def plan_edit(edit: EditSettings, source: Tokens, target: Tokens, steps: int, na
     if edit.align == "plain":
         return Plan(None, (f"{name}: sampled without fusion",))
     notes: list[str] = []
-    mapper, kept = correspondence(edit, source, target, notes)
+    mapper, alpha = correspondence(edit, source, target, notes)
     factors = applications.factors(edit.enhance, edit.enhance_factor, edit.reweight)
     windows = dict(edit.cross_replace_words)
     factors = {word: factors[word] for word in present(edit, target, factors, "reweight", notes)}
     windows = {word: windows[word] for word in present(edit, target, windows, "cross_replace", notes)}
     fusion = Fusion(
         mapper=mapper,
-        kept=kept,
+        alpha=alpha,
         equalizer=align.equalizer(target, factors),
         cross_window=align.cross_window(target, steps, edit.cross_replace, windows),
         self_window=(int(edit.self_replace[0] * steps), int(edit.self_replace[1] * steps)),
-        hides_object=edit.remove is not None,
-        **masks(edit, source, target, notes),
     )
-    return Plan(fusion, tuple(f"{name}: {note}" for note in notes))
+    region = EditRegion(hides_object=edit.remove is not None, **masks(edit, source, target, notes))
+    return Plan(fusion, tuple(f"{name}: {note}" for note in notes), region)
 
 
 def correspondence(edit: EditSettings, source: Tokens, target: Tokens, notes: list[str]) -> tuple[Tensor, Tensor]:
-    """Mapper A (77, 77) and kept α (77,) of replacement or refinement."""
+    """Mapper A (77, 77) and alpha (77,) of replacement or refinement."""
     equal = len(source.words) == len(target.words)
     counts = f"the source has {len(source.words)} words, the target {len(target.words)}"
     replace = edit.align == "replace" or (edit.align == "auto" and equal)
@@ -87,7 +89,7 @@ def present(edit: EditSettings, tokens: Tokens, words: Iterable[str], what: str,
 
 
 def masks(edit: EditSettings, source: Tokens, target: Tokens, notes: list[str]) -> dict[str, object]:
-    """The mask words and thresholds of self-attention and of latents, as Fusion's fields."""
+    """The mask words and thresholds of self-attention and of latents, as EditRegion's fields."""
     # a map divided by its maximum never exceeds 1: no pixel is edited, as without a mask
     threshold = None if edit.threshold is None or edit.threshold >= 1 else edit.threshold
     blends = edit.blend_latents is not None

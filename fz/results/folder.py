@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fz.attention import MAP_STRIDE
 from fz.clips.media import (
     atomic,
     contact_sheet,
@@ -31,13 +32,12 @@ from fz.clips.media import (
 )
 from fz.clips.video import Video
 from fz.ddim import Schedule
-from fz.edit import Source
 from fz.errors import FzError
-from fz.fusion import MAP_STRIDE
 from fz.prompts.text import Tokens
 from fz.results import own
 from fz.results.claim import RUN, STAGE, Claim, as_json, claimed, read_run, stamp_of
 from fz.settings.place import default_path, slug
+from fz.source import Source
 
 if TYPE_CHECKING:
     from fz.results.result import Edited, Result

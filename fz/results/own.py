@@ -48,8 +48,11 @@ def remove_halves(folder: Path, names: Iterable[str]) -> None:
         written = {Path(name).name for name in names}
         for half in above.glob(".*.part"):
             found = re.fullmatch(r"\.(.+)\.\d+\.part", half.name)
-            if found and found[1] in written and half.is_file() and not half.is_symlink():
-                half.unlink(missing_ok=True)
+            if not found or found[1] not in written or half.is_symlink() or not half.is_dir():
+                continue
+            with contextlib.suppress(OSError):
+                (half / found[1]).unlink(missing_ok=True)
+                half.rmdir()
 
 
 def move(source: Path, folder: Path, names: Iterable[str]) -> None:

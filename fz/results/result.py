@@ -10,9 +10,9 @@ from fz.clips.media import to_uint8, write_gif, write_mp4, write_pngs
 from fz.clips.notebook import animation
 from fz.clips.video import Video
 from fz.ddim import Schedule
-from fz.edit import Source
 from fz.errors import FzError
 from fz.settings.config import Settings
+from fz.source import Source
 
 WRITERS = {".mp4": write_mp4, ".gif": write_gif}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fz.clips.media import atomic, contact_sheet, overlay, to_uint8
 from fz.errors import FzError
-from fz.fusion import blend_mask
+from fz.masks import blend_mask
 from fz.prompts.plan import Plan, weights
 from fz.prompts.text import Tokens
 from fz.settings.config import EditSettings
@@ -45,7 +45,7 @@ def write_pictures(
     clip, pixels, written = to_uint8(words.frames), tuple(words.frames.shape[-2:]), []
     maps, size = words.maps, words.size
     threshold = next(
-        (plan.fusion.threshold for plan in plans if plan.fusion and plan.fusion.mask_words is not None), TAU
+        (plan.region.threshold for plan in plans if plan.fusion and plan.region.mask_words is not None), TAU
     )
 
     def picture(name: str, rows: Sequence, labels: Sequence[str]) -> None:
@@ -67,12 +67,12 @@ def write_pictures(
         rows, labels = [*rows, attention, mask], [*labels, word.text, f"{word.text} > {threshold:g}"]
     picture("all-words.png", rows, labels)
     for i, (edit, plan) in enumerate(zip(edits, plans, strict=True)):
-        if plan.fusion and plan.fusion.mask_words is not None:
-            mask = blend_mask(maps, plan.fusion.mask_words, plan.fusion.threshold, size, pixels)
+        if plan.fusion and plan.region.mask_words is not None:
+            mask = blend_mask(maps, plan.region.mask_words, plan.region.threshold, size, pixels)
             picture(
                 f"mask-edit-{i}.png",
                 [overlay(clip, mask)],
-                [f"{edit.target}: what is edited, > {plan.fusion.threshold:g}"],
+                [f"{edit.target}: what is edited, > {plan.region.threshold:g}"],
             )
     return written
 
@@ -80,7 +80,7 @@ def write_pictures(
 def picture_names(tokens: Tokens, plans: Sequence[Plan]) -> list[str]:
     """What `write_pictures` writes."""
     words = [f"{word.index:02d}-{slug(word.text, 24)}.png" for word in tokens.words]
-    masks = [f"mask-edit-{i}.png" for i, plan in enumerate(plans) if plan.fusion and plan.fusion.mask_words is not None]
+    masks = [f"mask-edit-{i}.png" for i, plan in enumerate(plans) if plan.fusion and plan.region.mask_words is not None]
     return [*words, "all-words.png", *masks]
 
 

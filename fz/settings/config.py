@@ -28,7 +28,7 @@ from fz.settings.check import (
 
 Size = int | tuple[int, int]
 
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16", "auto")  # auto: float16 on CUDA, else float32
 DEVICES = ("auto", "cpu", "cuda", "mps")
 ATTENTIONS = ("inversion", "reconstruction")
 CONVS = ("auto", "direct")
@@ -42,7 +42,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "shape": {"self_replace": (0.0, 0.5), "cross_replace": (0.0, 0.5), "threshold": 0.3, "align": "auto"},
 }
 ALIGNS = ("auto", "replace", "refine", "plain")
-METHODS = ("fatezero", "ddim", "sdedit", "null-p2p", "pnp")  # the table of them is `fz.baselines.METHODS`
+METHOD_NAMES = ("fatezero", "ddim", "sdedit", "null-p2p", "pnp")  # the table of them is `fz.baselines.METHODS`
 # the paper's ablations, as overlays of a run's settings
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     # Fig. 4 and 9: no self-attention is the source's; all of it is, everywhere and always
@@ -167,7 +167,7 @@ class Settings:
     cache: str | None = None  # where inversions are kept; None: the user's cache folder; 'none': nowhere
     seed: int = 0
     device: str = "auto"
-    dtype: str = "float32"
+    dtype: str = "auto"
     offload: bool = False  # models on the device only while they are used, queries and keys in RAM
     compile: bool = False
     threads: int | None = None
@@ -181,8 +181,9 @@ class Settings:
     notes: tuple[str, ...] = field(default=(), compare=False)  # what was decided on the user's behalf, said aloud
 
     def __post_init__(self):
-        check_one_of("method", self.method, METHODS)
-        check_one_of("device", self.device, DEVICES)
+        check_one_of("method", self.method, METHOD_NAMES)
+        # one of several GPUs: cuda:1
+        check_one_of("device", re.sub(r"^cuda:\d+$", "cuda", str(self.device)), DEVICES)
         check_one_of("dtype", self.dtype, DTYPES)
         check_one_of("attention", self.attention, ATTENTIONS)
         check_one_of("store", self.store, STORES)

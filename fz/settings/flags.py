@@ -17,9 +17,8 @@ from fz.settings.config import (
     ALIGNS,
     ATTENTIONS,
     CONVS,
-    DEVICES,
     DTYPES,
-    METHODS,
+    METHOD_NAMES,
     PRESETS,
     STORE_DTYPES,
     STORES,
@@ -31,6 +30,7 @@ from fz.settings.config import (
 from fz.settings.texts import (
     count,
     crop,
+    device,
     factor_of_word,
     frame_index,
     number,
@@ -151,8 +151,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
                                                       "the clip", const=False),
     ),
     "method": (
-        Flag("method", "method", one_of(METHODS), "NAME", "fatezero, or what the paper compares with: ddim, sdedit, "
-                                                          "null-p2p, pnp"),
+        Flag("method", "method", one_of(METHOD_NAMES), "NAME",
+             "fatezero, or what the paper compares with: ddim, sdedit, null-p2p, pnp"),
         Flag("strength", "strength", number, "R", "of sdedit: the share of the steps that are noised and denoised"),
         Flag("ablate", "ablate", one_of(tuple(ABLATIONS)), "PART",
              "the paper's ablations, over other flags: no-self, full-self, reconstruction, no-cross; again "
@@ -184,8 +184,9 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
              "also keep the source's latents outside a mask of this threshold *", edit=True),
     ),
     "machine": (
-        Flag("device", "device", one_of(DEVICES), "NAME", "auto, cpu, cuda or mps"),
-        Flag("dtype", "dtype", one_of(DTYPES), "NAME", "float32, float16 or bfloat16"),
+        Flag("device", "device", device, "NAME", "auto, cpu, cuda, mps, or one of several GPUs, as cuda:1"),
+        Flag("dtype", "dtype", one_of(DTYPES), "NAME",
+             "float32, float16, bfloat16, or auto: float16 on CUDA, else float32"),
         Flag("offload", "offload", None, "", "models on the GPU only while they are used, what is "
                                              "kept in RAM", const=True),
         Flag("compile", "compile", None, "", "compile the UNet's layers for a GPU", const=True),

@@ -39,7 +39,7 @@ IGNORED = {  # and why
     "disk_store": "maps are never stored",
     "verbose": "progress is shown",
     "use_invertion_latents": "editing always starts from inverted latents",
-    "mixed_precision": "--dtype decides; float32 is the default",
+    "mixed_precision": "--dtype decides; the default is float16 on CUDA, else float32",
     "pretrained_epoch_list": "one checkpoint a run",
     "batch_size": "one clip a run",
     **dict.fromkeys(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from fz.errors import suggest
-from fz.settings.config import Crop
+from fz.settings.config import DEVICES, Crop
 
 
 def whole(low: int) -> Callable[[str], int]:
@@ -72,6 +72,10 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
         return value
 
     return parse
+
+
+def device(value: str) -> str:
+    return value if re.fullmatch(r"cuda:\d+", value) else one_of(DEVICES)(value)
 
 
 def frame_index(value: str) -> tuple[int | str, ...]:

@@ -23,13 +23,16 @@ from fz import mini
 from fz.clips.media import atomic, to_uint8, write_gif, write_json, write_png
 from fz.clips.video import Video, read_clip
 from fz.ddim import CLEAN, Schedule
-from fz.edit import Source, edit, invert
+from fz.denoiser import Denoiser
+from fz.edit import Edit, edit, invert
 from fz.errors import FzError
-from fz.memory.budget import free_memory
+from fz.guidance import Guidance
+from fz.memory.free import free_memory
 from fz.memory.inversions import model_digest
 from fz.memory.machine import pick_device
 from fz.model.unet import UNet
 from fz.model.vae import decode_clip, encode_clip
+from fz.source import Source
 from fz.tuning import trainer
 from fz.tuning.folder import TuningFolder
 from fz.tuning.settings import TuneSettings
@@ -179,7 +182,7 @@ def lessons(
 
 def alpha_bars(checkpoint: Checkpoint) -> Sequence[float]:
     """Of every training timestep."""
-    return Schedule.of(checkpoint.scheduler, checkpoint.scheduler.get("num_train_timesteps", 1000)).alpha_bars
+    return Schedule.from_config(checkpoint.scheduler, checkpoint.scheduler.get("num_train_timesteps", 1000)).alpha_bars
 
 
 def training(settings: TuneSettings, recipe: trainer.Recipe) -> trainer.Training:
@@ -257,10 +260,12 @@ def write_samples(path: Path, checkpoint: Checkpoint, settings: TuneSettings, le
     """path-N.gif: the inverted clip sampled plainly under each sample prompt."""
     if not settings.sample_prompts:
         return
-    schedule = Schedule.of(checkpoint.scheduler, settings.sample_steps)
+    schedule = Schedule.from_config(checkpoint.scheduler, settings.sample_steps)
     device = lesson.z.device
-    source = invert(checkpoint.unet, Source(lesson.embedding, {CLEAN: lesson.z}), schedule, trainer.ANCHORS)
+    model = Denoiser(checkpoint.unet, schedule, trainer.ANCHORS)
+    source = invert(model, Source(lesson.embedding, {CLEAN: lesson.z}))
     negative, *targets = (checkpoint.text.encode([p])[0].to(device) for p in ("", *settings.sample_prompts))
+    guidance = Guidance(negative, settings.guidance)
     for n, target in enumerate(targets):
-        z = edit(checkpoint.unet, source, target, negative, schedule, settings.guidance, trainer.ANCHORS, None)
+        z = edit(model, source, Edit(target), guidance)
         write_gif(path.with_name(f"{path.name}-{n}.gif"), to_uint8(decode_clip(checkpoint.vae, z)), fps)

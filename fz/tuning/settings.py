@@ -13,7 +13,7 @@ from typing import Any
 from fz import mini
 from fz.errors import FzError
 from fz.settings import released, texts, tree
-from fz.settings.config import DTYPES, ClipSettings
+from fz.settings.config import ClipSettings
 from fz.shell import Parser, unknown
 
 DESCRIPTION = (
@@ -22,6 +22,7 @@ DESCRIPTION = (
     "it."
 )
 RECIPES = ("tune-a-video", "fatezero")
+DTYPES = ("float32", "float16", "bfloat16")
 # of a released YAML, what tuning reads beside what editing does: their names -> settings
 OF_TUNING = {
     "train_steps": "steps",

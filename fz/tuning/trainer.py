@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fz.attention import Plain
 from fz.errors import FzError
 from fz.frames import FrameIndex
-from fz.fusion import Plain
 from fz.model.layers import ResnetBlock, TextContext, Transformer
 from fz.model.unet import Temporal, UNet, UNetConfig
 

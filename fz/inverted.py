@@ -12,18 +12,19 @@ from torch import Tensor
 
 import fz
 from fz import kernels
-from fz.arguments import OF_AN_EDIT, OF_EDITING, edit_of, named
-from fz.baselines import METHODS, Task
+from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, named
+from fz.attention import MAP_STRIDE, Keep
+from fz.baselines import METHODS, EditFunction, editor_of
 from fz.clips.media import to_uint8
 from fz.clips.notebook import animation
 from fz.clips.video import Video
 from fz.ddim import CLEAN, Schedule
-from fz.edit import Kept, Source, invert, keep_nothing, reconstruct
-from fz.fusion import MAP_STRIDE, Keep
+from fz.denoiser import Denoiser
+from fz.edit import Callback, Edit, invert, masks_of, reconstruct
+from fz.guidance import Guidance
 from fz.masks import foreground, paste_background
 from fz.memory.budget import Footprint, choose_store, keep_for, kept_for
-from fz.memory.inversions import Inversion as InversionFolder
-from fz.memory.inversions import digest, leading, model_digest
+from fz.memory.inversions import Inversion, digest, leading, model_digest
 from fz.memory.unkept import Unkept
 from fz.model import fast_cpu
 from fz.model.finite import NotFinite
@@ -32,15 +33,14 @@ from fz.prompts.align import word_positions
 from fz.prompts.plan import Plan
 from fz.results.result import Edited
 from fz.settings.config import Settings
+from fz.source import Source, Store, keep_nothing
 from fz.stages import decode, encode, plan_edits, with_masks
 
 if TYPE_CHECKING:
     from fz.editor import Editor
 
-Callback = Callable[[int, Tensor], None]  # (steps done, latents (F, 4, h, w) after them)
 
-
-class Inversion:
+class InvertedClip:
     """A clip under its own sentence, on its way through a loaded model; made by `Editor.invert`.
 
     settings: of the run. video: its frames. source: what inversion left, by timestep (`fz.edit.Source`).
@@ -49,16 +49,20 @@ class Inversion:
     def __init__(self, editor: "Editor", settings: Settings, video: Video, journal: Journal):
         self.editor, self.settings, self.video, self.journal = editor, settings, video, journal
         checkpoint = editor.checkpoint
-        self.schedule = Schedule.of(checkpoint.scheduler, settings.steps)
+        schedule = Schedule.from_config(checkpoint.scheduler, settings.steps)
         self.tokens = checkpoint.text.tokens(settings.source)
-        self.unet = editor.in_chunks(settings, video)
+        self.model = Denoiser(editor.in_chunks(settings, video), schedule, editor.frame_index)
         self.latent_size = tuple(side // checkpoint.vae.config.stride for side in video.frames.shape[-2:])
         editor.fit(self.latent_size, settings.chunk or len(video.frames), journal)
         self.source = Source(editor.embed(settings.source))
-        self.kept: InversionFolder | Unkept = Unkept()
+        self.kept: Inversion | Unkept = Unkept()
         self.keep: Callable[[int], Keep] = keep_nothing
         self.mode = "recompute"
         self.once: dict[str, Any] = {}  # what several edits need, by what it depends on
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.model.schedule
 
     # ---- for Python programs -------------------------------------------------------------------------------
 
@@ -85,7 +89,7 @@ class Inversion:
         journal = Journal(bars() if progress else Progress())
         plans = plan_edits(chosen, self.editor.checkpoint.text, journal.note)
         (plan,) = with_masks(plans, chosen, self.video)
-        return self.apply(chosen, plan, journal, callback=callback)
+        return self.apply(chosen, plan, journal, callback=called(callback))
 
     def attention(self, word: str) -> Tensor:
         """Where a word of the source is, or several in a row: (F, h, w) float32, its cross-attention averaged over
@@ -123,7 +127,7 @@ class Inversion:
             [fz.__version__, torch.__version__],
         )
 
-    def choose_store(self, kept: InversionFolder | Unkept, keep: Callable[[int], Keep]) -> None:
+    def choose_store(self, kept: Inversion | Unkept, keep: Callable[[int], Keep]) -> None:
         """Decide where the source's queries and keys stay, of which `keep` says those that edits need. Raises FzError
         where the run cannot fit.
         """
@@ -155,69 +159,59 @@ class Inversion:
     def invert(self, callback: Callback | None = None) -> None:
         """Invert z_0: as much as the inversion's folder has of it, and the rest."""
         source, schedule, editor = self.source, self.schedule, self.editor
-        source.kept = self.store("inversion")
+        source.store, source.keep = self.store("inversion"), self.keep
         restored = self.kept.restore(source, schedule, editor.device)
         if restored:
             self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.kept.folder}")
         with self.journal.steps("invert", "inverting", schedule.steps, editor.device) as advance:
 
-            def watch(done: int, z: Tensor) -> None:
-                if done > restored:
-                    self.kept.save(done, source, schedule)
+            def after_step(done: int, z: Tensor) -> None:
+                self.kept.save(done, source, schedule)
                 advance()
                 if callback:
                     callback(done, z)
 
+            for _ in range(restored):
+                advance()
             with editor.resident(editor.checkpoint.unet):
-                invert(self.unet, source, schedule, editor.frame_index, self.keep, watch)
+                invert(self.model, source, after_step)
 
     def attending(self, settings: Settings, journal: Journal) -> Source:
         """Whose attention is fused: inversion's, or that of a sampling pass of the reconstruction prompt."""
         if settings.attention != "reconstruction" or not METHODS[settings.method].keeps:
             return self.source
-        prompt = settings.reconstruction_prompt or settings.source
+        prompt, editor = settings.reconstruction_prompt or settings.source, self.editor
         key = digest("reconstruction", prompt, settings.negative, settings.guidance)
         if key not in self.once:
-            editor, steps = self.editor, self.schedule.steps
+            source = Source(
+                editor.embed(prompt),
+                latents=self.source.latents,
+                store=self.store(f"reconstruction-{key}"),  # another guidance has other queries and keys
+                keep=self.keep,
+            )
+            # the whole clip is guided, whatever the window of the edits
+            guidance = Guidance(editor.embed(settings.negative), settings.guidance)
             with (
-                journal.steps("reconstruct", "reconstructing", steps, editor.device) as advance,
+                journal.steps("reconstruct", "reconstructing", self.schedule.steps, editor.device) as advance,
                 editor.resident(editor.checkpoint.unet),
             ):
-                self.once[key] = reconstruct(
-                    self.unet,
-                    self.source,
-                    editor.embed(prompt),
-                    editor.embed(settings.negative),
-                    self.schedule,
-                    settings.guidance,
-                    editor.frame_index,
-                    self.keep,
-                    self.store(f"reconstruction-{key}"),  # another guidance has other queries and keys
-                    watch=lambda k, z: advance(),
-                )
+                self.once[key] = reconstruct(self.model, source, guidance, lambda k, z: advance())
         return self.once[key]
 
-    def method_prepared(self, settings: Settings, journal: Journal) -> Any:
-        """What the method needs once for all edits."""
-        prepare, editor = METHODS[settings.method].prepare, self.editor
+    def method_of(self, settings: Settings, guidance: Guidance, journal: Journal) -> EditFunction:
+        """The method's editing function, prepared once for all edits where it has to be."""
+        method, editor = METHODS[settings.method], self.editor
+        if method.prepare is None:
+            return editor_of(settings.method, settings.strength, settings.seed)
         key = digest(settings.method, settings.negative, settings.guidance)
-        if prepare is not None and key not in self.once:
-            z0 = self.source.latents[CLEAN]
-            steps = len(z0) * self.schedule.steps
+        if key not in self.once:
+            steps = len(self.source.latents[CLEAN]) * self.schedule.steps
             with (
                 journal.steps("prepare method", "preparing", steps, editor.device) as advance,
                 editor.resident(editor.checkpoint.unet),
             ):
-                self.once[key] = prepare(
-                    editor.checkpoint.unet,
-                    z0,
-                    self.source.embedding,
-                    editor.embed(settings.negative),
-                    self.schedule,
-                    settings.guidance,
-                    lambda k, z: advance(),
-                )
-        return self.once.get(key)
+                self.once[key] = method.prepare(self.model, self.source, guidance, lambda k, z: advance())
+        return self.once[key]
 
     def apply(
         self,
@@ -231,70 +225,55 @@ class Inversion:
         """One planned edit of `of` such, from its last step if it was interrupted and its method can, and its frames.
         settings: the run's, with this edit alone.
         """
-        editor, method, schedule = self.editor, METHODS[settings.method], self.schedule
+        editor, method, steps = self.editor, METHODS[settings.method], self.schedule.steps
         editor.fit(self.latent_size, settings.chunk or len(self.video.frames), journal)
-        attending, prepared = self.attending(settings, journal), self.method_prepared(settings, journal)
-        target, negative = editor.embed(settings.edits[0].target), editor.embed(settings.negative)
-        log = self.kept.edit_log(self.edit_key(settings, plan, target, negative))
-        done = leading(log, schedule.steps, editor.device) if method.resumes else []
+        attending = self.attending(settings, journal)
+        guidance = Guidance(editor.embed(settings.negative), settings.guidance, settings.guidance_window)
+        edit = self.method_of(settings, guidance, journal)
+        target = editor.embed(settings.edits[0].target)
+        log = self.kept.edit_log(self.edit_key(settings, plan, target, guidance.negative))
+        done = leading(log, steps, editor.device) if method.resumes else []
         if done:
-            journal.say(f"edit {number}: {len(done)} of {schedule.steps} steps are in {log.folder}")
-        latents: list[Tensor] = []
-        masks: dict[int, dict[tuple[int, int], Tensor]] = {}
-        shown = f"editing {number + 1}/{of}"
-        with journal.steps(f"edit.{number}", shown, schedule.steps, editor.device) as advance:
+            journal.say(f"edit {number}: {len(done)} of {steps} steps are in {log.folder}")
+        latents = list(done)
+        with journal.steps(f"edit.{number}", f"editing {number + 1}/{of}", steps, editor.device) as advance:
 
-            def watch(k: int, z: Tensor) -> None:
+            def after_step(k: int, z: Tensor) -> None:
                 latents.append(z)
-                if method.resumes and k > len(done):
+                if method.resumes:
                     log.put(k, {"z": z})
                 advance()
                 if callback:
                     callback(k, z)
 
-            task = Task(
-                self.unet,
-                attending,
-                target,
-                negative,
-                schedule,
-                settings.guidance,
-                editor.frame_index,
-                plan.fusion,
-                settings.strength,
-                settings.seed,
-                prepared,
-                done,
-                watch,
-                masks.__setitem__,
-                settings.guidance_window,
-            )
+            for _ in done:
+                advance()
+            task = Edit(target, plan.fusion, plan.region, done)
             with editor.resident(editor.checkpoint.unet):
-                z = method.edit(task)
+                z = edit(self.model, attending, task, guidance, after_step)
             if not torch.isfinite(z).all():
                 where = f"edit {number}: latents of method {settings.method} hold NaN or infinity"
                 raise NotFinite(f"{where}; expected finite values. Try --dtype float32.")
-        fusion = plan.fusion if method.keeps else None
+        fuses = plan.fusion is not None and method.keeps
+        changes = foreground(plan.region, attending.maps, self.latent_size) if fuses else None
         with journal.timed(f"decode.{number}", editor.device):
-            frames = self.frames_of(
-                z, foreground(fusion, attending.maps, self.latent_size) if fusion else None, journal
-            )
+            frames = self.frames_of(z, changes, journal)
+        masks = masks_by_size(self.model, attending, task) if method.keeps else {}
         return Edited(settings, frames, latents, masks, self.video.fps, tuple(journal.notes))
 
     def edit_key(self, settings: Settings, plan: Plan, target: Tensor, negative: Tensor) -> str:
         """A hash of all that an edit of this inversion depends on."""
-        # of queries and keys in another dtype, what is recomputed differs from what was kept
-        store = settings.store_dtype if settings.store_dtype == "same" else [settings.store_dtype, self.mode]
         return digest(
             settings.method,
             target,
             negative,
-            settings.guidance,
-            settings.guidance_window,
+            [settings.guidance, settings.guidance_window, settings.strength, settings.seed],
             settings.attention,
             self.editor.embed(settings.reconstruction_prompt or settings.source),
-            store,
+            # queries and keys that are computed again are exact, those kept have the store's dtype
+            settings.store_dtype if self.mode != "recompute" else "same",
             plan.fusion,
+            plan.region,
         )
 
     def frames_of(self, z: Tensor, changes: Tensor | None, journal: Journal) -> Tensor:
@@ -306,7 +285,7 @@ class Inversion:
             frames = paste_background(frames, self.video.frames, changes)
         return frames.float().clamp(-1, 1)
 
-    def store(self, of: str) -> Kept:
+    def store(self, of: str) -> Store:
         """Where queries and keys of that pass stay."""
         folder = self.kept.operands / f"{of}-{self.settings.store_dtype}"
         return kept_for(
@@ -318,3 +297,9 @@ class Inversion:
         latents, times = self.source.latents, (CLEAN, *reversed(self.schedule.timesteps))
         steps = {f"inverted.{i:03d}": latents[t] for i, t in enumerate(times)} if len(latents) > 1 else {}
         return {**steps, "z0": latents[CLEAN]}
+
+
+def masks_by_size(model: Denoiser, source: Source, task: Edit) -> dict[int, dict[tuple[int, int], Tensor]]:
+    """The masks of an edit's self-attention: edit step -> (h, w) -> (F, h, w) bool."""
+    masks = {k: masks_of(model, source, task, k) for k in range(model.schedule.steps)}
+    return {k: {tuple(m.shape[-2:]): m for m in of.values()} for k, of in masks.items() if of}

@@ -1,0 +1,47 @@
+"""The model as the loops call it: a UNet, the noise schedule it is sampled with, and which frames its frames attend to.
+
+Called, it predicts the noise in z and checks that it is finite.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fz.attention import Plain
+from fz.chunks import Chunks
+from fz.ddim import Schedule
+from fz.frames import FrameIndex
+from fz.model.finite import check_finite
+from fz.model.layers import Alter, Attend, TextContext
+from fz.model.unet import UNet
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """eps = model(z, t, text, attend): the noise in z (B, F, 4, h, w) at timestep t, given one prompt a branch.
+
+    unet: what predicts it, whole or in chunks. schedule: the T timesteps of a run. frame_index: the frames that a frame
+    reads in self-attention (eq. 8).
+    """
+
+    unet: UNet | Chunks
+    schedule: Schedule
+    frame_index: FrameIndex = FrameIndex()
+
+    def __call__(
+        self, z: Tensor, t: int, text: TextContext, attend: Attend | None = None, alter: Alter | None = None
+    ) -> Tensor:
+        """attend: None is plain attention by the frame index. alter: see `UNet.forward`.
+
+        Raises NotFinite, naming the first layer that gives NaN or infinity.
+        """
+        attend = attend or Plain(self.frame_index)
+        extra = () if alter is None else (alter,)
+        eps = self.unet(z, t, text, attend, *extra)
+        check_finite(eps, self.unet, t, lambda: self.unet(z, t, text, fresh(attend), *extra))
+        return eps
+
+
+def fresh(attend: Attend) -> Attend:
+    """The same attention, to be called in a second forward pass: one that records begins anew."""
+    return attend.fresh() if hasattr(attend, "fresh") else attend

@@ -1,0 +1,92 @@
+"""What a pass over the source clip leaves behind for editing, keyed by timestep.
+
+Latents and averaged maps always stay. Queries and keys stay where a `Store` keeps them; else they are computed again
+from the source's own latent when an edit step needs them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from fz.attention import Keep, Kept, Recorder
+from fz.chunks import kept_of
+from fz.ddim import Schedule
+from fz.denoiser import Denoiser
+from fz.model.layers import TextContext
+
+
+class Store(Protocol):
+    """Where the source's queries and keys are kept, by timestep; `fz.memory.kept` has one in RAM and one in files."""
+
+    def put(self, t: int, kept: Kept) -> None: ...
+
+    def get(self, t: int) -> Kept | None:
+        """None where they are not: they are then computed again from the source's latent, to the same bits."""
+
+
+class Recompute:
+    """The store that keeps nothing but latents and averaged maps ('recompute')."""
+
+    def put(self, t: int, kept: Kept) -> None:
+        pass
+
+    def get(self, t: int) -> Kept | None:
+        return None
+
+
+def keep_nothing(k: int) -> Keep:
+    """What is kept for edit step k if nothing is."""
+    return Keep()
+
+
+@dataclass
+class Source:
+    """What a pass over the source clip leaves behind, keyed by timestep: all that editing needs of it.
+
+    latents: z at noise level t (CLEAN … the noisiest). inputs: the z that the UNet saw at t, from which the source's
+    queries and keys can be computed again. maps: c_src at t averaged over heads and 1/4-level layers, (F, N, 77).
+    store: where queries and keys are kept; keep(k): which of them edit step k will need.
+    """
+
+    embedding: Tensor
+    latents: dict[int, Tensor] = field(default_factory=dict)
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+    maps: dict[int, Tensor] = field(default_factory=dict)
+    store: Store = field(default_factory=Recompute)
+    keep: Callable[[int], Keep] = keep_nothing
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """(h, w)."""
+        return tuple(next(iter(self.latents.values())).shape[-2:])
+
+    def missing(self, schedule: Schedule) -> list[tuple[int, int, int]]:
+        """(steps done after it, t_prev, t) of each inversion step that is not there, upward."""
+        steps = ((done, t_prev, t) for done, (t_prev, t) in enumerate(schedule.upward(), start=1))
+        return [step for step in steps if step[2] not in self.latents or step[2] not in self.maps]
+
+    def recorder(self, model: Denoiser, t: int, branch: int = 0) -> Recorder:
+        """Attention at t that keeps of a branch what this source is to have."""
+        return Recorder(model.frame_index, branch, self.keep(model.schedule.timesteps.index(t)))
+
+    def record(self, t: int, z: Tensor, seen: Recorder) -> None:
+        """Take what a Recorder has of the pass over z at t."""
+        self.inputs[t] = z
+        self.maps[t] = seen.average()
+        if seen.kept:
+            self.store.put(t, seen.kept)
+
+    def queries_and_keys(self, model: Denoiser, t: int, keep: Keep, text: TextContext) -> Kept:
+        """The source's queries and keys at t: those in the store, or else of a pass over the source's own latent as far
+        as the last fused layer.
+
+        The pass has inversion's batch, so that what it gives is what inversion would have kept, to the bit.
+        """
+        wanted = [site.name for site in model.unet.sites() if keep.wants(site)]
+        kept = self.store.get(t) or {}
+        if any(name not in kept for name in wanted):
+            seen = Recorder(model.frame_index, keep=keep, last=wanted[-1])
+            kept = kept_of(model.unet, seen, self.inputs[t][None], t, text)
+        return kept
