@@ -146,9 +146,9 @@ def no_memory(monkeypatch):
 
 
 def nan(monkeypatch):
-    from fz import inversion
+    from fz import inverted
 
-    monkeypatch.setattr(inversion, "decode", lambda *_: (_ for _ in ()).throw(FzError("decoding: NaN")))
+    monkeypatch.setattr(inverted, "decode", lambda *_: (_ for _ in ()).throw(FzError("decoding: NaN")))
 
 
 REFUSALS = {
@@ -602,7 +602,7 @@ def test_weights_have_the_same_bytes_whatever_process_wrote_them(here, monkeypat
 def inversion(golden, here, flags):
     from fz.clips.video import read_clip
     from fz.editor import Editor
-    from fz.inversion import Inversion as Inverted
+    from fz.inverted import InvertedClip
     from fz.progress import Journal
     from fz.settings.parse import parse
 
@@ -610,7 +610,7 @@ def inversion(golden, here, flags):
         settings = parse(flags(*more)).settings
         editor = Editor(settings, Journal())
         change(editor.checkpoint)
-        return Inverted(editor, settings, read_clip(settings.clip, editor.multiple), Journal())
+        return InvertedClip(editor, settings, read_clip(settings.clip, editor.multiple), Journal())
 
     return made
 
@@ -640,11 +640,11 @@ def test_a_checksum_tells_shapes_and_dtypes():
 
 def test_queries_of_another_guidance_are_kept_elsewhere(inversion, monkeypatch):
     """`--ablate reconstruction --store disk` of two guidances at once shared one folder."""
-    from fz import inversion as module
+    from fz import inverted as module
     from fz.progress import Journal
 
     folders = []
-    monkeypatch.setattr(module.Inversion, "store", lambda self, of: folders.append(of))
+    monkeypatch.setattr(module.InvertedClip, "store", lambda self, of: folders.append(of))
     monkeypatch.setattr(module, "reconstruct", lambda *_, **__: None)
     for guidance in ("3", "7.5", "3"):
         one = inversion("--ablate", "reconstruction", "--guidance", guidance)
