@@ -31,8 +31,8 @@ setup(
         "safetensors>=0.4",
         "transformers>=4.40",  # CLIP's tokenizer and text encoder, nothing else
         "numpy",
-        "imageio[pyav]",  # av reads and writes mp4, webm and gif
-        "pillow",  # comes with imageio: images
+        "av>=17",  # reads and writes mp4, webm and gif; before, colours came out up to 39 levels off
+        "pillow",  # images
         "pyyaml",  # comes with transformers: the released configs
         "tqdm",  # comes with transformers: progress bars
         "triton>=3.2; platform_system == 'Linux' and platform_machine == 'x86_64'",

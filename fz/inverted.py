@@ -22,7 +22,7 @@ from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
 from fz.edit import Callback, Edit, invert, masks_of, reconstruct
 from fz.guidance import Guidance
-from fz.masks import foreground, paste_background
+from fz.masks import changed_pixels, paste_background
 from fz.memory.budget import Footprint, choose_store, keep_for, kept_for
 from fz.memory.inversions import Inversion, digest, leading, model_digest
 from fz.memory.unkept import Unkept
@@ -139,6 +139,7 @@ class InvertedClip:
             settings.chunk,
             2 if settings.guidance > 1 else 1,
             settings.offload,
+            editor.checkpoint.vae,
         )
         per_step = [keep(k) for k in range(self.schedule.steps)]
         # what is free differs from run to run: said, not noted
@@ -255,7 +256,7 @@ class InvertedClip:
                 where = f"edit {number}: latents of method {settings.method} hold NaN or infinity"
                 raise NotFinite(f"{where}; expected finite values. Try --dtype float32.")
         fuses = plan.fusion is not None and method.keeps
-        changes = foreground(plan.region, attending.maps, self.latent_size) if fuses else None
+        changes = changed_pixels(plan.region, attending.maps, self.latent_size) if fuses else None
         with journal.timed(f"decode.{number}", editor.device):
             frames = self.frames_of(z, changes, journal)
         masks = masks_by_size(self.model, attending, task) if method.keeps else {}
@@ -277,7 +278,7 @@ class InvertedClip:
         )
 
     def frames_of(self, z: Tensor, changes: Tensor | None, journal: Journal) -> Tensor:
-        """Decode z_0; outside of what may change (F, h, w) the clip's own pixels. (F, 3, H, W) float32 in [-1, 1]."""
+        """Decode z_0; outside of `changes` (`changed_pixels`) the clip's pixels. (F, 3, H, W) float32 in [-1, 1]."""
         vae = self.editor.checkpoint.vae
         with self.editor.resident(vae):
             frames = decode(vae, z, self.editor.device, journal.note)

@@ -19,7 +19,7 @@ from fz.results import reuse
 from fz.results.folder import ResultFolder
 from fz.results.result import Edited, Result
 from fz.settings.config import Settings
-from fz.stages import edit_tensors, plan_edits, read_video, versions, with_masks
+from fz.stages import check_clip, edit_tensors, plan_edits, read_video, versions, with_masks
 
 
 def run(settings: Settings, progress: Progress | None = None) -> Result:
@@ -40,11 +40,12 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
             return before
 
         # load
+        check_clip(settings)
         editor = Editor(settings, journal)
 
         # plan
         plans = plan_edits(settings, editor.checkpoint.text, journal.note)
-        result.video = read_video(settings, editor.multiple, journal.note)
+        result.video = read_video(settings, editor, journal.note)
         plans = with_masks(plans, settings, result.video)
         editor.in_chunks(settings, result.video)
         if settings.dry_run:

@@ -50,7 +50,7 @@ def word_maps(settings: Settings, map_steps: int, say: Callable[[str], None]) ->
     editor = Editor(settings, journal)
     for line in journal.notes:
         say(line)
-    video = read_video(settings, editor.multiple, say)
+    video = read_video(settings, editor, say)
     inversion = editor.invert(video, settings.source, steps=map_steps, store="recompute")
     size = tuple(side // MAP_STRIDE for side in inversion.latent_size)
     return WordMaps(video.frames, inversion.averaged_maps(), size)

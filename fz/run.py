@@ -32,6 +32,10 @@ def answer(argv: list[str]) -> None:
     if request.list_words:
         list_words(request.settings)
         return
+    from fz.clips.decode import check_source
+
+    # before torch is imported, which takes seconds
+    check_source(request.settings.clip.path)
     from fz import pipeline
     from fz.checkpoint import choose_clip
     from fz.progress import bars

@@ -7,6 +7,7 @@ Each gets the few values that it needs. What a run is, from top to bottom, is `f
 import dataclasses
 import platform
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,15 +16,18 @@ import fz
 from fz import kernels
 from fz.baselines import METHODS
 from fz.clips.user_mask import read_mask
-from fz.clips.video import Video, read_clip
+from fz.clips.video import ClipPlan, Video, plan_clip
 from fz.errors import FzError
-from fz.memory.budget import pictures_at_once
+from fz.memory.budget import check_vae, pictures_at_once
 from fz.model.finite import NotFinite
 from fz.model.vae import VAE, decode_clip, encode_clip
 from fz.prompts.plan import Plan, plan_edit
 from fz.prompts.text import TextEncoder
 from fz.results.result import Edited
 from fz.settings.config import Settings
+
+if TYPE_CHECKING:
+    from fz.editor import Editor
 
 Note = Callable[[str], None]
 
@@ -44,15 +48,31 @@ def plan_edits(settings: Settings, text: TextEncoder, note: Note) -> list[Plan]:
     return plans
 
 
-def read_video(settings: Settings, multiple: int, note: Note) -> Video | None:
-    """The clip's frames. A dry run says what is wrong with a clip that is too short for its settings, and goes on."""
+def plan_video(settings: Settings, multiple: int, note: Note) -> ClipPlan | None:
+    """The clip, its choice of frames and its size checked, no picture decoded. A dry run says what is wrong with a clip
+    that is too short for its settings, and goes on.
+    """
     try:
-        video = read_clip(settings.clip, multiple)
+        return plan_clip(settings.clip, multiple)
     except FzError as error:
         if settings.dry_run and str(error).startswith(("frames:", "start:")):
             note(str(error))
             return None
         raise
+
+
+def check_clip(settings: Settings) -> None:
+    """Raises FzError for a clip that cannot be read, before models are."""
+    plan_video(settings, 1, lambda line: None)
+
+
+def read_video(settings: Settings, editor: "Editor", note: Note) -> Video | None:
+    """The clip's frames, if the VAE can take them; None for what only a dry run allows."""
+    plan = plan_video(settings, editor.multiple, note)
+    if plan is None:
+        return None
+    check_vae(editor.checkpoint.vae, *plan.size, editor.device)
+    video = plan.read()
     for line in video.notes:
         note(line)
     return video

@@ -17,7 +17,7 @@ FLOORS = (
     ("fz.errors",),
     ("fz.frames", "fz.shell", "fz.records"),
     ("fz.settings",),
-    ("fz.kernels",),
+    ("fz.kernels", "fz.memory.free"),
     ("fz.clips",),
     ("fz.model",),
     ("fz.prompts",),

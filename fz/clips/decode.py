@@ -11,12 +11,25 @@ import re
 from pathlib import Path
 
 from fz.clips.files import IMAGES, KINDS, check_regular, denied, missing
-from fz.clips.images import Flatten, Images, images_in, in_order, on_white
+from fz.clips.images import Flatten, Images, images_in, in_order, on_white, opened_image
 from fz.clips.movie import Movie
+from fz.clips.stream import opened
 from fz.errors import FzError
 from fz.settings.place import expanded
 
 Frames = Images | Movie
+
+
+def check_source(path: str) -> None:
+    """Raises FzError for a path or glob at which nothing can be read, by names and headers alone, without torch."""
+    place = Path(path).expanduser()
+    if place.exists() and not place.is_dir() and place.suffix.lower() not in IMAGES:
+        with opened(place):
+            return
+    source = open_source(path)
+    if isinstance(source, Images):
+        with opened_image(source.paths[0]):
+            pass
 
 
 def open_source(path: str, flatten: Flatten = on_white) -> Frames:

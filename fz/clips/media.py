@@ -169,6 +169,12 @@ def write_pngs(folder, frames: np.ndarray):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def enlarged(pictures: np.ndarray, width: int) -> np.ndarray:
+    """(F, H, W, 3) with each pixel as a square, as many times larger as fit into that width."""
+    times = max(1, width // pictures.shape[2])
+    return pictures.repeat(times, axis=1).repeat(times, axis=2)
+
+
 def side_by_side(clips: Sequence[np.ndarray], labels: Sequence[str] | None = None, gap: int = 4) -> np.ndarray:
     """Clips (F, H, W, 3) of one shape next to each other, white between them, labels (wrapped to the width) above: (F,
     H', W', 3).

@@ -63,13 +63,16 @@ def kind_of(box: "av.container.InputContainer") -> str:
 def decoder(stream: "av.VideoStream") -> "av.CodecContext":
     """The stream's decoder; for VP8 and VP9 with transparency, one that knows it."""
     context = stream.codec_context
-    if stream.metadata.get("alpha_mode") == "1" and context.name in ALPHA:
+    # containers write the name in small or capital letters
+    said = {name.lower(): value for name, value in stream.metadata.items()}
+    if said.get("alpha_mode") == "1" and context.name in ALPHA:
         try:
             context = av.CodecContext.create(ALPHA[context.name], "r")
         except (av.FFmpegError, ValueError):  # an FFmpeg without libvpx
             pass
     else:
-        context.thread_type = "AUTO"
+        # threads by frames tell of a packet's error packets later
+        context.thread_type = "SLICE"
     context.options = {**context.options, "max_pixels": str(MAX_PIXELS)}
     return context
 

@@ -29,6 +29,8 @@ ACTIVATIONS = 24
 WHOLE = 12
 # the same of the VAE, over a float32 picture of its second level's width: float32 copies of its norms count
 VAE_ACTIVATIONS = 8
+# on a CPU, where norms need no copies
+VAE_ON_CPU = 4
 
 
 def wanted(fusions: list[Fusion], store_dtype: str = "same") -> Callable[[int], Keep]:
@@ -68,16 +70,22 @@ class Footprint:
     chunk: int | None = None
     branches: int = 1
     offload: bool = False
+    vae: VAE | None = None
 
-    def working(self, kept: int) -> int:
-        """Bytes of activations, and of the queries and keys of one step that are computed again, `kept` in all."""
+    def working(self, kept: int, device: torch.device) -> int:
+        """Bytes of activations: of the UNet, with the queries and keys of one step that are computed again, `kept` in
+        all; or of the VAE, which runs alone, where those are more.
+        """
         dtype = self.unet.conv_in.weight.dtype
         h, w = self.latent_size
         feature_map = self.branches * h * w * self.unet.config.block_out_channels[0] * dtype.itemsize
         # frames whose operands are recomputed at once: those of a chunk where chunks run alone
         alone = self.frames if self.unet.clip_norm else min(self.chunk or self.frames, self.frames)
         live = live_maps(self.frames, self.chunk, self.unet.clip_norm)
-        return live * feature_map + kept * alone // self.frames
+        unet = live * feature_map + kept * alone // self.frames
+        if self.vae is None:
+            return unet
+        return max(unet, vae_bytes(self.vae, h * self.vae.config.stride, w * self.vae.config.stride, device))
 
     def kept(self, keep: Keep) -> int:
         """Bytes of the queries and keys that one step keeps."""
@@ -97,7 +105,7 @@ def choose_store(
     # models that are not on the device yet will be
     there = sum(p.nbytes for p in footprint.unet.parameters() if p.device.type != device.type)
     free = free_memory(device) - there
-    working = footprint.working(max(per_step))
+    working = footprint.working(max(per_step), device)
     in_ram = footprint.offload and device.type == "cuda"
     need = {"memory": working + (0 if in_ram else sum(per_step)), "recompute": working, "disk": working}
     mode = asked if asked != "auto" else "memory" if need["memory"] <= FILL * free else "recompute"
@@ -157,5 +165,20 @@ def pictures_at_once(vae: VAE, height: int, width: int, device: torch.device) ->
     """How many frames the VAE takes at a time: on a GPU as many as fit, one on a CPU, which gains nothing from more."""
     if device.type != "cuda":
         return 1
+    return max(int(FILL * free_memory(device) / vae_bytes(vae, height, width, device)), 1)
+
+
+def vae_bytes(vae: VAE, height: int, width: int, device: torch.device) -> int:
+    """Bytes of the VAE's activations over one picture."""
     channels = vae.config.block_out_channels[min(1, len(vae.config.block_out_channels) - 1)]
-    return max(int(FILL * free_memory(device) / (VAE_ACTIVATIONS * channels * height * width * 4)), 1)
+    return (VAE_ON_CPU if device.type == "cpu" else VAE_ACTIVATIONS) * channels * height * width * 4
+
+
+def check_vae(vae: VAE, height: int, width: int, device: torch.device) -> None:
+    """Raises FzError where the VAE cannot take one picture of that size in the memory that is free."""
+    need, free = vae_bytes(vae, height, width, device), free_memory(device)
+    if need > free:
+        raise FzError(
+            f"memory: the VAE needs about {gb(need)} for a picture of {width}x{height}, and {gb(free)} are free. Take "
+            "a smaller --size."
+        )

@@ -21,6 +21,7 @@ from fz.attention import MAP_STRIDE
 from fz.clips.media import (
     atomic,
     contact_sheet,
+    enlarged,
     heat,
     overlay,
     side_by_side,
@@ -119,7 +120,7 @@ class ResultFolder:
             word_map = maps[..., list(word.positions)].sum(-1).unflatten(1, (h, w))
             name = f"attention/{word.index:02d}-{slug(word.text, 24)}.png"
             self.picture(name, contact_sheet([overlay(frames, word_map)], [word.text]))
-            rows.append(heat(word_map))
+            rows.append(enlarged(heat(word_map), frames.shape[2]))
             labels.append(word.text)
         if rows:
             self.picture("attention/all-words.png", contact_sheet(rows, labels))

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from fz.checkpoint import choose_clip
+from fz.clips.images import opened_image
 from fz.errors import FzError
 from fz.metrics.measure import Truth, measure
 from fz.results.folder import RUN, read_run
@@ -96,10 +96,10 @@ def read_frames(folder: Path) -> np.ndarray:
 
 def picture(file: Path, mode: str) -> np.ndarray:
     try:
-        with Image.open(file) as image:
+        with opened_image(file) as image:
             return np.asarray(image.convert(mode))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FzError(f"{file}: cannot be read as a picture ({str(error)[:120]}).") from None
+    except FzError as error:
+        raise FzError(f"{file}: cannot be read as a picture ({str(error).removeprefix('video: ')[:160]}).") from None
 
 
 def read_truth(frames: str | None, masks: str | None, flow: str | None) -> Truth:

@@ -7,6 +7,7 @@ that a run did not list.
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,11 +49,12 @@ def remove_halves(folder: Path, names: Iterable[str]) -> None:
         written = {Path(name).name for name in names}
         for half in above.glob(".*.part"):
             found = re.fullmatch(r"\.(.+)\.\d+\.part", half.name)
-            if not found or found[1] not in written or half.is_symlink() or not half.is_dir():
+            if not found or found[1] not in written or half.is_symlink():
                 continue
-            with contextlib.suppress(OSError):
-                (half / found[1]).unlink(missing_ok=True)
-                half.rmdir()
+            if half.is_file():
+                half.unlink(missing_ok=True)
+            elif half.is_dir() and {inner.name for inner in half.iterdir()} <= {found[1]}:
+                shutil.rmtree(half, ignore_errors=True)
 
 
 def move(source: Path, folder: Path, names: Iterable[str]) -> None:

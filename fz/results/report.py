@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fz.clips.images import opened_image
 from fz.clips.media import atomic
 from fz.errors import FzError
 from fz.metrics.measure import TITLES, shown
@@ -118,7 +119,7 @@ def strips(sheet: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     pixels, count = picture(sheet, "RGB"), max(1, len(run.get("frames") or [0]))
     width = (pixels.shape[1] + GAP) // count - GAP
     # the clip's shape says how high a tile is; the row stands at the bottom
-    with Image.open(sheet.parent.parent / "frames" / "source" / "00000.png") as frame:
+    with opened_image(sheet.parent.parent / "frames" / "source" / "00000.png") as frame:
         shrink = min(1, TILE / max(frame.size))
         height = max(1, round(frame.height * shrink))
     row, step = pixels[-height:].copy(), width + GAP

@@ -40,11 +40,11 @@ def make(
     **options: str,
 ) -> Path:
     """A video file of frames (F, H, W, 3 or 4) at times, counted in units of so many seconds."""
-    with av.open(f"file:{path}", "w", format=container) as box:
+    of_file = {name: options.pop(name) for name in ("movflags", "live", "mpegts_m2ts_mode") if name in options}
+    with av.open(f"file:{path}", "w", format=container, options=of_file) as box:
         stream = box.add_stream(codec, rate=1 / unit if times is None else 25, options=options)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
-        if codec != "libwebp_anim":
-            stream.gop_size = gop
+        stream.gop_size = gop
         stream.codec_context.time_base = unit
         if pix_fmt == "yuva420p":
             stream.metadata["alpha_mode"] = "1"
@@ -88,6 +88,8 @@ WHOLE: dict[str, tuple[str, dict]] = {
     "h264-444.mp4": ("libx264", {"pix_fmt": "yuv444p", **X264}),
     "h264-10bit.mp4": ("libx264", {"pix_fmt": "yuv420p10le", **X264}),
     "h264-25th.mp4": ("libx264", {"unit": Fraction(1001, 30000), **X264}),
+    "h264-fragments.mp4": ("libx264", {"movflags": "frag_keyframe+empty_moov", **OPEN}),
+    "h264-live.mkv": ("libx264", {"live": "1", **OPEN}),
     "hevc.mp4": ("libx265", {"preset": "ultrafast", "x265-params": "log-level=none:crf=10"}),
     "hevc-open.mp4": ("libx265", {"preset": "ultrafast", "x265-params": "log-level=none:crf=10:open-gop=1:keyint=8"}),
     "mpeg4.mp4": ("mpeg4", {"bf": "2", **MPEG}),
@@ -168,3 +170,27 @@ CUT: dict[str, Callable[[Path], Path]] = {
     "recording.mpg": lambda at: cut_bytes(whole("mpeg2.mpg", at), at / "recording.mpg", 0.3, 0.8),
     "recording.h264": lambda at: cut_bytes(whole("h264.h264", at), at / "recording.h264", 0.3, 1.0),
 }
+
+
+def gif(path: Path, delays: Sequence[int]) -> Path:
+    """A gif of as many frames as delays (hundredths of a second), written byte by byte: encoders change delays."""
+    data = bytearray(b"GIF89a" + bytes([8, 0, 8, 0, 0x80, 0, 0, 0, 0, 0, 255, 255, 255]))
+    for number, delay in enumerate(delays):
+        data += b"\x21\xf9\x04\x04" + delay.to_bytes(2, "little") + b"\x00\x00"
+        palette = bytes([STEP * number + FIRST] * 3 + [0] * 3)
+        data += b"\x2c" + bytes([0, 0, 0, 0, 8, 0, 8, 0, 0x80]) + palette
+        # LZW: a clear code before every second pixel keeps codes at three bits
+        codes = [code for _ in range(32) for code in (4, 0, 0)] + [5]
+        bits = sum(code << (3 * place) for place, code in enumerate(codes))
+        block = bits.to_bytes((3 * len(codes) + 7) // 8, "little")
+        data += b"\x02" + bytes([len(block)]) + block + b"\x00"
+    path.write_bytes(data + b"\x3b")
+    return path
+
+
+def see_through(count: int = 6, height: int = 48, width: int = 64) -> np.ndarray:
+    """(count, H, W, 4) uint8: grey frames of `numbered` whose right half is transparent."""
+    rgba = np.full((count, height, width, 4), 255, np.uint8)
+    rgba[..., :3] = numbered(count, height, width) // 2
+    rgba[:, :, width // 2 :, 3] = 0
+    return rgba
