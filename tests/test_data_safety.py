@@ -3,6 +3,7 @@
 Each test is of a fault that lost data.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -145,9 +146,9 @@ def no_memory(monkeypatch):
 
 
 def nan(monkeypatch):
-    from fz import inversion
+    from fz import inverted
 
-    monkeypatch.setattr(inversion, "decode", lambda *_: (_ for _ in ()).throw(FzError("decoding: NaN")))
+    monkeypatch.setattr(inverted, "decode", lambda *_: (_ for _ in ()).throw(FzError("decoding: NaN")))
 
 
 REFUSALS = {
@@ -592,6 +593,63 @@ def test_weights_have_the_same_bytes_whatever_process_wrote_them(here, monkeypat
         monkeypatch.setattr(os, "getpid", lambda number=number: number)
         save_tensors(here / f"{number}.bin", {"z": torch.arange(9.0)})
     assert (here / "1.bin").read_bytes() == (here / "22.bin").read_bytes()
+
+
+# ---- B2: what an inversion depends on ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inversion(golden, here, flags):
+    from fz.clips.video import read_clip
+    from fz.editor import Editor
+    from fz.inverted import InvertedClip
+    from fz.progress import Journal
+    from fz.settings.parse import parse
+
+    def made(*more, change=lambda checkpoint: None):
+        settings = parse(flags(*more)).settings
+        editor = Editor(settings, Journal())
+        change(editor.checkpoint)
+        return InvertedClip(editor, settings, read_clip(settings.clip, editor.multiple), Journal())
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("unet", "heads", (1, 1, 1, 1)), ("unet", "norm_eps", 1e-3), ("unet", "norm_num_groups", 2),
+        ("unet", "freq_shift", 1), ("unet", "flip_sin_to_cos", False), ("vae", "norm_num_groups", 2),
+    ],
+)  # fmt: skip
+def test_another_architecture_of_the_same_weights_has_another_inversion(part, field, value, inversion):
+    def change(checkpoint):
+        model = getattr(checkpoint, part)
+        assert getattr(model.config, field) != value
+        model.config = dataclasses.replace(model.config, **{field: value})
+
+    assert inversion().key() == inversion().key() != inversion(change=change).key()
+
+
+def test_a_checksum_tells_shapes_and_dtypes():
+    from fz.memory.kept import checksum
+
+    kinds = [torch.zeros(4), torch.zeros(2, 2), torch.zeros(4, dtype=torch.int32), torch.zeros(8, dtype=torch.float16)]
+    assert len({checksum({"x": t}) for t in kinds}) == len(kinds)
+
+
+def test_queries_of_another_guidance_are_kept_elsewhere(inversion, monkeypatch):
+    """`--ablate reconstruction --store disk` of two guidances at once shared one folder."""
+    from fz import inverted as module
+    from fz.progress import Journal
+
+    folders = []
+    monkeypatch.setattr(module.InvertedClip, "store", lambda self, of: folders.append(of))
+    monkeypatch.setattr(module, "reconstruct", lambda *_, **__: None)
+    for guidance in ("3", "7.5", "3"):
+        one = inversion("--ablate", "reconstruction", "--guidance", guidance)
+        one.attending(one.settings, Journal())
+    assert len(folders) == 3 and folders[0] == folders[2] != folders[1]
 
 
 # ---- records -------------------------------------------------------------------------------------------------

@@ -268,8 +268,11 @@ def test_half_written_files_of_a_killed_run_are_removed(tmp_path):
     (tmp_path / "out/frames/edit-0").mkdir(parents=True)
     halves = [tmp_path / "out" / name for name in (".edit-0.mp4.123.part", "frames/edit-0/.00000.png.123.part")]
     others = [tmp_path / "out" / name for name in (".thesis.tex.123.part", ".edit-0.mp4.part", "frames/.x.1.part")]
-    for file in (*halves, *others):
-        file.write_bytes(b"half")
+    for half in halves:
+        half.mkdir(parents=True)
+        (half / half.name[1:].removesuffix(".123.part")).write_bytes(b"half")
+    for file in others:
+        file.write_bytes(b"mine")
     with ResultFolder.claim(settings) as folder:
         folder.start(settings)
     assert not any(file.exists() for file in halves) and all(file.exists() for file in others)

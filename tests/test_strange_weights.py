@@ -123,18 +123,7 @@ def test_lfs_pointers_of_a_tokenizer(name, golden, tmp_path):
 def test_what_to_do_about_an_overflow_goes_by_the_models_dtype(dtype, hint):
     unet = torch.nn.Linear(1, 1).to(dtype)
     with pytest.raises(NotFinite, match=hint):
-        check_finite(torch.tensor([float("inf")]), _Callable(unet), torch.zeros(1), 0, None, None, "step 1")
-
-
-class _Callable(torch.nn.Module):
-    """A UNet that is called as one."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, *_):
-        return torch.zeros(1)
+        check_finite(torch.tensor([float("inf")]), unet, 1, lambda: torch.zeros(1))
 
 
 def test_a_user_that_there_is_not():

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from fz.errors import FzError
+from fz.errors import FzError, suggest
 from fz.model.clip_vision import Clip, ImageTower, Preprocess, ViTConfig
 from fz.settings.place import expanded
 from fz.weights.architecture import numbers, short, whole_numbers
@@ -119,7 +119,8 @@ def folder_shape(config: Mapping[str, Any], path: Path) -> tuple[dict[str, Any],
         whole_numbers(part, (*counts, "vocab_size", "max_position_embeddings"), f"{path}: {where}")
         numbers(part, {"layer_norm_eps": (1e-12, 1)}, f"{path}: {where}")
         if part.get("hidden_act", "gelu") not in ACTIVATIONS:
-            raise FzError(f"{path}: hidden_act is {short(part['hidden_act'])}, expected {' or '.join(ACTIVATIONS)}.")
+            got = f"{path}: hidden_act is {short(part['hidden_act'])}, expected {' or '.join(ACTIVATIONS)}."
+            raise FzError(f"{got}{suggest(short(part['hidden_act']), ACTIVATIONS)}")
         if part.get("hidden_size", 64) % part.get("num_attention_heads", 1):
             raise FzError(f"{path}: {where}: hidden_size is not a multiple of num_attention_heads.")
     whole_numbers({"projection_dim": projection}, ("projection_dim",), path)

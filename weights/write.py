@@ -130,7 +130,6 @@ def save_tensors(path: Path, content: dict) -> None:
     """A PyTorch file, whole or not at all, with the same bytes for the same content. Raises FzError where there is no
     room for it.
     """
-    # into a stream: a file's name, with the process' number, would be written into the archive
     with atomic(path) as part, open(part, "wb") as file:
         try:
             torch.save(content, file)

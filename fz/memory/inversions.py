@@ -179,8 +179,8 @@ def prune(cache: Path, keep: Iterable[str] = (), limit: int = LIMIT, say: Say = 
                 )
         for folder in folders:
             for part in folder.rglob(".*.part"):
-                if not part.is_symlink() and time.time() - part.stat().st_mtime > PART_AGE:
-                    part.unlink(missing_ok=True)
+                if part.is_dir() and not part.is_symlink() and time.time() - part.stat().st_mtime > PART_AGE:
+                    shutil.rmtree(part, ignore_errors=True)
 
 
 def sweep_temporary(say: Say) -> None:

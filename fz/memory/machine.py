@@ -42,7 +42,10 @@ def settle_dtype(name: str, device: torch.device) -> tuple[str, str | None]:
         return ("float32" if name == "auto" else name), None
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
-        return "float16", "dtype: float16, as on every GPU; the VAE in bfloat16. --dtype float32 is several times slower"
+        return (
+            "float16",
+            "dtype: float16, as on every GPU; the VAE in bfloat16. --dtype float32 is several times slower",
+        )
     return name, "dtype: float32, TF32 is off" if name == "float32" else None
 
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from fz import records
-from fz.clips.media import contact_sheet, overlay, to_uint8, write_json, write_png
+from fz.clips.media import atomic, contact_sheet, overlay, to_uint8
 from fz.errors import FzError
 from fz.masks import blend_mask
 from fz.prompts import align
@@ -17,8 +18,8 @@ from fz.settings.config import EditSettings
 from fz.settings.place import slug
 
 TAU = 0.3
-# in the folder of pictures: which of them are its own
-LIST = "prompt.json"
+# what the pictures say of themselves, so that they may be replaced and no others
+MADE_BY = "fz.prompt"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ def write_pictures(
     )
 
     def picture(name: str, rows: Sequence, labels: Sequence[str]) -> None:
-        write_png(folder / name, contact_sheet(rows, labels))
+        about = PngInfo()
+        about.add_text("Software", MADE_BY)
+        with atomic(folder / name) as part:
+            Image.fromarray(contact_sheet(rows, labels)).save(part, format="PNG", pnginfo=about)
         written.append(folder / name)
 
     rows, labels = [], []
@@ -71,7 +75,6 @@ def write_pictures(
                 [overlay(clip, mask)],
                 [f"{edit.target}: what is edited, > {plan.region.threshold:g}"],
             )
-    write_json(folder / LIST, {"files": [file.name for file in written]})
     return written
 
 
@@ -79,7 +82,7 @@ def picture_names(tokens: Tokens, plans: Sequence[Plan]) -> list[str]:
     """What `write_pictures` writes."""
     words = [f"{word.index:02d}-{slug(word.text, 24)}.png" for word in tokens.words]
     masks = [f"mask-edit-{i}.png" for i, plan in enumerate(plans) if plan.fusion and plan.region.mask_words is not None]
-    return [*words, "all-words.png", *masks, LIST]
+    return [*words, "all-words.png", *masks]
 
 
 def check_pictures(folder: Path, names: Sequence[str], overwrite: bool) -> None:
@@ -88,13 +91,21 @@ def check_pictures(folder: Path, names: Sequence[str], overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise FzError(f"out: {folder} is a file, expected a folder. Pass another --out.")
-    listed = {LIST, *(records.read(folder / LIST, {"files": [str]}) or {"files": []})["files"]}
     for name in names:
         place = folder / name
         if place.is_symlink() or (place.exists() and not place.is_file()):
             raise FzError(f"out: {place} is a link or a folder, expected a file. Move it, or pass another --out.")
-        if place.exists() and name not in listed and not overwrite:
+        if place.exists() and not overwrite and not is_picture(place):
             raise FzError(
                 f"out: {place} is there, and not of an earlier fz.prompt. Pass another --out, or --overwrite to "
                 "replace it."
             )
+
+
+def is_picture(file: Path) -> bool:
+    """Did `write_pictures` write it?"""
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            return image.info.get("Software") == MADE_BY
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
