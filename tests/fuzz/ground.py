@@ -149,11 +149,12 @@ def child(work: Callable[[], object], folder: Path) -> None:
 
 
 def make_model(folder: Path) -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
     from fz import mini
     from fz.model.unet import UNet, UNetConfig
     from fz.model.vae import VAE as VAEModel
     from fz.model.vae import VAEConfig
-    from transformers import CLIPTextConfig, CLIPTextModel
 
     from ..random_weights import randomize
 
@@ -181,6 +182,7 @@ def make_model(folder: Path) -> None:
 
 def make_clips(ground: Ground) -> None:
     import numpy as np
+
     from fz.clips.media import write_mp4, write_png, write_pngs
 
     y, x = np.mgrid[:SIZE, :SIZE]
