@@ -1,4 +1,4 @@
-"""The fuzz and the strikes of `tests/fuzz`, a few by default, all of them as slow tests: nothing that is wrong is found."""
+"""The fuzz and the strikes of `tests/fuzz`, a few by default, all as slow tests: they find nothing that is wrong."""
 
 import subprocess
 import sys

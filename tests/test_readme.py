@@ -11,6 +11,7 @@ from fz import evaluate
 from fz.settings import flags
 from fz.tune import parser as tune_parser
 
+
 DOCS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md")
 
 

@@ -1,5 +1,5 @@
-"""The command line: inputs of all kinds in turn, until the minutes or the count are over; a line for each that failed, with
-what repeats it.
+"""The command line: inputs of all kinds in turn, until the minutes or the count are over; a line for each that
+failed, with what repeats it.
 """
 
 import argparse
@@ -35,7 +35,7 @@ KINDS = {
 
 
 def make(kind: str, number: int, seed: int, made: ground.Ground, work: Path) -> checks.Input:
-    """The input of that kind, number and seed, and the files that it needs; made in a child, so that nothing of it stays."""
+    """The input of that kind, number and seed, and its files; made in a child, so that nothing of it stays."""
     for name in ("canary", "home", "tmp", "cwd"):
         (work / name).mkdir(parents=True)
     (work / "canary" / "letter.txt").write_text("keep me")
@@ -108,7 +108,8 @@ def campaign(given: argparse.Namespace, home: Path) -> int:
             )
         if given.verbose or given.input is not None:
             print(
-                f"{kind} {i}: {ended.seconds:.2f} s, {ended.cpu:.2f} s of CPU, {(ended.peak - baseline) / 1e6:.0f} MB, code {ended.code}  {shown(one)}"
+                f"{kind} {i}: {ended.seconds:.2f} s, {ended.cpu:.2f} s of CPU, {(ended.peak - baseline) / 1e6:.0f} MB, "
+                f"code {ended.code}  {shown(one)}"
             )
             print(ended.out + ended.err, flush=True)
         if given.input is not None:

@@ -1,5 +1,5 @@
-"""Runs functions and command lines in forked children: all that is slow to import is there already, and nothing that one
-of them does reaches the next.
+"""Runs functions and command lines in forked children: all that is slow to import is there already, and nothing that
+one of them does reaches the next.
 """
 
 import atexit
@@ -26,8 +26,8 @@ LARGEST_FILE = 2 * 2**30
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended. code: its exit code, None where a signal ended it; late: it was killed for it; seconds: by the clock, cpu: at work;
-    peak: bytes of memory; left: processes of its were still there.
+    """How a child ended. code: its exit code, None where a signal ended it; late: it was killed for it; seconds: by
+    the clock, cpu: at work; peak: bytes of memory; left: processes of its were still there.
     """
 
     code: int | None
@@ -42,7 +42,7 @@ class Ended:
 
 
 def import_all() -> None:
-    """What any command imports, once, before the first fork; one thread, so that there is none that a fork would lose."""
+    """What any command imports, once, before the first fork; one thread: a fork would lose others."""
     os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     import torch
 
@@ -55,7 +55,7 @@ def import_all() -> None:
 
 
 def in_child(work: Callable[[], Any], folder: Path, seconds: float = SECONDS) -> Ended:
-    """Call `work` in a forked child whose output goes to files in `folder`. What it returns is the exit code, None is 0."""
+    """Call `work` in a forked child whose output goes to files in `folder`; it returns an exit code, or None."""
     files = folder / "stdout", folder / "stderr"
     sys.stdout.flush(), sys.stderr.flush()
     start = time.monotonic()

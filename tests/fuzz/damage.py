@@ -16,15 +16,17 @@ HEADS = (
     b"<html>",
 )
 STRANGE: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 3, 0.5, -0.5, 1e308, float("nan"), float("inf"), 10**9, 10**17, 10**40, 2**31, "", "abc",
-    "1", "²", "nan", [], {}, [[]], [None], {"a": 1}, [1, 2], "x" * 3000, "\x1b[2Jx", "a\nb", "\ud800", "../../x", "/", [0] * 500,
+    None, True, False, 0, -1, 1, 3, 0.5, -0.5, 1e308, float("nan"), float("inf"), 10**9, 10**17, 10**40, 2**31, "",
+    "abc", "1", "²", "nan", [], {}, [[]], [None], {"a": 1}, [1, 2], "x" * 3000, "\x1b[2Jx", "a\nb", "\ud800",
+    "../../x", "/", [0] * 500,
 )  # fmt: skip
 # what a value of YAML may be written as
 SCALARS = (
-    "2020-99-99", "!!int abc", "!!float x", "!!timestamp x", "!!binary '^'", '!!python/object/apply:os.mkdir ["pwned"]', "!x y",
-    "${a.b}", "${", "${..}", "${x:y}", "${editing_config}", "*x", "&a [*a]", "{<<: *x}", "0x", ".nan", ".inf", "-.inf", "1_000",
-    "0o9", "~", "? a", "|", "'", "[1", "{a: {a: {a: 1}}}", "²", "10**9", "99999999999999999999", "1e400", "null", "yes", "- a",
-    "\t", "%x", "@x", "`x", "a: b: c", "[]", "{}", "[[]]", "[null]", "1:30:00", "0.5", "-1", "''", '"\\ud800"', '"\\x1b[2J"',
+    "2020-99-99", "!!int abc", "!!float x", "!!timestamp x", "!!binary '^'",
+    '!!python/object/apply:os.mkdir ["pwned"]', "!x y", "${a.b}", "${", "${..}", "${x:y}", "${editing_config}",
+    "*x", "&a [*a]", "{<<: *x}", "0x", ".nan", ".inf", "-.inf", "1_000", "0o9", "~", "? a", "|", "'", "[1",
+    "{a: {a: {a: 1}}}", "²", "10**9", "99999999999999999999", "1e400", "null", "yes", "- a", "\t", "%x", "@x",
+    "`x", "a: b: c", "[]", "{}", "[[]]", "[null]", "1:30:00", "0.5", "-1", "''", '"\\ud800"', '"\\x1b[2J"',
 )  # fmt: skip
 WORDS = (
     "a",

@@ -18,9 +18,10 @@ from .ground import Ground, joined
 KEYS = (
     "seed", "dataset_config.path", "dataset_config.n_sample_frame", "editing_config.num_inference_steps", "train_steps",
     "editing_config.guidance_scale", "editing_config.editing_prompts", "editing_config.p2p_config.0.self_replace_steps",
-    "editing_config.p2p_config.0.blend_words", "editing_config.p2p_config.0.eq_params.values", "a", "a.b[0].c", "", ".", "model_config",
-    "editing_config.p2p_config.0.cross_replace_steps.default_", "dataset_config.offset.left", "editing_config.p2p_config[1]",
-    "editing_config.editing_prompts.0", "editing_config.editing_prompts[99]", "pretrained_model_path", "learning_rate",
+    "editing_config.p2p_config.0.blend_words", "editing_config.p2p_config.0.eq_params.values", "a", "a.b[0].c", "",
+    ".", "model_config", "editing_config.p2p_config.0.cross_replace_steps.default_", "dataset_config.offset.left",
+    "editing_config.p2p_config[1]", "editing_config.editing_prompts.0", "editing_config.editing_prompts[99]",
+    "pretrained_model_path", "learning_rate",
 )  # fmt: skip
 
 

@@ -10,20 +10,23 @@ from .ground import SOURCE, Ground, joined
 
 Flags = list[tuple[str, str | None]]
 SENSIBLE = (
-    "1", "2", "0", "0.5", "0,1", "0.1,0.8", "none", "all", "64", "64x96", "96", "red", "car", "blue=2", "car=0.5", "auto", "style",
-    "shape", "attribute", "refine", "replace", "plain", "memory", "disk", "recompute", "float32", "bfloat16", "float16", "same",
-    "-1,first", "0,mid", "[0, last]", "direct", "cpu", "ddim", "sdedit", "pnp", "null-p2p", "fatezero", "no-self", "full-self",
-    "reconstruction", "no-cross", "self_replace=0.2,0.5", "threshold=0:0.4:0.2", "reweight.blue=1,2", "1,1,1,1", "red car",
-    "a green car", "inversion", "ema", "3e-5", "tune-a-video",
+    "1", "2", "0", "0.5", "0,1", "0.1,0.8", "none", "all", "64", "64x96", "96", "red", "car", "blue=2", "car=0.5",
+    "auto", "style", "shape", "attribute", "refine", "replace", "plain", "memory", "disk", "recompute", "float32",
+    "bfloat16", "float16", "same", "-1,first", "0,mid", "[0, last]", "direct", "cpu", "ddim", "sdedit", "pnp",
+    "null-p2p", "fatezero", "no-self", "full-self", "reconstruction", "no-cross", "self_replace=0.2,0.5",
+    "threshold=0:0.4:0.2", "reweight.blue=1,2", "1,1,1,1", "red car", "a green car", "inversion", "ema", "3e-5",
+    "tune-a-video",
 )  # fmt: skip
 HOSTILE = (
-    "", " ", "nan", "inf", "-inf", "-1", "-0", "1e308", "1e-320", "1_0", " 7 ", "²", "٣", "१", "+5", "0x10", "1e3", "1,2,3", ",",
-    "=", "=1", "red=", "a=b=c", "=nan", "red=1e308", "99999999999999999999", "1" * 18, "9" * 400, "1" * 5000, "x" * 100_000, "64x",
-    "x64", "64x64x64", "0x0", "8192", "8193", "8192x64", "1000000x1", "1000", "1001", "4096", "\x1b[31mred", "a\nb", "\udcff\udcfe",
-    "$HOME", "${a}", "%s%n", "{}", "[]", "[", "--", "-", "--steps", "-x", "@file", "é" * 200, "🚗", "\u202e\u2066x", "\u2028",
-    "none.mp4", "file", "folder", ".", "~", "~nosuchuser", "~nosuchuser/x", "/dev/null", "/dev/zero", "/dev/full", "/proc/self/mem",
-    "/nowhere/x", "file/x", "https://example.org/a.mp4", "file:clip.mp4", "*", "[", "*.png", "threshold=", "self_replace=0:1:0",
-    "self_replace=0:1:1e-9", "self_replace=nan", "reweight.=1", "reweight.none=1", "steps=1", "threshold=0:1e5:1", "=1,2",
+    "", " ", "nan", "inf", "-inf", "-1", "-0", "1e308", "1e-320", "1_0", " 7 ", "²", "٣", "१", "+5", "0x10", "1e3",
+    "1,2,3", ",", "=", "=1", "red=", "a=b=c", "=nan", "red=1e308", "99999999999999999999", "1" * 18, "9" * 400,
+    "1" * 5000, "x" * 100_000, "64x", "x64", "64x64x64", "0x0", "8192", "8193", "8192x64", "1000000x1", "1000",
+    "1001", "4096", "\x1b[31mred", "a\nb", "\udcff\udcfe", "$HOME", "${a}", "%s%n", "{}", "[]", "[", "--", "-",
+    "--steps", "-x", "@file", "é" * 200, "🚗", "\u202e\u2066x", "\u2028", "none.mp4", "file", "folder", ".", "~",
+    "~nosuchuser", "~nosuchuser/x", "/dev/null", "/dev/zero", "/dev/full", "/proc/self/mem", "/nowhere/x",
+    "file/x", "https://example.org/a.mp4", "file:clip.mp4", "*", "[", "*.png", "threshold=", "self_replace=0:1:0",
+    "self_replace=0:1:1e-9", "self_replace=nan", "reweight.=1", "reweight.none=1", "steps=1", "threshold=0:1e5:1",
+    "=1,2",
 )  # fmt: skip
 # flags whose large values are work that somebody may want, not a fault
 COSTLY = (
@@ -148,10 +151,10 @@ def sentences(chance: Random, ground: Ground, work: Path) -> Input:
             chance.choice(
                 (
                     ("--reweight", f"{word}={chance.choice((2, -1, 0, 1e30))}"), ("--cross-replace", f"{word}=0.5"),
-                    ("--blend-words", two), ("--threshold", "0.3"), ("--align", chance.choice(("auto", "refine", "replace"))),
-                    ("--remove", two), ("--enhance", word), ("--negative", sentence(chance)), ("--blend-latents", "0.3"),
-                    ("--target", sentence(chance)), ("--edit", chance.choice(("style", "shape", "attribute"))),
-                    ("--reconstruction-prompt", sentence(chance)), ("--save-latents", None),
+                    ("--blend-words", two), ("--threshold", "0.3"), ("--align", chance.choice(("auto", "refine",
+                    "replace"))), ("--remove", two), ("--enhance", word), ("--negative", sentence(chance)),
+                    ("--blend-latents", "0.3"), ("--target", sentence(chance)), ("--edit", chance.choice(("style",
+                    "shape", "attribute"))), ("--reconstruction-prompt", sentence(chance)), ("--save-latents", None),
                 )
             )
         )  # fmt: skip
@@ -162,11 +165,16 @@ def sentences(chance: Random, ground: Ground, work: Path) -> Input:
 
 def sweeps(chance: Random, ground: Ground, work: Path) -> Input:
     axes = []
+    names = (
+        "threshold", "blend_th", "self_replace", "self-replace", "cross_replace", "blend_latents", "reweight.blue",
+        "reweight.", "reweight", "steps", "", "reweight.car", "thresholds",
+    )  # fmt: skip
+    texts = (
+        "0.2", "0.2,0.3", "none", "none,0.1", "0:1:0.5", "0:1:0", "1:0:0.1", "nan", "0,inf", "", ",", "a", "0.1:0.2",
+        "0:1:0.001", "-1:1:1", "1e5,1e6", "0.2,,0.3", "0:1e308:1e307", "²",
+    )  # fmt: skip
     for _ in range(chance.choice((1, 1, 2, 3, 64))):
-        name = chance.choice(("threshold", "blend_th", "self_replace", "self-replace", "cross_replace", "blend_latents",
-                              "reweight.blue", "reweight.", "reweight", "steps", "", "reweight.car", "thresholds"))  # fmt: skip
-        values = chance.choice(("0.2", "0.2,0.3", "none", "none,0.1", "0:1:0.5", "0:1:0", "1:0:0.1", "nan", "0,inf", "", ",", "a",
-                                "0.1:0.2", "0:1:0.001", "-1:1:1", "1e5,1e6", "0.2,,0.3", "0:1e308:1e307", "²"))  # fmt: skip
+        name, values = chance.choice(names), chance.choice(texts)
         axes.append(f"{name}={values}" if chance.random() < 0.95 else values)
     given = ground.flags(dry_run=chance.random() < 0.5 or None)
     return Input("sweeps", "fz.settings.sweep", [*joined(given), "--clip", "none", "--sweep", *axes], work)
@@ -212,6 +220,6 @@ def surroundings(chance: Random, ground: Ground, work: Path) -> Input:
     stdout = chance.choice(("file", "file", "ascii", "latin-1", "cp1252", "closed", "full"))
     (work / "file").write_text("a file")
     return Input(
-        "surroundings", command, [*first, *joined(given)], work, environment=environment, stdout=stdout, keep=[work / "file"],
-        codes=(0, 2, 120) if stdout in ("closed", "full") else (0, 2),
+        "surroundings", command, [*first, *joined(given)], work, environment=environment, stdout=stdout,
+        keep=[work / "file"], codes=(0, 2, 120) if stdout in ("closed", "full") else (0, 2),
     )  # fmt: skip

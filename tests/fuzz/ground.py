@@ -84,7 +84,7 @@ checkpointing_steps: 1
 
 @dataclass(frozen=True)
 class Ground:
-    """model, clip (a folder of frames), movie, mask, config (YAML), results (with its cache), tuned, table, judge: paths."""
+    """Paths: model, clip (a folder of frames), movie, mask, config (YAML), results (with a cache), tuned, table, judge."""
 
     folder: Path
 
