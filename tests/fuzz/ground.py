@@ -84,7 +84,7 @@ checkpointing_steps: 1
 
 @dataclass(frozen=True)
 class Ground:
-    """Paths: model, clip (a folder of frames), movie, mask, config (YAML), results (with a cache), tuned, table, judge."""
+    """Paths: model, clip (frames), movie, mask, config (YAML), results (with a cache), tuned, table, judge."""
 
     folder: Path
 
