@@ -50,7 +50,7 @@ def place(tmp_path_factory, root):
 @pytest.mark.parametrize("case", FLAGS)
 def test_a_mistake_is_answered_before_weights_are_read(case, place, root):
     flags = {"--checkpoint": "model", "--video": str(root / "weights/mini/example"), "--source": "a red car",
-             "--target": "a blue car", "--out": "o", "--cache": "none"}  # fmt: skip
+             "--target": "a blue car", "--out": case, "--cache": "none"}  # fmt: skip
     if FLAGS[case][0] == "--video":
         del flags["--video"]
     argv = [part for flag in flags.items() for part in flag] + FLAGS[case]
@@ -69,5 +69,5 @@ def test_a_mistake_is_answered_before_weights_are_read(case, place, root):
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 2 and len(said.splitlines()) == 1, said
     assert "no weights" not in said and "safetensors" not in said, said
-    assert not (place / "o").exists()
+    assert not (place / case).exists()
     assert usage.ru_utime + usage.ru_stime < LIMIT, said
