@@ -10,12 +10,15 @@ import torch
 from fz import mini
 from fz.ddim import Schedule
 from fz.mini import bars, evaluate, measure, words
-from fz.mini.data import HELD_OUT, as_given, draw_many, held_out, places, times_of
+from fz.mini.data import HELD_OUT, as_given, draw_many, held_out
 from fz.mini.export import EXAMPLE, export
 from fz.mini.sample import sample
-from fz.mini.train import UNET, VAE_JSON, Placement, Training, latents, new_text_model, placement, unit_latents
+from fz.mini.shape import UNET, VAE_JSON
+from fz.mini.state import write_averages
+from fz.mini.train import new_text_model
+from fz.mini.train_vae import unit_latents
 from fz.mini.warm import warm_start
-from fz.mini.world import COLOURS, KINDS, Story, Thing, caption, draw, draw_frame, render, sample_story, vocabulary
+from fz.mini.world import COLOURS, KINDS, Story, Thing, caption, draw, draw_frame, sample_story, vocabulary
 from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import SCALE, VAE, VAEConfig
 from fz.prompts.text import TextEncoder
@@ -47,10 +50,10 @@ def fresh(tmp_path_factory, tokenizer):
     warm_start(vae)
     text = new_text_model(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
     modules = torch.nn.ModuleDict({"unet": UNet(UNetConfig.from_json(UNET)), "text": text})
-    torch.save({"shadow": modules.state_dict()}, state / "unet-64.pt")
+    write_averages(state, modules.state_dict())
     torch.save(vae.state_dict(), state / "vae-final.pt")
-    (state / "log.csv").write_text("stage,step,seconds,loss\n")
-    assert export(state, out) == "unet-64"
+    (state / "log.csv").write_text("step,seconds,pictures,size,loss,placing\n")
+    assert export(state, out) == "no pictures"
     return modules, vae, out
 
 
@@ -105,30 +108,9 @@ def test_latents_get_unit_deviation_and_the_vae_stays_the_same():
     torch.testing.assert_close(after, before, atol=2e-4, rtol=1e-4)
 
 
-def test_training_goes_on_from_its_file(tmp_path):
-    torch.manual_seed(0)
-    (tmp_path / "log.csv").unlink(missing_ok=True)
-    layer = torch.nn.Linear(2, 1)
-    first = Training(tmp_path, "part", {"layer": layer}, rate=0.1, minutes=0.002)
-    first.run(lambda step: layer(torch.ones(4, 2)).square().mean())
-    again = Training(tmp_path, "part", {"layer": torch.nn.Linear(2, 1)}, rate=0.1, minutes=0.002)
-    assert again.steps == first.steps > 0
-    torch.testing.assert_close(again.modules.state_dict(), first.modules.state_dict())
-    again.run(lambda step: pytest.fail("its minutes are over"))
-
-
 def test_training_pictures_are_not_held_out():
     with pytest.raises(ValueError, match="held out"):
         draw_many(HELD_OUT - 1, 2)
-
-
-def test_latents_are_computed_once(tmp_path):
-    torch.manual_seed(0)
-    vae = VAE(VAEConfig.from_json(VAE_JSON)).eval()
-    frames = torch.randint(256, (3, 2, 3, 128, 128), dtype=torch.uint8)
-    first = latents(tmp_path, vae, frames, 64)
-    assert first.shape == (3, 2, 4, 16, 16)
-    assert torch.equal(latents(tmp_path, None, frames, 64), first)
 
 
 def test_export_is_a_checkpoint_with_the_trained_weights(fresh):
@@ -275,38 +257,3 @@ def test_the_vae_that_ships_reconstructs():
 
 def test_kinds_and_colours_are_as_many_as_asked():
     assert len(KINDS) >= 6 and len(COLOURS) == 8
-
-
-def test_places_are_where_things_are_and_words_are_theirs(tokenizer):
-    seed = next(seed for seed in range(100) if len(sample_story(seed).things) == 2)
-    story = sample_story(seed)
-    found = places(seed, 8)
-    for i, t in enumerate(times_of(seed)):
-        for j, mask in enumerate(render(story, float(t), 128)[1]):
-            assert found[i, j].mean() == pytest.approx(mask.mean())
-            y, x = np.unravel_index(found[i, j].argmax(), (8, 8))
-            assert mask[16 * y : 16 * y + 16, 16 * x : 16 * x + 16].mean() == pytest.approx(found[i, j].max())
-    encoder = TextEncoder(tokenizer, None)
-    text = caption(story)
-    placed = placement(encoder, [caption(sample_story(s)) for s in range(seed + 1)], 8)
-    ids = encoder.tokens(text).ids
-    for j, thing in enumerate(story.things):
-        named = tokenizer.decode([ids[k] for k in placed.columns[seed, 0, j].nonzero().flatten()])
-        assert named.split() == [thing.colour, thing.kind]
-
-
-def test_the_loss_of_places_is_least_for_attention_on_the_thing():
-    cells, columns = torch.zeros(1, 2, 2, 4), torch.zeros(1, 2, 2, 3)
-    cells[0, :, 0, 1] = columns[0, :, 0, 2] = 1  # the first thing is in cell 1, named by token 2; there is no second
-    placed = Placement(cells, columns)
-    chosen, moments, which = torch.tensor([0]), torch.tensor([[0]]), torch.tensor([0])
-
-    def loss(attention, told=True):
-        maps = torch.full((1, 1, 4, 3), 0.1)
-        maps[0, 0, :, 2] = torch.tensor(attention)
-        return float(placed.loss([maps, maps], chosen, moments, which, torch.tensor([told])))
-
-    assert loss([0.0, 0.5, 0.0, 0.0]) == pytest.approx(0, abs=1e-5)
-    assert loss([0.2, 0.2, 0.2, 0.2]) == pytest.approx(np.log(4), abs=1e-5)
-    assert loss([0.5, 0.1, 0.1, 0.1]) > loss([0.1, 0.5, 0.1, 0.1])
-    assert loss([0.5, 0.1, 0.1, 0.1], told=False) == 0

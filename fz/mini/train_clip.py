@@ -1,4 +1,4 @@
-"""Trains the miniature's CLIP, whose features the metrics compare: `python -m fz.mini.train_clip`, on the pictures of `fz.mini.train`.
+"""Trains the miniature's CLIP, whose features the metrics compare: `python -m fz.mini.train_clip`, on the pictures of `fz.mini.train_vae`.
 
 Contrastive (Radford et al. 2021) with neighbours that differ in one word: batches are groups of stories alike but for one of colour, kind,
 scene and style, and each picture also meets its caption with one of these changed. Then the share of held-out pictures that prefer their
@@ -18,7 +18,9 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from fz.mini.data import held_out
-from fz.mini.train import SHORT, STORIES, Training, pictures
+from fz.mini.stage import Stage
+from fz.mini.train import SHORT
+from fz.mini.train_vae import STORIES, pictures
 from fz.mini.words import write_tokenizer
 from fz.mini.world import COLOURS, KINDS, SCENES, STYLES, VERB, Story, caption, counterfactual, draw_frame, sample_story
 from fz.model.clip_vision import MEAN, STD, Clip, ImageTower, Preprocess, ViTConfig
@@ -60,7 +62,7 @@ def as_clip(model: CLIPModel, tokenizer: CLIPTokenizer) -> Clip:
 
 
 def stories_of(captions: list[str]) -> list[Story]:
-    """The stories of `fz.mini.train.pictures`, by their seeds. Raises ValueError if their captions are others."""
+    """The stories of `fz.mini.train_vae.pictures`, by their seeds. Raises ValueError if their captions are others."""
     stories = [sample_story(seed) for seed in range(len(captions))]
     found = [s if caption(s) == c else dataclasses.replace(s, things=()) for s, c in zip(stories, captions, strict=True)]
     if wrong := [i for i, (s, c) in enumerate(zip(found, captions, strict=True)) if caption(s) != c]:
@@ -137,10 +139,9 @@ def train(state: Path, frames: Tensor, captions: list[str], minutes: float, rate
     """Train, or go on, until the minutes are over."""
     tokenizer = write_tokenizer(state / "tokenizer-clip")
     model, rng = new_clip(tokenizer), random.Random(0)
-    training = Training(state, "clip", {"clip": model}, rate, minutes)
-    training.log = state / "log-clip.csv"
-    if training.seconds < 60 * minutes:
-        rng.seed(training.steps)
+    stage = Stage(state, "clip", {"clip": model}, rate, minutes)
+    if stage.seconds < 60 * minutes:
+        rng.seed(stage.steps)
         stories, small = stories_of(captions), shrunk(frames)
         near = Neighbours(stories)
         bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -161,8 +162,8 @@ def train(state: Path, frames: Tensor, captions: list[str], minutes: float, rate
             scale = model.logit_scale.exp().clamp(max=100)
             return contrast(F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1), scale, same)
 
-        training.run(loss)
-    return as_clip(training.finished()["clip"], tokenizer)
+        stage.run(loss)
+    return as_clip(stage.finished()["clip"], tokenizer)
 
 
 def said(story: Story, rng: random.Random) -> str:
