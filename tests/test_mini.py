@@ -1,4 +1,6 @@
-"""The miniature: its tokenizer, its VAE's start, what judges its pictures, its export, and, where its data is shipped, the default run."""
+"""The miniature: its tokenizer, its VAE's start, what judges its pictures, its export, and, where its data is shipped,
+the default run.
+"""
 
 import dataclasses
 import json
@@ -9,7 +11,7 @@ import torch
 
 from fz import mini
 from fz.ddim import Schedule
-from fz.mini import bars, evaluate, measure, words
+from fz.mini import bars, evaluate, figures, measure, words
 from fz.mini.data import HELD_OUT, as_given, draw_many, held_out
 from fz.mini.export import EXAMPLE, export
 from fz.mini.sample import sample
@@ -69,12 +71,17 @@ def test_every_caption_is_spelled_and_some_words_are_two_tokens(tokenizer):
         sentence = caption(sample_story(seed))
         found = encoder.tokens(sentence)
         assert tokenizer.decode(found.ids[1 : found.used - 1]).strip() == sentence
-        assert [len(word.positions) for word in found.words] == [len(words.SPLIT.get(w, (w,))) for w in sentence.split()]
+        assert [len(word.positions) for word in found.words] == [
+            len(words.SPLIT.get(w, (w,))) for w in sentence.split()
+        ]
     assert set(words.SPLIT) <= set(vocabulary())
 
 
 def test_words_that_it_does_not_know_are_spelled_in_bytes(tokenizer):
-    assert tokenizer.decode(TextEncoder(tokenizer, None).tokens("a zebra – 7").ids, skip_special_tokens=True).strip() == "a zebra – 7"
+    assert (
+        tokenizer.decode(TextEncoder(tokenizer, None).tokens("a zebra – 7").ids, skip_special_tokens=True).strip()
+        == "a zebra – 7"
+    )
 
 
 def test_the_vae_starts_as_block_averages_with_their_colours():
@@ -134,45 +141,60 @@ def test_sampling_is_finite_and_does_not_depend_on_the_company(fresh):
 
 def test_evaluation_measures_once_has_every_bar_and_goes_on(fresh, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "load_eye", lambda: measure.Eye().eval())
-    setup, jobs = evaluate.Setup(frames=2, size=64, steps=2, picture_steps=1), [("picture", 0), ("clip", 0), ("removal", 0)]
+    setup, jobs = figures.Setup(frames=2, size=64, steps=2, picture_steps=1), [(part, 0) for part in figures.MEASURES]
     rows = [row for found in evaluate.evaluate(setup, str(fresh[2]), jobs, tmp_path) for row in found]
     names = [name for _, name, _ in rows]
     assert len(names) == len(set(names)) and set(bars.BARS) <= set(names)
     assert {name for pair in bars.ORDERINGS for name in pair} <= set(names)
     # of the second clip nothing, of the first all that the file has, unless the key is another
-    bench = evaluate.Bench(load_checkpoint(fresh[2]), measure.Eye().eval(), setup)
+    bench = figures.Bench(load_checkpoint(fresh[2]), measure.Eye().eval(), setup)
     files = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    assert len(files) == 3
-    key = json.loads((tmp_path / "clip-0000.json").read_text())["key"]
-    monkeypatch.setitem(evaluate.MEASURES, "clip", lambda bench, i: iter([evaluate.Figure("again", True)]))
-    of_clips = [row for row in rows if row[1] in names[4:] and not row[1].startswith("removal")]
-    assert sorted(evaluate.figures_of(bench, key, "clip", 0, tmp_path)) == sorted(of_clips)
+    assert len(files) == len(jobs)
+    content = json.loads((tmp_path / "one-of-two-0000.json").read_text())
+    monkeypatch.setitem(figures.MEASURES, "one of two", lambda bench, i: iter([figures.Figure("again", True)]))
+    before = [(0, name, value) for name, value in content["figures"].items()]
+    assert evaluate.figures_of(bench, content["key"], "one of two", 0, tmp_path) == before
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == files
-    assert evaluate.figures_of(bench, "other", "clip", 0, tmp_path) == [(0, "again", 1.0)]
-    (tmp_path / "clip-0000.json").write_text("{")
-    assert evaluate.figures_of(bench, key, "clip", 0, tmp_path) == [(0, "again", 1.0)]
+    assert evaluate.figures_of(bench, "other", "one of two", 0, tmp_path) == [(0, "again", 1.0)]
+    (tmp_path / "one-of-two-0000.json").write_text("{")
+    assert evaluate.figures_of(bench, content["key"], "one of two", 0, tmp_path) == [(0, "again", 1.0)]
 
 
 def test_the_key_is_of_the_settings_and_the_weights(fresh):
     loaded, eye = load_checkpoint(fresh[2]), measure.Eye().eval()
-    keys = [evaluate.Bench(loaded, eye, evaluate.Setup(steps=steps)).key() for steps in (4, 4, 5)]
+    keys = [figures.Bench(loaded, eye, figures.Setup(steps=steps)).key() for steps in (4, 4, 5)]
     with torch.no_grad():
         loaded.unet.conv_in.bias[0] += 1
-    keys.append(evaluate.Bench(loaded, eye, evaluate.Setup(steps=4)).key())
+    keys.append(figures.Bench(loaded, eye, figures.Setup(steps=4)).key())
     assert keys[0] == keys[1] and len(set(keys)) == 3
 
 
 def test_the_table_sets_figures_beside_bars_and_orderings_beside_chance():
     better, worse = bars.ORDERINGS[0]
-    rows = [(0, "vae psnr at 128 px", 29.0), (1, "vae psnr at 128 px", 30.0), (0, "blend mask: iou", 0.6), (0, "other", 1.0)]
+    rows = [
+        (0, "vae psnr at 128 px", 29.0),
+        (1, "vae psnr at 128 px", 30.0),
+        (0, "blend mask: iou", 0.9),
+        (0, "other", 1.0),
+    ]
     rows += [(i, name, 20.0 + (name == better) + 0.1 * i) for i in range(4) for name in (better, worse)]
     lines = {line.split("  ")[0]: line for line in bars.table(rows)}
     assert all(part in lines["vae psnr at 128 px"] for part in ("SHORT", "29.500", "23.147 … 35.853"))
     assert "reached" in lines["blend mask: iou"] and "reached" not in lines["other"]
-    assert any(line.startswith(f"  holds  {better} > {worse}: +1.000 ± 0.000  (100% of 4)") for line in bars.table(rows))
-    mixed = [(i, name, value) for i, value in enumerate((2.0, -1.0, 0.5)) for name, value in ((better, value), (worse, 0.0))]
-    assert any(line.startswith("  leans") for line in bars.table(mixed))
-    assert any(line.startswith("  FAILS") for line in bars.table([(i, name, -value) for i, name, value in mixed]))
+    assert any(
+        line.startswith(f"  holds  {better} > {worse}: +1.000 ± 0.000  (100% of 4)") for line in bars.table(rows)
+    )
+    assert bars.table(rows)[-1] == "  1 holds, 0 undecided, 0 fails"
+    mixed = [
+        (i, name, value) for i, value in enumerate((2.0, -1.0, 0.5)) for name, value in ((better, value), (worse, 0.0))
+    ]
+    for found in (mixed, [(i, name, -value) for i, name, value in mixed]):
+        undecided = next(line for line in bars.table(found) if line.startswith("  undecided"))
+        clips = int(undecided.rsplit("about ", 1)[1].split()[0])
+        # Student's interval of (2, -1, 0.5) is 0.5 ± 3.73
+        assert clips == pytest.approx(3 * (3.726 / 0.5) ** 2, abs=1)
+    failing = [(i, name, value) for i in range(5) for name, value in ((better, 1.0), (worse, 2.0 + 0.1 * i))]
+    assert any(line.startswith("  FAILS") for line in bars.table(failing))
 
 
 def test_intervals_of_shares_are_wilson_s():
@@ -185,7 +207,11 @@ def test_intervals_of_shares_are_wilson_s():
 def test_a_clip_as_given_is_the_drawn_one_shrunk_with_its_truth():
     story = held_out(5, two=False)
     large, small = draw(story, 3, 128), as_given(story, 3, 64)
-    assert small.frames.shape == (3, 64, 64, 3) and small.masks.shape == (1, 3, 64, 64) and small.flow.shape == (2, 64, 64, 2)
+    assert (
+        small.frames.shape == (3, 64, 64, 3)
+        and small.masks.shape == (1, 3, 64, 64)
+        and small.flow.shape == (2, 64, 64, 2)
+    )
     assert abs(small.frames.astype(float).mean() - large.frames.mean()) < 0.1
     inside = small.masks[0, 0]
     np.testing.assert_allclose(small.flow[0][inside].mean(0), large.flow[0][large.masks[0, 0]].mean(0) / 2, atol=0.02)
@@ -197,9 +223,9 @@ def test_true_pictures_reach_what_is_measured():
     """The measures give counterfactuals full marks: same colours by hue, no change along the motion, endless PSNR."""
     story = Story((Thing("ball", "cyan"),), "road", drift=0.03)
     drawn = draw(story, 4)
-    assert evaluate.psnr(drawn.frames, drawn.frames) > 100
-    wrong = evaluate.change(drawn.frames, np.zeros_like(drawn.flow), np.ones(drawn.flow.shape[:3], bool))
-    assert evaluate.change(drawn.frames, drawn.flow, np.ones(drawn.flow.shape[:3], bool)) < 0.6 * wrong
+    assert figures.psnr(drawn.frames, drawn.frames) > 100
+    wrong = figures.change(drawn.frames, np.zeros_like(drawn.flow), np.ones(drawn.flow.shape[:3], bool))
+    assert figures.change(drawn.frames, drawn.flow, np.ones(drawn.flow.shape[:3], bool)) < 0.6 * wrong
 
 
 @pytest.mark.parametrize("colour", COLOURS)
@@ -235,6 +261,50 @@ def test_what_ships_is_small_whole_and_its_example_is_of_its_words():
 def test_the_eye_sees_drawn_pictures_right():
     found = measure.errors(measure.load_eye(), 40)
     assert found["scene"] > 0.9 and found["kind"] > 0.85 and found["style"] > 0.9 and found["mask"] > 0.7
+    # of two things, each in its half
+    assert found["kind of each of two"] > 0.85 and found["colour of each of two"] > 0.9 and found["steadiness"] > 0.9
+
+
+@needs_data
+def test_an_outline_that_wobbles_or_is_another_s_scores_low():
+    eye = measure.load_eye()
+
+    def seen(story, thing, **changes):
+        changed = dataclasses.replace(story, things=(dataclasses.replace(thing, **changes),))
+        return np.stack([s.mask for s in measure.look(eye, draw(changed, 4).frames)])
+
+    same, other, still, wobbling = [], [], [], []
+    for i in range(6):
+        story = figures.held_out_story(9000 + i)
+        thing = story.things[0]
+        masks, larger = seen(story, thing), seen(story, thing, size=1.1 * thing.size)
+        recoloured = seen(story, thing, colour="blue" if thing.colour != "blue" else "red")
+        same.append(measure.outline_iou(masks, recoloured))
+        other.append(measure.outline_iou(masks, seen(story, thing, kind="star" if thing.kind != "star" else "car")))
+        still.append(measure.steadiness(masks, thing))
+        masks[1::2] = larger[1::2]
+        wobbling.append(measure.steadiness(masks, thing))
+    assert np.mean(same) > 0.87 > 0.65 > np.mean(other)
+    assert np.mean(still) > 0.92 > 0.88 > np.mean(wobbling)
+
+
+def test_outlines_are_compared_frame_by_frame():
+    a, b = np.zeros((2, 4, 4), bool), np.zeros((2, 4, 4), bool)
+    a[0, :2], b[0, :4] = True, True  # a half of it; and nothing in both second frames
+    assert measure.outline_iou(a, b) == pytest.approx(0.75)
+    b[1, 0, 0] = True
+    assert measure.outline_iou(a, b) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.6])
+def test_true_outlines_are_steady_along_their_motion(turn):
+    thing = Thing("car", "red", (0.4, 0.5), (0.6, 0.55), 0.4, turn=turn)
+    masks = draw(Story((thing,), "sand"), 5).masks[0]
+    assert measure.steadiness(masks, thing) > 0.95
+    # not moved along, the same masks are not
+    assert measure.steadiness(masks, dataclasses.replace(thing, end=thing.start)) < 0.9
+    with pytest.raises(ValueError, match="1 frame"):
+        measure.steadiness(masks[:1], thing)
 
 
 @needs_data
