@@ -1,6 +1,8 @@
-"""A miniature Stable Diffusion for a small drawn world: its pictures, its training, and the checkpoint that ships with the project.
+"""A miniature Stable Diffusion for a small drawn world: its pictures, its training, and the checkpoint that ships with
+the project.
 
-This file says where the shipped data is and what a run without a checkpoint or without a clip means; the data is in `weights/mini`.
+This file says where the shipped data is and what a run without a checkpoint or without a clip means; the data is in
+`weights/mini`.
 """
 
 from collections.abc import Iterable
@@ -11,7 +13,8 @@ import fz.weights
 from fz.errors import FzError, suggest
 
 SIZE = 128  # side of the pictures that the shipped UNet was last trained on
-# guidance: of 2, 3 and 4, on stories of which nothing is reported, 3 missed no more kinds than 4 and kept more of the background
+# guidance: of 2, 3 and 4, on stories of which nothing is reported, 3 missed no more kinds than 4 and kept more of the
+# background
 DEFAULTS: dict[str, Any] = {"clip.size": SIZE, "guidance": 3.0, "steps": 20}
 FOLDER = Path(fz.weights.__file__).parent / "mini"
 
@@ -26,7 +29,9 @@ def checkpoint() -> str:
 def clip() -> str:
     """The folder of the miniature's CLIP, for metrics. Raises FzError if it is not there."""
     if not (FOLDER / "clip" / "model.safetensors").is_file():
-        raise FzError(f"clip: {FOLDER} has no clip/. Install the project with its data, or pass --clip PATH, or --clip none.")
+        raise FzError(
+            f"clip: {FOLDER} has no clip/. Install the project with its data, or pass --clip PATH, or --clip none."
+        )
     return str(FOLDER / "clip")
 
 
@@ -47,4 +52,7 @@ def strange_words(prompts: Iterable[str]) -> list[str]:
     known = vocabulary()
     words = dict.fromkeys(bare(word) for prompt in prompts for word in prompt.split())
     strange = [word for word in words if word not in known and not all(map(is_punctuation, word))]
-    return [f"the miniature does not know {word!r}.{suggest(word, known)} --list-words tells what it knows." for word in strange]
+    return [
+        f"the miniature does not know {word!r}.{suggest(word, known)} --list-words tells what it knows."
+        for word in strange
+    ]

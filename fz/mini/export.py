@@ -46,10 +46,16 @@ def export(state: Path, out: Path) -> str:
         for k, t in under(averages, "text.").items()
         if "position_ids" not in k
     }
-    text_config = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "vocab_size": len(tokenizer),
-    **TEXT,
-                   "layer_norm_eps": 1e-5, "bos_token_id": tokenizer.bos_token_id, "eos_token_id":
-                   tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+    text_config = {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": len(tokenizer),
+        **TEXT,
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     write_part(out / "unet", UNET, under(averages, "unet."), "diffusion_pytorch_model")
     write_part(out / "vae", VAE_JSON, vae, "diffusion_pytorch_model")
     write_part(out / "text_encoder", text_config, text, "model")

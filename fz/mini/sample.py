@@ -1,4 +1,5 @@
-"""Pictures from sentences, by the miniature or any other checkpoint: `python -m fz.mini.sample 'a blue star on the grass'`.
+"""Pictures from sentences, by the miniature or any other checkpoint: `python -m fz.mini.sample 'a blue star on the
+grass'`.
 
 Plain DDIM sampling with guidance; nothing here knows of editing.
 """
@@ -29,7 +30,9 @@ def sample(
     guidance: float = mini.DEFAULTS["guidance"],
     size: int = mini.SIZE,
 ) -> Tensor:
-    """One picture of each prompt, (n, 3, size, size) in [-1, 1]. Prompt i starts from the noise of seed + i, whatever the others are."""
+    """One picture of each prompt, (n, 3, size, size) in [-1, 1]. Prompt i starts from the noise of seed + i, whatever
+    the others are.
+    """
     schedule = Schedule.of(checkpoint.scheduler, steps)
     negative = checkpoint.text.encode([""])[0]
     latent = size // checkpoint.vae.config.stride

@@ -1,4 +1,6 @@
-"""The things of the world: outlines as polygons, with details, shaded by light from the upper left. Units: the thing's height is 1."""
+"""The things of the world: outlines as polygons, with details, shaded by light from the upper left. Units: the thing's
+height is 1.
+"""
 
 import colorsys
 import functools
@@ -27,14 +29,18 @@ Points = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Part:
-    """A polygon (x right, y down, the thing within ±0.5 high) and its paint: 'body', or a grey from 0 to 255, or 'shade' (darker body)."""
+    """A polygon (x right, y down, the thing within ±0.5 high) and its paint: 'body', or a grey from 0 to 255, or
+    'shade' (darker body).
+    """
 
     points: Points
     paint: str | int = "body"
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, paint: str | int = "body", n: int = 40) -> Part:
-    return Part([(x + rx * math.cos(2 * math.pi * i / n), y + ry * math.sin(2 * math.pi * i / n)) for i in range(n)], paint)
+    return Part(
+        [(x + rx * math.cos(2 * math.pi * i / n), y + ry * math.sin(2 * math.pi * i / n)) for i in range(n)], paint
+    )
 
 
 def ball() -> list[Part]:
@@ -51,11 +57,27 @@ def box() -> list[Part]:
 
 def star() -> list[Part]:
     radii = (0.52, 0.22)
-    return [Part([(radii[i % 2] * math.sin(math.pi * i / 5), 0.04 - radii[i % 2] * math.cos(math.pi * i / 5)) for i in range(10)])]
+    return [
+        Part(
+            [
+                (radii[i % 2] * math.sin(math.pi * i / 5), 0.04 - radii[i % 2] * math.cos(math.pi * i / 5))
+                for i in range(10)
+            ]
+        )
+    ]
 
 
 def car() -> list[Part]:
-    body = [(-0.78, 0.24), (-0.78, 0.0), (-0.5, -0.08), (-0.32, -0.34), (0.26, -0.34), (0.46, -0.06), (0.78, 0.02), (0.78, 0.24)]
+    body = [
+        (-0.78, 0.24),
+        (-0.78, 0.0),
+        (-0.5, -0.08),
+        (-0.32, -0.34),
+        (0.26, -0.34),
+        (0.46, -0.06),
+        (0.78, 0.02),
+        (0.78, 0.24),
+    ]
     windows = [Part([(-0.36, -0.07), (-0.25, -0.27), (-0.05, -0.27), (-0.05, -0.07)], 215),
                Part([(0.02, -0.07), (0.02, -0.27), (0.21, -0.27), (0.34, -0.07)], 215)]  # fmt: skip
     wheels = [ellipse(x, 0.24, r, r, paint) for x in (-0.44, 0.44) for r, paint in ((0.19, 30), (0.08, 170))]
@@ -64,14 +86,19 @@ def car() -> list[Part]:
 
 def boat() -> list[Part]:
     hull = [(-0.66, 0.18), (0.66, 0.18), (0.42, 0.48), (-0.46, 0.48)]
-    return [Part([(-0.04, -0.52), (0.02, -0.52), (0.02, 0.18), (-0.04, 0.18)], 70), Part(hull),
-            Part([(0.06, -0.48), (0.06, 0.1), (0.52, 0.1)], "light"), Part([(-0.08, -0.36), (-0.08, 0.1), (-0.44, 0.1)], 240)]  # fmt: skip
+    return [
+        Part([(-0.04, -0.52), (0.02, -0.52), (0.02, 0.18), (-0.04, 0.18)], 70),
+        Part(hull),
+        Part([(0.06, -0.48), (0.06, 0.1), (0.52, 0.1)], "light"),
+        Part([(-0.08, -0.36), (-0.08, 0.1), (-0.44, 0.1)], 240),
+    ]
 
 
 def fish() -> list[Part]:
     tail = Part([(-0.34, 0.0), (-0.78, -0.32), (-0.66, 0.0), (-0.78, 0.32)], "shade")
     fin = Part([(-0.1, -0.24), (0.1, -0.46), (0.22, -0.22)], "shade")
-    return [tail, fin, ellipse(0.1, 0, 0.52, 0.3), ellipse(0.4, -0.07, 0.075, 0.075, 250), ellipse(0.42, -0.07, 0.035, 0.035, 15),
+    eye = [ellipse(0.4, -0.07, 0.075, 0.075, 250), ellipse(0.42, -0.07, 0.035, 0.035, 15)]
+    return [tail, fin, ellipse(0.1, 0, 0.52, 0.3), *eye,
             Part([(0.02, 0.02), (-0.14, -0.08), (-0.14, 0.14)], "shade")]  # fmt: skip
 
 
@@ -113,7 +140,9 @@ def rgb(colour: str, light: float = 1.0) -> tuple[int, int, int]:
 def paint(
     picture: np.ndarray, kind: str, colour: str, size: float, pose: tuple[float, float, float, bool]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lay a thing over a float picture (H, H, 3), 0 to 255, with a soft shadow. Returns the picture and the thing's alpha (H, H)."""
+    """Lay a thing over a float picture (H, H, 3), 0 to 255, with a soft shadow. Returns the picture and the thing's
+    alpha (H, H).
+    """
     side = len(picture)
     x, y, angle, left = pose
     big = side * FINE
@@ -123,8 +152,10 @@ def paint(
     tones = {"body": rgb(colour), "shade": rgb(colour, 0.72), "light": rgb(colour, 1.2)}
     outline = rgb(colour, 0.45)
     for part in parts(kind):
-        place = [((x + size * (cos * (-px if left else px) - sin * py)) * big, (y + size * (sin * (-px if left else px) + cos * py)) * big)
-                 for px, py in part.points]  # fmt: skip
+        facing = [(-px if left else px, py) for px, py in part.points]
+        place = [
+            ((x + size * (cos * px - sin * py)) * big, (y + size * (sin * px + cos * py)) * big) for px, py in facing
+        ]
         tone = tones[part.paint] if isinstance(part.paint, str) else (part.paint,) * 3
         canvas.polygon(place, fill=(*tone, 255))
         canvas.line([*place, place[0]], fill=(*outline, 255), width=max(FINE * side // 100, 1))

@@ -1,8 +1,9 @@
-"""Trains the miniature's CLIP, whose features the metrics compare: `python -m fz.mini.train_clip`, on the pictures of `fz.mini.train_vae`.
+"""Trains the miniature's CLIP, whose features the metrics compare: `python -m fz.mini.train_clip`, on the pictures of
+`fz.mini.train_vae`.
 
-Contrastive (Radford et al. 2021) with neighbours that differ in one word: batches are groups of stories alike but for one of colour, kind,
-scene and style, and each picture also meets its caption with one of these changed. Then the share of held-out pictures that prefer their
-own caption. Goes on where it was stopped; `python -m fz.mini.export` ships it.
+Contrastive (Radford et al. 2021) with neighbours that differ in one word: batches are groups of stories alike but for
+one of colour, kind, scene and style, and each picture also meets its caption with one of these changed. Then the share
+of held-out pictures that prefer their own caption. Goes on where it was stopped; `python -m fz.mini.export` ships it.
 """
 
 import argparse
@@ -39,11 +40,21 @@ GROUPS, GROUP = 32, 4  # a batch: so many groups of so many pictures
 
 def configuration(tokenizer: CLIPTokenizer) -> dict:
     """config.json."""
-    words = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-             "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+    words = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     vision, text = ({**tower, "projection_dim": PROJECTION} for tower in (VISION, TEXT | words))
-    return {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": PROJECTION, "logit_scale_init_value": 2.6592,
-            "vision_config": vision, "text_config": text}  # fmt: skip
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": PROJECTION,
+        "logit_scale_init_value": 2.6592,
+        "vision_config": vision,
+        "text_config": text,
+    }
 
 
 def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -64,9 +75,13 @@ def as_clip(model: CLIPModel, tokenizer: CLIPTokenizer) -> Clip:
 def stories_of(captions: list[str]) -> list[Story]:
     """The stories of `fz.mini.train_vae.pictures`, by their seeds. Raises ValueError if their captions are others."""
     stories = [sample_story(seed) for seed in range(len(captions))]
-    found = [s if caption(s) == c else dataclasses.replace(s, things=()) for s, c in zip(stories, captions, strict=True)]
+    found = [
+        s if caption(s) == c else dataclasses.replace(s, things=()) for s, c in zip(stories, captions, strict=True)
+    ]
     if wrong := [i for i, (s, c) in enumerate(zip(found, captions, strict=True)) if caption(s) != c]:
-        raise ValueError(f"pictures: {len(wrong)} captions are not of their seeds' stories, first {wrong[0]}. Draw them anew.")
+        raise ValueError(
+            f"pictures: {len(wrong)} captions are not of their seeds' stories, first {wrong[0]}. Draw them anew."
+        )
     return found
 
 
@@ -76,7 +91,9 @@ def attributes(story: Story) -> tuple:
 
 
 def otherwise(story: Story, what: str, rng: random.Random) -> Story:
-    """The same story with another colour, kind (of a thing by chance), scene or style; of an empty scene, another scene or style."""
+    """The same story with another colour, kind (of a thing by chance), scene or style; of an empty scene, another scene
+    or style.
+    """
     if what in ("colour", "kind") and not story.things:
         what = rng.choice(["scene", "style"])
     if what in ("scene", "style"):
@@ -105,7 +122,9 @@ class Neighbours:
 
 
 def blurred_and_tinted(x: Tensor) -> Tensor:
-    """What a generator does to pictures and drawing does not: blur, noise, a tint, and a shift of up to three pixels."""
+    """What a generator does to pictures and drawing does not: blur, noise, a tint, and a shift of up to three
+    pixels.
+    """
     if torch.rand(()) < 0.3:
         x = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2.0, mode="bilinear")
     x = x + 0.06 * torch.rand(()) * torch.randn_like(x) + 0.03 * torch.randn(len(x), 3, 1, 1)
@@ -120,14 +139,19 @@ def normalised(frames: Tensor) -> Tensor:
 
 def shrunk(frames: Tensor) -> Tensor:
     """(n, 2, 3, 128, 128) uint8 -> (n, 2, 3, SIDE, SIDE) uint8."""
-    small = [F.interpolate(part.flatten(0, 1).float(), size=(SIDE, SIDE), mode="area").round().to(torch.uint8) for part in frames.split(64)]
+    small = [
+        F.interpolate(part.flatten(0, 1).float(), size=(SIDE, SIDE), mode="area").round().to(torch.uint8)
+        for part in frames.split(64)
+    ]
     return torch.cat(small).unflatten(0, (-1, 2))
 
 
 def contrast(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> Tensor:
-    """images (n, D), texts (m, D), m >= n, unit length; same (n, m): which texts are the picture's caption, the i-th among them.
+    """images (n, D), texts (m, D), m >= n, unit length; same (n, m): which texts are the picture's caption, the i-th
+    among them.
 
-    Cross entropy both ways; a caption that several pictures have is right for each. Texts from n on are wrong for all of them.
+    Cross entropy both ways; a caption that several pictures have is right for each. Texts from n on are wrong for all
+    of them.
     """
     n, logits = len(images), scale * images @ texts.T
     right = same / same.sum(1, keepdim=True)
@@ -178,7 +202,8 @@ def texts_of(model: CLIPModel | CLIPTextModelWithProjection, tokenizer: CLIPToke
 
 
 def retrieval(clip: Clip, count: int = 512, size: int = 128, seed: int = 0) -> dict[str, float]:
-    """Share of held-out pictures nearer to their caption than to it with one word changed; 'all': than to any with one word changed.
+    """Share of held-out pictures nearer to their caption than to it with one word changed; 'all': than to any with one
+    word changed.
 
     Pictures are drawn at 128 and shrunk by areas to `size`, which divides that.
     """
@@ -191,7 +216,9 @@ def retrieval(clip: Clip, count: int = 512, size: int = 128, seed: int = 0) -> d
     own = (images * clip.texts([caption(s) for s in stories])).sum(-1)
     right, every = {}, torch.ones(count, dtype=torch.bool)
     for what, choices in CHOICES.items():
-        right[what] = float((own > (images * clip.texts([caption(otherwise(s, what, rng)) for s in stories])).sum(-1)).float().mean())
+        right[what] = float(
+            (own > (images * clip.texts([caption(otherwise(s, what, rng)) for s in stories])).sum(-1)).float().mean()
+        )
         for value in choices:
             changed = [s if named(s, what) == value else counterfactual(s, **{what: value}) for s in stories]
             scores = (images * clip.texts([caption(s) for s in changed])).sum(-1)
@@ -205,7 +232,9 @@ def named(story: Story, what: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fz.mini.train_clip", description=__doc__.splitlines()[0])
-    parser.add_argument("--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="where state and log are kept")
+    parser.add_argument(
+        "--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="where state and log are kept"
+    )
     parser.add_argument("--minutes", type=float, default=25, help="of training in all, with what was done before")
     parser.add_argument("--stories", type=int, default=STORIES, help="drawn if there are no pictures yet")
     parser.add_argument("--threads", type=int, default=1)
@@ -216,7 +245,10 @@ def main() -> None:
     arguments.state.mkdir(parents=True, exist_ok=True)
     clip = train(arguments.state, *pictures(arguments.state, arguments.stories), arguments.minutes)
     for size in (64, 128):
-        print(f"held-out pictures of {size} px:", ", ".join(f"{name} {value:.1%}" for name, value in retrieval(clip, size=size).items()))
+        print(
+            f"held-out pictures of {size} px:",
+            ", ".join(f"{name} {value:.1%}" for name, value in retrieval(clip, size=size).items()),
+        )
 
 
 if __name__ == "__main__":
