@@ -10,17 +10,19 @@ import torch
 from safetensors.torch import load_file
 
 from fz import mini
+from fz.errors import FzError
 from fz.fusion import MAP_STRIDE, FrameIndex, Plain
 from fz.mini import shards, state, train
 from fz.mini.data import HELD_OUT
 from fz.mini.export import draw_losses, export
-from fz.mini.shape import UNET
+from fz.mini.shape import UNET, VAE_JSON
 from fz.mini.stage import Stage
 from fz.mini.train import Batch, Start, TrainingAttention, batch_of, losses, new_text_model, placing_loss
 from fz.mini.words import write_tokenizer
 from fz.mini.world import caption, render
 from fz.model.layers import TextContext
 from fz.model.unet import UNet, UNetConfig
+from fz.model.vae import VAE, VAEConfig
 from fz.prompts.text import TextEncoder
 from fz.weights.load import load_checkpoint
 
@@ -317,3 +319,12 @@ def test_what_ships_is_a_start_and_its_export_is_a_checkpoint(tmp_path):
     prompt = ["a red car moving on the sand"]
     assert torch.equal(torch.stack(list(loaded.text.encode(prompt))), torch.stack(list(shipped.text.encode(prompt))))
     assert json.loads((tmp_path / "out/unet/config.json").read_text())["attention_head_dim"] == [1, 4, 4, 4]
+
+
+def test_anew_needs_a_vae(tmp_path):
+    with pytest.raises(FzError, match="train_vae"):
+        train.start_anew(tmp_path)
+    torch.save(VAE(VAEConfig.from_json(VAE_JSON)).state_dict(), tmp_path / "vae-final.pt")
+    begun = train.start_anew(tmp_path)
+    assert begun.text.tokens("a blue star").words[2].text == "star"
+    assert not any(p.requires_grad for p in begun.vae.parameters()) and next(begun.unet.parameters()).requires_grad

@@ -22,8 +22,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from fz import mini
 from fz.ddim import Schedule
+from fz.errors import FzError
 from fz.frames import FrameIndex, frame_table
 from fz.fusion import MAP_STRIDE
+from fz.memory.machine import pick_device
 from fz.mini.shape import SCHEDULER, TEXT, UNET, VAE_JSON
 from fz.mini.shards import CELLS, FRAMES, PAIRS, Shard, Shards, drawing
 from fz.mini.state import Training
@@ -172,7 +174,9 @@ def start_from(checkpoint: str) -> Start:
 
 
 def start_anew(state: Path) -> Start:
-    """Random weights and the VAE that `fz.mini.train_vae` left in the state's folder."""
+    """Random weights and the VAE that `fz.mini.train_vae` left in the state's folder. Raises FzError where it left none."""
+    if not (state / "vae-final.pt").exists():
+        raise FzError(f"state: {state} has no vae-final.pt. Run python -m fz.mini.train_vae --state {state} first.")
     torch.manual_seed(0)
     vae = VAE(VAEConfig.from_json(VAE_JSON))
     vae.load_state_dict(torch.load(state / "vae-final.pt", weights_only=True))
@@ -244,8 +248,9 @@ def main() -> None:
     start = start_anew(given.state) if given.start == "anew" else start_from(given.start or mini.checkpoint())
     end = time.monotonic() + 60 * given.minutes
     processes = given.processes or (1 if given.device == "cpu" else os.cpu_count())
+    device = pick_device(given.device).type
     with drawing(processes) as each:
-        done = train(given.state, start, given.device, lambda training: time.monotonic() < end, each)
+        done = train(given.state, start, device, lambda training: time.monotonic() < end, each)
     print(f"{done.pictures} pictures in {done.steps} steps, {done.seconds / 60:.0f} minutes in all: {given.state}")
 
 
