@@ -174,7 +174,7 @@ def start_from(checkpoint: str) -> Start:
 
 
 def start_anew(state: Path) -> Start:
-    """Random weights and the VAE that `fz.mini.train_vae` left in the state's folder. Raises FzError where it left none."""
+    """Random weights and the VAE that `fz.mini.train_vae` left in the state's folder. Raises FzError for no VAE."""
     if not (state / "vae-final.pt").exists():
         raise FzError(f"state: {state} has no vae-final.pt. Run python -m fz.mini.train_vae --state {state} first.")
     torch.manual_seed(0)
