@@ -185,7 +185,7 @@ def measure_two(bench: Bench, i: int) -> Iterator[Figure]:
     """
     story, setup = held_out_story(i, two=True), bench.setup
     picture = to_uint8(sample(bench.checkpoint, [caption(story)], i, setup.picture_steps, setup.guidance, setup.size))
-    seen = [look(bench.eye, picture, where)[0] for where in halves(1, setup.size)]
+    seen = [look(bench.eye, picture, where)[0] for where in halves(picture.shape[:3])]
     colours = [s.colour == thing.colour for s, thing in zip(seen, story.things, strict=True)]
     kinds = [s.kind == thing.kind for s, thing in zip(seen, story.things, strict=True)]
     yield Figure("two things: both colours", all(colours))
@@ -288,7 +288,7 @@ def measure_one_of_two(bench: Bench, i: int) -> Iterator[Figure]:
         out = bench.edit(clip.source, clip.prompt, caption(wished), {**PRESETS["attribute"], **settings})
         label, truth = f"one of two, {variant}", as_given(wished, bench.setup.frames, bench.setup.size)
         colours = [right_colour(out, mask, thing) for mask, thing in zip(truth.masks, wished.things, strict=True)]
-        seen = [look(bench.eye, out, where) for where in halves(len(out), bench.setup.size)]
+        seen = [look(bench.eye, out, where) for where in halves(out.shape[:3])]
         kinds = [np.mean([s.kind == t.kind for s in half]) > 0.5 for half, t in zip(seen, things, strict=True)]
         yield Figure(f"{label}: colour", colours[which])
         yield Figure(f"{label}: other's colour", colours[1 - which])

@@ -126,11 +126,9 @@ def closer(frame: np.ndarray, mask: np.ndarray, where: np.ndarray) -> tuple[np.n
     return picture[rows, columns], np.pad(where, side)[rows, columns]
 
 
-def halves(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the first and the second of two things are, as stories have them: left and right, (count, size, size)
-    bool.
-    """
-    left = np.tile(np.arange(size) < size // 2, (count, size, 1))
+def halves(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Where the first and the second of two things are, as stories have them: left and right; of (F, H, W), bool."""
+    left = np.tile(np.arange(shape[2]) < shape[2] // 2, (*shape[:2], 1))
     return left, ~left
 
 
@@ -274,7 +272,7 @@ def errors(eye: Eye, count: int = 400) -> dict[str, float]:
     for i in range(max(count // 8, 4)):
         story = sample_story(HELD_OUT + 2000 + i, style="plain", two=True)
         picture, _ = truth(story, 0.5, 128)
-        for where, thing in zip(halves(1, 128), story.things, strict=True):
+        for where, thing in zip(halves((1, 128, 128)), story.things, strict=True):
             (seen,) = look(eye, picture[None], where)
             two["kind of each of two"].append(seen.kind == thing.kind)
             two["colour of each of two"].append(seen.colour == thing.colour)
