@@ -52,7 +52,7 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 def as_clip(model: CLIPModel, tokenizer: CLIPTokenizer) -> Clip:
     """The trained model as the metrics use it, by way of the hand-written tower."""
-    vision, text = folder_shape(configuration(tokenizer))
+    vision, text = folder_shape(configuration(tokenizer), Path("config.json"))
     tower, text_model = ImageTower(ViTConfig(**vision)), text_tower(text, PROJECTION)
     state = {k: t.detach().clone() for k, t in model.state_dict().items() if k != "logit_scale"}
     fill(tower, {k: t for k, t in state.items() if k.startswith("vis")}, Path("clip"))
