@@ -60,7 +60,9 @@ def exact_self(x: SelfCase, mixed: bool = True) -> Tensor:
     """What the reference makes of the operands in float64."""
     x = x.map(Tensor.double)
     mask = x.mask if mixed else None
-    return reference.self_attention(x.q[None], x.k[None], x.v[None], x.frames, q_src=x.q_src, k_src=x.k_src, mask=mask)[0]
+    return reference.self_attention(x.q[None], x.k[None], x.v[None], x.frames, q_src=x.q_src, k_src=x.k_src, mask=mask)[
+        0
+    ]
 
 
 def exact_cross(x: CrossCase) -> Tensor:
@@ -158,11 +160,15 @@ def summary(timings: Sequence[Timing]) -> list[str]:
     if own:
         mixed, unmixed = (sum(t.p50 * t.site.layers for t in own if t.way == name) for name in ("this", UNMIXED[0]))
         one_each = sum(t.p50 for t in own if t.way == "this") / sum(t.p50 for t in own if t.way == UNMIXED[0])
-        lines.append(f"mixed mask, summed over self sites: {one_each:.3f} x unmixed; weighted by their layers {mixed / unmixed:.3f} x")
+        lines.append(
+            f"mixed mask, summed over self sites: {one_each:.3f} x unmixed; weighted by their layers {mixed / unmixed:.3f} x"
+        )
     return lines
 
 
-def rows_of(timings: Sequence[Timing], peak: float, given: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
+def rows_of(
+    timings: Sequence[Timing], peak: float, given: argparse.Namespace, device: torch.device
+) -> list[dict[str, object]]:
     """CSV rows."""
     common = {"commit": commit(), "machine": machine(device), "torch": torch.__version__, "kernels": kernels.choose(device),
               "dtype": given.dtype, "threads": torch.get_num_threads(), "size": given.size, "frames": given.frames,
@@ -195,15 +201,23 @@ def run(given: argparse.Namespace) -> list[Timing]:
     print(f"{machine(device)}, torch {torch.__version__}, {torch.get_num_threads()} threads, kernels: {kernels.choose(device)}, "
           f"{given.dtype}, {given.frames} frames of {given.size} x {given.size}, {given.anchors} anchors, commit {commit()}")  # fmt: skip
     fewer = [replace(site, frames=min(site.frames, max(3, site.anchors))) for site in found]
-    checked = check(fewer, dtype, device, CHECKED_TOKENS) + check([site for site in found if site.map <= CHECKED_MAP], dtype, device)
+    checked = check(fewer, dtype, device, CHECKED_TOKENS) + check(
+        [site for site in found if site.map <= CHECKED_MAP], dtype, device
+    )
     where, way, worst, of_maps = max(checked, key=lambda row: row[2] / row[3])
-    print(f"correct: no error against float64 exceeds twice the maps version's (worst: '{way}' at {where}, {worst / of_maps:.2f} x)")
+    print(
+        f"correct: no error against float64 exceeds twice the maps version's (worst: '{way}' at {where}, {worst / of_maps:.2f} x)"
+    )
     timings: list[Timing] = []
     peaks = [gemm_peak(dtype, device)]
     head = f"{'site':20} {'way':36} {'p20':>9} {'p50':>9} {'p80 ms':>9} {'GFLOP/s':>8} {'of peak':>8} {'largest':>9} {'peak MB':>9}"
     print(head, flush=True)
     for site in found:
-        ways = self_ways(self_case(site, dtype, device)) if site.kind == "self" else cross_ways(cross_case(site, dtype, device))
+        ways = (
+            self_ways(self_case(site, dtype, device))
+            if site.kind == "self"
+            else cross_ways(cross_case(site, dtype, device))
+        )
         for t in measure(site, ways, given.rounds, device):
             timings.append(t)
             print(f"{site.name:20} {t.way:36} {1e3 * t.p20:9.3f} {1e3 * t.p50:9.3f} {1e3 * t.p80:9.3f} {t.rate() / 1e9:8.1f} "

@@ -117,4 +117,6 @@ def cross_attention(
     Returns out (B, F, N, Nh, D) and None or the map (F, N, L or W).
     """
     ops = _version(q_src, k_src, v_src, q, k, v)
-    return ops.cross_attention(q, k, v, q_src=q_src, k_src=k_src, v_src=v_src, map_branch=map_branch, map_weights=map_weights)
+    return ops.cross_attention(
+        q, k, v, q_src=q_src, k_src=k_src, v_src=v_src, map_branch=map_branch, map_weights=map_weights
+    )

@@ -47,7 +47,9 @@ def _onednn_gain(threads: int) -> float:
             x, weight = torch.ones(1024, 640), torch.ones(640, 640)
             packed = Packed(weight, rows=len(x))
             # alternating, and the best of each: other programs can only make one slower
-            ours, mkl = zip(*((seconds(lambda: packed(x)), seconds(lambda: F.linear(x, weight))) for _ in range(9)), strict=True)
+            ours, mkl = zip(
+                *((seconds(lambda: packed(x)), seconds(lambda: F.linear(x, weight))) for _ in range(9)), strict=True
+            )
             return min(mkl) / min(ours)
     except (AttributeError, RuntimeError, NotImplementedError):
         return 0.0

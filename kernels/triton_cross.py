@@ -97,9 +97,13 @@ def cross_attention_kernel(
         for start in tl.range(0, D, BLOCK_D, loop_unroll_factor=UNROLL):
             part = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
             if edits:
-                part = times_values(e_a, e_b, v + i_b * v_branch + head * D, v_token, keys, part, start, BLOCK_D, D, L_A, L_B, PRECISION)
+                part = times_values(
+                    e_a, e_b, v + i_b * v_branch + head * D, v_token, keys, part, start, BLOCK_D, D, L_A, L_B, PRECISION
+                )
             if fused:
-                part = times_values(s_a, s_b, v_src + head * D, v_src_token, keys, part, start, BLOCK_D, D, L_A, L_B, PRECISION)
+                part = times_values(
+                    s_a, s_b, v_src + head * D, v_src_token, keys, part, start, BLOCK_D, D, L_A, L_B, PRECISION
+                )
             o_d = start + tl.arange(0, BLOCK_D)
             tl.store(p_out + o_d[None, :], part.to(out.dtype.element_ty), mask=m_q[:, None] & (o_d < D)[None, :])
     if MAP:
@@ -122,13 +126,17 @@ def configure(dtype: torch.dtype) -> Config:
     return Config(16, 0, 8, 1) if dtype == torch.float32 else Config(128, 0, 8, 1)
 
 
-def cross_attention(q, k, v, *, q_src=None, k_src=None, v_src=None, map_branch=None, map_weights=None) -> tuple[Tensor, Tensor | None]:
+def cross_attention(
+    q, k, v, *, q_src=None, k_src=None, v_src=None, map_branch=None, map_weights=None
+) -> tuple[Tensor, Tensor | None]:
     """See `fz.kernels.cross_attention`."""
     fused, mapped = q_src is not None, map_branch is not None
     q, k, v = (with_contiguous_heads(x.to(v.dtype)) for x in (q, k, v))
     branches, keys, heads, d = v.shape
     f, tokens = q.shape[1:3]
-    q_src, k_src, v_src = (with_contiguous_heads(x.to(v.dtype)) for x in (q_src, k_src, v_src)) if fused else (q[0], k[0], v[0])
+    q_src, k_src, v_src = (
+        (with_contiguous_heads(x.to(v.dtype)) for x in (q_src, k_src, v_src)) if fused else (q[0], k[0], v[0])
+    )
     out = torch.empty((branches, f, tokens, heads, d), dtype=v.dtype, device=v.device)
     maps = torch.empty((f, tokens, keys), dtype=torch.float32, device=v.device) if mapped else out
     config = configure(v.dtype)

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from fz.kernels import triton_plain
 from fz.kernels.rows import anchors_of, rows_of
-from fz.kernels.triton_tiles import LOG2E, Config, by_tma, capability_of, columns, provide_memory, self_tiles, with_contiguous_heads
+from fz.kernels.triton_tiles import (
+    LOG2E,
+    Config,
+    by_tma,
+    capability_of,
+    columns,
+    provide_memory,
+    self_tiles,
+    with_contiguous_heads,
+)
 
 # triton's interpreter multiplies bfloat16's bit patterns as integers; fp32 products of bf16 values are what a GPU sums, too
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
@@ -158,7 +167,13 @@ def self_attention_kernel(
             row = tl.load(order + i_frame * tokens + place, mask=m_q, other=0)
         i_b, i_f, head = branch.to(tl.int64), i_frame.to(tl.int64), i_head * D
         if kept:
-            q_base, q_step, k_base, k_hop, k_step = q_src + i_f * q_src_frame, q_src_token, k_src, k_src_frame, k_src_token
+            q_base, q_step, k_base, k_hop, k_step = (
+                q_src + i_f * q_src_frame,
+                q_src_token,
+                k_src,
+                k_src_frame,
+                k_src_token,
+            )
         else:
             q_base, q_step = q + i_b * q_branch + i_f * q_frame, q_token
             k_base, k_hop, k_step = k + i_b * k_branch, k_frame, k_token

@@ -79,7 +79,9 @@ def by_tma(*operands: Tensor) -> bool:
     if not _knows_tma():
         return False
     return all(
-        x.data_ptr() % 16 == 0 and x.shape[-1] * x.itemsize % 16 == 0 and all(s > 0 and s * x.itemsize % 16 == 0 for s in x.stride()[:-2])
+        x.data_ptr() % 16 == 0
+        and x.shape[-1] * x.itemsize % 16 == 0
+        and all(s > 0 and s * x.itemsize % 16 == 0 for s in x.stride()[:-2])
         for x in operands
     )
 

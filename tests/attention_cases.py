@@ -74,7 +74,9 @@ def self_case(tokens, d, index="own and mid", pattern="random", dtype=torch.floa
     return (q, k, v, frames), options
 
 
-def cross_case(tokens, d, fused=True, edit=True, map_branch=None, words=None, dtype=torch.float32, heads=2, branches=2, frames=2):
+def cross_case(
+    tokens, d, fused=True, edit=True, map_branch=None, words=None, dtype=torch.float32, heads=2, branches=2, frames=2
+):
     (q,) = operands(branches, frames, tokens, heads, d, count=1, dtype=dtype)
     k, v = operands(branches, WORDS, heads, d, count=2, dtype=dtype, seed=1)
     options = {"map_branch": map_branch}

@@ -177,7 +177,9 @@ def test_torch_makes_no_temporary_larger_than_an_operand(index, pattern):
     q, k, v = operands(2, f, tokens, heads, d, count=3, dtype=torch.float32)
     q_src, k_src = operands(f, tokens, heads, d, count=2, dtype=torch.float32, seed=1)
     mask = torch.rand(f, tokens) > 0.5 if pattern == "random" else torch.zeros(f, tokens, dtype=torch.bool)
-    options = {} if pattern == "plain" else {"q_src": q_src, "k_src": k_src, "mask": None if pattern == "no mask" else mask}
+    options = (
+        {} if pattern == "plain" else {"q_src": q_src, "k_src": k_src, "mask": None if pattern == "no mask" else mask}
+    )
     made = allocations(lambda: torch_ops.self_attention(q, k, v, frames, **options))
     operand = v.numel() * v.element_size()
     assert max(made) <= operand

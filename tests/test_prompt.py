@@ -38,7 +38,8 @@ def test_replacement(text):
     assert (columns["blue"].what, columns["blue"].sources, columns["blue"].steps) == ("replaced", ("red",), (1, 5))
     assert {c.what for word, c in columns.items() if word != "blue"} == {"kept"}
     assert (
-        lines[-1] == "  self-attention: the source's at steps 3-6 of 10, outside the mask of red (2), > 0.3 of its maximum"
+        lines[-1]
+        == "  self-attention: the source's at steps 3-6 of 10, outside the mask of red (2), > 0.3 of its maximum"
     )
     assert any(line.split() == ["blue", "2", "replaced", "red", "1-5", "of", "10"] for line in lines)
 

@@ -11,7 +11,6 @@ from fz import evaluate
 from fz.settings import flags
 from fz.tuning.settings import parser as tune_parser
 
-
 DOCS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md")
 
 

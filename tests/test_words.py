@@ -12,7 +12,7 @@ from fz.prompts import align
 from fz.prompts.explain import as_json
 from fz.prompts.plan import plan_edit
 from fz.prompts.text import LENGTH
-from fz.report import first_word
+from fz.results.report import first_word
 from fz.run import text_of
 from fz.settings.applications import without
 from fz.settings.config import EditSettings, build

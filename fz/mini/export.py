@@ -43,7 +43,11 @@ def export(state: Path, out: Path) -> str:
     if (state / "decoder-final.pt").exists():
         vae |= torch.load(state / "decoder-final.pt", weights_only=True)
     tokenizer = write_tokenizer(out / "tokenizer")
-    text = {"text_model." + k.removeprefix("text_model."): t for k, t in under(averaged, "text.").items() if "position_ids" not in k}
+    text = {
+        "text_model." + k.removeprefix("text_model."): t
+        for k, t in under(averaged, "text.").items()
+        if "position_ids" not in k
+    }
     text_config = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "vocab_size": len(tokenizer), **TEXT,
                    "layer_norm_eps": 1e-5, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
                    "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
@@ -83,9 +87,14 @@ def draw_losses(log: Path, picture: Path, size: tuple[int, int] = (900, 240)) ->
         points = [(int(row["step"]), math.log(float(row["loss"]))) for row in rows if row["stage"] == stage]
         last, low, high = points[-1][0], min(y for _, y in points), max(y for _, y in points)
         left, right, top, bottom = w * k // len(stages) + 12, w * (k + 1) // len(stages) - 12, 30, h - 22
-        place = [(left + (right - left) * x / last, bottom - (bottom - top) * (y - low) / max(high - low, 1e-6)) for x, y in points]
+        place = [
+            (left + (right - left) * x / last, bottom - (bottom - top) * (y - low) / max(high - low, 1e-6))
+            for x, y in points
+        ]
         canvas.rectangle((left, top, right, bottom), outline=(190, 190, 190))
-        canvas.text((left, 8), f"{stage}: loss {math.exp(points[0][1]):.3g} to {math.exp(points[-1][1]):.3g}", fill=(0, 0, 0))
+        canvas.text(
+            (left, 8), f"{stage}: loss {math.exp(points[0][1]):.3g} to {math.exp(points[-1][1]):.3g}", fill=(0, 0, 0)
+        )
         canvas.text((left, bottom + 4), f"{last} steps", fill=(0, 0, 0))
         canvas.line(place, fill=(30, 80, 180), width=2)
     with atomic(picture) as part:
@@ -104,7 +113,9 @@ def write_part(folder: Path, config: dict, tensors: dict[str, Tensor], name: str
 
 def answer(argv: Sequence[str] | None) -> None:
     parser = Parser(prog="python -m fz.mini.export", description=__doc__.splitlines()[0])
-    parser.add_argument("--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="the training's folder")
+    parser.add_argument(
+        "--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="the training's folder"
+    )
     parser.add_argument("--out", type=Path, default=mini.FOLDER)
     parser.add_argument("--only", choices=["clip"], help="this part alone")
     arguments = parser.parse_args(argv)

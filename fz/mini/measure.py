@@ -35,7 +35,13 @@ class Eye(nn.Module):
         super().__init__()
         w = width
         self.down = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(4, b), nn.ReLU(), nn.Conv2d(b, b, 3, padding=1), nn.ReLU())
+            nn.Sequential(
+                nn.Conv2d(a, b, 3, stride=2, padding=1),
+                nn.GroupNorm(4, b),
+                nn.ReLU(),
+                nn.Conv2d(b, b, 3, padding=1),
+                nn.ReLU(),
+            )
             for a, b in ((3, w), (w, 2 * w), (2 * w, 4 * w))
         )
         self.up = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in ((6 * w, 2 * w), (3 * w, w)))
@@ -155,7 +161,9 @@ def train(stories: int = 6000, epochs: int = 8, seed: int = 0) -> Eye:
         picture = picture + 0.08 * torch.rand(()) * torch.randn_like(picture) + 0.04 * torch.randn(32, 3, 1, 1)
         mask, *out = eye(picture)
         loss = F.binary_cross_entropy_with_logits(mask, masks[i])
-        loss = loss + sum(F.cross_entropy(o, label[i], label_smoothing=0.02) for o, label in zip(out, labels, strict=True))
+        loss = loss + sum(
+            F.cross_entropy(o, label[i], label_smoothing=0.02) for o, label in zip(out, labels, strict=True)
+        )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -55,17 +55,21 @@ def as_clip(model: CLIPModel, tokenizer: CLIPTokenizer) -> Clip:
     vision, text = folder_shape(configuration(tokenizer), Path("config.json"))
     tower, text_model = ImageTower(ViTConfig(**vision)), text_tower(text, PROJECTION)
     state = {k: t.detach().clone() for k, t in model.state_dict().items() if k != "logit_scale"}
-    fill(tower, {k: t for k, t in state.items() if k.startswith("vis")}, Path("clip"))
-    fill(text_model, {k: t for k, t in state.items() if k.startswith("text")}, Path("clip"))
+    fill(tower, {k: t for k, t in state.items() if k.startswith("vis")}, "clip", "Expected CLIP.")
+    fill(text_model, {k: t for k, t in state.items() if k.startswith("text")}, "clip", "Expected CLIP.")
     return Clip(tower, text_model, tokenizer, Preprocess(SIDE), "miniature")
 
 
 def stories_of(captions: list[str]) -> list[Story]:
     """The stories of `fz.mini.train.pictures`, by their seeds. Raises ValueError if their captions are others."""
     stories = [sample_story(seed) for seed in range(len(captions))]
-    found = [s if caption(s) == c else dataclasses.replace(s, things=()) for s, c in zip(stories, captions, strict=True)]
+    found = [
+        s if caption(s) == c else dataclasses.replace(s, things=()) for s, c in zip(stories, captions, strict=True)
+    ]
     if wrong := [i for i, (s, c) in enumerate(zip(found, captions, strict=True)) if caption(s) != c]:
-        raise ValueError(f"pictures: {len(wrong)} captions are not of their seeds' stories, first {wrong[0]}. Draw them anew.")
+        raise ValueError(
+            f"pictures: {len(wrong)} captions are not of their seeds' stories, first {wrong[0]}. Draw them anew."
+        )
     return found
 
 
@@ -119,7 +123,10 @@ def normalised(frames: Tensor) -> Tensor:
 
 def shrunk(frames: Tensor) -> Tensor:
     """(n, 2, 3, 128, 128) uint8 -> (n, 2, 3, SIDE, SIDE) uint8."""
-    small = [F.interpolate(part.flatten(0, 1).float(), size=(SIDE, SIDE), mode="area").round().to(torch.uint8) for part in frames.split(64)]
+    small = [
+        F.interpolate(part.flatten(0, 1).float(), size=(SIDE, SIDE), mode="area").round().to(torch.uint8)
+        for part in frames.split(64)
+    ]
     return torch.cat(small).unflatten(0, (-1, 2))
 
 
@@ -191,7 +198,9 @@ def retrieval(clip: Clip, count: int = 512, size: int = 128, seed: int = 0) -> d
     own = (images * clip.texts([caption(s) for s in stories])).sum(-1)
     right, every = {}, torch.ones(count, dtype=torch.bool)
     for what, choices in CHOICES.items():
-        right[what] = float((own > (images * clip.texts([caption(otherwise(s, what, rng)) for s in stories])).sum(-1)).float().mean())
+        right[what] = float(
+            (own > (images * clip.texts([caption(otherwise(s, what, rng)) for s in stories])).sum(-1)).float().mean()
+        )
         for value in choices:
             changed = [s if named(s, what) == value else counterfactual(s, **{what: value}) for s in stories]
             scores = (images * clip.texts([caption(s) for s in changed])).sum(-1)
@@ -205,7 +214,9 @@ def named(story: Story, what: str) -> str:
 
 def answer(argv: Sequence[str] | None) -> None:
     parser = Parser(prog="python -m fz.mini.train_clip", description=__doc__.splitlines()[0])
-    parser.add_argument("--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="where state and log are kept")
+    parser.add_argument(
+        "--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="where state and log are kept"
+    )
     parser.add_argument("--minutes", type=float, default=25, help="of training in all, with what was done before")
     parser.add_argument("--stories", type=int, default=STORIES, help="drawn if there are no pictures yet")
     parser.add_argument("--threads", type=int, default=1)
@@ -216,7 +227,10 @@ def answer(argv: Sequence[str] | None) -> None:
     arguments.state.mkdir(parents=True, exist_ok=True)
     clip = train(arguments.state, *pictures(arguments.state, arguments.stories), arguments.minutes)
     for size in (64, 128):
-        print(f"held-out pictures of {size} px:", ", ".join(f"{name} {value:.1%}" for name, value in retrieval(clip, size=size).items()))
+        print(
+            f"held-out pictures of {size} px:",
+            ", ".join(f"{name} {value:.1%}" for name, value in retrieval(clip, size=size).items()),
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from fz.errors import FzError
 from fz.settings.config import Crop, Overlay
 from fz.settings.convert import number, share, shown, text, truth, whole, words
 from fz.settings.released_names import COUNTS, P2P, TABLE, check_names
-from fz.settings.tree import Config, Tree
+from fz.settings.tree import Config, Tree, is_number
 
 # what the released code takes for keys that a config lacks
 DEFAULTS: Overlay = {
