@@ -14,7 +14,10 @@ HOMES = {"fz": ROOT / "fz", "fz.kernels": ROOT / "kernels", "fz.weights": ROOT /
 # from the bottom to the top; a module stands where its longest name here does, and imports nothing from above; 'x.*'
 # are the modules within x but not x itself
 FLOORS = (
-    ("fz.errors",),
+    (
+        "fz.words",
+        "fz.errors",
+    ),
     ("fz.frames", "fz.shell", "fz.records"),
     ("fz.settings",),
     ("fz.kernels", "fz.memory.free"),
@@ -24,7 +27,7 @@ FLOORS = (
     ("fz.weights",),
     ("fz.mini", "fz.mini.world", "fz.mini.things", "fz.mini.scenes", "fz.mini.styles", "fz.mini.words"),
     ("fz.ddim", "fz.attention", "fz.denoiser", "fz.chunks", "fz.masks", "fz.source", "fz.guidance", "fz.fusion"),
-    ("fz.edit", "fz.prompts.plan", "fz.prompts.describe"),
+    ("fz.edit", "fz.prompts.plan", "fz.prompts.describe", "fz.prompts.explain"),
     ("fz.baselines",),
     ("fz.memory", "fz.progress", "fz.clips.arrays"),
     ("fz.metrics", "fz.checkpoint"),
@@ -40,7 +43,6 @@ FLOORS = (
 # what a command line means without a checkpoint is the miniature's; a removal's words are compared as prompts' are
 UPWARD = {
     ("fz.settings.parse", "fz.mini"),
-    ("fz.settings.applications", "fz.prompts.align"),
 }
 MOST_LINES, MOST_PARAMETERS = 350, 7
 # to be cut when the training of the miniature is rewritten

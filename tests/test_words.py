@@ -7,13 +7,13 @@ import torch
 from tiny_model import text_encoder
 
 from fz import mini, prompt, words
+from fz.checkpoint import text_of
 from fz.errors import FzError
 from fz.prompts import align
 from fz.prompts.explain import as_json
 from fz.prompts.plan import plan_edit
 from fz.prompts.text import LENGTH
 from fz.results.report import first_word
-from fz.run import text_of
 from fz.settings.applications import without
 from fz.settings.config import EditSettings, build
 

@@ -150,7 +150,7 @@ def test_what_is_no_config_file_is_not_waited_for(kind, tmp_path):
     path = {"device": "/dev/zero", "name": "a\0b"}.get(kind, path)
     said = refused(tree.read, path)
     assert {"pipe": "no regular file", "device": "no regular file", "folder": "a folder", "large": "more than"}.get(
-        kind, "cannot be read"
+        kind, "null bytes"
     ) in said
 
 
