@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny_model import text_encoder
 
-from fz import mini, prompt, words
+from fz import mini, words
 from fz.checkpoint import text_of
 from fz.errors import FzError
-from fz.prompts import align
+from fz.prompts import align, describe
 from fz.prompts.explain import as_json
 from fz.prompts.plan import plan_edit
 from fz.prompts.text import LENGTH
@@ -141,7 +141,7 @@ def test_masks_follow_the_words_that_differ_where_they_stand(text, source, targe
     assert said["mask_tokens"] == gone
     if come is not None:
         assert blended == [gone, come] or not (gone or come)
-    assert align.weights(gone).equal(plan.fusion.mask_words) if gone else plan.fusion.mask_words is None
+    assert align.weights(gone).equal(plan.region.mask_words) if gone else plan.region.mask_words is None
 
 
 def test_named_words_make_masks_without_their_punctuation(text):
@@ -161,7 +161,7 @@ def test_a_background_is_what_no_differing_word_is(text):
         text, "a red car and a red ball", "a blue car and a red ball", threshold=None, blend_latents=None,
         keep_background=True,
     )  # fmt: skip
-    assert plan.fusion.background.nonzero().flatten().tolist() == said["mask_tokens"] == [2]
+    assert plan.region.background.nonzero().flatten().tolist() == said["mask_tokens"] == [2]
 
 
 # ---- replacement and refinement -------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_whatever_punctuation_a_kept_word_has_it_is_kept(text, mark):
         mapper = align.replacement(*tokens)
         for old, new in zip(tokens[0].words, tokens[1].words, strict=True):
             assert mapper[list(old.core)][:, list(new.core)].equal(torch.eye(len(old.core)))
-        rows = prompt.columns(plan_edit(EditSettings(target), *tokens, 10).fusion, *tokens, 10)
+        rows = describe.columns(plan_edit(EditSettings(target), *tokens, 10).fusion, *tokens, 10)
         assert {c.what for c in rows} == {"kept"}
 
 
