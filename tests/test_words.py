@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_model import text_encoder
 
-from fz import mini, words
+from fz import mini, prompt, words
 from fz.checkpoint import text_of
 from fz.errors import FzError
 from fz.prompts import align, describe
