@@ -13,6 +13,7 @@ from fz.prompts import align, describe
 from fz.prompts.explain import as_json
 from fz.prompts.plan import plan_edit
 from fz.prompts.text import LENGTH
+from fz.results import words as pictures
 from fz.results.report import first_word
 from fz.settings.applications import without
 from fz.settings.config import EditSettings, build
@@ -298,13 +299,13 @@ def test_the_command_prints_a_line_of_json_an_edit(capsys):
 
 
 def test_pictures_of_a_word_that_is_there_twice_are_its_own(tmp_path, text, monkeypatch):
-    tokens, drawn, real = text.tokens("a red car and a red ball"), [], prompt.blend_mask
+    tokens, drawn, real = text.tokens("a red car and a red ball"), [], pictures.blend_mask
     monkeypatch.setattr(
-        prompt, "blend_mask", lambda maps, weights, *rest: drawn.append(weights) or real(maps, weights, *rest)
+        pictures, "blend_mask", lambda maps, weights, *rest: drawn.append(weights) or real(maps, weights, *rest)
     )
     settings = build({"clip.path": "c", "source": tokens.prompt, "edits.0.target": "a car"})
     frames, plans = torch.zeros(1, 3, 32, 32), [plan_edit(settings.edits[0], tokens, text.tokens("a car"), 10)]
-    prompt.write_pictures(tmp_path, settings, tokens, plans, frames, torch.ones(1, 16, LENGTH), (4, 4))
+    pictures.write_pictures(tmp_path, settings, tokens, plans, frames, torch.ones(1, 16, LENGTH), (4, 4))
     assert [weights.nonzero().flatten().tolist() for weights in drawn] == [[i] for i in range(1, 8)]
 
 
