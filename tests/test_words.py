@@ -305,7 +305,8 @@ def test_pictures_of_a_word_that_is_there_twice_are_its_own(tmp_path, text, monk
     )
     settings = build({"clip.path": "c", "source": tokens.prompt, "edits.0.target": "a car"})
     frames, plans = torch.zeros(1, 3, 32, 32), [plan_edit(settings.edits[0], tokens, text.tokens("a car"), 10)]
-    pictures.write_pictures(tmp_path, settings, tokens, plans, frames, torch.ones(1, 16, LENGTH), (4, 4))
+    shown = pictures.WordMaps(frames=frames, maps=torch.ones(1, 16, LENGTH), size=(4, 4))
+    pictures.write_pictures(tmp_path, settings.edits, plans, tokens, shown)
     assert [weights.nonzero().flatten().tolist() for weights in drawn] == [[i] for i in range(1, 8)]
 
 
