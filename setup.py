@@ -24,19 +24,21 @@ setup(
         "fz.weights",
     ],
     package_dir={"fz": "fz", "fz.kernels": "kernels", "fz.weights": "weights"},
-    package_data={"fz.weights": ["mini/**/*"]},
+    package_data={"fz": ["py.typed"], "fz.weights": ["mini/**/*"]},
+    entry_points={"console_scripts": ["fz = fz.__main__:main"]},
     install_requires=[
-        "torch>=2.4",
+        "torch>=2.6",
         "safetensors>=0.4",
         "transformers>=4.40",  # CLIP's tokenizer and text encoder, nothing else
         "numpy",
-        "imageio[pyav]",  # av reads and writes mp4, webm and gif
-        "pillow",  # comes with imageio: images
+        "av>=17",  # reads and writes mp4, webm and gif; before, colours came out up to 39 levels off
+        "pillow",  # images
         "pyyaml",  # comes with transformers: the released configs
         "tqdm",  # comes with transformers: progress bars
-        "triton>=3.0; platform_system == 'Linux' and platform_machine == 'x86_64'",
+        "triton>=3.2; platform_system == 'Linux' and platform_machine == 'x86_64'",
     ],
     extras_require={
-        "test": ["pytest", "ruff", "diffusers"],  # diffusers: parity tests of the models only
+        "completion": ["argcomplete"],  # flags completed by the shell
+        "test": ["pytest", "ruff", "argcomplete", "diffusers"],  # diffusers: parity tests of the models only
     },
 )

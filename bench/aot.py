@@ -23,7 +23,19 @@ SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 # arguments that are floats, and integers that need not be multiples of 16
 SCALARS = {"scale": "fp32"}
-ODD = {"frames", "slots", "plain_tiles", "tiles", "fused_tiles", "keys", "heads", "map_branch", "fused_branch", "map_frame", "map_token"}
+ODD = {
+    "frames",
+    "slots",
+    "plain_tiles",
+    "tiles",
+    "fused_tiles",
+    "keys",
+    "heads",
+    "map_branch",
+    "fused_branch",
+    "map_frame",
+    "map_token",
+}
 MATRIX = re.compile(r"\b(HMMA|HGMMA|UTCHMMA|UTCQMMA)\.([0-9]+x[0-9]+x[0-9]+)?")
 
 
@@ -42,15 +54,21 @@ def tool(name: str) -> str:
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
 
 
-def compile_kernel(kernel, pointers: dict[str, torch.dtype], constants: dict, capability: int, warps: int, stages: int) -> Compiled:
+def compile_kernel(
+    kernel, pointers: dict[str, torch.dtype], constants: dict, capability: int, warps: int, stages: int
+) -> Compiled:
     """Compile for an NVIDIA GPU of that compute capability. pointers: element types; every other argument is an int32 multiple of 16,
     but for names in `SCALARS`. Raises RuntimeError if triton or its tools cannot."""
     built = build(kernel, pointers, constants, GPUTarget("cuda", capability, 32), warps, stages)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(built.asm["cubin"])
-        usage = subprocess.run([tool("cuobjdump"), "-res-usage", str(cubin)], capture_output=True, text=True, check=True).stdout
-        assembly = subprocess.run([tool("nvdisasm"), "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
+        usage = subprocess.run(
+            [tool("cuobjdump"), "-res-usage", str(cubin)], capture_output=True, text=True, check=True
+        ).stdout
+        assembly = subprocess.run(
+            [tool("nvdisasm"), "-c", str(cubin)], capture_output=True, text=True, check=True
+        ).stdout
     numbers = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     matrix: dict[str, int] = {}
     for line in assembly.splitlines():
@@ -60,7 +78,9 @@ def compile_kernel(kernel, pointers: dict[str, torch.dtype], constants: dict, ca
     return Compiled(numbers["REG"], numbers["STACK"] + numbers["LOCAL"], built.metadata.shared, matrix, assembly)
 
 
-def compile_for_amd(kernel, pointers: dict[str, torch.dtype], constants: dict, capability: int, warps: int, stages: int) -> str:
+def compile_for_amd(
+    kernel, pointers: dict[str, torch.dtype], constants: dict, capability: int, warps: int, stages: int
+) -> str:
     """The assembly for an MI300 (gfx942). The arguments are `compile_kernel`'s; the capability is not used."""
     return build(kernel, pointers, constants, GPUTarget("hip", "gfx942", 64), warps, stages).asm["amdgcn"]
 
@@ -80,18 +100,25 @@ def build(kernel, pointers: dict[str, torch.dtype], constants: dict, target: GPU
     return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
 
 
-def self_attention_case(d: int, dtype: torch.dtype, capability: int, fused: bool = True, key_mask: bool = False) -> tuple:
+def self_attention_case(
+    d: int, dtype: torch.dtype, capability: int, fused: bool = True, key_mask: bool = False
+) -> tuple:
     """Arguments of `compile_kernel` for the self-attention kernel as its launcher configures it."""
     config = triton_self.configure(d, dtype, capability)
     d_a, d_b = triton_self.split(d)
     pointers = dict.fromkeys(("q", "k", "v", "out", "q_src", "k_src"), dtype)
-    pointers |= dict.fromkeys(("order", "edited", "anchors", "counts"), torch.int32) | {"weights": torch.float32, "keep": torch.uint8}
+    pointers |= dict.fromkeys(("order", "edited", "anchors", "counts"), torch.int32) | {
+        "weights": torch.float32,
+        "keep": torch.uint8,
+    }
     constants = {"D": d, "D_A": d_a, "D_B": d_b, "BLOCK_Q": config.block_q, "BLOCK_K": config.block_k, "FUSED": fused,
                  "HAS_KEEP": key_mask, "PRECISION": precision(dtype)}  # fmt: skip
     return triton_self.self_attention_kernel, pointers, constants, capability, config.warps, config.stages
 
 
-def cross_attention_case(d: int, dtype: torch.dtype, capability: int, fused: bool = True, edit: bool = True, mapped: bool = False) -> tuple:
+def cross_attention_case(
+    d: int, dtype: torch.dtype, capability: int, fused: bool = True, edit: bool = True, mapped: bool = False
+) -> tuple:
     """Arguments of `compile_kernel` for the cross-attention kernel, 77 keys, as its launcher configures it."""
     config = triton_cross.configure(dtype)
     l_a, l_b = triton_self.split(77)

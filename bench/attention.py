@@ -6,14 +6,9 @@ and writes the roofline page instead.
 """
 
 import argparse
-import contextlib
 import csv
-import platform
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,14 +16,14 @@ import torch
 from torch import Tensor
 
 from bench.attention_ways import CrossCase, SelfCase, Way, cross_case, cross_ways, self_case, self_ways
+from bench.here import commit, gemm_peak, machine, seconds
 from bench.sites import BenchSite, sites
 from bench.temporaries import temporaries
 from fz import kernels
 from fz.errors import FzError
 from fz.kernels import reference
-from fz.kernels.gemm import Packed
 from fz.memory.machine import pick_device
-from fz.shell import answered
+from fz.shell import Parser, answered, leave
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 UNMIXED = ("this, unmixed", "one plain attention, keys laid out")
@@ -65,7 +60,9 @@ def exact_self(x: SelfCase, mixed: bool = True) -> Tensor:
     """What the reference makes of the operands in float64."""
     x = x.map(Tensor.double)
     mask = x.mask if mixed else None
-    return reference.self_attention(x.q[None], x.k[None], x.v[None], x.frames, q_src=x.q_src, k_src=x.k_src, mask=mask)[0]
+    return reference.self_attention(x.q[None], x.k[None], x.v[None], x.frames, q_src=x.q_src, k_src=x.k_src, mask=mask)[
+        0
+    ]
 
 
 def exact_cross(x: CrossCase) -> Tensor:
@@ -116,15 +113,6 @@ def memory(way: Way, device: torch.device) -> tuple[int, int]:
     return counted.largest().bytes, torch.cuda.max_memory_allocated(device) - before
 
 
-def seconds(f: Callable[[], object], repeat: int = 1) -> float:
-    """Seconds of one call. With one thread they are the process's own: what other programs take of a shared core is not counted."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    start = clock()
-    for _ in range(repeat):
-        f()
-    return (clock() - start) / repeat
-
-
 def measure(site: BenchSite, ways: dict[str, Way], rounds: int, device: torch.device) -> list[Timing]:
     """Every way at one site, the ways taking turns; short ones are repeated within a turn."""
     memories = {name: memory(way, device) for name, way in ways.items()}  # warms up, too
@@ -157,22 +145,6 @@ def ratio(timings: Sequence[Timing], one: str, other: str) -> float:
     return statistics.median(x / y for x, y in zip(a.rounds, b.rounds, strict=True))
 
 
-def gemm_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations a second of the best matrix product that this machine does now, in this dtype."""
-    if device.type == "cuda":
-        from triton.testing import do_bench
-
-        x = torch.randn(8192, 8192, device=device, dtype=dtype)
-        return 2 * 8192**3 / (1e-3 * do_bench(lambda: x @ x))
-    x = torch.randn(1024, 1024).to(dtype)
-    ways = [lambda: x @ x]
-    if dtype == torch.float32:
-        with contextlib.suppress(AttributeError, RuntimeError, NotImplementedError):
-            packed = Packed(x, rows=len(x))
-            ways.append(lambda: packed(x))
-    return max(2 * 1024**3 / min(seconds(way) for _ in range(8)) for way in ways)
-
-
 def summary(timings: Sequence[Timing]) -> list[str]:
     """The ratios that decide, a line a site, and the mixed mask's cost over all self sites."""
     lines = []
@@ -188,11 +160,15 @@ def summary(timings: Sequence[Timing]) -> list[str]:
     if own:
         mixed, unmixed = (sum(t.p50 * t.site.layers for t in own if t.way == name) for name in ("this", UNMIXED[0]))
         one_each = sum(t.p50 for t in own if t.way == "this") / sum(t.p50 for t in own if t.way == UNMIXED[0])
-        lines.append(f"mixed mask, summed over self sites: {one_each:.3f} x unmixed; weighted by their layers {mixed / unmixed:.3f} x")
+        lines.append(
+            f"mixed mask, summed over self sites: {one_each:.3f} x unmixed; weighted by their layers {mixed / unmixed:.3f} x"
+        )
     return lines
 
 
-def rows_of(timings: Sequence[Timing], peak: float, given: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
+def rows_of(
+    timings: Sequence[Timing], peak: float, given: argparse.Namespace, device: torch.device
+) -> list[dict[str, object]]:
     """CSV rows."""
     common = {"commit": commit(), "machine": machine(device), "torch": torch.__version__, "kernels": kernels.choose(device),
               "dtype": given.dtype, "threads": torch.get_num_threads(), "size": given.size, "frames": given.frames,
@@ -204,31 +180,6 @@ def rows_of(timings: Sequence[Timing], peak: float, given: argparse.Namespace, d
         memories = {"largest MB": f"{t.largest / 1e6:.2f}", "peak MB": f"{t.peak / 1e6:.2f}"}
         rows.append(common | {"site": t.site.name, "layers": t.site.layers, "way": t.way} | times | rates | memories)
     return rows
-
-
-def commit() -> str:
-    """The commit that is measured, '+' where files differ from it, 'unknown' outside git."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        # what does not change these times is not asked about
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno", ".", "../kernels") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def machine(device: torch.device) -> str:
-    """The GPU's name, or the CPU's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def append(path: Path, rows: list[dict[str, object]]) -> None:
@@ -250,15 +201,23 @@ def run(given: argparse.Namespace) -> list[Timing]:
     print(f"{machine(device)}, torch {torch.__version__}, {torch.get_num_threads()} threads, kernels: {kernels.choose(device)}, "
           f"{given.dtype}, {given.frames} frames of {given.size} x {given.size}, {given.anchors} anchors, commit {commit()}")  # fmt: skip
     fewer = [replace(site, frames=min(site.frames, max(3, site.anchors))) for site in found]
-    checked = check(fewer, dtype, device, CHECKED_TOKENS) + check([site for site in found if site.map <= CHECKED_MAP], dtype, device)
+    checked = check(fewer, dtype, device, CHECKED_TOKENS) + check(
+        [site for site in found if site.map <= CHECKED_MAP], dtype, device
+    )
     where, way, worst, of_maps = max(checked, key=lambda row: row[2] / row[3])
-    print(f"correct: no error against float64 exceeds twice the maps version's (worst: '{way}' at {where}, {worst / of_maps:.2f} x)")
+    print(
+        f"correct: no error against float64 exceeds twice the maps version's (worst: '{way}' at {where}, {worst / of_maps:.2f} x)"
+    )
     timings: list[Timing] = []
     peaks = [gemm_peak(dtype, device)]
     head = f"{'site':20} {'way':36} {'p20':>9} {'p50':>9} {'p80 ms':>9} {'GFLOP/s':>8} {'of peak':>8} {'largest':>9} {'peak MB':>9}"
     print(head, flush=True)
     for site in found:
-        ways = self_ways(self_case(site, dtype, device)) if site.kind == "self" else cross_ways(cross_case(site, dtype, device))
+        ways = (
+            self_ways(self_case(site, dtype, device))
+            if site.kind == "self"
+            else cross_ways(cross_case(site, dtype, device))
+        )
         for t in measure(site, ways, given.rounds, device):
             timings.append(t)
             print(f"{site.name:20} {t.way:36} {1e3 * t.p20:9.3f} {1e3 * t.p50:9.3f} {1e3 * t.p80:9.3f} {t.rate() / 1e9:8.1f} "
@@ -272,7 +231,7 @@ def run(given: argparse.Namespace) -> list[Timing]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.attention", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m bench.attention", description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, help="pixels a side (256; 512 with --static)")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--anchors", type=int, default=2, help="frames whose keys a frame reads")
@@ -302,4 +261,4 @@ def answer(argv: Sequence[str] | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -142,7 +142,9 @@ def self_two(x: SelfCase) -> Tensor:
 
 
 def self_this(x: SelfCase) -> Tensor:
-    return kernels.self_attention(x.q[None], x.k[None], x.v[None], x.frames, q_src=x.q_src, k_src=x.k_src, mask=x.mask)[0]
+    return kernels.self_attention(x.q[None], x.k[None], x.v[None], x.frames, q_src=x.q_src, k_src=x.k_src, mask=x.mask)[
+        0
+    ]
 
 
 def self_this_unmixed(x: SelfCase) -> Tensor:
@@ -190,4 +192,8 @@ def cross_this(x: CrossCase) -> Tensor:
 
 
 def cross_ways(x: CrossCase) -> dict[str, Way]:
-    return {"maps": lambda: cross_maps(x), "two attentions + blend": lambda: cross_two(x), "this": lambda: cross_this(x)}
+    return {
+        "maps": lambda: cross_maps(x),
+        "two attentions + blend": lambda: cross_two(x),
+        "this": lambda: cross_this(x),
+    }

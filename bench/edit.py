@@ -7,14 +7,12 @@ maps way, as the released code does it (this project's reference kernels and dir
 512 x 512 would take instead. Rows go to a CSV, if asked.
 """
 
-import argparse
 import contextlib
 import copy
 import csv
 import os
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.here import gemm_peak, seconds
 from fz.attention import MAP_STRIDE, Keep, StopForward
 from fz.chunks import Chunks
 from fz.ddim import CLEAN, Schedule
@@ -38,6 +37,7 @@ from fz.model import fast_cpu
 from fz.model.layers import Operands, Site, TextContext
 from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import VAE, VAEConfig, decode_clip, encode_clip
+from fz.shell import Parser, answered, leave
 from fz.source import Recompute, Source
 
 WORDS = 77
@@ -45,24 +45,6 @@ CPU = torch.device("cpu")
 INDEX = FrameIndex((0, "mid"))
 SMALL = UNetConfig(block_out_channels=(32, 64, 96, 96), cross_attention_dim=32)
 SMALL_VAE = VAEConfig(block_out_channels=(32, 32, 32, 32), layers_per_block=1)
-
-
-def gemm_peak() -> float:
-    """FLOP/s of the best product that this machine does now: PyTorch's own and, where there is one, oneDNN's."""
-    from fz.kernels.gemm import Packed
-
-    x = torch.randn(2048, 2048)
-    ways = [lambda: x @ x]
-    with contextlib.suppress(AttributeError, RuntimeError, NotImplementedError):
-        packed = Packed(x, rows=len(x))
-        ways.append(lambda: packed(x))
-    return max(2 * 2048**3 / min(seconds(way) for _ in range(8)) for way in ways)
-
-
-def seconds(f: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    f()
-    return time.perf_counter() - start
 
 
 @contextlib.contextmanager
@@ -226,7 +208,7 @@ def run(
     if not chosen:
         raise SystemExit(f"--only {only}: no step has this in its name; there are {', '.join(ways)}.")
     times = measure(chosen, rounds)
-    peak = gemm_peak()
+    peak = gemm_peak(side=2048)
     source_pass = flop["forward"] * flop_of_source_pass(unet, size // 8) / flop_of_forward(unet, size // 8)
     flop |= {name: 2 * flop["forward"] for name in ("edit step, memory", "maps: edit step")}
     flop["edit step, recompute"] = 2 * flop["forward"] + source_pass
@@ -364,8 +346,8 @@ def maps_bytes(unet: UNet, side: int, frames: int, anchors: int) -> int:
     return total
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.edit", description=__doc__.splitlines()[0])
+def answer(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m bench.edit", description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
@@ -380,7 +362,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a small model, to try the command")
     parser.add_argument("--model", action="store_true", help="the cost model only")
     parser.add_argument("--csv", type=Path, help="append rows to this file")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.model:
         cost_model()
         return
@@ -406,5 +388,9 @@ def main() -> None:
             writer.writerows(rows)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
+
+
 if __name__ == "__main__":
-    main()
+    leave(main())

@@ -5,7 +5,7 @@ Clips are drawn for it, of things that the miniature draws well: how often it do
 Prompts are captions with a few words changed, settings the presets'.
 """
 
-import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from fz.pipeline import run
 from fz.prompts.plan import weights
 from fz.prompts.text import TextEncoder
 from fz.settings.config import PRESETS, build
+from fz.shell import Parser, answered, leave
 from fz.weights.load import load_tokenizer
 
 SHOWN = 192  # side of a picture in the gallery
@@ -128,14 +129,14 @@ def make(entry: Entry, out: Path, work: Path, steps: int) -> Path:
     return path
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.gallery", description=__doc__.splitlines()[0])
+def answer(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m bench.gallery", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs/gallery"))
     parser.add_argument("--work", type=Path, default=Path("results/gallery"), help="clips and runs")
     parser.add_argument("--steps", type=int, default=mini.DEFAULTS["steps"])
     parser.add_argument("--only", nargs="*", default=[entry.name for entry in ENTRIES])
     parser.add_argument("--threads", type=int, default=None)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     for entry in ENTRIES:
@@ -143,5 +144,9 @@ def main() -> None:
             print(make(entry, arguments.out, arguments.work, arguments.steps), flush=True)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
+
+
 if __name__ == "__main__":
-    main()
+    leave(main())

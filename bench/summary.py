@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fz.evaluate import TITLES
+from fz.metrics.measure import TITLES
 from fz.metrics.numbers import half_interval
 
 Row = Mapping[str, Any]

@@ -13,8 +13,6 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,14 +22,21 @@ from typing import Any
 
 import numpy as np
 
+from bench.here import commit, machine
 from bench.summary import ranked, summary, table, verdict
+from fz import records
 from fz.clips.media import atomic, to_uint8, write_json, write_pngs
 from fz.errors import FzError, suggest
-from fz.evaluate import Parser, Truth, measure
 from fz.memory.machine import start_alone
-from fz.results.folder import as_json
+from fz.metrics.measure import TITLES, Truth, measure
+from fz.records import NUMBER
+from fz.results import own
+from fz.results.folder import RUN, as_json, read_run
+from fz.results.lock import Lock
 from fz.settings.config import ABLATIONS, PRESETS, ClipSettings, EditSettings, Settings
-from fz.shell import answered
+from fz.settings.flags import add_renamed
+from fz.settings.place import expanded
+from fz.shell import Parser, answered, leave
 
 
 @dataclass(frozen=True)
@@ -170,30 +175,35 @@ def cell(method: Method, job: Job, seed: int, out: Path, clip: Any, by: str, kee
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     file = out / "cells" / slugged(method) / f"{job.name}-{seed}.json"
     if file.is_file():
-        try:
-            done = json.loads(file.read_text(encoding="utf-8"))
-            if done["key"] == key:
-                return [row | {"commit": done["commit"]} for row in done["rows"]]
-        except (ValueError, KeyError, TypeError):
-            pass  # not ours or damaged: done again
+        done = read_cell(file)
+        if done is not None and done["key"] == key:
+            return [row | {"commit": done["commit"]} for row in done["rows"]]
     result = run(settings)
     source, rows = to_uint8(result.video.frames), []
     for i, edited in zip(chosen, result.edits, strict=True):
-        row = measure(source, to_uint8(edited.frames), (settings.source, edited.settings.target), clip, job.truths[i])
-        rows.append({"clip": job.name, "seed": seed, "kind": job.kinds[i], "target": edited.settings.target, **row})
+        row = measure(source, to_uint8(edited.frames), (settings.source, edited.target), clip, job.truths[i])
+        rows.append({"clip": job.name, "seed": seed, "kind": job.kinds[i], "target": edited.target, **row})
     done = {"key": key, "method": method.name, "commit": commit(), "rows": rows}
     # first, so that no kill leaves a folder beside a cell that is done
     if not keep:
-        shutil.rmtree(settings.out, ignore_errors=True)
+        folder = Path(settings.out)
+        own.remove(folder, [*(read_run(folder) or {"files": []})["files"], RUN])
+        own.unmake([folder])
     write_json(file, done)
     return [row | {"commit": done["commit"]} for row in rows]
+
+
+def read_cell(file: Path) -> dict[str, Any] | None:
+    """A cell that was done; None for one that is damaged or not ours, which is done again."""
+    row = {"clip": str, "kind": str, "target": str, "seed": int, **dict.fromkeys(TITLES, (*NUMBER, None))}
+    return records.read(file, {"key": str, "commit": str, "rows": [row]})
 
 
 def fingerprint(path: str | Path | None) -> str:
     """Of a checkpoint's weights, read here and there: names, sizes, and the last 64 KB of each file."""
     if path is None:
         return "none"
-    sha, root = hashlib.sha256(), Path(path).expanduser()
+    sha, root = hashlib.sha256(), expanded(path, "checkpoint")
     for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
         if file.suffix in (".safetensors", ".bin", ".ckpt", ".pt", ".pth"):
             with open(file, "rb") as opened:
@@ -209,20 +219,6 @@ def slugged(method: Method) -> str:
     return slug(method.name, 60)
 
 
-def commit() -> str:
-    try:
-        said = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return said.stdout.strip() or "unknown"
-
-
 def build_parser() -> argparse.ArgumentParser:
     from fz import mini
 
@@ -236,9 +232,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--seeds", type=int, default=1, help="editing draws nothing: more than one is for baselines that do"
     )
     parser.add_argument("--checkpoint", metavar="PATH", help="default: the miniature")
-    parser.add_argument(
-        "--clip", metavar="PATH", help="CLIP, for Tem-Con and Frame-Acc; default: the miniature's for its clips; 'none'"
-    )
+    by = "CLIP, for Tem-Con and Frame-Acc; default: the miniature's for its clips; 'none'"
+    add_renamed(parser, "--clip-model", "--clip", metavar="PATH", help=by)
     parser.add_argument("--tokenizer", metavar="DIR", help="for a CLIP that has none")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--size", type=int, default=mini.SIZE, help="side of the pictures")
@@ -254,7 +249,7 @@ def build_parser() -> argparse.ArgumentParser:
 def rows_of(given: argparse.Namespace, number: int) -> dict[str, list[dict[str, Any]]]:
     """All cells of one clip, by method."""
     job = config_job(given.config[number], given) if given.config else held_out_job(number, given)
-    clip, by = judge_of(given.clip, given.tokenizer, given.checkpoint, bool(given.config))
+    clip, by = judge_of(given.clip_model, given.tokenizer, given.checkpoint, bool(given.config))
     cells = {
         m.name: [cell(m, job, seed, given.out, clip, by, given.keep) for seed in range(given.seeds)]
         for m in methods_of(given)
@@ -275,7 +270,7 @@ def methods_of(given: argparse.Namespace) -> list[Method]:
 def judge_of(path: str | None, tokenizer: str | None, checkpoint: str | None, own_clips: bool) -> tuple[Any, str]:
     """The CLIP, and a fingerprint of it and of the checkpoint: the miniature's knows held-out clips only."""
     from fz import mini
-    from fz.weights.clip import choose_clip
+    from fz.checkpoint import choose_clip
 
     clip = choose_clip(path, tokenizer, miniature=not own_clips)
     used = None if clip is None else path or mini.clip()
@@ -312,8 +307,6 @@ def page(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[str, dict[str
     """Of the rows of each method: (Markdown, summaries, verdict)."""
     import torch
 
-    from bench.attention import machine
-
     if "FateZero" in rows:
         rows = {**rows, SHAPES: [row for row in rows["FateZero"] if row["kind"] == "shape"]}
     summaries = {name: summary(found) for name, found in rows.items()}
@@ -343,8 +336,18 @@ def answer(argv: Sequence[str] | None) -> None:
         raise FzError("--clips, --seeds, --processes: expected at least 1.")
     if given.processes > 1:
         given.threads = 1
-    print(bench(given), end="")
+    given.out = expanded(given.out, "out")
+    try:
+        made = own.made(given.out)
+        lock = Lock(given.out)
+    except OSError as error:
+        raise FzError(f"out: {given.out} cannot be written ({error.strerror}). Pass another --out.") from None
+    try:
+        with lock:
+            print(bench(given), end="")
+    finally:
+        own.unmake(made)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

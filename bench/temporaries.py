@@ -35,7 +35,11 @@ class Temporaries(TorchDispatchMode):
         self._alive = {key: (ref, size) for key, (ref, size) in self._alive.items() if not ref.expired()}
         for x in tree_leaves(result):
             # a view, or a result in place, is nothing new
-            if isinstance(x, torch.Tensor) and _storage(x)._cdata not in given and _storage(x)._cdata not in self._alive:
+            if (
+                isinstance(x, torch.Tensor)
+                and _storage(x)._cdata not in given
+                and _storage(x)._cdata not in self._alive
+            ):
                 storage = _storage(x)
                 self.made.append(Made(str(func), storage.nbytes()))
                 self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())

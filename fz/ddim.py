@@ -69,24 +69,16 @@ class Schedule:
 
         Raises FzError for another prediction type or beta schedule, and for steps outside 1 … num_train_timesteps.
         """
-        train = config.get("num_train_timesteps", 1000)
-        if config.get("prediction_type", "epsilon") != "epsilon":
-            got = f"scheduler: prediction_type is {config['prediction_type']!r}"
-            raise FzError(f"{got}, expected 'epsilon'. Use a Stable Diffusion v1.x model.")
+        train, beta_start, beta_end, kind, offset = checked(config)
         if not 1 <= steps <= train:
             raise FzError(f"steps: got {steps}, expected 1 to {train}. The paper uses 50.")
-        beta_start, beta_end = config.get("beta_start", 0.00085), config.get("beta_end", 0.012)
-        kind = config.get("beta_schedule", "scaled_linear")
         if kind == "scaled_linear":
             betas = torch.linspace(beta_start**0.5, beta_end**0.5, train, dtype=torch.float64) ** 2
-        elif kind == "linear":
-            betas = torch.linspace(beta_start, beta_end, train, dtype=torch.float64)
         else:
-            near = suggest(kind, ("scaled_linear", "linear"))
-            raise FzError(f"scheduler: beta_schedule is {kind!r}, expected 'scaled_linear' (SD v1) or 'linear'.{near}")
+            betas = torch.linspace(beta_start, beta_end, train, dtype=torch.float64)
         stride = train // steps
         # with very many steps the offset would pass the last training timestep
-        offset = min(config.get("steps_offset", 1), train - 1 - stride * (steps - 1))
+        offset = min(offset, train - 1 - stride * (steps - 1))
         timesteps = tuple(stride * i + offset for i in reversed(range(steps)))
         alpha_bars = (1 - betas).cumprod(0).tolist()
         return cls(timesteps, tuple(alpha_bars), 1.0 if config.get("set_alpha_to_one", False) else alpha_bars[0])
@@ -111,3 +103,25 @@ class Schedule:
         """Every denoising step that is left after `done` of them, from the noisiest to CLEAN."""
         times = (*self.timesteps, CLEAN)
         return (Step(k, times[k], times[k + 1]) for k in range(done, self.steps))
+
+
+def checked(config: Mapping) -> tuple[int, float, float, str, int]:
+    """(num_train_timesteps, beta_start, beta_end, beta_schedule, steps_offset) of a `scheduler_config.json`. Raises
+    FzError for what is no noise schedule, or another than Stable Diffusion v1's.
+    """
+    if config.get("prediction_type", "epsilon") != "epsilon":
+        got = f"scheduler: prediction_type is {config['prediction_type']!r}"
+        raise FzError(f"{got}, expected 'epsilon'. Use a Stable Diffusion v1.x model.")
+    train, offset = config.get("num_train_timesteps", 1000), config.get("steps_offset", 1)
+    for name, value, low, high in (("num_train_timesteps", train, 1, 10**5), ("steps_offset", offset, 0, 10**5)):
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise FzError(f"scheduler: {name} is {value!r}, expected a whole number from {low} to {high}, as SD v1's.")
+    start, end = config.get("beta_start", 0.00085), config.get("beta_end", 0.012)
+    numbers = all(isinstance(beta, (int, float)) and not isinstance(beta, bool) for beta in (start, end))
+    if not numbers or not 0 < start <= end < 1:
+        raise FzError(f"scheduler: betas go from {start!r} to {end!r}, expected 0 < beta_start <= beta_end < 1.")
+    kind = config.get("beta_schedule", "scaled_linear")
+    if kind not in ("scaled_linear", "linear"):
+        near = suggest(kind, ("scaled_linear", "linear"))
+        raise FzError(f"scheduler: beta_schedule is {kind!r}, expected 'scaled_linear' (SD v1) or 'linear'.{near}")
+    return train, float(start), float(end), kind, offset

@@ -145,12 +145,21 @@ def foreground(region: EditRegion, maps: Mapping[int, Tensor], latent_size: Size
     return edit_mask(steady, torch.stack(list(maps.values())).mean(0), latent_size, latent_size)
 
 
+def changed_pixels(region: EditRegion, maps: Mapping[int, Tensor], latent_size: Size) -> Tensor | None:
+    """The mask of `paste_background`: a user's as it was drawn, (F, H, W) of the clip's pixels, else `foreground`."""
+    if region.background is not None and region.user_mask is not None:
+        return region.user_mask > 0.5
+    return foreground(region, maps, latent_size)
+
+
 def paste_background(frames: Tensor, source: Tensor, mask: Tensor) -> Tensor:
     """Outside the mask, grown by one of its cells and with an edge as wide, the source's pixels, to the bit.
 
     frames, source: (F, 3, H, W) in [-1, 1]; mask: (F, h, w) bool, True = the edit's. Inside the mask the edit's pixels
-    stay as they are.
+    stay as they are. A mask of every pixel, (F, H, W), is not grown and has no edge.
     """
+    if mask.shape[-2:] == frames.shape[-2:]:
+        return torch.where(mask[:, None].to(frames.device), frames, source.to(frames))
     cell = max(1, frames.shape[-1] // mask.shape[-1])
     grown = F.interpolate(mask[:, None].float(), size=frames.shape[-2:])
     grown = F.max_pool2d(grown, 2 * cell + 1, stride=1, padding=cell)

@@ -4,13 +4,13 @@ Flags are read in `fz.settings.parse`, the work is `fz.pipeline.run`. Exit codes
 user can put right, 130 interrupted.
 """
 
-import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 from fz.errors import FzError
-from fz.shell import answered
+from fz.shell import answered, leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,54 +32,34 @@ def answer(argv: list[str]) -> None:
     if request.list_words:
         list_words(request.settings)
         return
-    from fz import pipeline
+    from fz.clips.decode import check_source
 
+    # before torch is imported, which takes seconds
+    check_source(request.settings.clip.path)
+    from fz import pipeline
+    from fz.checkpoint import choose_clip
+    from fz.progress import bars
+
+    judges = bool(request.sweep or request.settings.report)
     # before the run: a CLIP that cannot be read costs no minutes
-    clip = judge(request)
+    clip = choose_clip(request.clip_model, miniature=request.settings.checkpoint is None) if judges else None
     result = pipeline.run(request.settings, bars())
     if result.out is None:
         return  # a dry run
     if request.sweep:
-        from fz.evaluate import table
-        from fz.settings.sweep import write_sweep
+        from fz.metrics.measure import table
+        from fz.results.folder import completed
+        from fz.results.sheet import write_sweep
 
         print(table(write_sweep(result, request.sweep, clip), label="label"))
+        completed(Path(result.out), "sweep.png", "sweep.json", "sweep.csv")
         print(f"in {result.out}/sweep.png, .json and .csv")
-    if request.settings.report and request.clip:
-        from fz.report import write_report
+    if request.settings.report:
+        from fz.results.folder import completed
+        from fz.results.report import write_report
 
         write_report(result.out, clip)
-
-
-def judge(request):
-    """The `fz.model.clip_vision.Clip` that a sweep's or a report's metrics are by, if there is one."""
-    if not request.sweep and not request.clip:
-        return None
-    from fz.weights.clip import choose_clip
-
-    return choose_clip(request.clip, miniature=request.settings.checkpoint is None)
-
-
-def bars():
-    """A Progress that prints lines to stdout and a bar with time left for each stage to stderr."""
-    from tqdm import tqdm
-
-    from fz.pipeline import Progress
-
-    # a log file gets a line now and then, a terminal a living bar
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-
-    class Bars(Progress):
-        def say(self, line: str) -> None:
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
-
-        @contextlib.contextmanager
-        def stage(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
-            with tqdm(total=steps, desc=name, unit="step", mininterval=interval) as bar:
-                yield bar.update
-
-    return Bars()
+        completed(Path(result.out), "report.html")
 
 
 def list_words(settings) -> None:
@@ -89,31 +69,14 @@ def list_words(settings) -> None:
     if settings is None:
         known_words()
         return
+    from fz.checkpoint import text_of
+
     text = text_of(settings)
     for prompt in (settings.source, *(edit.target for edit in settings.edits)):
         tokens = text.tokens(prompt)
         print(f"{prompt!r}: {len(tokens.words)} words")
         for word in tokens.words:
             print(f"  {word.index + 1:3d}  {word.text}  (tokens {', '.join(map(str, word.positions))})")
-
-
-def text_of(settings):
-    """A TextEncoder of the checkpoint's tokenizer alone: it has tokens of prompts, no embeddings."""
-    from pathlib import Path
-
-    from fz.prompts.text import TextEncoder
-    from fz.weights.load import load_tokenizer
-    from fz.weights.source import find_tokenizer
-
-    checkpoint = settings.checkpoint
-    if checkpoint is None:
-        from fz import mini
-
-        checkpoint = mini.checkpoint()
-    folders = [Path(p).expanduser() if p else None for p in (settings.tokenizer, checkpoint, settings.model_config)]
-    if folders[1].is_file():
-        folders[1] = None
-    return TextEncoder(load_tokenizer(find_tokenizer(*folders), 2**31), None)
 
 
 def known_words() -> None:
@@ -134,4 +97,4 @@ def known_words() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

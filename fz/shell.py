@@ -1,12 +1,19 @@
-"""What all commands share: a parser whose mistakes are one line, and how an error becomes a line and an exit code.
+"""What all commands share: a parser whose mistakes are one line, how an error becomes a line and an exit code, and what
+may reach a terminal.
 
-Exit codes: 0 done, 1 a bug, 2 something that the user can put right, 130 interrupted.
+Exit codes: 0 done, 1 a bug, 2 something that the user can put right, 130 interrupted, 143 terminated.
 """
 
 import argparse
+import contextlib
+import io
+import os
+import re
+import signal
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TextIO
 
 from fz.errors import FzError, suggest
 
@@ -29,25 +36,144 @@ def unknown(rest: list[str], parser: argparse.ArgumentParser) -> str:
     return f"got {rest[0]!r} without a flag, expected flags only. Put sentences in quotes."
 
 
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: as Ctrl-C, so that whatever cleans up after itself does."""
+
+
 def answered(work: Callable[[], object], goes_on: str = "", debug: bool = False) -> int:
     """Do a command's work and return its exit code; what stops it is said in one line.
 
     goes_on: what 'interrupted.' is followed by. debug: errors are raised.
     """
+    with plain_output(), signals() as came:
+        try:
+            work()
+            sys.stdout.flush()
+            return 0
+        except SystemExit as stop:  # argparse's --help and --version
+            return stop.code if isinstance(stop.code, int) else 0
+        except (KeyboardInterrupt, Exception) as error:
+            # libraries turn an interrupt in their imports into errors of their own
+            if came or isinstance(error, KeyboardInterrupt):
+                stopped = isinstance(error, Stopped) or (came and came[0] != signal.SIGINT)
+                say_error(f"{'terminated' if stopped else 'interrupted'}. {goes_on}".rstrip())
+                return 143 if stopped else 130
+            if debug:
+                raise
+            line, code = explain(error)
+            say_error(line)
+            return code
+
+
+def leave(code: int) -> NoReturn:
+    """End the process; an interrupt that comes while Python takes itself down changes nothing any more."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[list[int]]:
+    """In the block, SIGTERM and SIGHUP are raised as Stopped, as SIGINT is as KeyboardInterrupt; which came is in the
+    list. In the main thread only: others get no signals.
+    """
+    came: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        came.append(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else Stopped
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    kinds = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {}
+    for kind in kinds:
+        # one that is ignored, as SIGHUP under nohup, stays so
+        if signal.getsignal(kind) in (signal.SIG_DFL, signal.default_int_handler):
+            before[kind] = signal.signal(kind, stop)
     try:
-        work()
-        return 0
-    except SystemExit as stop:  # argparse's --help and --version
-        return stop.code if isinstance(stop.code, int) else 0
-    except KeyboardInterrupt:
-        say_error(f"interrupted. {goes_on}".rstrip())
-        return 130
-    except Exception as error:
-        if debug:
-            raise
-        line, code = explain(error)
-        say_error(line)
-        return code
+        yield came
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+class Plain(io.TextIOBase):
+    """A stream whose lines can do nothing to a terminal: control characters, as of a file's name, are shown, not sent;
+    letters that its encoding lacks are written as \\u2026. When nobody reads any more (`| head`), it falls silent.
+    """
+
+    def __init__(self, stream: TextIO):
+        self.stream, self.silent = stream, False
+
+    def write(self, text: str) -> int:
+        self._send(lambda: self.stream.write(encodable(printable(text), getattr(self.stream, "encoding", None))))
+        return len(text)
+
+    def flush(self) -> None:
+        self._send(self.stream.flush)
+
+    def _send(self, send: Callable[[], object]) -> None:
+        if self.silent:
+            return
+        try:
+            send()
+        except BrokenPipeError:
+            self.silent = True
+            # else Python says at its end that it could not flush
+            with contextlib.suppress(OSError, ValueError, io.UnsupportedOperation):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.stream.fileno())
+                os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    @property
+    def encoding(self) -> str:
+        return self.stream.encoding
+
+
+@contextlib.contextmanager
+def plain_output() -> Iterator[None]:
+    """sys.stdout as a Plain stream in the block; streams that were closed before the start lead nowhere."""
+    out, err = sys.stdout, sys.stderr
+    with contextlib.ExitStack() as opened:
+
+        def stream(given: TextIO | None) -> TextIO:
+            if given is None:
+                return opened.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            return given
+
+        sys.stdout, sys.stderr = Plain(stream(out)), stream(err)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = out, err
+
+
+def printable(text: str) -> str:
+    """text with control characters, and those that turn a line's direction, as \\x1b and \\u202e."""
+    return re.sub(
+        r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]",
+        lambda found: found[0].encode("unicode_escape").decode("ascii"),
+        text,
+    )
+
+
+def encodable(text: str, encoding: str | None) -> str:
+    """text with what the encoding does not have as \\u2026."""
+    try:
+        return text.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")
+    except (LookupError, UnicodeError):
+        return text.encode("ascii", "backslashreplace").decode("ascii")
 
 
 def explain(error: Exception) -> tuple[str, int]:
@@ -74,4 +200,7 @@ def explain(error: Exception) -> tuple[str, int]:
 
 
 def say_error(line: str) -> None:
-    print(f"fz: {line}", file=sys.stderr, flush=True)
+    """One line on stderr; where that is closed or full, nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        line = printable(line.replace("\r", " ").replace("\n", " "))
+        print(encodable(f"fz: {line}", getattr(sys.stderr, "encoding", None)), file=sys.stderr, flush=True)

@@ -15,6 +15,8 @@ from torch import Tensor
 from fz.errors import FzError, suggest
 from fz.kernels import reference, small, torch_ops
 
+# the cross-attention kernel does not compile before it (torch 2.6)
+OLDEST = (3, 2)
 VERSIONS = ("reference", "torch", "triton")
 _last: str | None = None
 
@@ -43,6 +45,10 @@ def _triton_cannot(device: torch.device) -> str | None:
     """Why Triton cannot run on this device, or None if it can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (it has no build for macOS and Windows)"
+    import triton
+
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST:
+        return f"triton {triton.__version__} is older than {'.'.join(map(str, OLDEST))}, which compiles the kernels"
     if os.environ.get("TRITON_INTERPRET") == "1":
         return None
     if device.type != "cuda":
@@ -111,4 +117,6 @@ def cross_attention(
     Returns out (B, F, N, Nh, D) and None or the map (F, N, L or W).
     """
     ops = _version(q_src, k_src, v_src, q, k, v)
-    return ops.cross_attention(q, k, v, q_src=q_src, k_src=k_src, v_src=v_src, map_branch=map_branch, map_weights=map_weights)
+    return ops.cross_attention(
+        q, k, v, q_src=q_src, k_src=k_src, v_src=v_src, map_branch=map_branch, map_weights=map_weights
+    )

@@ -37,7 +37,9 @@ def self_attention(q, k, v, frames, *, q_src=None, k_src=None, mask=None, key_ma
     return torch.stack(out).unflatten(0, (len(v), len(frames)))
 
 
-def cross_attention(q, k, v, *, q_src=None, k_src=None, v_src=None, map_branch=None, map_weights=None) -> tuple[Tensor, Tensor | None]:
+def cross_attention(
+    q, k, v, *, q_src=None, k_src=None, v_src=None, map_branch=None, map_weights=None
+) -> tuple[Tensor, Tensor | None]:
     """See `fz.kernels.cross_attention`."""
     last = len(v) - 1
     mapped = None if map_branch is None else range(len(q))[map_branch]

@@ -16,7 +16,15 @@ from fz.kernels import onednn_tiles
 from fz.kernels.onednn_tiles import Laid
 
 
-def attend(q: Tensor, k: Laid, v: Laid, anchors: list[int], out: Tensor, bias: Tensor | None = None, index: Tensor | None = None) -> None:
+def attend(
+    q: Tensor,
+    k: Laid,
+    v: Laid,
+    anchors: list[int],
+    out: Tensor,
+    bias: Tensor | None = None,
+    index: Tensor | None = None,
+) -> None:
     """out = softmax(q kᵀ / √D + bias) v for token-major operands, q and out (B, Nq, Nh, D).
 
     k, v: (B, F, N, Nh, D), of which the anchor frames are attended to, side by side; bias (B or 1, R·N). index: the rows to do, (n,)
@@ -53,11 +61,20 @@ def self_attention(q, k, v, frames, *, q_src=None, k_src=None, mask=None, key_ma
         keep = None if key_mask is None else key_mask[:, distinct].flatten(1)
         bias = key_bias(weight, keep, v.shape[2])
         if plain:
-            attend(q[:plain, span].flatten(1, 2), plain_k, plain_v, distinct, out[:plain, span].flatten(1, 2), _of(bias, slice(plain)))
+            attend(
+                q[:plain, span].flatten(1, 2),
+                plain_k,
+                plain_v,
+                distinct,
+                out[:plain, span].flatten(1, 2),
+                _of(bias, slice(plain)),
+            )
         if q_src is None:
             continue
         own_bias, fused = _of(bias, slice(-1, None)), out[-1:, span].flatten(1, 2)
-        edited = mask[span].flatten() if mask is not None else torch.zeros(fused.shape[1], dtype=torch.bool, device=v.device)
+        edited = (
+            mask[span].flatten() if mask is not None else torch.zeros(fused.shape[1], dtype=torch.bool, device=v.device)
+        )
         # each row once: the edited ones by the edit's queries and keys, the others by the source's
         for whole, keys, chosen in ((q, edit_k, edited), (q_src[None], source_k, ~edited)):
             if chosen.any():
@@ -87,7 +104,9 @@ def _of(bias: Tensor | None, branches: slice) -> Tensor | None:
     return bias if bias is None or len(bias) == 1 else bias[branches]
 
 
-def cross_attention(q, k, v, *, q_src=None, k_src=None, v_src=None, map_branch=None, map_weights=None) -> tuple[Tensor, Tensor | None]:
+def cross_attention(
+    q, k, v, *, q_src=None, k_src=None, v_src=None, map_branch=None, map_weights=None
+) -> tuple[Tensor, Tensor | None]:
     """See `fz.kernels.cross_attention`."""
     branches, frames = q.shape[:2]
     out = torch.empty(len(v), frames * q.shape[2], *v.shape[2:], dtype=v.dtype, device=v.device)
@@ -95,7 +114,9 @@ def cross_attention(q, k, v, *, q_src=None, k_src=None, v_src=None, map_branch=N
     attend(q.flatten(1, 2), Laid(k[:branches, None], scale), Laid(v[:branches, None]), [0], out[:branches])
     if q_src is not None:
         source = torch.empty_like(out[-1:]) if branches == len(v) else out[-1:]
-        attend(q_src.flatten(0, 1)[None].to(v), Laid(k_src[None, None].to(v), scale), Laid(v_src[None, None]), [0], source)
+        attend(
+            q_src.flatten(0, 1)[None].to(v), Laid(k_src[None, None].to(v), scale), Laid(v_src[None, None]), [0], source
+        )
         if branches == len(v):
             out[-1:] += source
     out = out.unflatten(1, (frames, -1))

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fz.kernels.triton_self import LOG2E, Config, dot, split, with_contiguous_heads
+from fz.kernels.triton_self import dot
+from fz.kernels.triton_tiles import LOG2E, Config, columns, with_contiguous_heads
 
 
 @triton.jit
@@ -96,9 +97,13 @@ def cross_attention_kernel(
         for start in tl.range(0, D, BLOCK_D, loop_unroll_factor=UNROLL):
             part = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
             if edits:
-                part = times_values(e_a, e_b, v + i_b * v_branch + head * D, v_token, keys, part, start, BLOCK_D, D, L_A, L_B, PRECISION)
+                part = times_values(
+                    e_a, e_b, v + i_b * v_branch + head * D, v_token, keys, part, start, BLOCK_D, D, L_A, L_B, PRECISION
+                )
             if fused:
-                part = times_values(s_a, s_b, v_src + head * D, v_src_token, keys, part, start, BLOCK_D, D, L_A, L_B, PRECISION)
+                part = times_values(
+                    s_a, s_b, v_src + head * D, v_src_token, keys, part, start, BLOCK_D, D, L_A, L_B, PRECISION
+                )
             o_d = start + tl.arange(0, BLOCK_D)
             tl.store(p_out + o_d[None, :], part.to(out.dtype.element_ty), mask=m_q[:, None] & (o_d < D)[None, :])
     if MAP:
@@ -121,18 +126,22 @@ def configure(dtype: torch.dtype) -> Config:
     return Config(16, 0, 8, 1) if dtype == torch.float32 else Config(128, 0, 8, 1)
 
 
-def cross_attention(q, k, v, *, q_src=None, k_src=None, v_src=None, map_branch=None, map_weights=None) -> tuple[Tensor, Tensor | None]:
+def cross_attention(
+    q, k, v, *, q_src=None, k_src=None, v_src=None, map_branch=None, map_weights=None
+) -> tuple[Tensor, Tensor | None]:
     """See `fz.kernels.cross_attention`."""
     fused, mapped = q_src is not None, map_branch is not None
     q, k, v = (with_contiguous_heads(x.to(v.dtype)) for x in (q, k, v))
     branches, keys, heads, d = v.shape
     f, tokens = q.shape[1:3]
-    q_src, k_src, v_src = (with_contiguous_heads(x.to(v.dtype)) for x in (q_src, k_src, v_src)) if fused else (q[0], k[0], v[0])
+    q_src, k_src, v_src = (
+        (with_contiguous_heads(x.to(v.dtype)) for x in (q_src, k_src, v_src)) if fused else (q[0], k[0], v[0])
+    )
     out = torch.empty((branches, f, tokens, heads, d), dtype=v.dtype, device=v.device)
     maps = torch.empty((f, tokens, keys), dtype=torch.float32, device=v.device) if mapped else out
     config = configure(v.dtype)
     tiles = triton.cdiv(tokens, config.block_q)
-    l_a, l_b = split(keys)
+    l_a, l_b = columns(keys, tma=False)
     cross_attention_kernel[(branches * f * tiles, 1 if mapped else heads)](
         q, k, v, out, q_src, k_src, v_src, maps,
         f, tokens, keys, heads, tiles, range(len(q))[map_branch] if mapped else 0, branches - 1, LOG2E * d**-0.5,

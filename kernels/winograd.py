@@ -19,7 +19,14 @@ _MATRICES = {
         [[1, 1, 1, 0], [0, 1, -1, -1]],
     ),
     4: (
-        [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]],
+        [
+            [4, 0, -5, 0, 1, 0],
+            [0, -4, -4, 1, 1, 0],
+            [0, 4, -4, -1, 1, 0],
+            [0, -2, -1, 2, 1, 0],
+            [0, 2, -1, -2, 1, 0],
+            [0, 4, 0, -5, 0, 1],
+        ],
         [
             [1 / 4, 0, 0],
             [-1 / 6, -1 / 6, -1 / 6],
@@ -69,7 +76,9 @@ class Winograd:
         spectrum = (self.to_tile @ tiles).view(t * t, b * th * tw, c)
         product = self.multiply(spectrum).view(t * t, -1)
         out = (self.from_tile @ product).view(m, m, b, th, tw, -1).permute(2, 3, 0, 4, 1, 5)  # (B, th, m, tw, m, C_out)
-        out = (out.contiguous() if self.bias is None else torch.add(out, self.bias).contiguous()).view(b, th * m, tw * m, -1)
+        out = (out.contiguous() if self.bias is None else torch.add(out, self.bias).contiguous()).view(
+            b, th * m, tw * m, -1
+        )
         return out[:, :h, :w].permute(0, 3, 1, 2)
 
     def multiply(self, spectrum: Tensor) -> Tensor:

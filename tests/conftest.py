@@ -32,6 +32,31 @@ def golden(shared) -> Path:
     return shared / "golden"
 
 
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> Path:
+    """tiny_sd, tiny_tuned and clips/car128: the reference data's, or, without it, of the same shapes with random
+    weights.
+    """
+    path = Path(os.environ.get("FZ_SHARED", ROOT.parent / "shared")) / "golden"
+    if path.is_dir():
+        return path
+    from tiny_model import write_reference
+
+    return write_reference(tmp_path_factory.mktemp("models"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _threads():
     torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """New tensors begin as NaN, so that what a kernel leaves unwritten is seen."""
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def fill(x):
+        return x.fill_(float("nan")) if x.is_floating_point() else x
+
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: fill(empty(*a, **k)))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: fill(empty_like(*a, **k)))

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from tiny_model import text_encoder
 
 from fz.errors import FzError
 from fz.prompts import align
@@ -17,9 +18,19 @@ OTHER_CLEANING = (40, 41)
 TOO_LONG = (44, 45, 46)
 
 
+# a newline parts words here, not there
+WHITE_SPACE = (38,)
+
+
 @pytest.fixture(scope="module")
-def text(golden):
+def released(golden):
+    """The tokenizer of the released code's answers."""
     return TextEncoder(load_tokenizer(golden / "tiny_sd" / "tokenizer", 2**31), None)
+
+
+@pytest.fixture(scope="module")
+def text():
+    return text_encoder()
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +44,10 @@ def wrong(answers, pair, what):
 
 
 @pytest.fixture(scope="module")
-def pairs(text, answers):
+def pairs(released, answers):
     kept = [p for p in answers["pairs"] if p["index"] not in OTHER_CLEANING + TOO_LONG]
     assert len(kept) >= 25
-    return [(p, text.tokens(p["source"]), text.tokens(p["target"])) for p in kept]
+    return [(p, released.tokens(p["source"]), released.tokens(p["target"])) for p in kept]
 
 
 def test_token_ids(pairs):
@@ -48,6 +59,9 @@ def test_token_ids(pairs):
 
 def test_positions_of_words(pairs):
     for pair, source, target in pairs:
+        if pair["index"] in WHITE_SPACE:
+            assert [list(word.positions) for word in source.words] == [[1], [2], [3]]
+            continue
         for side, tokens in (("source", source), ("target", target)):
             expected = [p for p in pair[f"{side}_word_inds_expected"] if p]
             assert [list(word.positions) for word in tokens.words][: len(expected)] == expected, tokens.prompt
@@ -129,8 +143,10 @@ def test_unequal_words_are_averaged(text):
 
 def test_words_match_whatever_their_case_and_punctuation(text):
     tokens = text.tokens('The Cat, the "cat" and a CAT-like dog')
-    assert align.word_positions(tokens, "cat") == sorted({*tokens.words[1].positions, *tokens.words[3].positions})
-    assert align.word_positions(tokens, "the cat") == [p for word in tokens.words[:4] for p in word.positions]
+    # of 'Cat,' and '"cat"' without their punctuation
+    assert align.word_positions(tokens, "cat") == [2, 6]
+    assert align.word_positions(tokens, '"cat"') == [2, 3, 5, 6, 7]
+    assert align.word_positions(tokens, "the cat") == [1, 2, 4, 6]
 
 
 def test_an_absent_word_names_its_like(text):
@@ -150,5 +166,24 @@ def test_window_of_a_word(text):
 
 def test_differing_words(text):
     source, target = text.tokens("a silver jeep on the road."), text.tokens("a Porsche car on the wet Road")
-    assert align.differing_words(source, target) == (["silver", "jeep"], ["porsche", "car", "wet"])
-    assert align.differing_words(source, source) == ([], [])
+    gone, come = align.differing_words(source, target)
+    assert [w.text for w in gone] == ["silver", "jeep"] and [w.text for w in come] == ["Porsche", "car", "wet"]
+    assert gone == list(source.words[1:3]) and align.differing_words(source, source) == ([], [])
+
+
+def test_refinement_is_the_longest_common_subsequence(text):
+    """Against the plain definition: as many tokens as can be, in order, each of them the same token."""
+
+    def longest(x, y):
+        return (
+            0 if not x or not y else max(longest(x[1:], y), longest(x, y[1:]), (x[0] == y[0]) + longest(x[1:], y[1:]))
+        )
+
+    for source, target in (("a red car on sand", "a big red car on snow"), ("a cat and a cat", "a dog, a cat and"),
+                           ("a labradoodle", "a red labradoodle on"), ("car on road", "road on car")):  # fmt: skip
+        x, y = text.tokens(source), text.tokens(target)
+        mapper, kept = align.refinement(x, y)
+        taken = mapper[1 : y.used - 1][kept[1 : y.used - 1] > 0].tolist()
+        assert taken == sorted(set(taken)) and len(taken) == longest(x.ids[1 : x.used - 1], y.ids[1 : y.used - 1])
+        assert all(x.ids[int(i)] == y.ids[j] for j, i in enumerate(mapper[: y.used]) if i >= 0)
+        assert mapper[y.used :].tolist() == list(range(y.used, LENGTH)) and (kept == (mapper >= 0)).all()

@@ -10,7 +10,7 @@ from checkpoints import UNET_FILE, drop, edit_json, shard
 from safetensors.torch import load_file, save_file
 
 from fz.errors import FzError
-from fz.weights.load import fill, load_checkpoint
+from fz.weights.load import fill, load_checkpoint, of_sd
 from fz.weights.read import Weights
 
 pytest_plugins = ["golden_model"]
@@ -179,9 +179,9 @@ def refused(said, load, *args, **options):
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
-def test_bad_file(case, flat, tmp_path, golden):
+def test_bad_file(case, flat, tmp_path, models):
     write, said = BAD_FILES[case]
-    refused(said, load_checkpoint, write(tmp_path, flat), tokenizer=golden / "tiny_sd" / "tokenizer")
+    refused(said, load_checkpoint, write(tmp_path, flat), tokenizer=models / "tiny_sd" / "tokenizer")
 
 
 @pytest.mark.parametrize("case", WITH_CONFIG)
@@ -315,26 +315,26 @@ def test_shard_with_other_keys(folder):
     refused("keys differ from diffusion_pytorch_model.safetensors.index.json", load_checkpoint, folder)
 
 
-def test_wrong_paths(golden, folder, flat, tmp_path):
+def test_wrong_paths(models, folder, flat, tmp_path):
     refused("does not exist", load_checkpoint, tmp_path / "absent")
-    refused("one part of a checkpoint. Pass the folder above", load_checkpoint, golden / "tiny_sd" / "unet")
+    refused("one part of a checkpoint. Pass the folder above", load_checkpoint, models / "tiny_sd" / "unet")
     (tmp_path / "models").mkdir()
     refused("has no unet/ folder. Expected a diffusers folder", load_checkpoint, tmp_path / "models")
     save_file({"a": ONE}, tmp_path / "models" / "v1.safetensors")
     refused("Did you mean the file .*v1.safetensors", load_checkpoint, tmp_path / "models")
     (tmp_path / "flux" / "transformer").mkdir(parents=True)
     refused("but a transformer/", load_checkpoint, tmp_path / "flux")
-    refused("model_config: .* has no unet/config.json", load_checkpoint, golden / "tiny_sd", model_config=tmp_path)
-    refused("vae: .* does not exist", load_checkpoint, golden / "tiny_sd", vae=tmp_path / "absent.pt")
+    refused("model_config: .* has no unet/config.json", load_checkpoint, models / "tiny_sd", model_config=tmp_path)
+    refused("vae: .* does not exist", load_checkpoint, models / "tiny_sd", vae=tmp_path / "absent.pt")
     save_file({"a.b": ONE}, tmp_path / "no-vae.safetensors")
-    refused("vae: .* is no VAE .it has a.b", load_checkpoint, golden / "tiny_sd", vae=tmp_path / "no-vae.safetensors")
+    refused("vae: .* is no VAE .it has a.b", load_checkpoint, models / "tiny_sd", vae=tmp_path / "no-vae.safetensors")
 
 
-def test_one_layer_in_two_layouts(golden, tiny, tmp_path):
+def test_one_layer_in_two_layouts(models, tiny, tmp_path):
     state = tiny.vae.state_dict()
     key = "encoder.mid_block.attentions.0.to_q.weight"
     save_file(state | {key.replace("to_q", "query"): state[key].clone()}, tmp_path / "vae.safetensors")
-    refused("is there twice, under two names", load_checkpoint, golden / "tiny_sd", vae=tmp_path / "vae.safetensors")
+    refused("is there twice, under two names", load_checkpoint, models / "tiny_sd", vae=tmp_path / "vae.safetensors")
 
 
 def test_fill_names_three_keys():
@@ -342,4 +342,4 @@ def test_fill_names_three_keys():
     with pytest.raises(
         FzError, match=r"unet: 8 keys missing \(0.weight, 0.bias, 1.weight, …\). Is .*x.bin of a Stable Diffusion v1.x"
     ):
-        fill(model, Weights({}, "bin", "x.bin"), "unet")
+        fill(model, {}, "unet", of_sd(Weights({}, "bin", "x.bin")))

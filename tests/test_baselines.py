@@ -105,7 +105,7 @@ def results(unet, source):
 
 
 def test_the_table_has_the_methods_of_the_settings():
-    assert tuple(METHODS) == config.METHODS
+    assert tuple(METHODS) == config.METHOD_NAMES
 
 
 def test_no_two_methods_agree(results):

@@ -63,7 +63,10 @@ def test_floors_by_hand():
     assert roofline.Stage(5000, 16, 200).floor(chip) == 5 and roofline.Stage(1000, 160, 200).floor(chip) == 10
     assert roofline.Stage(1000, 16, 1100).floor(chip) == 11
     # operations 4.096 s, exponentials 8 s, bytes 12.8 and 10.24 s
-    assert roofline.floor(HAND, "this, mixed mask", chip) == 12.8 and roofline.limit(HAND, "this, mixed mask", chip) == "memory"
+    assert (
+        roofline.floor(HAND, "this, mixed mask", chip) == 12.8
+        and roofline.limit(HAND, "this, mixed mask", chip) == "memory"
+    )
     assert roofline.floor(HAND, "this, no mask", chip) == 10.24
     faster = roofline.Chip("faster memory", 80, 1000.0, 1e6, 1, 1.0, "here")
     assert roofline.floor(HAND, "this, no mask", faster) == 8 and roofline.limit(HAND, "this, no mask", faster) == "exp"
@@ -76,7 +79,9 @@ def test_datasheets_agree_with_clocks():
 
 
 def test_matrix_instructions_are_read():
-    assembly = "HMMA.16816.F32 R4, R8, R12, R4 ;\nHMMA.1688.F32.TF32 R4, R8 ;\nHGMMA.64x40x16.F32 R24, gdesc[UR4] ;\nFFMA R1 ;"
+    assembly = (
+        "HMMA.16816.F32 R4, R8, R12, R4 ;\nHMMA.1688.F32.TF32 R4, R8 ;\nHGMMA.64x40x16.F32 R24, gdesc[UR4] ;\nFFMA R1 ;"
+    )
     assert roofline.multiply_adds(assembly, warps=8) == 8 * 16 * 8 * 16 + 8 * 16 * 8 * 8 + 2 * 64 * 40 * 16
 
 
@@ -103,7 +108,9 @@ def test_it_runs_and_appends_rows(tmp_path, capsys):
     assert all(float(row["p50 ms"]) > 0 and float(row["peak MB"]) >= float(row["largest MB"]) > 0 for row in rows)
     work = next(row for row in rows if row["site"] == "self 8x8 D40" and row["way"] == "this")
     # 4 · 2 frames · 8 heads · 64 queries · 128 keys · 40
-    assert float(work["GFLOP/s"]) == pytest.approx(4 * 2 * 8 * 64 * 128 * 40 / float(work["p50 ms"]) / 1e6, rel=0.02, abs=0.06)
+    assert float(work["GFLOP/s"]) == pytest.approx(
+        4 * 2 * 8 * 64 * 128 * 40 / float(work["p50 ms"]) / 1e6, rel=0.02, abs=0.06
+    )
 
 
 @pytest.mark.parametrize("name", ("reference", "torch"))
@@ -154,7 +161,9 @@ def test_nothing_is_timed_when_a_rival_is_wrong(monkeypatch, capsys):
     assert "'two attentions + blend' has error" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("bad", [("--size", "100"), ("--anchors", "9"), ("--rounds", "0"), ("--dtype", "fp8"), ("--siz",)])
+@pytest.mark.parametrize(
+    "bad", [("--size", "100"), ("--anchors", "9"), ("--rounds", "0"), ("--dtype", "fp8"), ("--siz",)]
+)
 def test_bad_arguments(bad, capsys):
     assert attention.main([*args(), *bad]) == 2
     assert "Traceback" not in capsys.readouterr().err

@@ -314,12 +314,12 @@ def test_debug_shows_the_traceback():
 
 
 def test_interrupt_in_mid_run(shared, tmp_path, monkeypatch, capsys):
-    from fz import pipeline
+    from fz import inverted
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "invert", interrupted)
+    monkeypatch.setattr(inverted, "invert", interrupted)
     assert main([*real(shared), "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err.splitlines()[-1].startswith("fz: interrupted")
     assert json.loads((tmp_path / "out/run.json").read_text())["status"] == "running"
@@ -383,11 +383,11 @@ def test_python_does_what_the_command_line_does(shared, tmp_path):
 
 
 def test_released_editing_configs_pass_a_dry_run(shared, tmp_path, capsys, monkeypatch):
-    from fz import pipeline
+    from fz import checkpoint as loading
 
     golden = shared / "golden"
-    checkpoint = pipeline.load_checkpoint(golden / "tiny_sd")
-    monkeypatch.setattr(pipeline, "load_checkpoint", lambda *args, **kwargs: checkpoint)
+    checkpoint = loading.load_checkpoint(golden / "tiny_sd")
+    monkeypatch.setattr(loading, "load_checkpoint", lambda *args, **kwargs: checkpoint)
     monkeypatch.chdir(tmp_path)
     configs = [p for p in sorted((shared / "fatezero_configs").rglob("*.yaml")) if p.parent.name != "tune"]
     assert len(configs) >= 20

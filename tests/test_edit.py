@@ -203,11 +203,19 @@ def test_a_full_disk_is_said_once_and_ends_nothing(tmp_path):
 def test_inversions_used_least_recently_go_first(tmp_path):
     import os
 
-    for age, name in enumerate(("new", "old", "oldest")):
-        StepLog(tmp_path / name, pytest.fail).put(0, {"z": torch.zeros(1000)})
+    names = {name: f"{number:032x}" for number, name in enumerate(("new", "old", "oldest", "kept"))}
+    for age, name in enumerate(names.values()):
+        inversion = Inversion(tmp_path, name, pytest.fail)
+        inversion.log.put(0, {"z": torch.zeros(1000)})
+        inversion.close()
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
-    prune(tmp_path, keep=["oldest"], limit=9000)
-    assert {p.name for p in tmp_path.iterdir()} == {"new", "oldest"}
+    said = []
+    used = Inversion(tmp_path, names["oldest"], pytest.fail)  # in use, though the oldest
+    os.utime(used.folder, (1e9 - 9, 1e9 - 9))
+    prune(tmp_path, keep=[names["kept"]], limit=13000, say=said.append)
+    used.close()
+    assert {p.name for p in tmp_path.iterdir()} == {names["new"], names["oldest"], names["kept"]}
+    assert len(said) == 1 and names["old"] in said[0]
 
 
 def test_digest_tells_values_shapes_and_dtypes_apart():
@@ -251,11 +259,20 @@ def test_half_written_files_of_a_killed_run_are_removed(tmp_path):
     from fz.results.folder import ResultFolder
     from fz.settings.config import build
 
-    parts = [tmp_path / ".edit-0.mp4.123.part", tmp_path / "frames" / ".edit-0.123.part" / "00000.png"]
-    for part in parts:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(b"half")
-    (tmp_path / "notes.part.txt").write_text("the user's")
-    ResultFolder(tmp_path).start(build({"clip.path": "clip.mp4", "source": "a car", "edits.0.target": "a boat"}))
-    assert not any(part.exists() for part in parts) and not parts[1].parent.exists()
-    assert (tmp_path / "notes.part.txt").exists()
+    settings = build(
+        {"clip.path": "clip.mp4", "source": "a car", "edits.0.target": "a boat", "out": str(tmp_path / "out")}
+    )
+    with ResultFolder.claim(settings) as folder:
+        folder.start(settings)
+        folder.reserve("edit-0.mp4", "frames/edit-0/00000.png")
+    (tmp_path / "out/frames/edit-0").mkdir(parents=True)
+    halves = [tmp_path / "out" / name for name in (".edit-0.mp4.123.part", "frames/edit-0/.00000.png.123.part")]
+    others = [tmp_path / "out" / name for name in (".thesis.tex.123.part", ".edit-0.mp4.part", "frames/.x.1.part")]
+    for half in halves:
+        half.mkdir(parents=True)
+        (half / half.name[1:].removesuffix(".123.part")).write_bytes(b"half")
+    for file in others:
+        file.write_bytes(b"mine")
+    with ResultFolder.claim(settings) as folder:
+        folder.start(settings)
+    assert not any(file.exists() for file in halves) and all(file.exists() for file in others)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fz import pipeline
+from fz import checkpoint
 from fz.clips import media
 from fz.run import main
 
@@ -19,13 +19,13 @@ SOURCE, TARGET = "a silver jeep on a road", "a red jeep on a road"
 
 
 @pytest.fixture(scope="session")
-def tiny(golden):
-    return golden / "tiny_sd"
+def tiny(models):
+    return models / "tiny_sd"
 
 
 @pytest.fixture(scope="session")
 def loaded(tiny):
-    return pipeline.load_checkpoint(tiny)
+    return checkpoint.load_checkpoint(tiny)
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def _own_cache_and_threads(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def here(tmp_path, monkeypatch, tiny, loaded):
     """An empty current folder; the sound checkpoint is loaded once for all tests, others really."""
-    load = pipeline.load_checkpoint
+    load = checkpoint.load_checkpoint
 
     def load_once(path, **options):
         return (
@@ -48,17 +48,17 @@ def here(tmp_path, monkeypatch, tiny, loaded):
             else load(path, **options)
         )
 
-    monkeypatch.setattr(pipeline, "load_checkpoint", load_once)
+    monkeypatch.setattr(checkpoint, "load_checkpoint", load_once)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def base(golden):
+def base(models):
     """Flags of a small run that is fine, as a dict: a test changes some and leaves others out (None)."""
     return {
-        "checkpoint": str(golden / "tiny_sd"),
-        "video": str(golden / "clips/car128"),
+        "checkpoint": str(models / "tiny_sd"),
+        "video": str(models / "clips/car128"),
         "size": "64",
         "frames": "2",
         "steps": "2",
@@ -386,13 +386,13 @@ def test_cache_that_cannot_be_written_is_said_and_no_error(cache, here, base, ca
 # ---- what a released config may have, and flags not --------------------------------------------------------
 
 
-def config_file(here, golden, **entry):
+def config_file(here, models, **entry):
     import yaml
 
     content = {
-        "pretrained_model_path": str(golden / "tiny_sd"),
+        "pretrained_model_path": str(models / "tiny_sd"),
         "dataset_config": {
-            "path": str(golden / "clips/car128"),
+            "path": str(models / "clips/car128"),
             "prompt": SOURCE,
             "n_sample_frame": 2,
             "image_size": 64,
@@ -417,15 +417,15 @@ def config_file(here, golden, **entry):
     ],
     ids=["equalizer", "blend word", "replacement"],
 )
-def test_lenient_with_a_config(entry, expected, here, golden, capsys):
-    argv = config_file(here, golden, **entry)
+def test_lenient_with_a_config(entry, expected, here, models, capsys):
+    argv = config_file(here, models, **entry)
     assert main(argv) == 0
     said = capsys.readouterr().out
     assert expected is None or expected in said
 
 
-def test_uneven_prompts_are_refined_with_a_config(here, golden, capsys):
-    argv = [*config_file(here, golden), "--set", "editing_config.editing_prompts=[a Porsche]"]
+def test_uneven_prompts_are_refined_with_a_config(here, models, capsys):
+    argv = [*config_file(here, models), "--set", "editing_config.editing_prompts=[a Porsche]"]
     assert main(argv) == 0
     assert "refinement, not replacement: the source has 6 words, the target 2" in capsys.readouterr().out
 

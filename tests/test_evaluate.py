@@ -10,6 +10,8 @@ from safetensors.numpy import save_file
 
 from fz import evaluate
 from fz.clips.media import write_pngs
+from fz.metrics.measure import measure
+from fz.results import measured
 
 SHAPE = (4, 32, 48, 3)
 
@@ -61,9 +63,9 @@ def test_blend_masks_stand_for_the_region(tmp_path):
     small = np.ones((4, 4, 6), np.uint8)
     tensors = {"mask.0.8x12.000": masks, "mask.0.8x12.001": later, "mask.0.4x6.000": small, "mask.1.8x12.000": small}
     save_file(tensors, tmp_path / "latents.safetensors")
-    union = evaluate.blend_masks(tmp_path, 0, SHAPE[:3])
+    union = measured.blend_masks(tmp_path, 0, SHAPE[:3])
     assert union.shape == SHAPE[:3] and union[:, 8:16, 8:24].all() and union.sum() == 4 * 8 * 16
-    row = evaluate.measure_folder(tmp_path)[0]
+    row = measured.measure_folder(tmp_path)[0]
     assert row["masks"] == "blend" and row["psnr_background"] == 100 and row["flow"] == "estimated"
 
 
@@ -86,7 +88,7 @@ class Towers:
 def test_clip_metrics_of_a_clip():
     frames = np.zeros((4, 16, 16, 3), np.uint8)
     frames[:3] = 200  # three of four look like the target, one of three neighbours differs
-    row = evaluate.measure(frames, frames, ("dark", "bright"), Towers())
+    row = measure(frames, frames, ("dark", "bright"), Towers())
     assert (
         row["frame_acc"] == pytest.approx(0.75)
         and row["tem_con"] == pytest.approx(2 / 3)
@@ -103,7 +105,7 @@ def test_clip_metrics_of_a_clip():
         (["{}/running"], "has not finished"),
         (["{}/run", "--truth", "{}/empty"], "no png files"),
         (["{}/run", "--flow", "{}/run/run.json"], "cannot be read"),
-        (["{}/run", "--clip", "{}/nowhere"], "does not exist"),
+        (["{}/run", "--clip-model", "{}/nowhere"], "does not exist"),
         (["{}/run", "--masks", "{}/wrong"], "expected one of the clip's size"),
         (["{}/run", "--clipp", "x"], "unrecognized"),
         (["{}/run", "--out", "{}/run/run.json/x"], "is not a folder"),

@@ -26,10 +26,17 @@ from fz.source import Source
 
 CPU = torch.device("cpu")
 WORDS, FRAMES = 77, 3
-CONFIG = UNetConfig(block_out_channels=(16, 32, 32, 32), layers_per_block=1, heads=(2,) * 4, cross_attention_dim=24, norm_num_groups=8)
+CONFIG = UNetConfig(
+    block_out_channels=(16, 32, 32, 32), layers_per_block=1, heads=(2,) * 4, cross_attention_dim=24, norm_num_groups=8
+)
 INDEX = FrameIndex((0, "mid"))
 SCHEDULE = Schedule.from_config({}, 3)
-Z0, SOURCE, TARGET, NEGATIVE = numbers(1, FRAMES, 4, 16, 16), numbers(2, WORDS, 24), numbers(3, WORDS, 24), numbers(4, WORDS, 24)
+Z0, SOURCE, TARGET, NEGATIVE = (
+    numbers(1, FRAMES, 4, 16, 16),
+    numbers(2, WORDS, 24),
+    numbers(3, WORDS, 24),
+    numbers(4, WORDS, 24),
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +53,9 @@ def task():
     return Edit(TARGET, fusion, EditRegion(words))
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.08), (torch.float16, 0.01)], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.bfloat16, 0.08), (torch.float16, 0.01)], ids=["bfloat16", "float16"]
+)
 @torch.no_grad()
 def test_half_precision_is_near_float32(unet, dtype, bound):
     """eps is float32 as the latents are, and off by no more than a sum of roundings."""

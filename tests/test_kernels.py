@@ -3,95 +3,20 @@
 The Triton kernels run under triton's interpreter, on sites of SD v1.4 with fewer tokens, and with outputs that begin as NaN.
 """
 
+import math
+
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+from attention_cases import INDICES, MASKS, SITE_IDS, SITES, VERSIONS, check, cross_case, error, operands, self_case, up  # noqa: E402
+
 from fz import kernels  # noqa: E402
 from fz.errors import FzError  # noqa: E402
-from fz.kernels import reference, torch_ops, triton_cross, triton_ops, triton_self  # noqa: E402
+from fz.kernels import reference, torch_ops, triton_cross, triton_self, triton_tiles  # noqa: E402
 
-VERSIONS = {"torch": torch_ops, "triton": triton_ops}
-WORDS = 77
-# heads' sizes of SD v1.4, tokens scaled down, with tails of every kind; 8 and 64 are the miniature's and SD v2's
-SITES = [(64, 40), (50, 40), (33, 80), (40, 160), (3, 160), (17, 8), (20, 64)]
-SITE_IDS = [f"N{n}-D{d}" for n, d in SITES]
-MASKS = ("no mask", "none", "all", "random", "one row", "blocks")
-INDICES = {"mid": [[1], [1], [1]], "own and mid": [[0, 1], [1, 1], [2, 1]], "former and first": [[0, 0], [0, 0], [1, 0]],
-           "three": [[0, 1, 0], [0, 1, 2], [2, 2, 2]]}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    """New tensors begin as NaN, so that what a kernel leaves unwritten is seen."""
-    empty, empty_like = torch.empty, torch.empty_like
-
-    def fill(x):
-        return x.fill_(float("nan")) if x.is_floating_point() else x
-
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: fill(empty(*a, **k)))
-    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: fill(empty_like(*a, **k)))
-
-
-def masks(pattern, frames, tokens):
-    generator = torch.Generator().manual_seed(5)
-    mask = torch.zeros(frames, tokens, dtype=torch.bool)
-    if pattern == "all":
-        mask[:] = True
-    elif pattern == "random":
-        mask = torch.rand(frames, tokens, generator=generator) > 0.5
-    elif pattern == "one row":
-        mask[1, tokens // 2] = True
-    elif pattern == "blocks":
-        mask[0, : tokens // 3] = True
-        mask[2, tokens // 2 :] = True
-    return None if pattern == "no mask" else mask
-
-
-def operands(*shape, count, dtype, seed=0):
-    """Slices of one projection, as a fused linear layer would give them: tokens are further apart than heads are wide."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(*shape[:-2], count, *shape[-2:], generator=generator, dtype=torch.float64).to(dtype)
-    return x.unbind(-3)
-
-
-def up(x):
-    return x.double() if torch.is_tensor(x) and x.is_floating_point() else x
-
-
-def error(x, exact):
-    assert x.isfinite().all(), "something was not written"
-    return ((x.double() - exact).norm() / exact.norm()).item()
-
-
-def check(name, function, args, options):
-    """Error of a version, at most twice that of the maps version in the same dtype, both against float64."""
-    exact, exact_map = getattr(reference, function)(*map(up, args), **{k: up(v) for k, v in options.items()}), None
-    maps = getattr(reference, function)(*args, **options)
-    got = getattr(VERSIONS[name], function)(*args, **options)
-    if function == "cross_attention":
-        (exact, exact_map), (maps, map_of_maps), (got, got_map) = exact, maps, got
-    assert got.shape == exact.shape and got.dtype == args[2].dtype
-    assert error(got, exact) <= 2 * error(maps, exact)
-    if exact_map is not None:
-        assert got_map.shape == exact_map.shape
-        assert error(got_map, exact_map) <= max(2 * error(map_of_maps, exact_map), 1e-6)
-
-
-def self_case(tokens, d, index="own and mid", pattern="random", dtype=torch.float32, keep=False, branches=2, heads=2):
-    frames = torch.tensor(INDICES[index])
-    f = len(frames)
-    q, k, v = operands(branches, f, tokens, heads, d, count=3, dtype=dtype)
-    q_src, k_src = operands(f, tokens, heads, d, count=2, dtype=dtype, seed=1)
-    options = {"q_src": q_src, "k_src": k_src, "mask": masks(pattern, f, tokens)}
-    if pattern == "plain":
-        options = {}
-    elif pattern == "no mask":
-        q, k = q[:-1], k[:-1]
-    if keep:
-        options["key_mask"] = torch.rand(branches, f, tokens, generator=torch.Generator().manual_seed(6)) > 0.3
-    return (q, k, v, frames), options
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 @pytest.mark.parametrize("name", VERSIONS)
@@ -172,18 +97,6 @@ def test_sources_in_another_dtype(name):
     assert out.dtype == torch.float32 and error(out, exact) < 1e-3
 
 
-def cross_case(tokens, d, fused=True, edit=True, map_branch=None, words=None, dtype=torch.float32, heads=2, branches=2, frames=2):
-    (q,) = operands(branches, frames, tokens, heads, d, count=1, dtype=dtype)
-    k, v = operands(branches, WORDS, heads, d, count=2, dtype=dtype, seed=1)
-    options = {"map_branch": map_branch}
-    if fused:
-        (options["q_src"],) = operands(frames, tokens, heads, d, count=1, dtype=dtype, seed=2)
-        options["k_src"], options["v_src"] = operands(WORDS, heads, d, count=2, dtype=dtype, seed=3)
-    if words:
-        options["map_weights"] = (torch.rand(WORDS, words, generator=torch.Generator().manual_seed(4)) > 0.9).to(dtype)
-    return (q if edit else q[:-1], k, v), options
-
-
 @pytest.mark.parametrize("name", VERSIONS)
 @pytest.mark.parametrize(("tokens", "d"), SITES, ids=SITE_IDS)
 def test_cross_attention_at_sites(name, tokens, d):
@@ -217,7 +130,7 @@ class Counted:
         self.programs = 0
 
     def __getitem__(self, grid):
-        self.programs += grid[0] * grid[1]
+        self.programs += math.prod(grid)
         return lambda *args, **kwargs: None
 
 
@@ -230,7 +143,7 @@ def test_a_mixed_mask_launches_one_tile_more_a_frame_and_head(monkeypatch, patte
         triton_self.self_attention(*args, **options)
         counted.append(triton_self.self_attention_kernel.programs)
     frames, heads = 3, 3
-    assert counted[0] == 2 * frames * heads * -(-200 // triton_self.configure(40, torch.float32, 80).block_q)
+    assert counted[0] == 2 * frames * heads * -(-200 // triton_tiles.self_tiles(40, torch.float32, 80, True).block_q)
     assert counted[1] - counted[0] <= frames * heads
     if pattern == "no mask":
         assert counted[1] == counted[0]
@@ -264,7 +177,9 @@ def test_torch_makes_no_temporary_larger_than_an_operand(index, pattern):
     q, k, v = operands(2, f, tokens, heads, d, count=3, dtype=torch.float32)
     q_src, k_src = operands(f, tokens, heads, d, count=2, dtype=torch.float32, seed=1)
     mask = torch.rand(f, tokens) > 0.5 if pattern == "random" else torch.zeros(f, tokens, dtype=torch.bool)
-    options = {} if pattern == "plain" else {"q_src": q_src, "k_src": k_src, "mask": None if pattern == "no mask" else mask}
+    options = (
+        {} if pattern == "plain" else {"q_src": q_src, "k_src": k_src, "mask": None if pattern == "no mask" else mask}
+    )
     made = allocations(lambda: torch_ops.self_attention(q, k, v, frames, **options))
     operand = v.numel() * v.element_size()
     assert max(made) <= operand
@@ -292,3 +207,12 @@ def test_choice(monkeypatch):
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FzError, match="triton is not installed"):
         kernels.choose(cpu)
+
+
+def test_triton_that_is_too_old_is_not_taken(monkeypatch):
+    import triton
+
+    monkeypatch.setattr(triton, "__version__", "3.1.0")
+    monkeypatch.setenv("FZ_KERNELS", "triton")
+    with pytest.raises(FzError, match="triton 3.1.0 is older than 3.2"):
+        kernels.choose(torch.device("cpu"))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from processes import alive
 
-from fz.memory.machine import peak_memory
+from fz.errors import FzError
+from fz.memory.machine import peak_memory, pick_device, settle_dtype
 
 PEAK = "import torch; from fz.memory.machine import peak_memory; print(peak_memory(torch.device('cpu')))"
 
@@ -52,3 +53,62 @@ def test_processes_beside_others_leave_with_the_one_that_started_them(tmp_path):
     while alive(pool.pid):
         assert time.monotonic() < deadline, "a killed program leaves processes at work"
         time.sleep(0.2)
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "expected", "said"),
+    [
+        ("cuda", "auto", "float16", "float16"),
+        ("cuda", "float32", "float32", "TF32 is off"),
+        ("cuda", "bfloat16", "bfloat16", None),
+        ("cpu", "auto", "float32", None),
+        ("mps", "auto", "float32", None),
+        ("cpu", "float16", "float16", None),
+    ],
+)
+def test_half_precision_is_the_default_on_cuda_only(monkeypatch, device, asked, expected, said):
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = True
+        dtype, line = settle_dtype(asked, torch.device(device))
+        assert torch.backends.cudnn.allow_tf32 is (device != "cuda")
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    assert dtype == expected and (line is None if said is None else said in line)
+
+
+def test_one_of_several_gpus(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert pick_device("cuda:1") == torch.device("cuda", 1) and current == [1]
+    with pytest.raises(FzError, match="got cuda:2, expected cuda:0 to cuda:1"):
+        pick_device("cuda:2")
+    with pytest.raises(FzError, match="got tpu:0"):
+        pick_device("tpu:0")
+
+
+BARE = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("av", "diffusers", "xformers"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+import fz.pipeline, fz.run, bench.edit, bench.attention
+from fz.clips.decode import open_source
+from fz.errors import FzError
+try:
+    open_source(sys.argv[1])
+except FzError as error:
+    print(error)
+"""
+
+
+def test_everything_but_videos_runs_without_pyav(tmp_path, root):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"1234")
+    run = subprocess.run([sys.executable, "-c", BARE, str(path)], cwd=root, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "needs PyAV, which is not installed" in run.stdout

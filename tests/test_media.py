@@ -173,12 +173,24 @@ def test_interruption_leaves_no_half_file(tmp_path, monkeypatch, stop, existing,
 def test_atomic(tmp_path):
     with media.atomic(tmp_path / "deep" / "a.json") as part:
         part.write_text("{}")
-        assert os.listdir(tmp_path / "deep") == [part.name] and part.name.startswith(".")
+        assert os.listdir(tmp_path / "deep") == [part.parent.name] and part.parent.name.startswith(".")
+        assert part.name == "a.json"
     assert (tmp_path / "deep" / "a.json").read_text() == "{}" and os.listdir(tmp_path / "deep") == ["a.json"]
     with pytest.raises(ZeroDivisionError), media.atomic(tmp_path / "deep" / "a.json") as part:
         part.write_text("half")
         raise ZeroDivisionError
     assert (tmp_path / "deep" / "a.json").read_text() == "{}" and os.listdir(tmp_path / "deep") == ["a.json"]
+
+
+def test_what_is_written_does_not_depend_on_the_process(tmp_path, monkeypatch):
+    """An archive of torch.save holds the name under which it was written."""
+    written = []
+    for process in (11, 4711):
+        monkeypatch.setattr(media.os, "getpid", lambda process=process: process)
+        with media.atomic(tmp_path / "weights.bin") as part:
+            torch.save({"a": torch.arange(3)}, part)
+        written.append((tmp_path / "weights.bin").read_bytes())
+    assert written[0] == written[1]
 
 
 def test_refuses_places_that_cannot_be_written(tmp_path):

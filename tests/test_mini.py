@@ -66,12 +66,17 @@ def test_every_caption_is_spelled_and_some_words_are_two_tokens(tokenizer):
         sentence = caption(sample_story(seed))
         found = encoder.tokens(sentence)
         assert tokenizer.decode(found.ids[1 : found.used - 1]).strip() == sentence
-        assert [len(word.positions) for word in found.words] == [len(words.SPLIT.get(w, (w,))) for w in sentence.split()]
+        assert [len(word.positions) for word in found.words] == [
+            len(words.SPLIT.get(w, (w,))) for w in sentence.split()
+        ]
     assert set(words.SPLIT) <= set(vocabulary())
 
 
 def test_words_that_it_does_not_know_are_spelled_in_bytes(tokenizer):
-    assert tokenizer.decode(TextEncoder(tokenizer, None).tokens("a zebra – 7").ids, skip_special_tokens=True).strip() == "a zebra – 7"
+    assert (
+        tokenizer.decode(TextEncoder(tokenizer, None).tokens("a zebra – 7").ids, skip_special_tokens=True).strip()
+        == "a zebra – 7"
+    )
 
 
 def test_the_vae_starts_as_block_averages_with_their_colours():
@@ -152,7 +157,10 @@ def test_sampling_is_finite_and_does_not_depend_on_the_company(fresh):
 
 def test_evaluation_measures_once_has_every_bar_and_goes_on(fresh, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "load_eye", lambda: measure.Eye().eval())
-    setup, jobs = evaluate.Setup(frames=2, size=64, steps=2, picture_steps=1), [("picture", 0), ("clip", 0), ("removal", 0)]
+    setup, jobs = (
+        evaluate.Setup(frames=2, size=64, steps=2, picture_steps=1),
+        [("picture", 0), ("clip", 0), ("removal", 0)],
+    )
     rows = [row for found in evaluate.evaluate(setup, str(fresh[2]), jobs, tmp_path) for row in found]
     names = [name for _, name, _ in rows]
     assert len(names) == len(set(names)) and set(bars.BARS) <= set(names)
@@ -182,13 +190,22 @@ def test_the_key_is_of_the_settings_and_the_weights(fresh):
 
 def test_the_table_sets_figures_beside_bars_and_orderings_beside_chance():
     better, worse = bars.ORDERINGS[0]
-    rows = [(0, "vae psnr at 128 px", 29.0), (1, "vae psnr at 128 px", 30.0), (0, "blend mask: iou", 0.6), (0, "other", 1.0)]
+    rows = [
+        (0, "vae psnr at 128 px", 29.0),
+        (1, "vae psnr at 128 px", 30.0),
+        (0, "blend mask: iou", 0.6),
+        (0, "other", 1.0),
+    ]
     rows += [(i, name, 20.0 + (name == better) + 0.1 * i) for i in range(4) for name in (better, worse)]
     lines = {line.split("  ")[0]: line for line in bars.table(rows)}
     assert all(part in lines["vae psnr at 128 px"] for part in ("SHORT", "29.500", "23.147 … 35.853"))
     assert "reached" in lines["blend mask: iou"] and "reached" not in lines["other"]
-    assert any(line.startswith(f"  holds  {better} > {worse}: +1.000 ± 0.000  (100% of 4)") for line in bars.table(rows))
-    mixed = [(i, name, value) for i, value in enumerate((2.0, -1.0, 0.5)) for name, value in ((better, value), (worse, 0.0))]
+    assert any(
+        line.startswith(f"  holds  {better} > {worse}: +1.000 ± 0.000  (100% of 4)") for line in bars.table(rows)
+    )
+    mixed = [
+        (i, name, value) for i, value in enumerate((2.0, -1.0, 0.5)) for name, value in ((better, value), (worse, 0.0))
+    ]
     assert any(line.startswith("  leans") for line in bars.table(mixed))
     assert any(line.startswith("  FAILS") for line in bars.table([(i, name, -value) for i, name, value in mixed]))
 
@@ -203,7 +220,11 @@ def test_intervals_of_shares_are_wilson_s():
 def test_a_clip_as_given_is_the_drawn_one_shrunk_with_its_truth():
     story = held_out(5, two=False)
     large, small = draw(story, 3, 128), as_given(story, 3, 64)
-    assert small.frames.shape == (3, 64, 64, 3) and small.masks.shape == (1, 3, 64, 64) and small.flow.shape == (2, 64, 64, 2)
+    assert (
+        small.frames.shape == (3, 64, 64, 3)
+        and small.masks.shape == (1, 3, 64, 64)
+        and small.flow.shape == (2, 64, 64, 2)
+    )
     assert abs(small.frames.astype(float).mean() - large.frames.mean()) < 0.1
     inside = small.masks[0, 0]
     np.testing.assert_allclose(small.flow[0][inside].mean(0), large.flow[0][large.masks[0, 0]].mean(0) / 2, atol=0.02)

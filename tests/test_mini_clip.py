@@ -10,6 +10,7 @@ from transformers import CLIPModel
 
 from bench import table1
 from fz import evaluate, mini
+from fz.checkpoint import choose_clip
 from fz.clips.media import write_pngs
 from fz.errors import FzError
 from fz.mini import train_clip
@@ -18,7 +19,7 @@ from fz.mini.export import export_clip
 from fz.mini.train_clip import CHOICES, Neighbours, attributes, contrast, new_clip, otherwise, retrieval, stories_of
 from fz.mini.words import write_tokenizer
 from fz.mini.world import caption, sample_story
-from fz.weights.clip import choose_clip, load_clip
+from fz.weights.clip import load_clip
 
 needs_clip = pytest.mark.skipif(not (mini.FOLDER / "clip").is_dir(), reason="weights/mini has no clip/ yet")
 
@@ -73,7 +74,11 @@ def test_a_group_differs_in_one_attribute_at_most():
 
 
 def test_stories_are_found_again_with_and_without_their_things():
-    captions = [caption(sample_story(0)), caption(sample_story(1)), caption(train_clip.dataclasses.replace(sample_story(2), things=()))]
+    captions = [
+        caption(sample_story(0)),
+        caption(sample_story(1)),
+        caption(train_clip.dataclasses.replace(sample_story(2), things=())),
+    ]
     assert [caption(s) for s in stories_of(captions)] == captions and not stories_of(captions)[2].things
     with pytest.raises(ValueError, match="1 captions"):
         stories_of(["a grey mouse"])
@@ -85,21 +90,32 @@ def test_the_loss_is_least_where_pictures_meet_their_captions():
     assert contrast(images, texts, torch.tensor(50.0), same) < 1e-3
     # pictures 0 and 1 swapped; and a wrong caption that is as near as the right one
     assert contrast(images[[1, 0, 2, 3]], texts, torch.tensor(50.0), same) > 20
-    assert contrast(images, torch.cat([images, images]), torch.tensor(50.0), same) == pytest.approx(np.log(2) / 2, abs=1e-3)
+    assert contrast(images, torch.cat([images, images]), torch.tensor(50.0), same) == pytest.approx(
+        np.log(2) / 2, abs=1e-3
+    )
     # two pictures with one caption: both are right
     shared = torch.tensor([[1.0, 1.0], [1.0, 1.0]])
-    assert contrast(images[:1].repeat(2, 1), images[:1].repeat(2, 1), torch.tensor(50.0), shared) == pytest.approx(np.log(2), abs=1e-4)
+    assert contrast(images[:1].repeat(2, 1), images[:1].repeat(2, 1), torch.tensor(50.0), shared) == pytest.approx(
+        np.log(2), abs=1e-4
+    )
 
 
 def test_export_gives_the_trained_features_to_both_readers(exported):
     model, tokenizer, folder = exported
     pictures = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
-    ours, theirs = load_clip(folder), CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+    ours, theirs = (
+        load_clip(folder),
+        CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval(),
+    )
     sentences = ["a red car moving on the sand", "a blue star on the grass"]
     x = ours.preprocess(pictures)
     with torch.no_grad():
-        wanted = torch.nn.functional.normalize(model.visual_projection(model.vision_model(pixel_values=x).pooler_output), dim=-1)
-        read = torch.nn.functional.normalize(theirs.visual_projection(theirs.vision_model(pixel_values=x).pooler_output), dim=-1)
+        wanted = torch.nn.functional.normalize(
+            model.visual_projection(model.vision_model(pixel_values=x).pooler_output), dim=-1
+        )
+        read = torch.nn.functional.normalize(
+            theirs.visual_projection(theirs.vision_model(pixel_values=x).pooler_output), dim=-1
+        )
         texts = torch.nn.functional.normalize(train_clip.texts_of(model, tokenizer, sentences), dim=-1)
     torch.testing.assert_close(ours.images(pictures), wanted, atol=1e-5, rtol=0)
     torch.testing.assert_close(read, wanted, atol=1e-5, rtol=0)
@@ -130,7 +146,11 @@ def test_it_is_the_default_for_the_miniature_s_runs_only(tmp_path, capsys):
     for name, checkpoint in (("mini", None), ("other", "sd-v1-4")):
         write_pngs(tmp_path / name / "frames/source", draw(story, 3, 64).frames)
         write_pngs(tmp_path / name / "frames/edit-0", draw(target, 3, 64).frames)
-        settings = {"source": caption(story), "edits": [{"target": caption(target), "align": "auto"}], "checkpoint": checkpoint}
+        settings = {
+            "source": caption(story),
+            "edits": [{"target": caption(target), "align": "auto"}],
+            "checkpoint": checkpoint,
+        }
         (tmp_path / name / "run.json").write_text(json.dumps({"status": "done", "settings": settings, "files": []}))
     assert evaluate.main([str(tmp_path / "mini"), str(tmp_path / "other"), "--out", str(tmp_path / "numbers")]) == 0
     ours, other = json.loads((tmp_path / "numbers.json").read_text())
@@ -144,7 +164,10 @@ def test_it_is_the_default_for_the_miniature_s_runs_only(tmp_path, capsys):
 @needs_clip
 def test_table_1_uses_it_for_held_out_clips_and_its_cells_know_the_weights(tmp_path):
     table1.judge_of.cache_clear()
-    assert table1.judge_of(None, None, None, False)[0].name == "clip" and table1.judge_of(None, None, None, True)[0] is None
+    assert (
+        table1.judge_of(None, None, None, False)[0].name == "clip"
+        and table1.judge_of(None, None, None, True)[0] is None
+    )
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "w.safetensors").write_bytes(name.encode() * 100_000)

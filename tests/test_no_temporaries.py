@@ -36,7 +36,9 @@ WAYS = [(s, onednn) for s in SELF for onednn in (True, False) if not onednn or s
 
 @pytest.mark.parametrize("pattern", MASKS)
 @pytest.mark.parametrize("index", INDICES, ids=str)
-@pytest.mark.parametrize(("site", "onednn"), WAYS, ids=[f"{s.name} {'onednn' if onednn else 'sdpa'}" for s, onednn in WAYS])
+@pytest.mark.parametrize(
+    ("site", "onednn"), WAYS, ids=[f"{s.name} {'onednn' if onednn else 'sdpa'}" for s, onednn in WAYS]
+)
 def test_self_attention(monkeypatch, site, index, pattern, onednn):
     monkeypatch.setattr(onednn_tiles, "prefers_onednn", lambda: onednn)
     # two heads of eight: every tensor is a quarter of the real one, tiles and all

@@ -6,8 +6,10 @@ import torch
 from PIL import Image
 
 from fz import mini, prompt
+from fz.checkpoint import text_of
+from fz.prompts import describe
 from fz.prompts.plan import plan_edit
-from fz.run import text_of
+from fz.results.words import WordMaps
 from fz.settings.config import EditSettings
 
 SOURCE, CAR = "a red car moving on the sand", "a blue car moving on the sand"
@@ -25,7 +27,9 @@ def told(text, target, steps=10, source=SOURCE, **settings):
     tokens = text.tokens(source), text.tokens(target)
     edit = EditSettings(target, **settings)
     plan = plan_edit(edit, *tokens, steps)
-    return {c.word: c for c in prompt.columns(plan.fusion, *tokens, steps)}, prompt.describe(edit, plan, *tokens, steps)
+    return {c.word: c for c in describe.columns(plan.fusion, *tokens, steps)}, describe.describe(
+        edit, plan, *tokens, steps
+    )
 
 
 def test_replacement(text):
@@ -34,7 +38,8 @@ def test_replacement(text):
     assert (columns["blue"].what, columns["blue"].sources, columns["blue"].steps) == ("replaced", ("red",), (1, 5))
     assert {c.what for word, c in columns.items() if word != "blue"} == {"kept"}
     assert (
-        lines[-1] == "  self-attention: the source's at steps 3-6 of 10, outside the mask of red (> 0.3 of its maximum)"
+        lines[-1]
+        == "  self-attention: the source's at steps 3-6 of 10, outside the mask of red (2), > 0.3 of its maximum"
     )
     assert any(line.split() == ["blue", "2", "replaced", "red", "1-5", "of", "10"] for line in lines)
 
@@ -112,7 +117,8 @@ def test_pictures_of_a_clip(tmp_path, capsys, monkeypatch):
     real = prompt.word_maps
 
     def maps(settings, steps, say):
-        frames, found, size = real(settings, steps, say)
+        words = real(settings, steps, say)
+        found, size = words.maps, words.size
         # a few steps of a model: a distribution over the tokens at every pixel
         assert (
             steps == 2
@@ -121,7 +127,7 @@ def test_pictures_of_a_clip(tmp_path, capsys, monkeypatch):
         )
         found = torch.zeros(2, *size, 77)
         found[:, :, : size[1] // 2, 2], found[:, 0, 0, 3] = 1, 1
-        return torch.zeros_like(frames), found.flatten(1, 2), size
+        return WordMaps(torch.zeros_like(words.frames), found.flatten(1, 2), size)
 
     monkeypatch.setattr(prompt, "word_maps", maps)
     argv = [

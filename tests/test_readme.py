@@ -1,4 +1,6 @@
-"""The README against the code: its file guide names every module once and nothing else, and its flags exist."""
+"""README and docs against the code: the file guide names every module once and nothing else, flags exist, links
+lead somewhere.
+"""
 
 import re
 
@@ -7,15 +9,19 @@ import pytest
 from bench import table1
 from fz import evaluate
 from fz.settings import flags
+from fz.tuning.settings import parser as tune_parser
+
+DOCS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md")
 
 
 @pytest.fixture(scope="module")
-def readme(root):
-    return (root / "README.md").read_text(encoding="utf-8")
+def pages(root):
+    """Path -> text of every page."""
+    return {path: path.read_text(encoding="utf-8") for pattern in DOCS for path in sorted(root.glob(pattern))}
 
 
-def test_every_module_is_in_the_file_guide_once(root, readme):
-    guide = readme.partition("## Files\n")[2].partition("\n## ")[0]
+def test_every_module_is_in_the_file_guide_once(root, pages):
+    guide = pages[root / "docs" / "files.md"]
     named = re.findall(r"`((?:fz|kernels|weights|bench)/[\w/]+\.py)`", guide)
     there = [
         str(p.relative_to(root)) for name in ("fz", "kernels", "weights", "bench") for p in (root / name).rglob("*.py")
@@ -23,11 +29,22 @@ def test_every_module_is_in_the_file_guide_once(root, readme):
     assert sorted(named) == sorted(path for path in there if path != "fz/__init__.py")
 
 
-def test_flags_of_the_measuring_section_exist(readme):
-    section = readme.partition("## Measure, sweep, look\n")[2].partition("\n## ")[0]
-    parsers = (flags.build_parser(), evaluate.build_parser(), table1.build_parser())
+def test_flags_of_the_docs_exist(root, pages):
+    parsers = (flags.build_parser([0, 1]), evaluate.build_parser(), table1.build_parser(), tune_parser())
     known = {name for parser in parsers for action in parser._actions for name in action.option_strings}
-    named = set(re.findall(r"--[a-z][a-z-]*", section))
-    assert len(named) > 10 and named <= known
-    for method in re.search(r"--methods ([\w -]+)\n", section)[1].split():
+    for name in ("README.md", "docs/editing.md", "docs/measuring.md", "docs/tuning.md", "docs/formats.md"):
+        # of other programs' commands, pip's and pytest's have none of two dashes
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z.0-9-]*[a-z0-9]", pages[root / name]))
+        assert named <= known, name
+    for method in re.search(r"--methods ([\w -]+)\n", pages[root / "docs" / "measuring.md"])[1].split():
         assert method in table1.EVERY
+
+
+def test_links_lead_somewhere(root, pages):
+    for path, text in pages.items():
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+            assert target.startswith("http") or (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_readme_is_short(root, pages):
+    assert len(pages[root / "README.md"].splitlines()) <= 160

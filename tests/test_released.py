@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from fz.errors import FzError
-from fz.settings import released
+from fz.settings import released, released_names
 from fz.settings.config import Crop, build
 from fz.settings.tree import assign, read, with_text_keys
 
@@ -243,12 +243,12 @@ def test_more_values_than_words_is_said():
     assert "1 words and 2 values" in settings.notes[0]
 
 
-@pytest.mark.parametrize("name", [*released.TABLE, *released.COMBINED, *released.IGNORED], ids=str)
+@pytest.mark.parametrize("name", [*released_names.TABLE, *released_names.COMBINED, *released_names.IGNORED], ids=str)
 def test_every_name_is_known_and_ignored_ones_change_nothing(name):
     tree = with_text_keys(copy.deepcopy(SMALLEST))
     concrete = name.replace("p2p_config.*", "p2p_config.0").replace("*", "")
-    released.check_names({**tree, **nested(concrete)})
-    if name in released.IGNORED:
+    released_names.check_names({**tree, **nested(concrete)})
+    if name in released_names.IGNORED:
         assign(tree, f"{concrete}=1")
         assert build(released.DEFAULTS, released.translate(tree).overlay) == settings_of(SMALLEST)
 

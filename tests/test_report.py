@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from fz import report
+from fz import report as door
 from fz.clips.media import contact_sheet, overlay, write_png, write_pngs
+from fz.results import report
 from fz.results.folder import as_json
 from fz.settings.command import command
 from fz.settings.config import build
@@ -208,11 +209,11 @@ def test_command_gives_the_settings_again(tmp_path):
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
-    assert report.main([str(tmp_path)]) == 2
+    assert door.main([str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert "has no run.json" in err and err.count("\n") == 1
     make_run(tmp_path, frames=1, height=64, width=64)
-    assert report.main([str(tmp_path)]) == 0
+    assert door.main([str(tmp_path)]) == 0
     (tmp_path / "frames/edit-1/00000.png").write_bytes(b"no picture")
-    assert report.main([str(tmp_path)]) == 2
+    assert door.main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1

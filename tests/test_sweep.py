@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fz import mini, pipeline
+from fz import inverted, mini
+from fz import sweep as door
 from fz.errors import FzError
 from fz.run import main
 from fz.settings import sweep
@@ -90,7 +91,7 @@ def test_flag_multiplies_every_edit():
         (["--sweep"], "--sweep: expected at least one argument"),
         (["--sweep", "threshold=0:1:0.01"], "101 values"),
         (["--sweep", "threshold=0.01:0.6:0.01"], "2 targets of 60 settings"),
-        (["--clip", "none"], "without --sweep or --report"),
+        (["--clip-model", "none"], "without --sweep or --report"),
     ],
     ids=str,
 )
@@ -101,14 +102,14 @@ def test_mistakes_at_the_command_line_are_one_line(more, said, capsys):
 
 
 def test_the_module_is_the_same_command(capsys):
-    assert sweep.main(FLAGS) == 2 and "got no --sweep" in capsys.readouterr().err
-    assert sweep.main(["--sweep", "self_replac=1"]) == 2 and "Did you mean 'self_replace'" in capsys.readouterr().err
+    assert door.main(FLAGS) == 2 and "got no --sweep" in capsys.readouterr().err
+    assert door.main(["--sweep", "self_replac=1"]) == 2 and "Did you mean 'self_replace'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [main, sweep.main], ids=["fz.run", "fz.settings.sweep"])
+@pytest.mark.parametrize("command", [main, door.main], ids=["fz.run", "fz.sweep"])
 def test_one_inversion_one_sheet(shared, tmp_path, monkeypatch, capsys, command):
-    inverted, invert = [], pipeline.invert
-    monkeypatch.setattr(pipeline, "invert", lambda *args: inverted.append(1) or invert(*args))
+    count, invert = [], inverted.invert
+    monkeypatch.setattr(inverted, "invert", lambda *args: count.append(1) or invert(*args))
     out = tmp_path / "out"
     argv = [
         "--checkpoint",
@@ -140,7 +141,7 @@ def test_one_inversion_one_sheet(shared, tmp_path, monkeypatch, capsys, command)
         "blend_th=0.3,none",
     ]
     assert command(argv) == 0
-    assert len(inverted) == 1
+    assert len(count) == 1
     said = capsys.readouterr().out
     rows = json.loads((out / "sweep.json").read_text())
     assert [(r["self_replace"], r["threshold"]) for r in rows] == [(s, t) for s in (0, 0.5, 1) for t in (0.3, None)]

@@ -1,5 +1,6 @@
 """The bench of Table 1 with a stand-in for the editor: what is run, what is kept, what goes on after a kill."""
 
+import dataclasses
 import json
 import os
 import random
@@ -35,7 +36,8 @@ def runs(monkeypatch):
         frames = read_clip(settings.clip, 16).frames
         Path(settings.out).mkdir(parents=True, exist_ok=True)
         edits = [
-            pipeline.Edited(edit, frames * (-1 if i % 2 else 0.5), [], {}) for i, edit in enumerate(settings.edits)
+            pipeline.Edited(dataclasses.replace(settings, edits=(edit,)), frames * (-1 if i % 2 else 0.5), [], {})
+            for i, edit in enumerate(settings.edits)
         ]
         return pipeline.Result(settings, [], settings.out, Video(frames, 8, tuple(range(len(frames)))), edits=edits)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_model import text_encoder
 from transformers import CLIPTextModel
 
 from fz.errors import FzError
@@ -10,15 +11,21 @@ from fz.weights.load import load_tokenizer
 
 
 @pytest.fixture(scope="module")
-def text(golden):
-    folder = golden / "tiny_sd"
+def text(models):
+    folder = models / "tiny_sd"
     return TextEncoder(
         load_tokenizer(folder / "tokenizer", 2**31), CLIPTextModel.from_pretrained(folder / "text_encoder")
     )
 
 
-def test_ids_are_those_of_the_whole_prompt(text):
-    """Words are tokenized one by one; CLIP's own answer for the sentence is the same, padding included."""
+@pytest.fixture(scope="module", params=["the model's", "small"])
+def words(request, text):
+    """A tokenizer in which words are chosen, beside the model's own."""
+    return text if request.param == "the model's" else text_encoder()
+
+
+def test_ids_are_those_of_the_whole_prompt(words):
+    """Words only group a sentence's tokens: CLIP's own answer for it is the same, padding included."""
     prompts = (
         "a silver jeep driving down a curvy road",
         "don't stop the rock'n'roll",
@@ -28,24 +35,25 @@ def test_ids_are_those_of_the_whole_prompt(text):
         "",
     )
     for prompt in prompts:
-        whole = text.tokenizer(prompt, padding="max_length", max_length=LENGTH)["input_ids"]
-        assert list(text.tokens(prompt).ids) == whole, prompt
+        whole = words.tokenizer(prompt, padding="max_length", max_length=LENGTH)["input_ids"]
+        assert list(words.tokens(prompt).ids) == whole, prompt
 
 
-def test_words_are_what_stands_between_spaces(text):
-    tokens = text.tokens("a  watermelon, please ")
-    assert [word.text for word in tokens.words] == ["a", "watermelon,", "please"]
+def test_words_are_what_stands_between_white_space(words):
+    tokens = words.tokens("a \n apple,\u3000please ")
+    assert [word.text for word in tokens.words] == ["a", "apple,", "please"]
+    assert tokens.words[1].positions == (2, 3) and tokens.words[1].core == (2,)
     assert [word.index for word in tokens.words] == [0, 1, 2]
     positions = [p for word in tokens.words for p in word.positions]
     assert positions == list(range(1, tokens.used - 1))
-    assert tokens.word_at(2) == "watermelon," and tokens.word_at(0) == "" and tokens.word_at(LENGTH - 1) == ""
+    assert tokens.word_at(2) == "apple," and tokens.word_at(0) == "" and tokens.word_at(LENGTH - 1) == ""
 
 
-def test_a_long_prompt_says_which_words_fall_off(text):
+def test_a_long_prompt_says_which_words_fall_off(words):
     fits = "cat " * (LENGTH - 2)
-    assert text.tokens(fits).used == LENGTH
+    assert words.tokens(fits).used == LENGTH
     with pytest.raises(FzError, match="78 tokens, expected at most 77.*fall off: dog\\."):
-        text.tokens(fits + "dog")
+        words.tokens(fits + "dog")
 
 
 def test_embeddings_do_not_depend_on_the_batch(text):

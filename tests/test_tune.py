@@ -19,6 +19,7 @@ from fz.errors import FzError
 from fz.model.layers import TextContext
 from fz.model.unet import Temporal, UNet, UNetConfig
 from fz.tuning import trainer as tuning
+from fz.tuning.settings import parse
 from fz.weights.load import load_checkpoint
 
 SMALL = UNetConfig(
@@ -43,7 +44,9 @@ def lesson(dtype=torch.float32, frames=3):
 
 def tuner(unet=None, recipe="fatezero", rate=1e-3, **options):
     recipe = tuning.RECIPES[recipe]
-    return tuning.Tuner(tuning.inflate(unet or small(), recipe, rank=8), recipe, ALPHA_BARS, rate, **options)
+    return tuning.Tuner(
+        tuning.inflate(unet or small(), recipe, rank=8), recipe, ALPHA_BARS, tuning.Training(rate, **options)
+    )
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=tuning.RECIPES)
@@ -230,7 +233,7 @@ def test_released_configs_unchanged(shared, tmp_path, name, capsys):
         "--frames",
         "2",
     ]
-    settings, notes = command.parse(flags)
+    settings, notes = parse(flags)
     assert (settings.recipe, settings.rate, settings.steps) == ("fatezero", 1e-5, 1000)
     assert (
         settings.rank == (16 if name == "man_skate" else 160) and settings.dtype == "float16" and settings.seed == 74831
@@ -310,10 +313,10 @@ from fz.tuning import trainer as tuning
 from fz.ddim import Schedule
 from fz.memory.machine import peak_memory
 from fz.model.unet import UNet, UNetConfig
-from fz.tune import predicted
+from fz.tuning.run import predicted
 recipe = tuning.RECIPES["fatezero"]
 unet = tuning.inflate(UNet(UNetConfig()).to(memory_format=torch.channels_last), recipe)
-tuner = tuning.Tuner(unet, recipe, Schedule.from_config({}, 50).alpha_bars, recipe.rate)
+tuner = tuning.Tuner(unet, recipe, Schedule.from_config({}, 50).alpha_bars, tuning.Training(recipe.rate))
 assert tuner.step([tuning.Lesson(torch.randn(8, 4, 16, 16), torch.randn(77, 768))]) > 0
 needed = predicted(unet, tuner.weights.values(), (8, 3, 128, 128), 8, True) + sum(p.nbytes for p in unet.parameters())
 print(peak_memory(torch.device("cpu")) / 1e9, needed / 1e9)

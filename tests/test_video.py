@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from fz.clips import decode
+from fz.clips import decode, images, movie, stream
 from fz.clips.media import to_uint8, write_gif, write_mp4, write_pngs
 from fz.clips.video import choose, fit, read_clip, round_size
 from fz.errors import FzError
@@ -243,19 +243,19 @@ def test_every_start_gives_its_own_frame(tmp_path):
 
 def test_decodes_no_more_than_needed(tmp_path, monkeypatch):
     path = encode(tmp_path / "a.mp4", grey(60), gop=5, bf="0")
-    movie = decode.open_source(str(path))
-    seen, inner = [], decode.Movie._decode
+    source = decode.open_source(str(path))
+    seen, inner = [], stream.Decoding.frames
 
-    def counting(self, box, stream):
-        for frame, number in inner(self, box, stream):
+    def counting(self, *file):
+        for frame in inner(self, *file):
             seen.append(frame.pts)
-            yield frame, number
+            yield frame
 
-    monkeypatch.setattr(decode.Movie, "_decode", counting)
-    list(movie.read([1, 3]))
+    monkeypatch.setattr(stream.Decoding, "frames", counting)
+    list(source.read([1, 3]))
     assert len(seen) == 4
     seen.clear()
-    list(movie.read([50]))
+    list(source.read([50]))
     assert len(seen) <= 11
 
 
@@ -322,7 +322,7 @@ def test_variable_rate_is_made_constant(tmp_path, kind):
 @pytest.mark.parametrize("unit, fps", [(1000, 30000 / 1001), (100, 60), (100, 24), (1000, 240)], ids=str)
 def test_rounded_times_are_no_variable_rate(unit, fps):
     times = [round(k * unit / fps) / unit for k in range(500)]
-    rate, order = decode.timeline(times, fps)
+    rate, order = movie.timeline(times, fps)
     assert order == list(range(500)) and rate == fps
 
 
@@ -529,7 +529,7 @@ def test_refuses_text_and_sound(tmp_path):
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         frame.sample_rate = 8000
         box.mux(stream.encode(frame))
-    refused("no pictures", path=str(tmp_path / "a.wav"))
+    refused("is no video of a kind that is read", path=str(tmp_path / "a.wav"))
 
 
 @pytest.mark.parametrize("part", [0.01, 0.3, 0.6, 0.97])
@@ -595,7 +595,7 @@ def test_refuses_unreadable(tmp_path, name, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     # The super-user may read everything, so permissions are played.
-    monkeypatch.setattr(decode.av, "open", denied)
-    monkeypatch.setattr(decode.Image, "open", denied)
+    monkeypatch.setattr(stream.av, "open", denied)
+    monkeypatch.setattr(images.Image, "open", denied)
     monkeypatch.setattr(os, "listdir", denied)
     refused("may not be read", path=str(path))

@@ -2,6 +2,7 @@
 in one line.
 """
 
+import json
 import os
 import pickle
 import shutil
@@ -39,14 +40,14 @@ def assert_same(a, b):
 # ---- every layout, the same model --------------------------------------------------------------------------
 
 
-def test_folder(tiny, golden):
+def test_folder(tiny, models):
     """Models come ready: float32, CPU, eval, no gradients, every weight the file's own."""
     for model in parts(tiny).values():
         assert not model.training
         for p in (*model.parameters(), *model.buffers()):
             assert p.device.type == "cpu" and not p.requires_grad
         assert all(p.dtype == torch.float32 and p.is_contiguous() for p in model.parameters())
-    source = load_file(golden / "tiny_sd" / f"{UNET_FILE}.safetensors")
+    source = load_file(models / "tiny_sd" / f"{UNET_FILE}.safetensors")
     assert all(torch.equal(t, source[key]) for key, t in tiny.unet.state_dict().items())
     assert tiny.scheduler["beta_start"] == 0.00085 and tiny.scheduler["set_alpha_to_one"] is False
     assert not tiny.tuned and tiny.unet.config.temporal is None
@@ -288,12 +289,12 @@ def test_function_of_an_inert_package_does_not_run(flat, single, tmp_path):
 # ---- tuned checkpoints -------------------------------------------------------------------------------------
 
 
-def test_fatezero_tuned(golden):
-    tuned = load_checkpoint(golden / "tiny_tuned")
+def test_fatezero_tuned(models):
+    tuned = load_checkpoint(models / "tiny_tuned")
     temporal = tuned.unet.config.temporal
     assert tuned.tuned and temporal.attention and temporal.conv == "low_rank"
     assert dict(temporal.ranks) == {4: 2, 32: 16, 64: 32, 96: 48}
-    source = torch.load(golden / "tiny_tuned" / f"{UNET_FILE}.bin", weights_only=True)
+    source = torch.load(models / "tiny_tuned" / f"{UNET_FILE}.bin", weights_only=True)
     assert tuned.unet.state_dict().keys() == source.keys()
     assert all(torch.equal(t, source[key]) for key, t in tuned.unet.state_dict().items())
     assert "tuned (temporal attention, low-rank temporal convolutions of rank 2, 16, 32, 48)" in tuned.report
@@ -306,7 +307,7 @@ def rewrite_unet(folder, change):
     return state
 
 
-def test_tune_a_video(tuned_folder, golden):
+def test_tune_a_video(tuned_folder, models):
     """attn_temp and norm_temp, no temporal convolutions."""
     names = {"attn_temporal": "attn_temp", "norm_temporal": "norm_temp"}
     rewrite_unet(
@@ -322,7 +323,7 @@ def test_tune_a_video(tuned_folder, golden):
     tuned = load_checkpoint(tuned_folder)
     assert tuned.unet.config.temporal.attention and tuned.unet.config.temporal.conv is None
     assert tuned.report.endswith("tuned (temporal attention)")
-    want = load_checkpoint(golden / "tiny_tuned").unet.state_dict()
+    want = load_checkpoint(models / "tiny_tuned").unet.state_dict()
     assert all(torch.equal(t, want[key]) for key, t in tuned.unet.state_dict().items())
 
 
@@ -406,10 +407,10 @@ def vae_with_ema(state):
 
 @pytest.mark.parametrize("form", VAE_FILES)
 @pytest.mark.parametrize("whole", ["folder", "single file"])
-def test_separate_vae(form, whole, golden, tiny, flat, other_vae, single, tmp_path):
+def test_separate_vae(form, whole, models, tiny, flat, other_vae, single, tmp_path):
     VAE_FILES[form](other_vae, tmp_path / "my-vae.pt")
     if whole == "folder":
-        loaded = load_checkpoint(golden / "tiny_sd", vae=tmp_path / "my-vae.pt")
+        loaded = load_checkpoint(models / "tiny_sd", vae=tmp_path / "my-vae.pt")
     else:
         save_file({k: t for k, t in flat.items() if "first_stage_model" not in k}, tmp_path / "model.safetensors")
         loaded = single(tmp_path / "model.safetensors", vae=tmp_path / "my-vae.pt")
@@ -419,19 +420,19 @@ def test_separate_vae(form, whole, golden, tiny, flat, other_vae, single, tmp_pa
 
 
 @pytest.mark.parametrize("inner", ["", "vae"])
-def test_separate_vae_folder(inner, golden, other_vae, tmp_path):
+def test_separate_vae_folder(inner, models, other_vae, tmp_path):
     folder = tmp_path / "own" / inner
     folder.mkdir(parents=True)
-    shutil.copyfile(golden / "tiny_sd" / "vae" / "config.json", folder / "config.json")
+    shutil.copyfile(models / "tiny_sd" / "vae" / "config.json", folder / "config.json")
     save_file(other_vae, folder / "diffusion_pytorch_model.safetensors")
-    loaded = load_checkpoint(golden / "tiny_sd", vae=tmp_path / "own")
+    loaded = load_checkpoint(models / "tiny_sd", vae=tmp_path / "own")
     assert all(torch.equal(t, other_vae[key]) for key, t in loaded.vae.state_dict().items())
 
 
 # ---- the tokenizer -----------------------------------------------------------------------------------------
 
 
-def test_tokenizer_choice(golden, flat, single, folder, tmp_path, monkeypatch):
+def test_tokenizer_choice(models, flat, single, folder, tmp_path, monkeypatch):
     """--tokenizer, then the checkpoint's, then --model-config's, then the Hub's cache; else it is said what to pass."""
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.delenv("HUGGINGFACE_HUB_CACHE", raising=False)
@@ -443,14 +444,16 @@ def test_tokenizer_choice(golden, flat, single, folder, tmp_path, monkeypatch):
     ):
         single(tmp_path / "model.safetensors", model_config=folder)
     loaded = single(tmp_path / "model.safetensors", model_config=folder, tokenizer=tmp_path / "words")
-    assert loaded.text.tokenizer("a jeep")["input_ids"] == [49406, 320, 11286, 49407]
-    load_checkpoint(folder, tokenizer=golden / "tiny_sd")
+    known = json.loads((tmp_path / "words" / "vocab.json").read_text())
+    expected = [known[token] for token in ("<|startoftext|>", "a</w>", "jeep</w>", "<|endoftext|>")]
+    assert loaded.text.tokenizer("a jeep")["input_ids"] == expected
+    load_checkpoint(folder, tokenizer=models / "tiny_sd")
 
     snapshot = tmp_path / "hub_home" / "hub" / "models--openai--clip-vit-large-patch14" / "snapshots" / "abc"
     shutil.copytree(tmp_path / "words", snapshot)
     single(tmp_path / "model.safetensors", model_config=folder)
     assert find_tokenizer(None, folder) == snapshot
-    assert find_tokenizer(None, folder, golden / "tiny_sd") == golden / "tiny_sd" / "tokenizer"
+    assert find_tokenizer(None, folder, models / "tiny_sd") == models / "tiny_sd" / "tokenizer"
     with pytest.raises(FzError, match="has no vocab.json and merges.txt"):
         load_checkpoint(folder, tokenizer=tmp_path)
 
@@ -508,7 +511,7 @@ def test_text_config_is_inferred():
     assert {name: getattr(config, name) for name in got} == got
 
 
-def test_single_file_without_model_config(single, tmp_path, golden):
+def test_single_file_without_model_config(single, tmp_path, models):
     """A small model of v1's kind (8 heads, 32 groups, text heads of 64) needs no config: 2 levels, 1 layer."""
     config = UNetConfig((64, 128), 1, (8, 8), 64, down_attention=(True, False), up_attention=(False, True))
     vae_config = VAEConfig((32, 64), 1)
@@ -521,7 +524,7 @@ def test_single_file_without_model_config(single, tmp_path, golden):
     text = text_names(CLIPTextModel(text_config).state_dict())
     flat = compvis(unet.state_dict(), vae.state_dict(), text, levels=2, layers=1, up_attention=(False, True))
     torch.save({"state_dict": flat}, tmp_path / "small.ckpt")
-    loaded = load_checkpoint(tmp_path / "small.ckpt", tokenizer=golden / "tiny_sd" / "tokenizer")
+    loaded = load_checkpoint(tmp_path / "small.ckpt", tokenizer=models / "tiny_sd" / "tokenizer")
     assert loaded.unet.config == config and loaded.vae.config == vae_config
     assert loaded.text.model.config.num_attention_heads == 1 and loaded.text.model.config.hidden_act == "quick_gelu"
     for model, source in ((loaded.unet, unet), (loaded.vae, vae)):

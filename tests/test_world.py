@@ -50,7 +50,12 @@ def test_a_seed_gives_the_same_pixels_in_another_process():
     code = "import hashlib; from fz.mini.world import draw, sample_story\n"
     code += "for seed in range(4): print(hashlib.sha256(draw(sample_story(seed), 2, 48).frames.tobytes()).hexdigest())"
     said = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": "5"}, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": "5"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     here = [digest(seed) for seed in range(4)]
     assert said.stdout.split() == here and len(set(here)) == 4
@@ -82,7 +87,10 @@ def test_chance_is_as_it_says():
         shares = [np.mean([getattr(s.things[0], what) == name for s in stories]) for name in names]
         assert min(shares) > 0.07 and max(shares) < 0.19
     # told otherwise, all else stays by chance
-    assert all(len(sample_story(seed, two=False).things) == 1 and sample_story(seed, style="plain").style == "plain" for seed in range(20))
+    assert all(
+        len(sample_story(seed, two=False).things) == 1 and sample_story(seed, style="plain").style == "plain"
+        for seed in range(20)
+    )
     assert all(len({t.colour for t in s.things}) == len({t.kind for t in s.things}) == len(s.things) for s in stories)
 
 
@@ -115,7 +123,10 @@ def test_colour_changes_pixels_of_the_mask_only():
 
 def test_what_is_in_front_hides_what_is_behind():
     behind, front = Thing("box", "green", (0.5, 0.6), (0.5, 0.6)), Thing("ball", "red", (0.55, 0.6), (0.55, 0.6), 0.2)
-    both, alone = draw(Story((behind, front), "road"), 1, 64).masks[:, 0], draw(Story((behind,), "road"), 1, 64).masks[0, 0]
+    both, alone = (
+        draw(Story((behind, front), "road"), 1, 64).masks[:, 0],
+        draw(Story((behind,), "road"), 1, 64).masks[0, 0],
+    )
     assert not (both[0] & both[1]).any() and both[1].sum() > 50
     assert np.array_equal(both[0] | (both[1] & alone), alone)
 
@@ -125,7 +136,9 @@ def test_sizes_show_the_same():
     shrunk = large.frames.reshape(2, 64, 2, 64, 2, 3).mean((2, 4))
     assert np.abs(shrunk - small.frames).mean() < 4
     assert small.masks.sum() * 4 == pytest.approx(large.masks.sum(), rel=0.05)
-    np.testing.assert_allclose(large.flow[0][large.masks[0, 0]].mean(0) / 2, small.flow[0][small.masks[0, 0]].mean(0), atol=0.05)
+    np.testing.assert_allclose(
+        large.flow[0][large.masks[0, 0]].mean(0) / 2, small.flow[0][small.masks[0, 0]].mean(0), atol=0.05
+    )
 
 
 # ---- flow ------------------------------------------------------------------------------------------------------------------
@@ -153,7 +166,9 @@ def test_flow_fetches_the_next_frame_s_pixels():
         inside = clip.masks[0, i] & ~grown(~clip.masks[0, i], 2)
         far = ~grown(clip.masks[0, i] | clip.masks[0, i + 1], 12)
         for where in (inside, far):
-            moved, still = (np.abs(frame - clip.frames[i].astype(int))[where].mean() for frame in (fetched, clip.frames[i + 1]))
+            moved, still = (
+                np.abs(frame - clip.frames[i].astype(int))[where].mean() for frame in (fetched, clip.frames[i + 1])
+            )
             assert moved < 0.75 * still or moved < 1.5
 
 
@@ -188,7 +203,10 @@ def test_masks_and_motion_stay(change):
 def test_only_the_named_thing_changes():
     story = sample_story(0, two=True)
     other = counterfactual(story, 1, colour="pink" if story.things[1].colour != "pink" else "red")
-    assert other.things[0] == story.things[0] and dataclasses.replace(other.things[1], colour=story.things[1].colour) == story.things[1]
+    assert (
+        other.things[0] == story.things[0]
+        and dataclasses.replace(other.things[1], colour=story.things[1].colour) == story.things[1]
+    )
     assert dataclasses.replace(other, things=story.things) == story
     changed = (draw_frame(story, 0, 64) != draw_frame(other, 0, 64)).any(-1)
     if story.style == "plain":
@@ -213,7 +231,12 @@ def test_styles_differ_and_scenes_keep_theirs(scene):
     [
         ((Thing("car", "red"),), "sand", "plain", "a red car moving on the sand"),
         ((Thing("star", "orange"),), "night", "plain", "an orange star moving in the night"),
-        ((Thing("car", "red"), Thing("ball", "blue")), "grass", "plain", "a red car and a blue ball moving on the grass"),
+        (
+            (Thing("car", "red"), Thing("ball", "blue")),
+            "grass",
+            "plain",
+            "a red car and a blue ball moving on the grass",
+        ),
         ((Thing("fish", "pink"),), "water", "watercolor", "watercolor painting of a pink fish moving on the water"),
         ((Thing("box", "green"),), "snow", "pencil sketch", "pencil sketch of a green box moving on the snow"),
         ((Thing("boat", "cyan"),), "road", "pixel art", "pixel art of a cyan boat moving on the road"),

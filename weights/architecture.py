@@ -109,16 +109,60 @@ def only(config: Mapping, fields: Mapping[str, tuple], where: Path | str) -> Non
     """Raise FzError for the first field that has another value than the listed ones."""
     for name, allowed in fields.items():
         if name in config and config[name] not in allowed:
-            raise FzError(f"{where}: {name} is {config[name]!r}, expected {' or '.join(map(repr, allowed))}. {SD1}")
+            expected = " or ".join(map(repr, allowed))
+            raise FzError(f"{where}: {name} is {short(config[name])}, expected {expected}. {SD1}")
+
+
+# the most that makes sense of each; models ten times as large as any that there is would pass
+MOST = {
+    "layers_per_block": 32,
+    "num_hidden_layers": 256,
+    "attention_head_dim": 4096,
+    "num_attention_heads": 4096,
+    "num_train_timesteps": 100_000,
+    "vocab_size": 10_000_000,
+    "block_out_channels": 32_768,
+    "hidden_size": 32_768,
+    "intermediate_size": 131_072,
+}
+MOST_LEVELS = 8
 
 
 def whole_numbers(config: Mapping, names: tuple[str, ...], where: Path | str) -> None:
-    """Raise FzError unless each of these fields, where it is there, is a positive whole number or a list of them."""
+    """Raise FzError unless each of these fields, where it is there, is a positive whole number or a list of them, and
+    none that no machine could hold.
+    """
     for name in names:
-        value = config.get(name, 1)
+        value, most = config.get(name, 1), MOST.get(name, 32_768)
         many = value if isinstance(value, (list, tuple)) and value else [value]
         if not all(isinstance(n, int) and n is not True and n > 0 for n in many):
-            raise FzError(f"{where}: {name} is {value!r}, expected a whole number above 0, or a list of them.")
+            raise FzError(f"{where}: {name} is {short(value)}, expected a whole number above 0, or a list of them.")
+        if max(many) > most:
+            raise FzError(f"{where}: {name} is {short(value)}, expected at most {most}. Is it the right config.json?")
+
+
+def numbers(config: Mapping, bounds: Mapping[str, tuple[float, float]], where: Path | str) -> None:
+    """Raise FzError unless each of these fields, where it is there, is a number from the first to the second bound."""
+    for name, (least, most) in bounds.items():
+        value = config.get(name, least)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
+            raise FzError(f"{where}: {name} is {short(value)}, expected a number from {least:g} to {most:g}.")
+
+
+def switches(config: Mapping, names: tuple[str, ...], where: Path | str) -> None:
+    """Raise FzError unless each of these fields, where it is there, is true or false."""
+    for name in names:
+        if not isinstance(config.get(name, False), bool):
+            raise FzError(f"{where}: {name} is {short(config[name])}, expected true or false.")
+
+
+def short(value: object) -> str:
+    """What a message shows of a value: of a file of numbers without end, its beginning."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def lists(config: Mapping, names: tuple[str, ...], where: Path | str) -> None:
@@ -126,9 +170,11 @@ def lists(config: Mapping, names: tuple[str, ...], where: Path | str) -> None:
     for name in names:
         if not isinstance(config.get(name), (list, tuple)) or not config[name]:
             raise FzError(
-                f"{where}: {name} is {config.get(name)!r}, expected a list, one entry a level. Is it the right "
+                f"{where}: {name} is {short(config.get(name))}, expected a list, one entry a level. Is it the right "
                 "config.json?"
             )
+        if len(config[name]) > MOST_LEVELS:
+            raise FzError(f"{where}: {name} has {len(config[name])} entries, expected at most {MOST_LEVELS} levels.")
         if len(config[name]) != len(config[names[0]]):
             raise FzError(
                 f"{where}: {name} has {len(config[name])} entries, {names[0]} has {len(config[names[0]])}. Expected "
@@ -141,7 +187,7 @@ def check_unet(config: Mapping, where: Path | str) -> None:
     to it.
     """
     lists(config, ("block_out_channels", "down_block_types", "up_block_types"), where)
-    numbers = (
+    counts = (
         "block_out_channels",
         "layers_per_block",
         "norm_num_groups",
@@ -149,10 +195,12 @@ def check_unet(config: Mapping, where: Path | str) -> None:
         "out_channels",
         "cross_attention_dim",
     )
-    whole_numbers(config, numbers, where)
+    whole_numbers(config, counts, where)
     for name in ("layers_per_block", "cross_attention_dim", "norm_num_groups"):
         if isinstance(config.get(name), (list, tuple)):
             raise FzError(f"{where}: {name} is {config[name]!r}, expected one number for all levels. {SD1}")
+    numbers(config, {"norm_eps": (1e-12, 1), "freq_shift": (-10, 10)}, where)
+    switches(config, ("flip_sin_to_cos",), where)
     inputs = config.get("in_channels", 4)
     if inputs != 4:
         raise FzError(
@@ -198,6 +246,8 @@ def check_vae(config: Mapping, where: Path | str) -> None:
     whole_numbers(config, ("block_out_channels", "layers_per_block", "norm_num_groups", "latent_channels"), where)
     only(config, VAE_ONLY, where)
     for name, expected in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        if not isinstance(config.get(name, []), (list, tuple)):
+            raise FzError(f"{where}: {name} is {short(config[name])}, expected a list, one entry a level.")
         if odd := [kind for kind in config.get(name, ()) if kind != expected]:
             raise FzError(f"{where}: {name} has {odd[0]!r}, expected {expected!r}. {SD1}")
     groups = config.get("norm_num_groups", 32)
@@ -208,10 +258,17 @@ def check_vae(config: Mapping, where: Path | str) -> None:
 def check_text(config: Mapping, where: Path | str) -> Mapping:
     """The text part of a CLIP config. Raises FzError if it is no CLIP text encoder of 77 tokens."""
     config = config.get("text_config", config) if config.get("model_type") == "clip" else config
+    if not isinstance(config, Mapping):
+        raise FzError(f"{where}: text_config is {short(config)}, expected an object. Is it the right config.json?")
     only(config, TEXT_ONLY, where)
     whole_numbers(
         config, ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"), where
     )
+    numbers(config, {"layer_norm_eps": (1e-12, 1)}, where)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = config.get(name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 10_000_000):
+            raise FzError(f"{where}: {name} is {short(value)}, expected a token's number.")
     if config.get("hidden_size", 512) % config.get("num_attention_heads", 8):
         raise FzError(f"{where}: hidden_size is not a multiple of num_attention_heads. Check text_encoder/config.json.")
     return config
@@ -224,7 +281,15 @@ def check_scheduler(config: Mapping, where: Path | str) -> dict:
     """
     only(config, SCHEDULER_ONLY, where)
     whole_numbers(config, ("num_train_timesteps",), where)
-    return {name: config.get(name, value) for name, value in SCHEDULE.items()}
+    switches(config, ("set_alpha_to_one",), where)
+    found = {name: config.get(name, value) for name, value in SCHEDULE.items()}
+    numbers(found, {"beta_start": (1e-9, 0.5), "beta_end": (1e-9, 0.999)}, where)
+    if found["beta_start"] > found["beta_end"]:
+        raise FzError(f"{where}: beta_start {found['beta_start']} is above beta_end {found['beta_end']}.")
+    offset, steps = found["steps_offset"], found["num_train_timesteps"]
+    if not isinstance(offset, int) or isinstance(offset, bool) or not 0 <= offset < steps:
+        raise FzError(f"{where}: steps_offset is {short(offset)}, expected a whole number from 0 to {steps - 1}.")
+    return found
 
 
 # ---- shapes ------------------------------------------------------------------------------------------------

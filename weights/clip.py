@@ -10,16 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from fz.errors import FzError
+from fz.errors import FzError, suggest
 from fz.model.clip_vision import Clip, ImageTower, Preprocess, ViTConfig
+from fz.settings.place import expanded
+from fz.weights.architecture import numbers, short, whole_numbers
 from fz.weights.layouts import some
-from fz.weights.load import TEXT_FIELDS, load_tokenizer, ready
+from fz.weights.load import TEXT_FIELDS, fill, load_tokenizer
 from fz.weights.read import read_json, read_weights
 from fz.weights.source import find_tokenizer, has_vocabulary
 
+ACTIVATIONS = ("quick_gelu", "gelu")
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 VISION_FIELDS = tuple(ViTConfig.__dataclass_fields__)
 JIT = "import torch; torch.save(torch.jit.load('ViT-B-32.pt', 'cpu').state_dict(), 'clip.pt')"
@@ -54,7 +57,7 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> Clip:
     tokenizer: folder of CLIP's vocabulary, for a checkpoint that has none. Raises FzError, in one line, for anything
     else.
     """
-    path = Path(path).expanduser()
+    path = expanded(path, "clip")
     if not path.exists():
         raise FzError(
             f"clip: {path} does not exist. Expected a folder with config.json and weights, or a file; none is "
@@ -74,30 +77,20 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> Clip:
         vision, text = original_shape(state, path)
         state = translate(state)
     elif "vision_model.embeddings.class_embedding" in state and path.is_dir():
-        vision, text = folder_shape(read_json(path / "config.json"))
+        vision, text = folder_shape(read_json(path / "config.json"), path / "config.json")
     else:
         want = "visual.conv1.weight, or vision_model.* in a folder with config.json"
         raise FzError(f"clip: {path} has names such as {some(sorted(state))}, expected {want}. Is it CLIP with a ViT?")
     tower, text_model = ImageTower(ViTConfig(**vision)), text_tower(text, vision["projection_dim"])
-    fill(tower, {k: t for k, t in state.items() if k.startswith("vis")}, path)
-    fill(text_model, {k: t for k, t in state.items() if k.startswith("text")}, path)
+    names = "Expected CLIP with a ViT, by OpenAI's or transformers' names."
+    fill(tower, {k: t for k, t in state.items() if k.startswith("vis")}, f"clip: {path}", names)
+    fill(text_model, {k: t for k, t in state.items() if k.startswith("text")}, f"clip: {path}", names)
     own = path if path.is_dir() and has_vocabulary(path) else None
     vocabulary = find_tokenizer(
-        Path(tokenizer).expanduser() if tokenizer else own, path if path.is_dir() else path.parent
+        expanded(tokenizer, "tokenizer") if tokenizer else own, path if path.is_dir() else path.parent
     )
     words = load_tokenizer(vocabulary, text_model.config.vocab_size)
     return Clip(tower, text_model, words, preprocessing(path, tower.config), path.resolve().name)
-
-
-def choose_clip(path: str | None, tokenizer: str | None = None, miniature: bool = True) -> Clip | None:
-    """The CLIP at path; None for 'none'. Without a path the miniature's, where the pictures are of its world, which is
-    all it knows.
-    """
-    if path is None and miniature:
-        from fz import mini
-
-        path = mini.clip()
-    return load_clip(path, tokenizer) if path not in (None, "none") else None
 
 
 def weight_file(folder: Path) -> Path:
@@ -107,14 +100,38 @@ def weight_file(folder: Path) -> Path:
     raise FzError(f"clip: {folder} has none of {', '.join(FILES)}. Expected CLIP in transformers' layout.")
 
 
-def folder_shape(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def folder_shape(config: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields of both towers; a config leaves out those that are CLIP's defaults."""
     vision, text = (
-        {**(config.get(f"{tower}_config_dict") or {}), **(config.get(f"{tower}_config") or {})}
+        {**mapping(config, f"{tower}_config_dict", path), **mapping(config, f"{tower}_config", path)}
         for tower in ("vision", "text")
     )
     projection = config.get("projection_dim", vision.get("projection_dim", 512))
+    counts = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "image_size",
+        "patch_size",
+    )
+    for where, part in (("vision_config", vision), ("text_config", text)):
+        whole_numbers(part, (*counts, "vocab_size", "max_position_embeddings"), f"{path}: {where}")
+        numbers(part, {"layer_norm_eps": (1e-12, 1)}, f"{path}: {where}")
+        if part.get("hidden_act", "gelu") not in ACTIVATIONS:
+            got = f"{path}: hidden_act is {short(part['hidden_act'])}, expected {' or '.join(ACTIVATIONS)}."
+            raise FzError(f"{got}{suggest(short(part['hidden_act']), ACTIVATIONS)}")
+        if part.get("hidden_size", 64) % part.get("num_attention_heads", 1):
+            raise FzError(f"{path}: {where}: hidden_size is not a multiple of num_attention_heads.")
+    whole_numbers({"projection_dim": projection}, ("projection_dim",), path)
     return {**{n: vision[n] for n in VISION_FIELDS if n in vision}, "projection_dim": projection}, text
+
+
+def mapping(config: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
+    found = config.get(name) or {}
+    if not isinstance(found, Mapping):
+        raise FzError(f"{path}: {name} is {short(found)}, expected an object. Is it CLIP's config.json?")
+    return found
 
 
 def original_shape(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -179,31 +196,17 @@ def text_tower(config: Mapping[str, Any], projection: int) -> CLIPTextModelWithP
     )
 
 
-def fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Strictly. Raises FzError naming what is missing, left over or of another shape."""
-    expected = model.state_dict()
-    wrong = [k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape]
-    problems = {
-        "missing": expected.keys() - state.keys(),
-        "unexpected": state.keys() - expected.keys(),
-        "of the wrong shape": wrong,
-    }
-    found = "; ".join(f"{len(keys)} keys {what} ({some(sorted(keys))})" for what, keys in problems.items() if keys)
-    if found:
-        raise FzError(f"clip: {path}: {found}. Expected CLIP with a ViT, by OpenAI's or transformers' names.")
-    model.load_state_dict({key: ready(state[key]) for key in expected}, assign=True)
-    model.eval().requires_grad_(False)
-
-
 def preprocessing(path: Path, config: ViTConfig) -> Preprocess:
     """CLIP's own, with the mean and deviation of preprocessor_config.json where a folder has one."""
     file = path / "preprocessor_config.json"
     content = read_json(file) if path.is_dir() and file.is_file() else {}
     default = Preprocess(config.image_size)
-    mean, std = (tuple(content.get(f"image_{name}") or getattr(default, name)) for name in ("mean", "std"))
-    if any(len(v) != 3 or not all(isinstance(x, (int, float)) for x in v) for v in (mean, std)) or 0 in std:
+    found = [content.get(f"image_{name}") or getattr(default, name) for name in ("mean", "std")]
+    mean, std = (tuple(v) if isinstance(v, (list, tuple)) else (v,) for v in found)
+    sound = all(isinstance(x, (int, float)) and not isinstance(x, bool) and -1e6 < x < 1e6 for x in (*mean, *std))
+    if len(mean) != 3 or len(std) != 3 or not sound or 0 in std:
         raise FzError(
-            f"{file}: got image_mean {list(mean)}, image_std {list(std)}; expected three numbers each, "
+            f"{file}: got image_mean {short(found[0])}, image_std {short(found[1])}; expected three numbers each, "
             "deviations not 0."
         )
     return Preprocess(config.image_size, mean, std)

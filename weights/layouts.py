@@ -131,6 +131,14 @@ OLD_VAE_TABLE = {
     for _, old, ours in VAE_ATTENTION
 }
 
+# the middle block's attention under ours' names in the original layout, as converters of today write it
+MIXED_VAE_TABLE = {
+    f"{half}.mid.attn_1.{name}": f"{half}.mid_block.attentions.0.{ours}"
+    for half in ("encoder", "decoder")
+    for names in VAE_ATTENTION
+    for name, ours in ((names[1], names[2]), (names[2], names[2]))
+}
+
 # ---- tuned checkpoints -------------------------------------------------------------------------------------
 
 # part of a key: Tune-A-Video's -> FateZero's, which are ours
@@ -153,6 +161,7 @@ LEFT_OUT = (
     "first_stage_model.loss.",
     "first_stage_model.model_ema.",
     "loss.",  # of a VAE's own file
+    "embedding_manager.",  # of textual inversion's training
     "cond_stage_model.transformer.text_model.embeddings.position_ids",
     "cond_stage_model.transformer.embeddings.position_ids",
     "cond_stage_model.logit_scale",
@@ -223,6 +232,18 @@ def rename(state: Mapping[str, Value], table: Mapping[str, str], what: str) -> d
 def rename_parts(state: Mapping[str, Value], parts: Mapping[str, str]) -> dict[str, Value]:
     """state with every dot-separated part of a key that is in `parts` replaced."""
     return {".".join(parts.get(p, p) for p in key.split(".")): value for key, value in state.items()}
+
+
+# what trainers wrap a whole model in
+WRAPPERS = ("module.", "state_dict.", "_orig_mod.")
+
+
+def unwrapped(state: Mapping[str, Value]) -> dict[str, Value]:
+    """state without the wrapper's name, where all keys begin with one."""
+    state = dict(state)
+    while state and (prefix := next((w for w in WRAPPERS if all(key.startswith(w) for key in state)), None)):
+        state = under(state, prefix)
+    return state
 
 
 def under(state: Mapping[str, Value], prefix: str) -> dict[str, Value]:

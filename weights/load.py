@@ -5,8 +5,10 @@ of another shape is an error that names it. What files and names there are is in
 on the CPU, whatever the file has.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +18,13 @@ from fz.errors import FzError
 from fz.model.unet import Temporal, UNet, UNetConfig
 from fz.model.vae import VAE, VAEConfig
 from fz.prompts.text import TextEncoder
+from fz.settings.place import expanded
 from fz.weights.architecture import check_unet
 from fz.weights.layouts import TEMPORAL_ATTENTION, TEMPORAL_CONV, some
-from fz.weights.read import Weights
+from fz.weights.read import LFS, Weights, read_json, text_of
 from fz.weights.source import Part, check_model_config, find_tokenizer, from_folder, from_single_file
 
+Model = TypeVar("Model", bound=nn.Module)
 EMA = ("auto", "ema", "plain")
 # of CLIP's config, what the encoder's arithmetic depends on
 TEXT_FIELDS = (
@@ -70,9 +74,8 @@ def load_checkpoint(
     (EMA where it is there). Raises FzError, in one line, for anything that is not a whole and sound Stable Diffusion v1
     checkpoint. Downloads nothing.
     """
-    path, vae, tokenizer, model_config = (
-        Path(p).expanduser() if p is not None else None for p in (path, vae, tokenizer, model_config)
-    )
+    given = {"checkpoint": path, "vae": vae, "tokenizer": tokenizer, "model_config": model_config}
+    path, vae, tokenizer, model_config = (expanded(p, name) if p is not None else None for name, p in given.items())
     if ema not in EMA:
         raise FzError(f"ema: got {ema!r}, expected one of {', '.join(EMA)}.")
     if not path.exists():
@@ -131,7 +134,7 @@ def build_unet(part: Part) -> UNet:
             )
     with torch.device("meta"):
         unet = UNet(config)
-    return fill(unet, part.weights, "unet")
+    return fill(unet, part.weights.tensors, "unet", of_sd(part.weights))
 
 
 def find_temporal(weights: Weights) -> Temporal | None:
@@ -157,29 +160,41 @@ def find_temporal(weights: Weights) -> Temporal | None:
 def build_vae(part: Part) -> VAE:
     with torch.device("meta"):
         vae = VAE(VAEConfig.from_json(part.config))
-    return fill(vae, part.weights, "vae")
+    return fill(vae, part.weights.tensors, "vae", of_sd(part.weights))
 
 
 def build_text(part: Part) -> CLIPTextModel:
     config = CLIPTextConfig(**{name: part.config[name] for name in TEXT_FIELDS if name in part.config})
     with torch.device("meta"):
         model = CLIPTextModel(config)
-    state = part.weights.tensors
+    state = without_skipped(part.weights.tensors, config.num_hidden_layers)
     # transformers before 5.6 nests the encoder one deeper
     if any(key.startswith("text_model.") for key in model.state_dict()):
         state = {f"text_model.{key}": t for key, t in state.items()}
-    model = fill(model, part.weights.with_tensors(state), "text encoder")
+    model = fill(model, state, "text encoder", of_sd(part.weights))
     for module in model.modules():
         if getattr(module, "position_ids", None) is not None:
             module.position_ids = torch.arange(config.max_position_embeddings)[None]
     return model
 
 
-def fill(model: nn.Module, weights: Weights, what: str) -> nn.Module:
-    """Give a model on the meta device its weights, float32. Raises FzError, naming keys, unless names and shapes are
+def without_skipped(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """A text encoder's weights without layers beyond its config's: 'clip skip' is saved as a smaller number of
+    layers.
+    """
+    kept = tuple(f"encoder.layers.{i}." for i in range(layers))
+    return {key: t for key, t in state.items() if not key.startswith("encoder.layers.") or key.startswith(kept)}
+
+
+def of_sd(weights: Weights) -> str:
+    return f"Is {weights.file} of a Stable Diffusion v1.x checkpoint?"
+
+
+def fill(model: Model, state: Mapping[str, Tensor], what: str, expected_of: str) -> Model:
+    """Give a model its weights, float32. Raises FzError, naming keys and what was expected, unless names and shapes are
     the model's.
     """
-    expected, state = model.state_dict(), weights.tensors
+    expected = model.state_dict()
     wrong_shapes = {
         k: (tuple(state[k].shape), tuple(t.shape))
         for k, t in expected.items()
@@ -195,7 +210,7 @@ def fill(model: nn.Module, weights: Weights, what: str) -> nn.Module:
         f"{len(k)} key{'s' if len(k) > 1 else ''} {problem} ({some(k)})" for problem, k in problems.items() if k
     )
     if found:
-        raise FzError(f"{what}: {found}. Is {weights.file} of a Stable Diffusion v1.x checkpoint?")
+        raise FzError(f"{what}: {found}. {expected_of}")
     model.load_state_dict({key: ready(state[key]) for key in expected}, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -212,6 +227,11 @@ def ready(t: Tensor) -> Tensor:
 
 def load_tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
     """CLIP's tokenizer from a folder. Raises FzError if it is damaged, or has more tokens than the text encoder."""
+    for file in (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt")):
+        if file.is_file() and text_of(file).startswith(LFS):
+            raise FzError(
+                f"tokenizer: {file} is a git-lfs pointer, not the file. Run `git lfs pull`, or download the file."
+            )
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers and tokenizers raise many kinds, a plain Exception among them
@@ -219,7 +239,26 @@ def load_tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
         raise FzError(
             f"tokenizer: {folder} cannot be read ({reason}). Expected CLIP's vocab.json and merges.txt."
         ) from None
+    check_ends(folder, tokenizer)
     if len(tokenizer) > vocabulary:
         got = f"tokenizer: {folder} has {len(tokenizer)} tokens, the text encoder {vocabulary}"
         raise FzError(f"{got}. Expected CLIP's own; pass it with --tokenizer.")
     return tokenizer
+
+
+def check_ends(folder: Path, tokenizer: CLIPTokenizer) -> None:
+    """A prompt's start and end are tokens of the vocabulary. transformers adds them to one that lacks them, under
+    numbers that mean other tokens, or none, to the text encoder. Raises FzError.
+    """
+    ends = {"start": (tokenizer.bos_token, "<|startoftext|>"), "end": (tokenizer.eos_token, "<|endoftext|>")}
+    if (folder / "vocab.json").is_file():
+        known = read_json(folder / "vocab.json")
+    else:
+        content = read_json(folder / "tokenizer.json")
+        model, added = content.get("model"), content.get("added_tokens")
+        known = {token.get("content") for token in added or () if isinstance(token, dict)}
+        known |= set((model.get("vocab") or ()) if isinstance(model, dict) else ())
+    for side, (token, expected) in ends.items():
+        if token != expected or token not in known:
+            got = f"tokenizer: {folder} has {token if token != expected else 'no token'!r} for a prompt's {side}"
+            raise FzError(f"{got}, expected {expected!r} in its vocabulary. Pass CLIP's own with --tokenizer.")

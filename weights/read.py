@@ -6,6 +6,7 @@ mean is not known here.
 """
 
 import json
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fz.errors import FzError
-from fz.weights.layouts import some
+from fz.weights.layouts import some, unwrapped
 from fz.weights.unpickle import first_line, read_old_pickle, read_zip
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+
+LFS = "version https://git-lfs"  # how a pointer begins
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,10 @@ def read_json(path: Path) -> dict:
         raise FzError(f"{path}: no such file. Expected a diffusers config there.") from None
     except OSError as error:
         raise FzError(f"{path}: cannot be read ({error.strerror}).") from None
+    except RecursionError:
+        raise FzError(f"{path}: no valid JSON (nested too deeply). Download it again.") from None
     except ValueError as error:
-        said = (
-            " (it is a git-lfs pointer: run `git lfs pull`)"
-            if text_of(path).startswith("version https://git-lfs")
-            else ""
-        )
+        said = " (it is a git-lfs pointer: run `git lfs pull`)" if text_of(path).startswith(LFS) else ""
         raise FzError(f"{path}: no valid JSON{said or f' ({error})'}. Download it again.") from None
     if not isinstance(value, dict):
         raise FzError(f"{path}: got a JSON {type(value).__name__}, expected an object.")
@@ -70,10 +71,12 @@ def read_weights(path: Path) -> Weights:
         return read_shards(path)
     form = sniff(path)
     reader = {"safetensors": read_safetensors, "zip": read_zip, "pickle": read_old_pickle}[form]
-    tensors = reader(path)
+    tensors = unwrapped(reader(path))
     if not tensors:
         raise FzError(f"{path}: holds no weights. Is it a Stable Diffusion v1.x checkpoint?")
-    return Weights(tensors, "safetensors" if form == "safetensors" else path.suffix.lstrip(".") or "pickle", path)
+    ending = path.suffix.lstrip(".")
+    known = form == "safetensors" or ending in ("", "safetensors")
+    return Weights(tensors, ("safetensors" if form == "safetensors" else "pickle") if known else ending, path)
 
 
 def read_shards(index: Path) -> Weights:
@@ -91,6 +94,8 @@ def read_shards(index: Path) -> Weights:
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name:
             raise FzError(f"{index}: names the shard {name!r}, expected a file beside it.")
+        if name.endswith(".json"):
+            raise FzError(f"{index}: names {name!r}, an index, expected weights. Download it again.")
         if not (index.parent / name).exists():
             raise FzError(
                 f"{index.parent / name}: no such file, but {index.name} lists it. Download the missing shard."
@@ -120,7 +125,7 @@ def sniff(path: Path) -> str:
         raise FzError(f"{path}: is empty. Download it again.")
     if head.startswith(b"PK\x03\x04"):
         return "zip"
-    if head.startswith(b"version https://git-lfs"):
+    if head.startswith(LFS.encode()):
         raise FzError(
             f"{path}: is a git-lfs pointer ({size} bytes), not the weights. Run `git lfs pull`, or download the "
             "file itself."
@@ -153,4 +158,50 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # not a mapping itself
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        if (tensors := read_before_more(path)) is not None:
+            return tensors
         raise FzError(f"{path}: damaged or cut short ({first_line(error)}). Download it again.") from None
+
+
+# of a safetensors header
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def read_before_more(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a safetensors file that is whole and has more bytes after them, as some downloads do; None for any
+    other. Mapped from the file.
+    """
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        begin = 8 + int.from_bytes(mapped[:8], "little")
+        header = json.loads(mapped[8:begin])
+        header.pop("__metadata__", None)
+        tensors, covered = {}, []
+        for name, about in header.items():
+            (start, end), dtype, shape = about["data_offsets"], DTYPES[about["dtype"]], about["shape"]
+            count = (end - start) // dtype.itemsize
+            if not 0 <= start <= end or torch.Size(shape).numel() != count or count * dtype.itemsize != end - start:
+                return None
+            flat = torch.frombuffer(mapped, dtype=dtype, count=count, offset=begin + start) if count else torch.empty(0)
+            tensors[name] = flat.to(dtype).reshape(shape)
+            covered.append((start, end))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, RecursionError, OverflowError):
+        return None
+    at = 0
+    for start, end in sorted(covered):
+        if start != at:
+            return None
+        at = end
+    return tensors if begin + at < len(mapped) else None

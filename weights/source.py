@@ -78,6 +78,8 @@ def from_folder(path: Path, vae: Path | None, model_config: Path | None, ema: st
 
 def whose_folder(path: Path) -> str:
     """The end of the message about a folder without unet/: what it seems to be, and what to pass."""
+    if found := snapshot_of(path):
+        return f": it is a folder of the Hub's cache. Pass the snapshot in it, {found}."
     if any(path.glob("diffusion_pytorch_model*")):
         return f": it is one part of a checkpoint. Pass the folder above it, {path.parent}."
     if (path / "transformer").is_dir():
@@ -88,6 +90,12 @@ def whose_folder(path: Path) -> str:
     return (
         ". Expected a diffusers folder (unet/, vae/, text_encoder/, tokenizer/) or a single .ckpt or .safetensors file."
     )
+
+
+def snapshot_of(path: Path) -> Path | None:
+    """The newest checkpoint in a repository's folder of the Hub's cache (snapshots/HASH), or in the cache itself."""
+    found = [p.parent for pattern in ("snapshots/*/unet", "models--*/snapshots/*/unet") for p in path.glob(pattern)]
+    return max(found, key=lambda p: p.stat().st_mtime, default=None)
 
 
 def folder_part(folder: Path, config: Path, name: str, ema: str) -> Part:
@@ -261,7 +269,7 @@ def vae_file(state: dict[str, Tensor], weights: Weights, config: Path | None, pa
     """A VAE's part from a single file's weights, in either layout."""
     if levels := arch.count(state, "encoder.down."):
         layers = arch.count(state, "encoder.down.0.block.")
-        state = layouts.rename(state, layouts.vae_table(levels, layers), str(path))
+        state = layouts.rename(state, layouts.MIXED_VAE_TABLE | layouts.vae_table(levels, layers), str(path))
     return vae_part(
         Part(read_json(config) if config else arch.infer_vae(state, path), weights.with_tensors(state), config or path)
     )

@@ -35,6 +35,12 @@ INERT_PACKAGES = (
 INERT_BUILTINS = ("dict", "list", "tuple", "set", "int", "float", "bool", "str", "bytes", "object", "complex")
 PYTORCHS = (("collections", "OrderedDict"), ("_codecs", "encode"))
 
+# instructions that put more into what is there
+GROWING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
+# a checkpoint of Stable Diffusion has some 10,000 parts, with its optimiser's states a few times that
+LARGEST_OBJECT = 5_000_000
+LARGEST_PICKLE = 100_000_000  # bytes
+
 # beside the weights, in the same dictionary
 TRAINING_LOG = (
     "epoch",
@@ -74,9 +80,17 @@ def read_zip(path: Path) -> dict[str, Tensor]:
             if not objects or any(name.endswith("constants.pkl") for name in names):
                 kind = "a TorchScript program" if objects else "a zip archive without PyTorch's data.pkl"
                 raise FzError(f"{path}: is {kind}, not weights. Use .safetensors or .ckpt.")
+            about = archive.getinfo(objects[0])
+            if about.compress_type != zipfile.ZIP_STORED or about.file_size > LARGEST_PICKLE:
+                raise FzError(
+                    f"{path}: its data.pkl is compressed, or of {about.file_size / 1e6:.0f} MB, as PyTorch writes "
+                    "none. Download it again, or use a .safetensors file."
+                )
             with archive.open(objects[0]) as file:
                 wanted = globals_of(file)
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+    except FzError:
+        raise
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, LookupError, NotImplementedError) as error:
         raise FzError(f"{path}: damaged or cut short ({first_line(error)}). Download it again.") from None
     return unpickle(path, wanted, mmap=True)
 
@@ -86,15 +100,18 @@ def read_old_pickle(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:
             # magic number, protocol, machine; then the object
             wanted = [name for _ in range(4) for name in globals_of(file)]
-    except (ValueError, EOFError, IndexError, OverflowError) as error:
+    except (ValueError, EOFError, LookupError, OverflowError) as error:
         raise FzError(f"{path}: is no PyTorch file, or cut short ({first_line(error)}). Download it again.") from None
     return unpickle(path, wanted, mmap=False)
 
 
 def globals_of(file: BinaryIO) -> list[tuple[str, str]]:
-    """(module, name) of every class or function that a pickle asks for. Reads to the pickle's end; runs nothing."""
-    found, strings = [], []
+    """(module, name) of every class or function that a pickle asks for. Reads to the pickle's end; runs nothing. Raises
+    ValueError for one whose objects hold each other so often that they have no end.
+    """
+    found, strings, sizes = [], [], Sizes()
     for op, arg, _ in pickletools.genops(file):
+        sizes.after(op, arg)
         if op.name in ("GLOBAL", "INST"):
             module, _, name = arg.partition(" ")
             found.append(("builtins" if module == "__builtin__" else module, name))
@@ -103,6 +120,43 @@ def globals_of(file: BinaryIO) -> list[tuple[str, str]]:
         elif isinstance(arg, str):
             strings.append(arg)
     return found
+
+
+class Sizes:
+    """How large a pickle's objects are if what is shared counts every time: a few bytes can hold a pair of a pair of …,
+    over which Python's hash takes hours.
+    """
+
+    def __init__(self):
+        self.stack: list[list[int] | None] = []  # None: a mark
+        self.memo: dict[int, list[int]] = {}
+
+    def after(self, op: pickletools.OpcodeInfo, arg: object) -> None:
+        """Take one instruction. Raises ValueError where an object has more than LARGEST_OBJECT parts."""
+        stack = self.stack
+        if op.name == "MARK":
+            stack.append(None)
+        elif op.name == "DUP":
+            stack.append(stack[-1])
+        elif op.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            self.memo[len(self.memo) if op.name == "MEMOIZE" else int(arg)] = stack[-1]
+        elif op.name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(self.memo[int(arg)])
+        else:
+            taken, before = [], op.stack_before
+            if marked := pickletools.markobject in before:
+                while (entry := stack.pop()) is not None:
+                    taken.append(entry)
+            for _ in range(before.index(pickletools.markobject) if marked else len(before)):
+                taken.append(stack.pop())
+            total = 1 + sum(entry[0] for entry in taken if entry)
+            if total > LARGEST_OBJECT:
+                raise ValueError("its objects hold each other without end")
+            if op.stack_after:
+                # the container that was there, if there was one, has grown: whoever shares it sees that
+                grown = taken[-1] if op.name in GROWING else [0]
+                grown[0] = total
+                stack.append(grown)
 
 
 def stand_in(module: str, name: str) -> Callable | None:
@@ -134,7 +188,11 @@ def unpickle(path: Path, wanted: list[tuple[str, str]], mmap: bool) -> dict[str,
         stand_ins[module, name] = body
     try:
         with torch.serialization.safe_globals(list(stand_ins.values())):
-            value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            if path.suffix == ".safetensors":  # PyTorch goes by the name
+                with path.open("rb") as file:
+                    value = torch.load(file, map_location="cpu", weights_only=True)
+            else:
+                value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise FzError(f"{path}: refused by PyTorch's safe reader ({reason(error)}). Use a .safetensors file.") from None
     except (
@@ -147,6 +205,7 @@ def unpickle(path: Path, wanted: list[tuple[str, str]], mmap: bool) -> dict[str,
         TypeError,
         AttributeError,
         AssertionError,
+        RecursionError,
     ) as error:
         raise FzError(f"{path}: damaged or cut short ({first_line(error)}). Download it again.") from None
     return state_of(path, value)

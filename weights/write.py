@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fz.clips.media import atomic, write_json
+from fz.errors import FzError
 from fz.model.unet import UNetConfig
 from fz.model.vae import VAEConfig
 from fz.weights.layouts import OLD_VAE_TABLE
@@ -122,5 +123,18 @@ def vae_json(config: VAEConfig) -> dict:
 
 
 def write_weights(path: Path, state: dict[str, Tensor]) -> None:
-    with atomic(path) as part:
-        torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, part)
+    save_tensors(path, {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+
+
+def save_tensors(path: Path, content: dict) -> None:
+    """A PyTorch file, whole or not at all, with the same bytes for the same content. Raises FzError where there is no
+    room for it.
+    """
+    with atomic(path) as part, open(part, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # PyTorch's, of a write that failed
+            reason = " ".join(str(error).split())[:120]
+            raise FzError(
+                f"out: {path} cannot be written ({reason}). Free space there, or pass another --out."
+            ) from None

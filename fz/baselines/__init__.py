@@ -19,7 +19,7 @@ from fz.guidance import Guidance
 from fz.source import Source
 
 # (model, the inverted source or its z_0 alone, edit, guidance, callback) -> z_0 (F, 4, h, w)
-Editor = Callable[[Denoiser, Source, Edit, Guidance, Callback], Tensor]
+EditFunction = Callable[[Denoiser, Source, Edit, Guidance, Callback], Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Method:
     for all edits, F · T steps. note: for the user.
     """
 
-    edit: Editor | None = None
+    edit: EditFunction | None = None
     inverts: bool = True
     fuses: bool = False
     keeps: bool = False
     resumes: bool = False
-    prepare: Callable[[Denoiser, Source, Guidance, Callback], Editor] | None = None
+    prepare: Callable[[Denoiser, Source, Guidance, Callback], EditFunction] | None = None
     note: str = ""
 
 
@@ -59,6 +59,6 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-def editor_of(name: str, strength: float, seed: int) -> Editor:
+def editor_of(name: str, strength: float, seed: int) -> EditFunction:
     """The editing function of a method that prepares nothing; strength and seed are SDEdit's."""
     return SDEdit(strength, seed) if name == "sdedit" else METHODS[name].edit

@@ -11,18 +11,18 @@ import platform
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
-from av.video.reformatter import Colorspace
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn.functional import interpolate
 
+from fz.clips.files import check_rate
+from fz.clips.pyav import av, need_av
 from fz.errors import FzError
 
 # Colours from cold to hot at equal steps, dark to bright in grey as well.
@@ -41,26 +41,27 @@ BT709 = 1
 
 @contextmanager
 def atomic(path) -> Iterator[Path]:
-    """A temporary name in path's folder (made if needed), renamed to path when the block ends well and removed when it
-    does not.
+    """A place to write path's content to: its own name, in a hidden folder beside it, whose name has the process's
+    number. Moved to path when the block ends well and removed when it does not.
 
-    Raises FzError where the folder cannot be written to.
+    The name is path's own, as formats write it into files: zip archives of torch.save. Raises FzError where the folder
+    cannot be written to.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    hidden = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.replace(part, path)
+        # left by a killed process of that number
+        shutil.rmtree(hidden, ignore_errors=True)
+        hidden.mkdir()
+        yield hidden / path.name
+        os.replace(hidden / path.name, path)
     except OSError as error:
         no_folder = isinstance(error, FileExistsError | NotADirectoryError) and not path.parent.is_dir()
         why = f"{path.parent} is not a folder" if no_folder else error.strerror or error
         raise FzError(f"out: {path} cannot be written ({why}). Free the place or choose another --out") from error
     finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -92,9 +93,10 @@ def write_mp4(path, frames: np.ndarray, fps: float):
     """H.264, yuv420p, BT.709, index at the front: plays in a browser. frames (F, H, W, 3); odd sides gain one repeated
     row or column.
     """
+    need_av(path)
     frames = _even(_checked(frames, path, colour=True))
     # 29.97 and 30000/1001 stay what they are, 24.000001 becomes 24.
-    rate = Fraction(_rate(fps)).limit_denominator(1001)
+    rate = Fraction(check_rate(fps)).limit_denominator(1001)
     with atomic(path) as part, av.open(f"file:{part}", "w", format="mp4", options={"movflags": "+faststart"}) as box:
         stream = box.add_stream("libx264", rate=rate, options={"crf": "16", "preset": "medium"} | SAME_BYTES)
         stream.height, stream.width = frames.shape[1:3]
@@ -110,7 +112,9 @@ def write_mp4(path, frames: np.ndarray, fps: float):
         box.mux(stream.encode())
 
 
-def _yuv_frame(picture: np.ndarray) -> av.VideoFrame:
+def _yuv_frame(picture: np.ndarray) -> "av.VideoFrame":
+    from av.video.reformatter import Colorspace
+
     return av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
         format="yuv420p", dst_colorspace=Colorspace.ITU709
     )
@@ -121,7 +125,7 @@ def write_gif(path, frames: np.ndarray, fps: float):
     up to 50 fps.
     """
     frames = _checked(frames, path, colour=True)
-    step = max(100 / _rate(fps), 2)  # browsers slow delays under 2 ticks down to 10
+    step = max(100 / check_rate(fps), 2)  # browsers slow delays under 2 ticks down to 10
     ticks = [round((k + 1) * step) - round(k * step) for k in range(len(frames))]
     pictures = [
         Image.fromarray(f).quantize(255, Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG) for f in frames
@@ -163,6 +167,12 @@ def write_pngs(folder, frames: np.ndarray):
             Image.fromarray(picture).save(part / f"{number:05d}.png", format="PNG")
         # Renaming over a folder needs it gone.
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def enlarged(pictures: np.ndarray, width: int) -> np.ndarray:
+    """(F, H, W, 3) with each pixel as a square, as many times larger as fit into that width."""
+    times = max(1, width // pictures.shape[2])
+    return pictures.repeat(times, axis=1).repeat(times, axis=2)
 
 
 def side_by_side(clips: Sequence[np.ndarray], labels: Sequence[str] | None = None, gap: int = 4) -> np.ndarray:
@@ -262,12 +272,6 @@ def _wrapped(text: str, font, width: int) -> list[str]:
             line = line.rstrip("…")[:-1] + "…"
         lines[number] = line
     return lines
-
-
-def _rate(fps: float) -> float:
-    if not 0 < fps <= 1000:
-        raise FzError(f"fps: got {fps}, expected more than 0 and at most 1000")
-    return fps
 
 
 def _checked(frames: np.ndarray, path, colour: bool = False) -> np.ndarray:

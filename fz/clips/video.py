@@ -4,6 +4,7 @@ Choice, crop and resizing follow the released code's ImageSequenceDataset for a 
 offsets, short side to N (antialiased bilinear), centre crop. Sizes that are not square are this project's own. How
 files are decoded is `fz.clips.decode`'s question."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,11 +12,16 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from fz.clips.decode import open_source
+from fz.clips.decode import Flatten, Frames, on_white, open_source
+from fz.clips.files import FASTEST, MAX_PIXELS, SLOWEST, check_rate
+from fz.clips.taken import left_out
 from fz.errors import FzError
+from fz.memory.free import free_memory, gb
 from fz.settings.config import ClipSettings, Crop, Size
 
 LARGEST = 8192
+# of a clip's frames in float32: as read, edited, and being written
+COPIES = 3
 
 
 @dataclass(frozen=True)
@@ -29,44 +35,123 @@ class Video:
     indices: tuple[int, ...]
     notes: tuple[str, ...] = ()
 
+    def _repr_html_(self) -> str:
+        from fz.clips.media import to_uint8
+        from fz.clips.notebook import animation
+
+        frames = to_uint8(self.frames)
+        return animation(frames, self.fps, f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]}")
+
+
+@dataclass(frozen=True)
+class ClipPlan:
+    """A clip whose file is open and whose choice and size are checked, but of which no picture is decoded.
+
+    positions: on the source's timeline; size (H, W); fps after `every`; multiple: of the model's sizes; notes.
+    """
+
+    clip: ClipSettings
+    source: Frames
+    positions: range
+    size: tuple[int, int]
+    fps: float
+    multiple: int
+    notes: tuple[str, ...]
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The source's frame numbers; some repeat at a variable rate."""
+        return tuple(self.source.order[k] for k in self.positions)
+
+    def read(self) -> Video:
+        """Decode, crop and resize; one picture at a time is held at full size."""
+        places: dict[int, list[int]] = {}
+        for place, index in enumerate(self.indices):
+            places.setdefault(index, []).append(place)
+        out = torch.empty(len(self.positions), 3, *self.size)
+        shape, notes = None, list(self.notes)
+        for index, picture in self.source.read(sorted(places)):
+            part = cut(picture, self.clip.crop)
+            if shape is None:
+                shape = picture.shape
+                notes += self._seen(part)
+            elif shape != picture.shape:
+                sizes = f"{_wide(shape)} to {_wide(picture.shape)}"
+                raise FzError(
+                    f"video: {self.source.name} changes size at frame {index}, {sizes}; convert it to one size"
+                )
+            # a channel at a time: large pictures in float32 are larger still
+            for c in range(3):
+                out[places[index], c] = fit(to_float(part[..., c : c + 1]), self.size)
+        return Video(out, self.fps, self.indices, (*self.source.notes, *notes))
+
+    def _seen(self, part: np.ndarray) -> list[str]:
+        """What to tell of the part of the picture that is seen, and of what is left out of the source. Raises FzError
+        for a part so narrow that covering the size takes too many pixels.
+        """
+        (h, w), (height, width), name = part.shape[:2], self.size, self.source.name
+        scaled = scaled_size((h, w), self.size)
+        if scaled[0] * scaled[1] > MAX_PIXELS:
+            raise FzError(
+                f"video: {name} is {w}x{h} (width x height), too narrow: it would have to be enlarged to "
+                f"{scaled[1]}x{scaled[0]} to cover {width}x{height}. Crop it first"
+            )
+        notes = []
+        scale = max(height / h, width / w)
+        if scale > 1.5:
+            notes.append(f"{name} is {w}x{h} (width x height), enlarged {scale:.3g} times to cover {width}x{height}")
+        line = left_out(self.positions, self.source, (h, w), self.size, self.multiple)
+        return [*notes, line] if line else notes
+
+
+def plan_clip(clip: ClipSettings, multiple: int = 64, flatten: Flatten = on_white) -> ClipPlan:
+    """Open a clip's file and check the choice of frames, the size, the rate and the memory they take; decode no picture
+    of files with an index. H and W are rounded to `multiple` (see round_size). Raises FzError for what cannot be.
+    """
+    size, note = round_size(clip.size, multiple)
+    _check(clip)
+    height, width = (size, size) if isinstance(size, int) else size
+    if clip.frames is not None:
+        check_memory(clip.frames, height, width)
+    source = open_source(clip.path, flatten)
+    frames, notes = clip.frames, [note] if note else []
+    if source.still and frames is not None and frames > 1:
+        notes.append(f"{source.name} is one image: a clip of 1 frame, not {frames}")
+        frames = 1
+    positions = choose(source.count, frames, clip.start, clip.every, source.name)
+    check_memory(len(positions), height, width)
+    fps = source.fps
+    if source.rated:
+        fps = check_rate(source.fps / clip.every, _advice(source.fps, clip.every, source.name))
+    return ClipPlan(clip, source, positions, (height, width), fps, multiple, tuple(notes))
+
 
 def read_clip(clip: ClipSettings, multiple: int = 64) -> Video:
     """Decode, crop and resize a clip. H and W are rounded to `multiple` (see round_size).
 
     A video's rate is divided by `every`; images count as 8 frames a second. At a variable rate, start and every count
-    positions of a constant timeline (fz.clips.decode.Movie), so indices may repeat. Only the frames needed are decoded,
+    positions of a constant timeline (fz.clips.movie.Movie), so indices may repeat. Only the frames needed are decoded,
     one at a time is held at full size. Raises FzError for a path, choice, crop or size that cannot be.
     """
-    size, note = round_size(clip.size, multiple)
-    _check(clip)
-    source = open_source(clip.path)
-    frames = clip.frames
-    notes = [note] if note else []
-    if source.still and frames is not None and frames > 1:
-        notes.append(f"{source.name} is one image: a clip of 1 frame, not {frames}")
-        frames = 1
-    indices = [source.order[k] for k in choose(source.count, frames, clip.start, clip.every, source.name)]
-    places: dict[int, list[int]] = {}
-    for place, index in enumerate(indices):
-        places.setdefault(index, []).append(place)
-    height, width = (size, size) if isinstance(size, int) else size
-    out = torch.empty(len(indices), 3, height, width)
-    shape = None
-    for index, picture in source.read(sorted(places)):
-        part = cut(picture, clip.crop)
-        if shape is None:
-            shape = picture.shape
-            scale = max(height / part.shape[0], width / part.shape[1])
-            if scale > 1.5:
-                notes.append(
-                    f"{source.name} is {_wide(part.shape)} (width x height), enlarged {scale:.3g} times to cover "
-                    f"{width}x{height}"
-                )
-        elif shape != picture.shape:
-            sizes = f"{_wide(shape)} to {_wide(picture.shape)}"
-            raise FzError(f"video: {source.name} changes size at frame {index}, {sizes}; convert it to one size")
-        out[places[index]] = fit(to_float(part), (height, width))
-    return Video(out, source.fps / clip.every if source.rated else source.fps, tuple(indices), (*source.notes, *notes))
+    return plan_clip(clip, multiple).read()
+
+
+def check_memory(frames: int, height: int, width: int) -> None:
+    """Raises FzError where so many frames do not fit in free memory."""
+    need, free = COPIES * frames * 3 * height * width * 4, free_memory(torch.device("cpu"))
+    if need > free:
+        raise FzError(
+            f"memory: {_frames(frames)} of {width}x{height} need about {gb(need)}, and {gb(free)} are free. Take fewer "
+            "--frames or a smaller --size."
+        )
+
+
+def _advice(fps: float, every: int, name: str) -> str:
+    if fps > FASTEST:
+        return f" {name} is faster: use --every {math.ceil(fps / FASTEST)} or more"
+    if fps >= SLOWEST:
+        return f" {name} has {fps:.3g}: use --every {math.floor(fps / SLOWEST)} or less"
+    return f" {name} is slower: convert it to a usual rate first"
 
 
 def choose(count: int, frames: int | None, start: int, every: int, name: str = "the clip") -> range:
@@ -122,8 +207,8 @@ def round_size(size: Size, multiple: int = 64) -> tuple[Size, str | None]:
 
 
 def to_float(picture: np.ndarray) -> torch.Tensor:
-    """(H, W, 3) uint8 -> (3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(picture).permute(2, 0, 1).float().div(255) * 2 - 1
+    """(H, W, C) uint8 -> (C, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(picture).permute(2, 0, 1).float().div_(255).mul_(2).sub_(1)
 
 
 def cut(picture: np.ndarray, crop: Crop) -> np.ndarray:
@@ -139,21 +224,25 @@ def cut(picture: np.ndarray, crop: Crop) -> np.ndarray:
 
 
 def fit(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """image (3, h, w) -> (3, H, W): scaled to cover, keeping its aspect ratio (antialiased bilinear), then centre crop.
+    """image (C, h, w) -> (C, H, W): scaled to cover, keeping its aspect ratio (antialiased bilinear), then centre crop.
 
     For H = W this is the released short side scaling and centre crop, number for number: the side that fits tightly
     becomes exact, the other is rounded down.
     """
-    h, w = image.shape[-2:]
     height, width = size
-    if height * w >= width * h:
-        scaled = height, max(width, int(height / h * w))
-    else:
-        scaled = max(height, int(width / w * h)), width
-    if scaled != (h, w):
+    scaled = scaled_size(image.shape[-2:], size)
+    if scaled != tuple(image.shape[-2:]):
         image = interpolate(image[None], size=scaled, mode="bilinear", antialias=True)[0]
     top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
     return image[:, top : top + height, left : left + width]
+
+
+def scaled_size(part: Sequence[int], size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) to which a part (h, w) of a picture is scaled to cover `size`."""
+    (h, w), (height, width) = part, size
+    if height * w >= width * h:
+        return height, max(width, int(height / h * w))
+    return max(height, int(width / w * h)), width
 
 
 def _check(clip: ClipSettings):

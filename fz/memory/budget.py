@@ -5,9 +5,8 @@ Predictions count tensors: queries and keys exactly, activations by a factor mea
 instead of RAM.
 """
 
-import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ import torch
 from fz.attention import Keep
 from fz.errors import FzError
 from fz.fusion import Fusion
+from fz.memory.free import free_disk, free_memory, gb
 from fz.memory.kept import KeptInMemory, KeptOnDisk, Say
 from fz.memory.offload import CPU, Copier, KeptInRam
 from fz.model.unet import UNet
@@ -29,6 +29,8 @@ ACTIVATIONS = 24
 WHOLE = 12
 # the same of the VAE, over a float32 picture of its second level's width: float32 copies of its norms count
 VAE_ACTIVATIONS = 8
+# on a CPU, where norms need no copies
+VAE_ON_CPU = 4
 
 
 def wanted(fusions: list[Fusion], store_dtype: str = "same") -> Callable[[int], Keep]:
@@ -56,34 +58,55 @@ def kept_bytes(unet: UNet, latent_size: tuple[int, int], frames: int, keep: Keep
     )
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """What memory a run takes depends on. chunk: frames that the UNet takes at a time, None for all. branches: of the
+    largest batch. offload: models on the device only while they are used, what is kept in RAM.
+    """
+
+    unet: UNet
+    latent_size: tuple[int, int]
+    frames: int
+    chunk: int | None = None
+    branches: int = 1
+    offload: bool = False
+    vae: VAE | None = None
+
+    def working(self, kept: int, device: torch.device) -> int:
+        """Bytes of activations: of the UNet, with the queries and keys of one step that are computed again, `kept` in
+        all; or of the VAE, which runs alone, where those are more.
+        """
+        dtype = self.unet.conv_in.weight.dtype
+        h, w = self.latent_size
+        feature_map = self.branches * h * w * self.unet.config.block_out_channels[0] * dtype.itemsize
+        # frames whose operands are recomputed at once: those of a chunk where chunks run alone
+        alone = self.frames if self.unet.clip_norm else min(self.chunk or self.frames, self.frames)
+        live = live_maps(self.frames, self.chunk, self.unet.clip_norm)
+        unet = live * feature_map + kept * alone // self.frames
+        if self.vae is None:
+            return unet
+        return max(unet, vae_bytes(self.vae, h * self.vae.config.stride, w * self.vae.config.stride, device))
+
+    def kept(self, keep: Keep) -> int:
+        """Bytes of the queries and keys that one step keeps."""
+        return kept_bytes(self.unet, self.latent_size, self.frames, keep, self.unet.conv_in.weight.dtype)
+
+
 def choose_store(
-    asked: str,
-    unet: UNet,
-    chunk: int | None,
-    latent_size: tuple[int, int],
-    frames: int,
-    branches: int,
-    steps: int,
-    keep: Callable[[int], Keep],
-    folder: Path,
-    device: torch.device,
-    say: Say,
-    offload: bool = False,
+    asked: str, footprint: Footprint, keep: Sequence[Keep], folder: Path, device: torch.device, say: Say
 ) -> str:
     """'recompute', 'memory' or 'disk': what was asked for, or, for 'auto', 'memory' where it fits in memory that is
     free, else 'recompute'.
 
-    Says the prediction. Raises FzError if the run cannot fit whatever it keeps, or if what was asked for cannot.
+    keep: of every edit step. Says the prediction. Raises FzError if the run cannot fit whatever it keeps, or if what
+    was asked for cannot.
     """
-    dtype = unet.conv_in.weight.dtype
-    per_step = [kept_bytes(unet, latent_size, frames, keep(k), dtype) for k in range(steps)]
+    per_step = [footprint.kept(step) for step in keep]
     # models that are not on the device yet will be
-    free = free_memory(device) - sum(p.nbytes for p in unet.parameters() if p.device.type != device.type)
-    feature_map = branches * latent_size[0] * latent_size[1] * unet.config.block_out_channels[0] * dtype.itemsize
-    # frames whose operands are recomputed at once: those of a chunk where chunks run alone
-    alone = min(chunk or frames, frames) if not unet.clip_norm else frames
-    working = live_maps(frames, chunk, unet.clip_norm) * feature_map + max(per_step) * alone // frames
-    in_ram = offload and device.type == "cuda"
+    there = sum(p.nbytes for p in footprint.unet.parameters() if p.device.type != device.type)
+    free = free_memory(device) - there
+    working = footprint.working(max(per_step), device)
+    in_ram = footprint.offload and device.type == "cuda"
     need = {"memory": working + (0 if in_ram else sum(per_step)), "recompute": working, "disk": working}
     mode = asked if asked != "auto" else "memory" if need["memory"] <= FILL * free else "recompute"
     if in_ram and mode == "memory" and sum(per_step) > FILL * free_memory(CPU):
@@ -138,53 +161,24 @@ def keep_for(mode: str, keep: Callable[[int], Keep]) -> Callable[[int], Keep]:
     return keep_nothing if mode == "recompute" else keep
 
 
-def gb(amount: float) -> str:
-    return f"{amount / 1e9:.2f} GB"
-
-
 def pictures_at_once(vae: VAE, height: int, width: int, device: torch.device) -> int:
     """How many frames the VAE takes at a time: on a GPU as many as fit, one on a CPU, which gains nothing from more."""
     if device.type != "cuda":
         return 1
+    return max(int(FILL * free_memory(device) / vae_bytes(vae, height, width, device)), 1)
+
+
+def vae_bytes(vae: VAE, height: int, width: int, device: torch.device) -> int:
+    """Bytes of the VAE's activations over one picture."""
     channels = vae.config.block_out_channels[min(1, len(vae.config.block_out_channels) - 1)]
-    return max(int(FILL * free_memory(device) / (VAE_ACTIVATIONS * channels * height * width * 4)), 1)
+    return (VAE_ON_CPU if device.type == "cpu" else VAE_ACTIVATIONS) * channels * height * width * 4
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take: of the GPU, or of RAM without swapping, within the container's limit."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    bounds = [meminfo(), cgroup_room()]
-    known = [b for b in bounds if b is not None]
-    return min(known) if known else 8 * 10**9
-
-
-def meminfo() -> int | None:
-    """MemAvailable of Linux; elsewhere free pages."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def cgroup_room() -> int | None:
-    """What a container's limit leaves."""
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
-        return None if limit == "max" else max(int(limit) - int(used), 0)
-    except (OSError, ValueError):
-        return None
-
-
-def free_disk(folder: Path) -> int:
-    """Bytes free where that folder is or will be."""
-    for existing in (folder, *folder.parents):
-        if existing.is_dir():
-            return shutil.disk_usage(existing).free
-    return 0
+def check_vae(vae: VAE, height: int, width: int, device: torch.device) -> None:
+    """Raises FzError where the VAE cannot take one picture of that size in the memory that is free."""
+    need, free = vae_bytes(vae, height, width, device), free_memory(device)
+    if need > free:
+        raise FzError(
+            f"memory: the VAE needs about {gb(need)} for a picture of {width}x{height}, and {gb(free)} are free. Take "
+            "a smaller --size."
+        )

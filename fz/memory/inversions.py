@@ -2,7 +2,8 @@
 
 A second edit of the same clip finds the inversion there; a run that was killed goes on from its last step. Latents and
 averaged maps are kept for good (1.2 MB a step at 512², 8 frames), an edit's own steps and the queries and keys of
-`--store disk` until the run is done. The least recently used inversions go when all of them take more than `LIMIT`.
+`--store disk` until the run is done. The least recently used inversions go when all of them take more than `LIMIT`:
+folders with an inversion's name and MARKER that no run has open, and no other.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -23,32 +25,44 @@ from torch import Tensor, nn
 
 from fz.ddim import CLEAN, Schedule
 from fz.memory.kept import Say, StepLog
+from fz.settings.place import expanded
 from fz.source import Source
+
+try:
+    import fcntl
+except ImportError:  # Windows removes no folder with an open file anyway
+    fcntl = None
 
 LIMIT = 10 * 10**9  # bytes
 PART_AGE = 24 * 3600  # seconds after which a half-written file belongs to a run that was killed
+# in every inversion's folder, and open while a run uses it
+MARKER = ".fz-inversion"
+TEMPORARY = "fz-"
 
 
 def default_folder() -> Path:
     """Where inversions live unless told otherwise: FZ_CACHE, or the user's cache folder."""
-    if "FZ_CACHE" in os.environ:
-        return Path(os.environ["FZ_CACHE"])
+    if os.environ.get("FZ_CACHE"):
+        return expanded(os.environ["FZ_CACHE"], "FZ_CACHE")
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fz" / "inversions"
 
 
 def digest(*parts: Any) -> str:
     """SHA-256 over tensors' bytes, dtypes and shapes, dataclasses field by field, and JSON of everything else; 32 hex
-    digits of it.
+    digits of it. Each part comes with its kind and length, so that other parts have other bytes.
     """
     sha = hashlib.sha256()
     for part in parts:
         if dataclasses.is_dataclass(part):
-            sha.update(digest(*(getattr(part, field.name) for field in dataclasses.fields(part))).encode())
+            fields = [getattr(part, field.name) for field in dataclasses.fields(part)]
+            kind, content = type(part).__name__, digest(*fields).encode()
         elif isinstance(part, Tensor):
-            sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            sha.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            kind = f"{part.dtype}{tuple(part.shape)}"
+            content = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         else:
-            sha.update(json.dumps(part, sort_keys=True, default=str).encode())
+            kind, content = "json", json.dumps(part, sort_keys=True, default=str).encode()
+        sha.update(f"{kind} {len(content)}\n".encode())
+        sha.update(content)
     return sha.hexdigest()[:32]
 
 
@@ -65,10 +79,13 @@ class Inversion:
     def __init__(self, cache: Path, key: str, say: Say):
         self.folder, self.edits = cache / key, []
         self.log = StepLog(self.folder / "steps", say)
+        self.marker: int | None = None
         with contextlib.suppress(OSError):
             # what `prune` goes by
             self.folder.mkdir(parents=True, exist_ok=True)
             os.utime(self.folder)
+            self.marker = os.open(self.folder / MARKER, os.O_RDWR | os.O_CREAT, 0o644)
+            locked(self.marker, alone=False)
 
     @classmethod
     @contextlib.contextmanager
@@ -77,18 +94,33 @@ class Inversion:
         block ends).
         """
         if cache == "none":
-            with tempfile.TemporaryDirectory(prefix="fz-", ignore_cleanup_errors=True) as folder:
-                yield cls(Path(folder), key, say)
+            sweep_temporary(say)
+            with tempfile.TemporaryDirectory(prefix=TEMPORARY, ignore_cleanup_errors=True) as folder:
+                inversion = cls(Path(folder), key, say)
+                try:
+                    yield inversion
+                finally:
+                    inversion.close()
             return
-        folder = Path(cache) if cache else default_folder()
-        yield cls(folder, key, say)
-        prune(folder, keep=[key])
+        folder = expanded(cache, "cache") if cache else default_folder()
+        inversion = cls(folder, key, say)
+        try:
+            yield inversion
+        finally:
+            inversion.close()
+        prune(folder, keep=[key], say=say)
 
     def finished(self) -> None:
-        """Remove what only a run in progress needs."""
-        shutil.rmtree(self.operands, ignore_errors=True)
-        for log in self.edits:
-            log.remove()
+        """Remove what only a run in progress needs, unless another is using it."""
+        if self.marker is None or locked(self.marker, alone=True):
+            shutil.rmtree(self.operands, ignore_errors=True)
+            for log in self.edits:
+                log.remove()
+
+    def close(self) -> None:
+        marker, self.marker = self.marker, None
+        if marker is not None:
+            os.close(marker)
 
     def z0(self) -> Tensor | None:
         first = self.log.get(0)
@@ -131,22 +163,81 @@ def leading(log: StepLog, steps: int, device: torch.device) -> list[Tensor]:
     return latents
 
 
-def prune(cache: Path, keep: Iterable[str] = (), limit: int = LIMIT) -> None:
+def prune(cache: Path, keep: Iterable[str] = (), limit: int = LIMIT, say: Say = lambda line: None) -> None:
     """Remove the least recently used inversions until no more than `limit` bytes are left, and files of runs that were
-    killed.
+    killed. Says what goes; touches nothing that is not an inversion, and none that a run has open.
     """
     with contextlib.suppress(OSError):
-        folders = {p: sum(size_of(p).values()) for p in cache.iterdir() if p.is_dir()}
-        for folder in sorted(folders, key=lambda p: p.stat().st_mtime):
+        folders = {p: sum(size_of(p).values()) for p in cache.iterdir() if is_inversion(p)}
+        for folder, size in sorted(folders.items(), key=lambda entry: entry[0].stat().st_mtime):
             if sum(folders.values()) <= limit:
                 break
-            if folder.name not in keep:
+            if folder.name not in keep and remove_unused(folder):
                 folders.pop(folder)
-                shutil.rmtree(folder, ignore_errors=True)
-        for part in cache.rglob(".*.part"):
-            if time.time() - part.stat().st_mtime > PART_AGE:
-                part.unlink(missing_ok=True)
+                say(
+                    f"cache: the inversion {folder} went ({size / 1e9:.2f} GB): all took more than {limit / 1e9:.3g} GB"
+                )
+        for folder in folders:
+            for part in folder.rglob(".*.part"):
+                if part.is_dir() and not part.is_symlink() and time.time() - part.stat().st_mtime > PART_AGE:
+                    shutil.rmtree(part, ignore_errors=True)
+
+
+def sweep_temporary(say: Say) -> None:
+    """Remove what runs with `--cache none` that were killed left in the folder for temporary files."""
+    with contextlib.suppress(OSError):
+        for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+            if folder.is_symlink() or not folder.is_dir():
+                continue
+            within = list(folder.iterdir())
+            if len(within) == 1 and is_inversion(within[0]) and remove_unused(within[0]):
+                folder.rmdir()
+                say(f"cache: {folder} went, which a killed run had left")
+
+
+def is_inversion(folder: Path) -> bool:
+    """Does it have an inversion's name and marker?"""
+    return (
+        re.fullmatch(r"[0-9a-f]{32}", folder.name) is not None
+        and not folder.is_symlink()
+        and folder.is_dir()
+        and (folder / MARKER).is_file()
+        and not (folder / MARKER).is_symlink()
+    )
+
+
+def remove_unused(folder: Path) -> bool:
+    """Remove an inversion, unless a run has it open. Returns whether it is gone."""
+    marker = os.open(folder / MARKER, os.O_RDWR)
+    try:
+        if not locked(marker, alone=True):
+            return False
+        # the marker last: what is left of a removal that is cut short is still an inversion
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != MARKER:
+                path.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+    finally:
+        os.close(marker)
+
+
+def locked(file: int, alone: bool) -> bool:
+    """Have an inversion open, with others or alone; False if others are in the way. True where there are no such
+    locks.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def size_of(folder: Path) -> Mapping[Path, int]:
-    return {f: f.stat().st_size for f in folder.rglob("*") if f.is_file()}
+    return {f: f.stat().st_size for f in folder.rglob("*") if f.is_file() and not f.is_symlink()}

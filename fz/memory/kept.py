@@ -26,10 +26,10 @@ PENDING = 2
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """CRC-32 over names and bytes."""
+    """CRC-32 over names, dtypes, shapes and bytes."""
     crc = 0
     for name in sorted(tensors):
-        crc = zlib.crc32(name.encode(), crc)
+        crc = zlib.crc32(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)} ".encode(), crc)
         crc = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy(), crc)
     return f"{crc:08x}"
 

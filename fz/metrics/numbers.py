@@ -1,7 +1,7 @@
 """Numbers about edited clips: CLIP's consistency and fidelity (FateZero's Table 1), error along motion, and likeness to
 a truth.
 
-Functions of arrays; which clips, files and tables is `fz.evaluate`'s question. Pictures are (F, H, W, 3) uint8,
+Functions of arrays; which clips, files and tables is `fz.metrics.measure`'s question. Pictures are (F, H, W, 3) uint8,
 features unit vectors. There is no LPIPS here, whose weights would have to be fetched: `clip_patch_distance` is built
 alike but is not comparable with it.
 """

@@ -26,7 +26,9 @@ def checkpoint() -> str:
 def clip() -> str:
     """The folder of the miniature's CLIP, for metrics. Raises FzError if it is not there."""
     if not (FOLDER / "clip" / "model.safetensors").is_file():
-        raise FzError(f"clip: {FOLDER} has no clip/. Install the project with its data, or pass --clip PATH, or --clip none.")
+        raise FzError(
+            f"clip: {FOLDER} has no clip/. Install the project with its data, or pass --clip PATH, or --clip none."
+        )
     return str(FOLDER / "clip")
 
 
@@ -42,9 +44,12 @@ def example() -> dict[str, Any]:
 def strange_words(prompts: Iterable[str]) -> list[str]:
     """A line for each word that no caption of the miniature's training had, and what may have been meant."""
     from fz.mini.world import vocabulary
-    from fz.prompts.align import bare, is_punctuation
+    from fz.words import bare, is_punctuation, split
 
     known = vocabulary()
-    words = dict.fromkeys(bare(word) for prompt in prompts for word in prompt.split())
+    words = dict.fromkeys(bare(word) for prompt in prompts for word in split(prompt))
     strange = [word for word in words if word not in known and not all(map(is_punctuation, word))]
-    return [f"the miniature does not know {word!r}.{suggest(word, known)} --list-words tells what it knows." for word in strange]
+    return [
+        f"the miniature does not know {word!r}.{suggest(word, known)} --list-words tells what it knows."
+        for word in strange
+    ]

@@ -40,7 +40,10 @@ def interval(name: str, values: np.ndarray) -> tuple[float, float]:
     n, mean = len(values), float(values.mean())
     if name.rpartition(": ")[2] in SHARES:
         z2 = 1.96**2
-        centre, half = (mean + z2 / (2 * n)) / (1 + z2 / n), math.sqrt(z2 * (mean * (1 - mean) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+        centre, half = (
+            (mean + z2 / (2 * n)) / (1 + z2 / n),
+            math.sqrt(z2 * (mean * (1 - mean) / n + z2 / (4 * n * n))) / (1 + z2 / n),
+        )
         return centre - half, centre + half
     half = half_interval(values) if n > 1 else math.inf
     return mean - half, mean + half
@@ -56,13 +59,21 @@ def table(rows: Sequence[Row]) -> list[str]:
         values = np.array(list(by_name[name].values()))
         low, high = interval(name, values)
         bar = "" if name not in BARS else f"{'reached' if values.mean() >= BARS[name] else 'SHORT':8} {BARS[name]}"
-        lines.append(f"{name:58} {values.mean():8.3f}  {f'{low:.3f} … {high:.3f}':>17} {len(values):6d}  {bar}".rstrip())
-    lines.append("orderings: first - second, mean and 95 % interval over clips; share of clips where the first is larger")
+        lines.append(
+            f"{name:58} {values.mean():8.3f}  {f'{low:.3f} … {high:.3f}':>17} {len(values):6d}  {bar}".rstrip()
+        )
+    lines.append(
+        "orderings: first - second, mean and 95 % interval over clips; share of clips where the first is larger"
+    )
     for better, worse in ORDERINGS:
         if better in by_name and worse in by_name:
             both = sorted(by_name[better].keys() & by_name[worse].keys())
             gain = np.array([by_name[better][c] - by_name[worse][c] for c in both])
             half = half_interval(gain) if len(gain) > 1 else math.inf
-            held = "FAILS" if gain.mean() <= 0 else "holds" if gain.mean() > half else "leans"  # leans: the interval has 0 in it
-            lines.append(f"  {held}  {better} > {worse}: {gain.mean():+.3f} ± {half:.3f}  ({(gain > 0).mean():.0%} of {len(gain)})")
+            held = (
+                "FAILS" if gain.mean() <= 0 else "holds" if gain.mean() > half else "leans"
+            )  # leans: the interval has 0 in it
+            lines.append(
+                f"  {held}  {better} > {worse}: {gain.mean():+.3f} ± {half:.3f}  ({(gain > 0).mean():.0%} of {len(gain)})"
+            )
     return lines

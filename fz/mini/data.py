@@ -52,7 +52,9 @@ def draw_many(first: int, count: int, size: int = 128, processes: int = 2, empty
     if first + count > HELD_OUT:
         raise ValueError(f"seeds from {HELD_OUT} on are held out, got {first} … {first + count - 1}")
     with ProcessPoolExecutor(processes) as pool:
-        frames, captions = zip(*pool.map(partial(picture_pair, size=size, empty=empty), seeds, chunksize=32), strict=True)
+        frames, captions = zip(
+            *pool.map(partial(picture_pair, size=size, empty=empty), seeds, chunksize=32), strict=True
+        )
     return Pictures(torch.from_numpy(np.stack(frames)), list(captions))
 
 
@@ -69,8 +71,12 @@ def as_given(story: Story, frames: int, size: int, full: int = 128) -> Drawn:
     blocks = drawn.frames.reshape(frames, size, k, size, k, 3).mean((2, 4))
     masks = drawn.masks.reshape(len(drawn.masks), frames, size, k, size, k).mean((3, 5)) >= 0.5
     times = np.linspace(0, 1, frames)
-    flow = [flow_between(story, a, b, masks[:, i], size) for i, (a, b) in enumerate(zip(times, times[1:], strict=False))]
-    return Drawn(blocks.round().astype(np.uint8), masks, np.stack(flow) if flow else np.zeros((0, size, size, 2), np.float32))
+    flow = [
+        flow_between(story, a, b, masks[:, i], size) for i, (a, b) in enumerate(zip(times, times[1:], strict=False))
+    ]
+    return Drawn(
+        blocks.round().astype(np.uint8), masks, np.stack(flow) if flow else np.zeros((0, size, size, 2), np.float32)
+    )
 
 
 def to_unit(frames: Tensor) -> Tensor:

@@ -6,13 +6,12 @@ so that an evaluation that was stopped goes on and a second one changes nothing;
 `fz.settings.config.PRESETS`, nothing is chosen by its result.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
 import multiprocessing
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,7 @@ from fz.model.vae import decode_clip, encode_clip
 from fz.prompts.plan import plan_edit, weights
 from fz.settings.applications import REMOVAL, without
 from fz.settings.config import PRESETS, EditSettings
+from fz.shell import Parser, answered, leave
 from fz.source import Source
 from fz.weights.load import Checkpoint, load_checkpoint
 
@@ -53,7 +53,12 @@ FULL = {"self_replace": (0.0, 1.0), "cross_replace": (0.0, 1.0), "threshold": No
 # what each kind of edit is done with beside the paper's preset
 VARIANTS = {
     "attribute": {"fused": {}, "plain": {"align": "plain"}},
-    "shape": {"fused": {}, "plain": {"align": "plain"}, "no self fusion": {"self_replace": 0.0}, "full self fusion": {"threshold": None}},
+    "shape": {
+        "fused": {},
+        "plain": {"align": "plain"},
+        "no self fusion": {"self_replace": 0.0},
+        "full self fusion": {"threshold": None},
+    },
     "style": {"fused": {}, "plain": {"align": "plain"}},
 }
 REMOVALS = {
@@ -145,18 +150,26 @@ class Bench:
         """The clip inverted, all queries and keys kept."""
         tokens = self.checkpoint.text.tokens(prompt)
         everything = plan_edit(EditSettings(prompt, **FULL), tokens, tokens, self.schedule.steps).fusion
-        return invert(self.model, Source(self.embed(prompt), {CLEAN: z0}, store=KeptInMemory(), keep=wanted([everything])))
+        return invert(
+            self.model, Source(self.embed(prompt), {CLEAN: z0}, store=KeptInMemory(), keep=wanted([everything]))
+        )
 
-    def edit(self, source: Source, prompt: str, target: str, settings: dict, guidance: float | None = None) -> np.ndarray:
+    def edit(
+        self, source: Source, prompt: str, target: str, settings: dict, guidance: float | None = None
+    ) -> np.ndarray:
         text = self.checkpoint.text
-        plan = plan_edit(EditSettings(target, **settings), text.tokens(prompt), text.tokens(target), self.schedule.steps)
+        plan = plan_edit(
+            EditSettings(target, **settings), text.tokens(prompt), text.tokens(target), self.schedule.steps
+        )
         z = edit(self.model, source, Edit(self.embed(target), plan.fusion, plan.region), self.guidance(guidance))
         return to_uint8(decode_clip(self.checkpoint.vae, z))
 
     def resample(self, source: Source, prompt: str, target: str, settings: dict) -> Source:
         """What reconstruction instead of inversion leaves of the source: its attention while it is sampled again, with guidance."""
         text = self.checkpoint.text
-        fusion = plan_edit(EditSettings(target, **settings), text.tokens(prompt), text.tokens(target), self.schedule.steps).fusion
+        fusion = plan_edit(
+            EditSettings(target, **settings), text.tokens(prompt), text.tokens(target), self.schedule.steps
+        ).fusion
         again = Source(source.embedding, source.latents, store=KeptInMemory(), keep=wanted([fusion]))
         return reconstruct(self.model, again, self.guidance())
 
@@ -194,7 +207,9 @@ def measure_clip(bench: Bench, i: int) -> Iterator[Figure]:
 
     source = bench.invert(z0, prompt)
     yield Figure("reconstruction, fused: psnr", psnr(bench.edit(source, prompt, prompt, FULL, 1.0), drawn.frames))
-    yield Figure("reconstruction, plain: psnr", psnr(bench.edit(source, prompt, prompt, {"align": "plain"}, 1.0), drawn.frames))
+    yield Figure(
+        "reconstruction, plain: psnr", psnr(bench.edit(source, prompt, prompt, {"align": "plain"}, 1.0), drawn.frames)
+    )
     yield Figure("blend mask: iou", mask_iou(bench, source, prompt, story.things[0].kind, drawn.masks[0]))
 
     for name, wished in targets(story, i).items():
@@ -285,7 +300,9 @@ def figures_of(bench: Bench, key: str, part: str, i: int, folder: Path) -> list[
     return [(i, name, value) for name, value in figures.items()]
 
 
-def evaluate(setup: Setup, checkpoint: str, jobs: list[tuple[str, int]], folder: Path, processes: int = 1) -> Iterator[list[Row]]:
+def evaluate(
+    setup: Setup, checkpoint: str, jobs: list[tuple[str, int]], folder: Path, processes: int = 1
+) -> Iterator[list[Row]]:
     """The rows of each of the jobs (a name of MEASURES, number), as they are done. More than one process: each has one thread."""
     folder.mkdir(parents=True, exist_ok=True)
     if processes == 1:
@@ -320,9 +337,11 @@ def work(part: str, i: int, folder: Path) -> list[Row]:
     return figures_of(*OWN[0], part, i, folder)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fz.mini.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=int, default=64, help="clips that are edited, nine edits and two reconstructions each")
+def answer(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m fz.mini.evaluate", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--clips", type=int, default=64, help="clips that are edited, nine edits and two reconstructions each"
+    )
     parser.add_argument("--pictures", type=int, default=64, help="pictures that are sampled from captions")
     parser.add_argument("--removals", type=int, default=64, help="clips from which the thing is removed")
     parser.add_argument("--frames", type=int, default=8)
@@ -332,13 +351,20 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=mini.DEFAULTS["guidance"])
     parser.add_argument("--checkpoint", default=None, help="another folder; default: the bundled miniature")
     parser.add_argument("--processes", type=int, default=1, help="one core each")
-    parser.add_argument("--out", type=Path, default=Path("results/mini"), help="a file a picture or clip; what is there is not done again")
-    given = parser.parse_args()
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/mini"),
+        help="a file a picture or clip; what is there is not done again",
+    )
+    given = parser.parse_args(argv)
     setup = Setup(given.frames, given.size, given.steps, given.picture_steps, given.guidance)
     jobs = [("picture", i) for i in range(given.pictures)] + [("clip", i) for i in range(given.clips)]
     jobs += [("removal", i) for i in range(given.removals)]
     rows: list[Row] = []
-    for n, found in enumerate(evaluate(setup, given.checkpoint or mini.checkpoint(), jobs, given.out, given.processes), start=1):
+    for n, found in enumerate(
+        evaluate(setup, given.checkpoint or mini.checkpoint(), jobs, given.out, given.processes), start=1
+    ):
         rows += found
         print(f"{n} of {len(jobs)}", end="\r" if n < len(jobs) else "\n", flush=True)
     lines = [f"# {platform.machine()}, torch {torch.__version__}; {setup}", *table(sorted(rows))]
@@ -347,5 +373,9 @@ def main() -> None:
         part.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
+
+
 if __name__ == "__main__":
-    main()
+    leave(main())

@@ -4,10 +4,10 @@ The averaged weights of the furthest UNet stage that there is are taken, so a tr
 along as clip/, in transformers' layout, if it has been trained; `--only clip` leaves all else as it is.
 """
 
-import argparse
 import csv
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from fz.errors import FzError
 from fz.mini.train import SCHEDULER, TEXT, UNET, VAE_JSON
 from fz.mini.words import write_tokenizer
 from fz.mini.world import Story, Thing, draw
+from fz.shell import Parser, answered, leave
 
 # of the default run: the sentence of it is in fz.mini.example
 EXAMPLE = Story((Thing("car", "red", (0.32, 0.6), (0.6, 0.62), 0.4, 0.01, 0.08),), "sand", seed=11, drift=0.02)
@@ -42,7 +43,11 @@ def export(state: Path, out: Path) -> str:
     if (state / "decoder-final.pt").exists():
         vae |= torch.load(state / "decoder-final.pt", weights_only=True)
     tokenizer = write_tokenizer(out / "tokenizer")
-    text = {"text_model." + k.removeprefix("text_model."): t for k, t in under(averaged, "text.").items() if "position_ids" not in k}
+    text = {
+        "text_model." + k.removeprefix("text_model."): t
+        for k, t in under(averaged, "text.").items()
+        if "position_ids" not in k
+    }
     text_config = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "vocab_size": len(tokenizer), **TEXT,
                    "layer_norm_eps": 1e-5, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
                    "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
@@ -82,9 +87,14 @@ def draw_losses(log: Path, picture: Path, size: tuple[int, int] = (900, 240)) ->
         points = [(int(row["step"]), math.log(float(row["loss"]))) for row in rows if row["stage"] == stage]
         last, low, high = points[-1][0], min(y for _, y in points), max(y for _, y in points)
         left, right, top, bottom = w * k // len(stages) + 12, w * (k + 1) // len(stages) - 12, 30, h - 22
-        place = [(left + (right - left) * x / last, bottom - (bottom - top) * (y - low) / max(high - low, 1e-6)) for x, y in points]
+        place = [
+            (left + (right - left) * x / last, bottom - (bottom - top) * (y - low) / max(high - low, 1e-6))
+            for x, y in points
+        ]
         canvas.rectangle((left, top, right, bottom), outline=(190, 190, 190))
-        canvas.text((left, 8), f"{stage}: loss {math.exp(points[0][1]):.3g} to {math.exp(points[-1][1]):.3g}", fill=(0, 0, 0))
+        canvas.text(
+            (left, 8), f"{stage}: loss {math.exp(points[0][1]):.3g} to {math.exp(points[-1][1]):.3g}", fill=(0, 0, 0)
+        )
         canvas.text((left, bottom + 4), f"{last} steps", fill=(0, 0, 0))
         canvas.line(place, fill=(30, 80, 180), width=2)
     with atomic(picture) as part:
@@ -101,12 +111,14 @@ def write_part(folder: Path, config: dict, tensors: dict[str, Tensor], name: str
         save_file({key: t.half().contiguous() for key, t in tensors.items()}, part, metadata={"format": "pt"})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fz.mini.export", description=__doc__.splitlines()[0])
-    parser.add_argument("--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="the training's folder")
+def answer(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m fz.mini.export", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="the training's folder"
+    )
     parser.add_argument("--out", type=Path, default=mini.FOLDER)
     parser.add_argument("--only", choices=["clip"], help="this part alone")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     stage = "clip" if arguments.only else export(arguments.state, arguments.out)
     if arguments.only or (arguments.state / "clip.pt").exists():
         export_clip(arguments.state, arguments.out)
@@ -114,5 +126,9 @@ def main() -> None:
     print(f"{stage} -> {arguments.out}, {size / 1e6:.1f} MB")
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
+
+
 if __name__ == "__main__":
-    main()
+    leave(main())

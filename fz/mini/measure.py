@@ -4,7 +4,6 @@ The network is trained on drawn pictures only (`python -m fz.mini.measure`), nev
 pictures is printed with every table that rests on it. The colour is the median hue inside the thing's area.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from fz.clips.media import atomic
 from fz.mini.data import HELD_OUT
 from fz.mini.things import COLOURS as HUES
 from fz.mini.world import KINDS, SCENES, STYLES, Story, render, sample_story
+from fz.shell import Parser, answered, leave
 
 SIDE = 64  # pictures are shrunk to this before they are looked at
 WEIGHTS = mini.FOLDER / "measure.safetensors"
@@ -35,7 +35,13 @@ class Eye(nn.Module):
         super().__init__()
         w = width
         self.down = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(4, b), nn.ReLU(), nn.Conv2d(b, b, 3, padding=1), nn.ReLU())
+            nn.Sequential(
+                nn.Conv2d(a, b, 3, stride=2, padding=1),
+                nn.GroupNorm(4, b),
+                nn.ReLU(),
+                nn.Conv2d(b, b, 3, padding=1),
+                nn.ReLU(),
+            )
             for a, b in ((3, w), (w, 2 * w), (2 * w, 4 * w))
         )
         self.up = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in ((6 * w, 2 * w), (3 * w, w)))
@@ -155,7 +161,9 @@ def train(stories: int = 6000, epochs: int = 8, seed: int = 0) -> Eye:
         picture = picture + 0.08 * torch.rand(()) * torch.randn_like(picture) + 0.04 * torch.randn(32, 3, 1, 1)
         mask, *out = eye(picture)
         loss = F.binary_cross_entropy_with_logits(mask, masks[i])
-        loss = loss + sum(F.cross_entropy(o, label[i], label_smoothing=0.02) for o, label in zip(out, labels, strict=True))
+        loss = loss + sum(
+            F.cross_entropy(o, label[i], label_smoothing=0.02) for o, label in zip(out, labels, strict=True)
+        )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -178,12 +186,12 @@ def errors(eye: Eye, count: int = 400) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in right.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fz.mini.measure", description="Train the network that judges pictures.")
+def answer(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m fz.mini.measure", description="Train the network that judges pictures.")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--stories", type=int, default=6000)
     parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     eye = train(arguments.stories)
     with atomic(arguments.out) as part:
@@ -191,5 +199,9 @@ def main() -> None:
     print(", ".join(f"{name} {value:.1%}" for name, value in errors(eye).items()))
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
+
+
 if __name__ == "__main__":
-    main()
+    leave(main())

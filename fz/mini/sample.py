@@ -3,7 +3,6 @@
 Plain DDIM sampling with guidance; nothing here knows of editing.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from fz.frames import FrameIndex
 from fz.guidance import Guidance
 from fz.model.vae import decode_clip
 from fz.results.folder import slug
+from fz.shell import Parser, answered, leave
 from fz.source import Source
 from fz.weights.load import Checkpoint, load_checkpoint
 
@@ -46,8 +46,8 @@ def sample(
     return torch.cat(pictures)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fz.mini.sample", description=__doc__.splitlines()[0])
+def answer(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m fz.mini.sample", description=__doc__.splitlines()[0])
     parser.add_argument("prompt", nargs="+", help="sentences, each in quotes")
     parser.add_argument("--count", type=int, default=4, help="pictures of each")
     parser.add_argument("--seed", type=int, default=0)
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=mini.SIZE, help="side of a picture, a multiple of 32")
     parser.add_argument("--checkpoint", default=None, help="another folder; default: the bundled miniature")
     parser.add_argument("--out", type=Path, default=None, help="png file; default: results/SENTENCE.png")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     checkpoint = load_checkpoint(arguments.checkpoint or mini.checkpoint())
     prompts = [p for p in arguments.prompt for _ in range(arguments.count)]
     frames = to_uint8(sample(checkpoint, prompts, arguments.seed, arguments.steps, arguments.guidance, arguments.size))
@@ -66,5 +66,9 @@ def main() -> None:
     print(out)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
+
+
 if __name__ == "__main__":
-    main()
+    leave(main())

@@ -50,10 +50,18 @@ def stars(noise: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 SCENES = {
-    "grass": Scene("on the grass", ((150, 200, 240), (205, 230, 245)), ((112, 160, 82), (78, 128, 58)), 0.36, speckle, 13),
-    "sand": Scene("on the sand", ((170, 212, 240), (226, 236, 240)), ((232, 206, 158), (212, 178, 124)), 0.34, dunes, 8),
-    "water": Scene("on the water", ((176, 200, 226), (224, 230, 236)), ((92, 150, 188), (44, 100, 150)), 0.36, ripples, 11),
-    "snow": Scene("on the snow", ((160, 176, 200), (208, 216, 228)), ((246, 248, 252), (222, 230, 242)), 0.38, drifts, 5),
+    "grass": Scene(
+        "on the grass", ((150, 200, 240), (205, 230, 245)), ((112, 160, 82), (78, 128, 58)), 0.36, speckle, 13
+    ),
+    "sand": Scene(
+        "on the sand", ((170, 212, 240), (226, 236, 240)), ((232, 206, 158), (212, 178, 124)), 0.34, dunes, 8
+    ),
+    "water": Scene(
+        "on the water", ((176, 200, 226), (224, 230, 236)), ((92, 150, 188), (44, 100, 150)), 0.36, ripples, 11
+    ),
+    "snow": Scene(
+        "on the snow", ((160, 176, 200), (208, 216, 228)), ((246, 248, 252), (222, 230, 242)), 0.38, drifts, 5
+    ),
     "road": Scene("on the road", ((186, 190, 200), (222, 222, 222)), ((128, 128, 132), (96, 96, 100)), 0.4, lanes, 10),
     "night": Scene("in the night", ((10, 12, 34), (34, 34, 74)), ((30, 32, 52), (16, 18, 32)), 0.55, stars, 6),
 }
@@ -73,7 +81,9 @@ def backdrop(scene: str, seed: int, size: int) -> np.ndarray:
     ground = ground + (style.depth * (0.35 + 0.65 * below[..., 0]) * style.texture(noise, u, v))[..., None]
     clouds = 5 * noise[..., None]
     if scene == "night":
-        for x, y, bright in zip(rng.uniform(0, width / size, 26), rng.uniform(0, style.horizon, 26), rng.uniform(90, 190, 26), strict=True):
+        for x, y, bright in zip(
+            rng.uniform(0, width / size, 26), rng.uniform(0, style.horizon, 26), rng.uniform(90, 190, 26), strict=True
+        ):
             clouds = clouds + (bright * np.exp(-((u - x) ** 2 + (v - y) ** 2) / 0.007**2))[..., None]
     edge = np.clip((v - style.horizon) * size + 0.5, 0, 1)[..., None]
     return ((sky + clouds) * (1 - edge) + ground * edge).astype(np.float32)
@@ -87,7 +97,9 @@ def smooth_noise(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
         y, x = np.linspace(0, cells - 1e-3, h), np.linspace(0, 2 * cells * (w / h) / 2 - 1e-3, w)
         i, j = y.astype(int), x.astype(int)
         fy, fx = (y - i)[:, None], (x - j)[None]
-        rows = [grid[np.ix_(i + a, j + b)] * ((fy if a else 1 - fy) * (fx if b else 1 - fx)) for a in (0, 1) for b in (0, 1)]
+        rows = [
+            grid[np.ix_(i + a, j + b)] * ((fy if a else 1 - fy) * (fx if b else 1 - fx)) for a in (0, 1) for b in (0, 1)
+        ]
         total += weight * sum(rows)
     return total
 

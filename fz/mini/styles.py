@@ -28,7 +28,9 @@ def blurred(picture: np.ndarray, radius: float) -> np.ndarray:
 def watercolor(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Flat washes that end in dark rims, pale, on paper."""
     side = len(picture)
-    wash = np.asarray(as_image(picture).filter(ImageFilter.MedianFilter(5)).filter(ImageFilter.MedianFilter(5)), np.float32)
+    wash = np.asarray(
+        as_image(picture).filter(ImageFilter.MedianFilter(5)).filter(ImageFilter.MedianFilter(5)), np.float32
+    )
     rim = np.abs(wash - blurred(wash, side / 64)).max(-1, keepdims=True)
     paper = 1 + 0.07 * smooth_noise(rng, side, side)[..., None]
     pale = 255 - (255 - wash) * 0.72

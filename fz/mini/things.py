@@ -34,7 +34,9 @@ class Part:
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, paint: str | int = "body", n: int = 40) -> Part:
-    return Part([(x + rx * math.cos(2 * math.pi * i / n), y + ry * math.sin(2 * math.pi * i / n)) for i in range(n)], paint)
+    return Part(
+        [(x + rx * math.cos(2 * math.pi * i / n), y + ry * math.sin(2 * math.pi * i / n)) for i in range(n)], paint
+    )
 
 
 def ball() -> list[Part]:
@@ -51,11 +53,27 @@ def box() -> list[Part]:
 
 def star() -> list[Part]:
     radii = (0.52, 0.22)
-    return [Part([(radii[i % 2] * math.sin(math.pi * i / 5), 0.04 - radii[i % 2] * math.cos(math.pi * i / 5)) for i in range(10)])]
+    return [
+        Part(
+            [
+                (radii[i % 2] * math.sin(math.pi * i / 5), 0.04 - radii[i % 2] * math.cos(math.pi * i / 5))
+                for i in range(10)
+            ]
+        )
+    ]
 
 
 def car() -> list[Part]:
-    body = [(-0.78, 0.24), (-0.78, 0.0), (-0.5, -0.08), (-0.32, -0.34), (0.26, -0.34), (0.46, -0.06), (0.78, 0.02), (0.78, 0.24)]
+    body = [
+        (-0.78, 0.24),
+        (-0.78, 0.0),
+        (-0.5, -0.08),
+        (-0.32, -0.34),
+        (0.26, -0.34),
+        (0.46, -0.06),
+        (0.78, 0.02),
+        (0.78, 0.24),
+    ]
     windows = [Part([(-0.36, -0.07), (-0.25, -0.27), (-0.05, -0.27), (-0.05, -0.07)], 215),
                Part([(0.02, -0.07), (0.02, -0.27), (0.21, -0.27), (0.34, -0.07)], 215)]  # fmt: skip
     wheels = [ellipse(x, 0.24, r, r, paint) for x in (-0.44, 0.44) for r, paint in ((0.19, 30), (0.08, 170))]

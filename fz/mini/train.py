@@ -6,13 +6,12 @@ A last stage teaches cross-attention where things are, which so small a model do
 Then `python -m fz.mini.export` puts the result into a checkpoint folder. State and log are in DIR.
 """
 
-import argparse
 import csv
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from fz.model.layers import Operands, Site, TextContext
 from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import SCALE, VAE, VAEConfig
 from fz.prompts.text import TextEncoder
+from fz.shell import Parser, answered, leave
 
 UNET = {
     "_class_name": "UNet2DConditionModel", "block_out_channels": [40, 80, 120, 160], "layers_per_block": 2, "attention_head_dim": 4,
@@ -65,7 +65,9 @@ SAVE_EVERY = 120  # seconds
 class Training:
     """One stage: modules, optimiser, EMA, seconds trained; all of it in one file, written whole. Goes on where the file ends."""
 
-    def __init__(self, state: Path, name: str, modules: dict[str, nn.Module], rate: float, minutes: float, average: float = 0.999):
+    def __init__(
+        self, state: Path, name: str, modules: dict[str, nn.Module], rate: float, minutes: float, average: float = 0.999
+    ):
         self.path, self.name, self.modules = state / f"{name}.pt", name, nn.ModuleDict(modules)
         self.rate, self.minutes, self.average = rate, minutes, average
         self.seconds, self.steps = 0.0, 0
@@ -103,7 +105,9 @@ class Training:
             with torch.no_grad():
                 decay = min(self.average, (1 + self.steps) / (10 + self.steps))
                 for key, value in self.modules.state_dict().items():
-                    self.shadow[key].lerp_(value, 1 - decay) if value.is_floating_point() else self.shadow[key].copy_(value)
+                    self.shadow[key].lerp_(value, 1 - decay) if value.is_floating_point() else self.shadow[key].copy_(
+                        value
+                    )
             recent.append(loss.item())
             now = time.monotonic()
             self.seconds += now - last
@@ -184,7 +188,12 @@ def train_vae(state: Path, frames: Tensor, minutes: float) -> VAE:
         x = crops(frames, 16, 64)
         z = vae.encode(x)
         out = vae.decode(z + 0.03 * torch.randn_like(z))
-        return F.l1_loss(out, x) + 2 * F.mse_loss(out, x) + 1e-3 * (z.square().mean() - 1).clamp(min=0) + 1e-3 * z.mean().square()
+        return (
+            F.l1_loss(out, x)
+            + 2 * F.mse_loss(out, x)
+            + 1e-3 * (z.square().mean() - 1).clamp(min=0)
+            + 1e-3 * z.mean().square()
+        )
 
     training.run(loss)
     return training.finished()["vae"]
@@ -212,7 +221,11 @@ def latents(state: Path, vae: VAE, frames: Tensor, size: int) -> Tensor:
         for part in frames.split(16):
             x = to_unit(part.flatten(0, 1))
             x = F.interpolate(x, size=(size, size), mode="area") if size != x.shape[-1] else x
-            parts.append((SCALE * vae.encode(x.contiguous(memory_format=torch.channels_last))).half().unflatten(0, part.shape[:2]))
+            parts.append(
+                (SCALE * vae.encode(x.contiguous(memory_format=torch.channels_last)))
+                .half()
+                .unflatten(0, part.shape[:2])
+            )
         torch.save(torch.cat(parts), path.with_suffix(".part"))
         os.replace(path.with_suffix(".part"), path)
     return torch.load(path, weights_only=True)
@@ -266,7 +279,15 @@ def variants(caption: str) -> tuple[str, str]:
 
 
 def train_unet(
-    state: Path, name: str, z: Tensor, captions: list[str], minutes: float, rate: float, batch: int, start: Path | None, place: bool = False
+    state: Path,
+    name: str,
+    z: Tensor,
+    captions: list[str],
+    minutes: float,
+    rate: float,
+    batch: int,
+    start: Path | None,
+    place: bool = False,
 ) -> None:
     """UNet and text encoder by the weighted epsilon loss, prompts empty for a tenth, a quarter of the batches clips of two frames.
 
@@ -320,7 +341,10 @@ def stages(state: Path, stories: int, minutes: tuple[float, float, float, float]
     vae = train_vae(state, frames, minutes[0])
     unit_latents(vae, frames)
     torch.save(vae.state_dict(), state / "vae-final.pt")
-    for size, stage_minutes, rate, batch, start in ((64, minutes[1], 1e-3, 32, None), (128, minutes[2], 5e-4, 16, state / "unet-64.pt")):
+    for size, stage_minutes, rate, batch, start in (
+        (64, minutes[1], 1e-3, 32, None),
+        (128, minutes[2], 5e-4, 16, state / "unet-64.pt"),
+    ):
         yield f"latents of {size} x {size}"
         z = latents(state, vae, frames, size)
         yield f"unet at {size // 4} x {size // 4}"
@@ -332,13 +356,17 @@ def stages(state: Path, stories: int, minutes: tuple[float, float, float, float]
     yield "done"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fz.mini.train", description=__doc__.splitlines()[0])
-    parser.add_argument("--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="where state and log are kept")
+def answer(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m fz.mini.train", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="where state and log are kept"
+    )
     parser.add_argument("--stories", type=int, default=STORIES)
-    parser.add_argument("--minutes", type=float, nargs=4, default=(15, 60, 120, 20), metavar=("VAE", "UNET16", "UNET32", "PLACES"))
+    parser.add_argument(
+        "--minutes", type=float, nargs=4, default=(15, 60, 120, 20), metavar=("VAE", "UNET16", "UNET32", "PLACES")
+    )
     parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     keep_freed_memory()
@@ -346,5 +374,9 @@ def main() -> None:
         print(time.strftime("%H:%M:%S"), stage, flush=True)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
+
+
 if __name__ == "__main__":
-    main()
+    leave(main())

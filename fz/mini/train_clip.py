@@ -5,10 +5,10 @@ scene and style, and each picture also meets its caption with one of these chang
 own caption. Goes on where it was stopped; `python -m fz.mini.export` ships it.
 """
 
-import argparse
 import dataclasses
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from fz.mini.words import write_tokenizer
 from fz.mini.world import COLOURS, KINDS, SCENES, STYLES, VERB, Story, caption, counterfactual, draw_frame, sample_story
 from fz.model.clip_vision import MEAN, STD, Clip, ImageTower, Preprocess, ViTConfig
 from fz.model.fast_cpu import keep_freed_memory
+from fz.shell import Parser, answered, leave
 from fz.weights.clip import fill, folder_shape, text_tower
 
 SIDE = 64
@@ -51,20 +52,24 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 def as_clip(model: CLIPModel, tokenizer: CLIPTokenizer) -> Clip:
     """The trained model as the metrics use it, by way of the hand-written tower."""
-    vision, text = folder_shape(configuration(tokenizer))
+    vision, text = folder_shape(configuration(tokenizer), Path("config.json"))
     tower, text_model = ImageTower(ViTConfig(**vision)), text_tower(text, PROJECTION)
     state = {k: t.detach().clone() for k, t in model.state_dict().items() if k != "logit_scale"}
-    fill(tower, {k: t for k, t in state.items() if k.startswith("vis")}, Path("clip"))
-    fill(text_model, {k: t for k, t in state.items() if k.startswith("text")}, Path("clip"))
+    fill(tower, {k: t for k, t in state.items() if k.startswith("vis")}, "clip", "Expected CLIP.")
+    fill(text_model, {k: t for k, t in state.items() if k.startswith("text")}, "clip", "Expected CLIP.")
     return Clip(tower, text_model, tokenizer, Preprocess(SIDE), "miniature")
 
 
 def stories_of(captions: list[str]) -> list[Story]:
     """The stories of `fz.mini.train.pictures`, by their seeds. Raises ValueError if their captions are others."""
     stories = [sample_story(seed) for seed in range(len(captions))]
-    found = [s if caption(s) == c else dataclasses.replace(s, things=()) for s, c in zip(stories, captions, strict=True)]
+    found = [
+        s if caption(s) == c else dataclasses.replace(s, things=()) for s, c in zip(stories, captions, strict=True)
+    ]
     if wrong := [i for i, (s, c) in enumerate(zip(found, captions, strict=True)) if caption(s) != c]:
-        raise ValueError(f"pictures: {len(wrong)} captions are not of their seeds' stories, first {wrong[0]}. Draw them anew.")
+        raise ValueError(
+            f"pictures: {len(wrong)} captions are not of their seeds' stories, first {wrong[0]}. Draw them anew."
+        )
     return found
 
 
@@ -118,7 +123,10 @@ def normalised(frames: Tensor) -> Tensor:
 
 def shrunk(frames: Tensor) -> Tensor:
     """(n, 2, 3, 128, 128) uint8 -> (n, 2, 3, SIDE, SIDE) uint8."""
-    small = [F.interpolate(part.flatten(0, 1).float(), size=(SIDE, SIDE), mode="area").round().to(torch.uint8) for part in frames.split(64)]
+    small = [
+        F.interpolate(part.flatten(0, 1).float(), size=(SIDE, SIDE), mode="area").round().to(torch.uint8)
+        for part in frames.split(64)
+    ]
     return torch.cat(small).unflatten(0, (-1, 2))
 
 
@@ -190,7 +198,9 @@ def retrieval(clip: Clip, count: int = 512, size: int = 128, seed: int = 0) -> d
     own = (images * clip.texts([caption(s) for s in stories])).sum(-1)
     right, every = {}, torch.ones(count, dtype=torch.bool)
     for what, choices in CHOICES.items():
-        right[what] = float((own > (images * clip.texts([caption(otherwise(s, what, rng)) for s in stories])).sum(-1)).float().mean())
+        right[what] = float(
+            (own > (images * clip.texts([caption(otherwise(s, what, rng)) for s in stories])).sum(-1)).float().mean()
+        )
         for value in choices:
             changed = [s if named(s, what) == value else counterfactual(s, **{what: value}) for s in stories]
             scores = (images * clip.texts([caption(s) for s in changed])).sum(-1)
@@ -202,21 +212,30 @@ def named(story: Story, what: str) -> str:
     return getattr(story if what in ("scene", "style") else story.things[0], what)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fz.mini.train_clip", description=__doc__.splitlines()[0])
-    parser.add_argument("--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="where state and log are kept")
+def answer(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m fz.mini.train_clip", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="where state and log are kept"
+    )
     parser.add_argument("--minutes", type=float, default=25, help="of training in all, with what was done before")
     parser.add_argument("--stories", type=int, default=STORIES, help="drawn if there are no pictures yet")
     parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     keep_freed_memory()
     arguments.state.mkdir(parents=True, exist_ok=True)
     clip = train(arguments.state, *pictures(arguments.state, arguments.stories), arguments.minutes)
     for size in (64, 128):
-        print(f"held-out pictures of {size} px:", ", ".join(f"{name} {value:.1%}" for name, value in retrieval(clip, size=size).items()))
+        print(
+            f"held-out pictures of {size} px:",
+            ", ".join(f"{name} {value:.1%}" for name, value in retrieval(clip, size=size).items()),
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
 
 
 if __name__ == "__main__":
-    main()
+    leave(main())

@@ -38,7 +38,9 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     words = vocabulary()
     for attempt in range(500):
         random.Random(attempt).shuffle(words)
-        merges: list[tuple[str, str]] = list(dict.fromkeys(m for word in words for piece in spelled(word) for m in merges_of(piece)))
+        merges: list[tuple[str, str]] = list(
+            dict.fromkeys(m for word in words for piece in spelled(word) for m in merges_of(piece))
+        )
         tokenizer = write_files(folder, merges)
         if all(tokenizer.tokenize(word) == ["".join(piece) for piece in spelled(word)] for word in words):
             return tokenizer
@@ -50,7 +52,9 @@ def write_files(folder: Path, merges: list[tuple[str, str]]) -> CLIPTokenizer:
     tokens = [*letters, *(letter + STOP for letter in letters), *("".join(m) for m in merges), START, END]
     vocabulary_file = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     (folder / "vocab.json").write_text(json.dumps(vocabulary_file, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(m) for m in merges)]) + "\n", encoding="utf-8")
+    (folder / "merges.txt").write_text(
+        "\n".join(["#version: 0.2", *(" ".join(m) for m in merges)]) + "\n", encoding="utf-8"
+    )
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1) + "\n")
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, **special}

@@ -122,11 +122,18 @@ def vocabulary() -> list[str]:
 
 
 def counterfactual(
-    story: Story, thing: int = 0, kind: str | None = None, colour: str | None = None, scene: str | None = None, style: str | None = None
+    story: Story,
+    thing: int = 0,
+    kind: str | None = None,
+    colour: str | None = None,
+    scene: str | None = None,
+    style: str | None = None,
 ) -> Story:
     """The same story with something else in it: nothing that is not named changes."""
     party = list(story.things)
-    party[thing] = dataclasses.replace(party[thing], kind=kind or party[thing].kind, colour=colour or party[thing].colour)
+    party[thing] = dataclasses.replace(
+        party[thing], kind=kind or party[thing].kind, colour=colour or party[thing].colour
+    )
     return dataclasses.replace(story, things=tuple(party), scene=scene or story.scene, style=style or story.style)
 
 

@@ -158,7 +158,7 @@ def packed_bytes(layer: nn.Module) -> int:
     return sum(4 * p.numel() for p in layer.parameters())
 
 
-def signature(unet: UNet) -> list[tuple[str, str | int]]:
+def signature(unet: nn.Module) -> list[tuple[str, str | int]]:
     """Which layers of a UNet are fast ones, and which: what its results, to the last bit, depend on."""
     fast = [(name, layer) for name, layer in unet.named_modules() if isinstance(layer, FAST)]
     return [(n, x.winograd.m if isinstance(x, WinogradConv3x3) else type(x).__name__) for n, x in fast]

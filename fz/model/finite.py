@@ -22,7 +22,13 @@ def check_finite(eps: Tensor, unet: nn.Module, t: int, again: Callable[[], Tenso
         return
     layer = first_bad_layer(unet, again)
     found = f", first in layer {layer}" if layer else ""
-    hint = " Try --dtype float32." if eps.dtype != torch.float32 else " Is the checkpoint damaged?"
+    # eps is float32 whatever the UNet computes in
+    dtypes = {eps.dtype, *(p.dtype for p in unet.parameters())}
+    hint = " Is the checkpoint damaged?"
+    if torch.float16 in dtypes:
+        hint = " float16 ends at 65504: try --dtype bfloat16, or float32."
+    elif torch.bfloat16 in dtypes:
+        hint = " Try --dtype float32."
     raise NotFinite(f"timestep {t}: the predicted noise holds NaN or infinity{found}; expected finite values.{hint}")
 
 

@@ -15,6 +15,8 @@ def swapped(model: nn.Module, replace: Callable[[str, nn.Module], nn.Module | No
     if other is not None:
         return other
     twin = copy.copy(model)
+    # what torch.compile made of the model calls the model's own modules
+    twin._compiled_call_impl = None
     twin._modules = {
         key: child and swapped(child, replace, f"{name}.{key}" if name else key)
         for key, child in model._modules.items()

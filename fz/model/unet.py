@@ -122,9 +122,6 @@ def refuse_unsupported(config: Mapping) -> None:
         if config.get(key, expected) not in (expected, [expected] * len(config.get("block_out_channels", ()))):
             got = f"unet/config.json: {key} is {config[key]!r} ({what})"
             raise FzError(f"{got}; expected {expected!r}. Use a Stable Diffusion v1.x checkpoint.")
-    if config.get("in_channels", 4) != 4:
-        got = f"unet/config.json: in_channels is {config['in_channels']}"
-        raise FzError(f"{got}, expected 4. 9 is an inpainting model: use a plain v1.x one.")
     for key in ("block_out_channels", "down_block_types", "up_block_types"):
         if key not in config:
             raise FzError(f"unet/config.json: {key} is missing. Is this a diffusers UNet config?")

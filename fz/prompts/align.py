@@ -1,75 +1,136 @@
-"""Which token of the source prompt a token of the target prompt corresponds to: the mappers of Algorithm 2
-(prompt-to-prompt's).
+"""Which words of the source prompt the target's words are, and which of its tokens a token of the target takes: the
+mappers of Algorithm 2 (prompt-to-prompt's).
 
-Words, which stand between spaces, match whatever their case and the punctuation around them. Columns are tokens 0 … 76,
-start, end and padding included.
+What a word is, and how words are compared, is `fz.words`'s question. Columns are tokens 0 … 76, start, end and padding
+included.
 """
 
 import difflib
-import string
-import unicodedata
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from fz import words
 from fz.errors import FzError, suggest
 from fz.prompts.text import LENGTH, Tokens, Word
+from fz.words import bare, counts, inner
 
-
-def bare(word: str) -> str:
-    """The word as it is compared: lower case, without punctuation around it."""
-    word = word.lower()
-    start, end = 0, len(word)
-    while start < end and is_punctuation(word[start]):
-        start += 1
-    while end > start and is_punctuation(word[end - 1]):
-        end -= 1
-    # a word that is punctuation only is itself
-    return word[start:end] or word
-
-
-def is_punctuation(character: str) -> bool:
-    return character in string.punctuation or unicodedata.category(character).startswith("P")
+Pair = tuple[int | None, int | None]  # a word of the source and one of the target; None on one side: left out, added
+Way = tuple[int, int, int, tuple | None]  # changes, -words kept, runs of them, (the way before, the last pair)
 
 
 def word_positions(tokens: Tokens, needle: str, what: str = "word") -> list[int]:
-    """Positions of all tokens of every occurrence of a word, or of several words in a row.
+    """Positions of all tokens of every occurrence of a word, or of several words in a row; of punctuation after or
+    before it only where the needle has some there.
 
     Raises FzError, naming the setting `what`, if it is not in the prompt.
     """
-    wanted = [bare(word) for word in str(needle).split(" ") if word]
-    words = [bare(word.text) for word in tokens.words]
-    found: list[int] = []
-    for i in range(len(words) - len(wanted) + 1 if wanted else 0):
-        if words[i : i + len(wanted)] == wanted:
-            found += [p for word in tokens.words[i : i + len(wanted)] for p in word.positions]
+    wanted = words.split(str(needle))
+    sought, there = [bare(word) for word in wanted], [bare(word.text) for word in tokens.words]
+    found: set[int] = set()
+    for i in range(len(there) - len(sought) + 1 if sought else 0):
+        if there[i : i + len(sought)] == sought:
+            for text, word in zip(wanted, tokens.words[i : i + len(sought)], strict=True):
+                found |= set(word.core if inner(text) == (0, len(text)) else word.positions)
     if not found:
-        near = suggest(str(needle).lower(), words)
-        there = ", ".join(dict.fromkeys(word.text for word in tokens.words)) or "none"
-        raise FzError(f"{what}: {needle!r} is not in the prompt {tokens.prompt!r}.{near} Words there: {there}.")
-    return sorted(set(found))
+        near = suggest(bare(str(needle)), there)
+        known = ", ".join(dict.fromkeys(word.text for word in tokens.words)) or "none"
+        raise FzError(f"{what}: {needle!r} is not in the prompt {tokens.prompt!r}.{near} Words there: {known}.")
+    return sorted(found)
+
+
+@functools.lru_cache(256)
+def paired(source: Tokens, target: Tokens) -> tuple[Pair, ...]:
+    """Which word became which: as few as can be are changed, added or left out; of such ways the one that keeps the
+    most words, and keeps them in the fewest runs.
+    """
+    old, new = ([bare(word.text) for word in tokens.words] for tokens in (source, target))
+    row: list[tuple[Way, Way]] = []  # the best ways whose last word is kept, and those whose last word is not
+    worst: Way = (10**6, 0, 0, None)
+    for i in range(len(old) + 1):
+        last, row = row, []
+        for j in range(len(new) + 1):
+            kept, other = worst, worst if i or j else (0, 0, 0, None)
+            steps = [(last[j], (i - 1, None))] if i else []
+            steps += [(row[j - 1], (None, j - 1))] if j else []
+            steps += [(last[j - 1], (i - 1, j - 1))] if i and j and old[i - 1] != new[j - 1] else []
+            for ways, pair in steps:
+                for way in ways:
+                    other = min(other, (way[0] + 1, way[1], way[2], (way, pair)), key=rank)
+            if i and j and old[i - 1] == new[j - 1]:
+                for way, begins in zip(last[j - 1], (0, 1), strict=True):
+                    kept = min(kept, (way[0], way[1] - 1, way[2] + begins, (way, (i - 1, j - 1))), key=rank)
+            row.append((kept, other))
+    # of equal ways the one that keeps the earlier of two words, as refinement does
+    way, pairs = min(reversed(row[-1]), key=rank), []
+    while way[3] is not None:
+        way, pair = way[3]
+        pairs.append(pair)
+    return tuple(pairs[::-1])
+
+
+def rank(way: Way) -> tuple[int, int, int]:
+    return way[:3]
+
+
+def same(source: Tokens, target: Tokens, pair: Pair) -> bool:
+    """Is it one word in both prompts?"""
+    i, j = pair
+    return i is not None and j is not None and bare(source.words[i].text) == bare(target.words[j].text)
+
+
+def keeps_places(source: Tokens, target: Tokens) -> bool:
+    """Do the prompts have equally many words, and every word that is in both the same place in both?"""
+    pairs = paired(source, target)
+    return len(source.words) == len(target.words) and all(i == j for i, j in pairs if None not in (i, j))
+
+
+def differing_words(source: Tokens, target: Tokens) -> tuple[list[Word], list[Word]]:
+    """The words of either prompt that are changed, left out or added. Articles and punctuation are never among them."""
+    changed = [pair for pair in paired(source, target) if not same(source, target, pair)]
+    gone = [source.words[i] for i, _ in changed if i is not None]
+    come = [target.words[j] for _, j in changed if j is not None]
+    return [word for word in gone if counts(word.text)], [word for word in come if counts(word.text)]
 
 
 def replacement(source: Tokens, target: Tokens) -> Tensor:
     """A (77, 77) between prompts of equally many words: fused[:, j] = Σ_i c_src[:, i] A[i, j].
 
-    A word that stays takes its own tokens. A word that replaces another takes them one by one if they have equally many
-    tokens, or else the mean of the other's in each of its tokens. Padding follows, shifted as the end token is. Columns
-    sum to 1.
+    Words are paired by place. Within a pair, a token takes the same token of the other word; what is left between such
+    takes the other's one by one if there are equally many, or else the mean of them. Punctuation around a word takes
+    that on the same side, or, where there is none, the word. Padding follows, shifted as the end token is. Columns sum
+    to 1.
     """
     mapper = torch.zeros(LENGTH, LENGTH)
     mapper[0, 0] = 1
     for old, new in zip(source.words, target.words, strict=True):
-        if len(old.positions) == len(new.positions):
-            mapper[list(old.positions), list(new.positions)] = 1
-        else:
-            for j in new.positions:
-                mapper[list(old.positions), j] = 1 / len(old.positions)
+        before, after = sides(old), sides(new)
+        for i, j in zip((before[0], old.core, before[1]), (after[0], new.core, after[1]), strict=True):
+            for rows, column in taken(source, target, i, j):
+                mapper[list(rows or old.core), column] = 1 / len(rows or old.core)
     shift = source.used - target.used
     for j in range(target.used - 1, LENGTH):
         mapper[min(j + shift, LENGTH - 1), j] = 1
     return mapper
+
+
+def sides(word: Word) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The positions of the punctuation before and after it."""
+    first, last = word.core[0], word.core[-1]
+    return tuple(p for p in word.positions if p < first), tuple(p for p in word.positions if p > last)
+
+
+def taken(
+    source: Tokens, target: Tokens, old: Sequence[int], new: Sequence[int]
+) -> Iterator[tuple[Sequence[int], int]]:
+    """For each of the positions `new` those of `old` that it takes in equal parts; none where nothing corresponds."""
+    ids = [[tokens.ids[p] for p in positions] for tokens, positions in ((source, old), (target, new))]
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, *ids, autojunk=False).get_opcodes():
+        one_by_one = kind == "equal" or b - a == d - c
+        for k in range(c, d):
+            yield (old[a + k - c : a + k - c + 1] if one_by_one else old[a:b]), new[k]
 
 
 def refinement(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
@@ -129,13 +190,8 @@ def step_window(share: tuple[float, float], steps: int) -> tuple[int, int]:
     return int(share[0] * steps), int(share[1] * steps)
 
 
-def differing_words(source: Tokens, target: Tokens) -> tuple[list[str], list[str]]:
-    """The words of either prompt that the other does not have in their place (longest matching blocks of words)."""
-    old, new = ([bare(word.text) for word in tokens.words] for tokens in (source, target))
-    gone: list[Word] = []
-    come: list[Word] = []
-    for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        if kind != "equal":
-            gone += source.words[a:b]
-            come += target.words[c:d]
-    return [bare(word.text) for word in gone], [bare(word.text) for word in come]
+def weights(positions: Sequence[int]) -> Tensor:
+    """(77,): 1 at these tokens."""
+    out = torch.zeros(LENGTH)
+    out[list(positions)] = 1
+    return out

@@ -15,18 +15,22 @@ from fz.errors import FzError
 from fz.fusion import Fusion
 from fz.masks import EVERYWHERE, EditRegion, LatentBlend
 from fz.prompts import align
-from fz.prompts.text import Tokens
+from fz.prompts.text import Tokens, Word
 from fz.settings import applications
 from fz.settings.config import EditSettings
+from fz.words import bare
 
 
 @dataclass(frozen=True)
 class Plan:
-    """fusion: None for plain sampling. notes: lines for the user. region: where the edit may change the clip."""
+    """fusion: None for plain sampling. notes: lines for the user. region: where the edit may change the clip. align:
+    what was chosen: replace, refine or plain.
+    """
 
     fusion: Fusion | None
     notes: tuple[str, ...] = ()
     region: EditRegion = EVERYWHERE
+    align: str = "plain"
 
 
 def plan_edit(edit: EditSettings, source: Tokens, target: Tokens, steps: int, name: str = "edit") -> Plan:
@@ -39,7 +43,8 @@ def plan_edit(edit: EditSettings, source: Tokens, target: Tokens, steps: int, na
     if edit.align == "plain":
         return Plan(None, (f"{name}: sampled without fusion",))
     notes: list[str] = []
-    mapper, alpha = correspondence(edit, source, target, notes)
+    chosen = choose_align(edit, source, target, notes)
+    mapper, alpha = correspondence(chosen, source, target)
     factors = applications.factors(edit.enhance, edit.enhance_factor, edit.reweight)
     windows = dict(edit.cross_replace_words)
     factors = {word: factors[word] for word in present(edit, target, factors, "reweight", notes)}
@@ -52,20 +57,35 @@ def plan_edit(edit: EditSettings, source: Tokens, target: Tokens, steps: int, na
         self_window=(int(edit.self_replace[0] * steps), int(edit.self_replace[1] * steps)),
     )
     region = EditRegion(hides_object=edit.remove is not None, **masks(edit, source, target, notes))
-    return Plan(fusion, tuple(f"{name}: {note}" for note in notes), region)
+    return Plan(fusion, tuple(f"{name}: {note}" for note in notes), region, chosen)
 
 
-def correspondence(edit: EditSettings, source: Tokens, target: Tokens, notes: list[str]) -> tuple[Tensor, Tensor]:
-    """Mapper A (77, 77) and alpha (77,) of replacement or refinement."""
-    equal = len(source.words) == len(target.words)
-    counts = f"the source has {len(source.words)} words, the target {len(target.words)}"
-    replace = edit.align == "replace" or (edit.align == "auto" and equal)
-    if replace and not equal:
+def choose_align(edit: EditSettings, source: Tokens, target: Tokens, notes: list[str]) -> str:
+    """'replace' or 'refine'. Replacement pairs words by their places: it is chosen where unchanged words keep theirs,
+    and stands where the edit says it.
+    """
+    equal, stay = len(source.words) == len(target.words), align.keeps_places(source, target)
+    if edit.align == "refine" or (edit.align == "auto" and not stay):
+        return "refine"
+    if not equal:
+        counts = f"the source has {len(source.words)} words, the target {len(target.words)}"
         if not edit.lenient:
             raise FzError(f"replace: {counts}; expected equally many. Use --refine, or reword {target.prompt!r}.")
-        replace = False
         notes.append(f"refinement, not replacement: {counts}")
-    if replace:
+        return "refine"
+    if not stay:
+        moved = [
+            f"{target.words[j].text!r} takes the attention of {source.words[j].text!r}"
+            for i, j in align.paired(source, target)
+            if None not in (i, j) and i != j
+        ]
+        notes.append(f"replacement by place, though words move: {', '.join(moved[:3])}; refinement keeps them")
+    return "replace"
+
+
+def correspondence(chosen: str, source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
+    """Mapper A (77, 77) and alpha (77,) of replacement or refinement."""
+    if chosen == "replace":
         return align.replacement(source, target), torch.ones(len(target.ids))
     index, alpha = align.refinement(source, target)
     mapper = torch.zeros(len(source.ids), len(target.ids))
@@ -95,38 +115,50 @@ def masks(edit: EditSettings, source: Tokens, target: Tokens, notes: list[str]) 
     blends = edit.blend_latents is not None
     if threshold is None and not blends and not edit.keep_background:
         return {}
-    if edit.blend_words is None and edit.remove is not None:
-        # a target of its own may differ in more than the object
-        source_words, target_words = applications.phrases(edit.remove), []
-    elif edit.blend_words is None:
-        source_words, target_words = align.differing_words(source, target)
-        notes.append(f"masks follow the words that differ: {', '.join(source_words) or 'none'} of the source")
-    else:
-        source_words = present(edit, source, edit.blend_words[0], "blend_words", notes)
-        target_words = present(edit, target, edit.blend_words[1], "blend_words", notes) if blends else []
+    source_tokens, target_tokens = mask_tokens(edit, source, target, notes)
     fields: dict[str, object] = {}
-    if threshold is not None and source_words:
-        fields |= {"mask_words": weights(source, source_words), "threshold": threshold}
+    if threshold is not None and source_tokens:
+        fields |= {"mask_words": align.weights(source_tokens), "threshold": threshold}
     elif threshold is not None and edit.mask is None:
         notes.append("no blend mask: it has no word of the source; --blend-words names some")
-    if blends and (source_words or target_words or edit.mask is not None):
+    if blends and (source_tokens or target_tokens or edit.mask is not None):
         fields["latent_blend"] = LatentBlend(
-            weights(source, source_words), weights(target, target_words), edit.blend_latents
+            align.weights(source_tokens), align.weights(target_tokens), edit.blend_latents
         )
     elif blends:
         notes.append("latents are not blended: no word is named and none differs")
     if edit.keep_background:
-        if not source_words and edit.mask is None:
+        if not source_tokens and edit.mask is None:
             raise FzError(
                 "keep_background: no word of the source differs, so there is no mask. Pass --blend-words or --mask."
             )
-        fields["background"] = weights(source, source_words)
+        fields["background"] = align.weights(source_tokens)
     return fields
 
 
+def mask_tokens(edit: EditSettings, source: Tokens, target: Tokens, notes: list[str]) -> tuple[list[int], list[int]]:
+    """The positions whose maps make the masks, of the source's tokens and of the target's."""
+    if edit.blend_words is None and edit.remove is None:
+        gone, come = align.differing_words(source, target)
+        notes.append(f"masks follow the words that differ: {', '.join(map(named, gone)) or 'none'} of the source")
+        return [p for word in gone for p in word.core], [p for word in come for p in word.core]
+    if edit.blend_words is None:
+        # a target of its own may differ in more than what is removed
+        groups = [applications.phrases(edit.remove), []]
+    else:
+        of_target = edit.blend_words[1] if edit.blend_latents is not None else ()
+        asked = ((source, edit.blend_words[0]), (target, of_target))
+        groups = [present(edit, tokens, words, "blend_words", notes) for tokens, words in asked]
+    both = zip((source, target), groups, strict=True)
+    gone, come = (weights(tokens, words).nonzero().flatten().tolist() for tokens, words in both)
+    return gone, come
+
+
+def named(word: Word) -> str:
+    """'red (2)': a word and the positions of its tokens."""
+    return f"{bare(word.text)} ({','.join(map(str, word.core))})"
+
+
 def weights(tokens: Tokens, words: Iterable[str]) -> Tensor:
-    """(77,): 1 at every token of the words."""
-    out = torch.zeros(len(tokens.ids))
-    for word in words:
-        out[align.word_positions(tokens, word, "blend_words")] = 1
-    return out
+    """(77,): 1 at every token of the words, wherever they stand."""
+    return align.weights([p for word in words for p in align.word_positions(tokens, word, "blend_words")])

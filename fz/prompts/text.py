@@ -1,8 +1,9 @@
 """Prompts: which tokens a prompt's words are, and CLIP's embedding of it.
 
-Tokenizer and text model are transformers'. A word is what stands between spaces. Files are not read here.
+Tokenizer and text model are transformers'; what a word is, is `fz.words`'s question. Files are not read here.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,19 +12,22 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from fz.errors import FzError
+from fz.words import inner, spans
 
 LENGTH = 77  # CLIP's text tokens, the first and last of a prompt being its start and end
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a prompt, its number, and the positions of its tokens; a word between spaces with no token of its own
-    is not one.
+    """A word of a prompt, its number, and the positions of its tokens.
+
+    core: those without the punctuation around the word, of 'cat,' that of 'cat'; all, if it is nothing but punctuation.
     """
 
     text: str
     index: int
     positions: tuple[int, ...]
+    core: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -52,27 +56,42 @@ class TextEncoder:
         """The prompt's tokens. Raises FzError if there are more than 77, naming the words that fall off."""
         if not isinstance(prompt, str):
             raise FzError(f"prompt: got {prompt!r}, expected a sentence.")
-        words, body = [], []
-        # CLIP never joins characters across a space: a prompt's tokens are those of its words in a row
-        for text in prompt.split(" "):
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            if ids:
-                first = 1 + len(body)
-                words.append(Word(text, len(words), tuple(range(first, first + len(ids)))))
-                body += ids
+        read = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        body = read["input_ids"]
+        words = words_of(prompt, [start for start, _ in read["offset_mapping"]])
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         if len(body) > LENGTH - 2:
             lost = [word.text for word in words if word.positions[-1] > LENGTH - 2]
+            lost = [*lost[:20], *(["…"] if len(lost) > 20 else [])]
             raise FzError(
                 f"prompt: {len(body) + 2} tokens, expected at most {LENGTH} with start and end. "
                 f"These words fall off: {' '.join(lost)}. Shorten {prompt[:60]!r}{'…' if len(prompt) > 60 else ''}"
             )
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else end
         used = len(body) + 2
-        return Tokens(prompt, (start, *body, end, *[pad] * (LENGTH - used)), tuple(words), used)
+        return Tokens(prompt, (start, *body, end, *[pad] * (LENGTH - used)), words, used)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """(n, 77, Cx) float32: the last layer's states, after the final norm."""
         ids = torch.tensor([self.tokens(prompt).ids for prompt in prompts], device=self.model.device)
         return self.model(input_ids=ids).last_hidden_state.float()
+
+
+def words_of(prompt: str, starts: Sequence[int]) -> tuple[Word, ...]:
+    """The prompt's words out of the characters at which its tokens start; the first token's position is 1. A word with
+    no token of its own is left out.
+    """
+    places = spans(prompt)
+    begins = [start for start, _ in places]
+    tokens: list[list[tuple[int, int]]] = [[] for _ in places]
+    for position, at in enumerate(starts, 1):
+        tokens[max(0, bisect_right(begins, at) - 1)].append((position, at))
+    words: list[Word] = []
+    for (start, end), there in zip(places, tokens, strict=True):
+        if there:
+            first, last = (start + offset for offset in inner(prompt[start:end]))
+            core = tuple(position for position, at in there if first <= at < last)
+            positions = tuple(position for position, _ in there)
+            words.append(Word(prompt[start:end], len(words), positions, core or positions))
+    return tuple(words)

@@ -1,21 +1,19 @@
 """The folder of one run: clips, frames, masks, attention maps as pictures, latents, and `run.json`, which says how they
 came about.
 
-Every file appears whole or not at all. `run.json` is written first, with status 'running', and last, with 'done'; it
-lists the files, so that a run with other settings is never written over unasked, and replacing one removes no file that
-it did not write.
+Every file appears whole or not at all, and `run.json` lists it before it is written: a file that is not listed is the
+user's, and stays. A run that replaces another writes beside it, in STAGE, and what was there goes only when all of the
+new is complete; a swap that was cut short is finished by the next run. One run writes at a time (`fz.results.lock`).
 """
 
 import dataclasses
-import json
-import re
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,6 +21,7 @@ from fz.attention import MAP_STRIDE
 from fz.clips.media import (
     atomic,
     contact_sheet,
+    enlarged,
     heat,
     overlay,
     side_by_side,
@@ -31,73 +30,88 @@ from fz.clips.media import (
     write_json,
     write_mp4,
     write_png,
-    write_pngs,
 )
 from fz.clips.video import Video
 from fz.ddim import Schedule
 from fz.errors import FzError
 from fz.prompts.text import Tokens
+from fz.results import own
+from fz.results.claim import RUN, STAGE, Claim, as_json, claimed, read_run, stamp_of
+from fz.settings.place import default_path, slug
 from fz.source import Source
 
 if TYPE_CHECKING:
-    from fz.pipeline import Edited, Result
-
-RUN = "run.json"
-# settings that do not change what is computed
-INCIDENTAL = ("out", "overwrite", "dry_run", "save_latents", "report", "cache")
+    from fz.results.result import Edited, Result
 
 
 @dataclasses.dataclass
 class ResultFolder:
-    """Where a run writes. Made by `claim`, which refuses a folder that holds something else."""
+    """Where a run writes. Made by `claim`, which refuses a folder that holds something else; a context, at whose end
+    the folder is free for others. path: the results; work: where files are written until they are complete.
+    """
 
     path: Path
+    held: Claim
     files: list[str] = dataclasses.field(default_factory=list)
     latents: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     started: str = ""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    work: Path | None = None
+    stamp: str = ""
 
     @classmethod
     def claim(cls, settings: Any) -> "ResultFolder":
         """The folder of these settings, `settings.out` or a name made of clip and target. Raises FzError if it is taken
         or not writable.
         """
-        path = Path(settings.out) if settings.out else default_path(settings)
-        if path.exists() and not path.is_dir():
-            raise FzError(f"out: {path} is a file, expected a folder. Pass another --out.")
-        if path.is_dir() and any(path.iterdir()) and not settings.overwrite:
-            before = read_run(path)
-            if before is None:
-                raise FzError(
-                    f"out: {path} holds other files. Pass another --out, or --overwrite to write there all the same."
-                )
-            if before.get("settings") != as_json(settings):
-                raise FzError(
-                    f"out: {path} holds a run with other settings. Pass another --out, or --overwrite to replace it."
-                )
-        if not settings.dry_run:
-            writable(path)
-        return cls(path)
+        held = claimed(settings)
+        return cls(held.path, held)
+
+    def __enter__(self) -> "ResultFolder":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # an error before anything was computed leaves nothing; an interrupt leaves what the same command goes on with
+        if self.work and kind is not None and issubclass(kind, Exception) and not self.files:
+            if self.work != self.path or not self.held.listed:
+                own.remove(self.work, [RUN])
+            if self.work != self.path:
+                own.unmake([self.work])
+        self.held.release()
 
     def start(self, settings: Any) -> None:
-        """Remove what an earlier run listed, and write `run.json` with status 'running'."""
-        for name in (read_run(self.path) or {}).get("files", []):
-            # names come from a file: never follow one out of the folder
-            if not Path(name).is_absolute() and ".." not in Path(name).parts:
-                (self.path / name).unlink(missing_ok=True)
-        # what a run that was killed had half written
-        for part in list(self.path.rglob(".*.part")):
-            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        """Write `run.json` with status 'running': beside a complete run, which stays until this one is."""
+        before = read_run(self.path)
+        self.settings, self.stamp = as_json(settings), stamp_of(settings)
+        goes_on = before is None or (before["status"] == "running" and before["settings"] == self.settings)
+        self.work = self.path if goes_on else self.path / STAGE
+        left = read_run(self.work)
+        if left is not None and left["settings"] != self.settings:
+            own.remove(self.work, [*left["files"], RUN])
+            left = None
+        self.held.listed = list(left["files"]) if left else []
+        own.remove_halves(self.work, self.held.listed)
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        self.settings = as_json(settings)
         self.write_running()
+
+    def reserve(self, *names: str) -> list[Path]:
+        """The places of files that are about to be written, listed from now on."""
+        places = [own.inside(self.work, name) for name in names]
+        for name, place in zip(names, places, strict=True):
+            if place is None or own.inside(self.path, name) is None:
+                raise FzError(
+                    f"out: {self.path / name} is reached through a link. Take the link away, or pass another --out."
+                )
+        if new := [name for name in names if name not in self.files]:
+            self.files += new
+            self.write_running()
+        return places
 
     def write_source(self, video: Video, source: Source, tokens: Tokens, schedule: Schedule) -> None:
         """The clip as the model saw it, and each of its words' attention averaged over steps, if it was inverted."""
         frames = to_uint8(video.frames)
         self.write_clip("source", frames, video.fps)
         if not source.maps:
-            self.write_running()
             return
         h, w = (side // MAP_STRIDE for side in next(iter(source.latents.values())).shape[-2:])
         maps = torch.stack([source.maps[t] for t in schedule.timesteps]).mean(0).cpu()  # (F, N, 77)
@@ -106,53 +120,62 @@ class ResultFolder:
             word_map = maps[..., list(word.positions)].sum(-1).unflatten(1, (h, w))
             name = f"attention/{word.index:02d}-{slug(word.text, 24)}.png"
             self.picture(name, contact_sheet([overlay(frames, word_map)], [word.text]))
-            rows.append(heat(word_map))
+            rows.append(enlarged(heat(word_map), frames.shape[2]))
             labels.append(word.text)
         if rows:
             self.picture("attention/all-words.png", contact_sheet(rows, labels))
-        self.write_running()
 
     def write_edit(self, i: int, video: Video, edited: "Edited") -> None:
         """The edited clip, beside its source, and its blend masks: a contact sheet a step for the largest mask."""
         source, frames = to_uint8(video.frames), to_uint8(edited.frames)
         self.write_clip(f"edit-{i}", frames, video.fps)
-        pair = side_by_side([source, frames], ["source", edited.settings.target])
+        pair = side_by_side([source, frames], ["source", edited.target])
         self.clip(f"side-by-side-{i}.mp4", pair, video.fps)
         for k, masks in edited.masks.items():
             size = max(masks)
             self.picture(
                 f"masks/edit-{i}-step-{k:03d}.png", contact_sheet([overlay(source, masks[size].cpu())], [f"step {k}"])
             )
-        self.write_running()
 
     def write_clip(self, name: str, frames: Any, fps: float) -> None:
         self.clip(f"{name}.mp4", frames, fps)
-        write_gif(self.path / f"{name}.gif", frames, fps)
-        write_pngs(self.path / "frames" / name, frames)
-        self.files += [f"{name}.gif", *(f"frames/{name}/{i:05d}.png" for i in range(len(frames)))]
+        (gif,) = self.reserve(f"{name}.gif")
+        write_gif(gif, frames, fps)
+        # one by one: what else is in their folder is the user's
+        for place, frame in zip(self.reserve(*frame_names(name, len(frames))), frames, strict=True):
+            write_png(place, frame)
 
     def clip(self, name: str, frames: Any, fps: float) -> None:
-        write_mp4(self.path / name, frames, fps)
-        self.files.append(name)
+        (place,) = self.reserve(name)
+        write_mp4(place, frames, fps)
 
     def picture(self, name: str, picture: Any) -> None:
-        write_png(self.path / name, picture)
-        self.files.append(name)
+        (place,) = self.reserve(name)
+        write_png(place, picture)
 
     def add_latents(self, tensors: Mapping[str, Tensor]) -> None:
         """Put tensors into `latents.safetensors`, (F, 4, h, w) float32 and masks uint8; the file is whole after every
-        call.
+        call. Raises FzError where there is no room for them.
         """
         self.latents |= {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-        with atomic(self.path / "latents.safetensors") as part:
-            save_file(self.latents, part)
-        self.files = [*(f for f in self.files if f != "latents.safetensors"), "latents.safetensors"]
+        (place,) = self.reserve("latents.safetensors")
+        try:
+            with atomic(place) as part:
+                save_file(self.latents, part)
+        except SafetensorError as error:
+            raise FzError(
+                f"out: {place} cannot be written ({str(error)[:120]}). Free space there, or leave --save-latents out."
+            ) from None
 
-    def finish(self, result: "Result", versions: Mapping[str, str]) -> None:
+    def finish(self, result: "Result", versions: Mapping[str, str], awaits: Sequence[str] = ()) -> None:
+        """Everything is written but the files that the run `awaits`, as its report: with those it is done when
+        `completed` says so.
+        """
         self.write_run(
             {
-                "status": "done",
+                **({"status": "finishing", "awaits": list(awaits)} if awaits else {"status": "done"}),
                 "settings": self.settings,
+                "inputs": self.stamp,
                 "started": self.started,
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "notes": result.notes,
@@ -163,50 +186,30 @@ class ResultFolder:
                 "files": sorted(self.files),
             }
         )
+        self.held.swap(self.work)
 
     def write_running(self) -> None:
-        self.write_run(
-            {"status": "running", "settings": self.settings, "started": self.started, "files": sorted(self.files)}
-        )
+        files = sorted({*self.files, *self.held.listed})
+        self.write_run({"status": "running", "settings": self.settings, "started": self.started, "files": files})
 
     def write_run(self, content: Mapping[str, Any]) -> None:
-        write_json(self.path / RUN, content)
+        write_json(self.work / RUN, content)
 
 
-def as_json(settings: Any) -> dict[str, Any]:
-    """What decides the results, as JSON would give it back."""
-    content = {k: v for k, v in dataclasses.asdict(settings).items() if k not in (*INCIDENTAL, "notes")}
-    return json.loads(json.dumps(content))
+def frame_names(name: str, count: int) -> list[str]:
+    return [f"frames/{name}/{i:05d}.png" for i in range(count)]
 
 
-def read_run(path: Path) -> dict[str, Any] | None:
-    """The folder's run.json; None where there is none that can be read."""
-    try:
-        content = json.loads((path / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+def completed(path: Path, *names: str) -> None:
+    """Say in a finished run's `run.json` that these files were written beside its own; with the last that it awaits,
+    the run is done.
+    """
+    run = read_run(path)
+    if run is None or run["status"] == "running":
+        return
+    awaits = [name for name in run.pop("awaits", []) if name not in names]
+    run |= {"awaits": awaits} if awaits else {"status": "done"}
+    write_json(path / RUN, {**run, "files": sorted({*run["files"], *names})})
 
 
-def default_path(settings: Any) -> Path:
-    """results/CLIP-FIRST-TARGET in the current folder."""
-    return (
-        Path("results")
-        / f"{slug(Path(settings.clip.path).stem, 32) or 'clip'}-{slug(settings.edits[0].target, 60) or 'edit'}"
-    )
-
-
-def slug(text: str, longest: int) -> str:
-    """Lower-case words joined by '-', safe as a file name on any system."""
-    return re.sub(r"[^\w]+", "-", text.lower()).strip("-_")[:longest].rstrip("-_")
-
-
-def writable(path: Path) -> None:
-    """Make the folder and write a file in it, so that a run finds out now and not at its end."""
-    probe = path / f".probe-{time.time_ns()}"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise FzError(f"out: {path} cannot be written ({error.strerror or error}). Pass another --out.") from error
+__all__ = ["RUN", "ResultFolder", "as_json", "completed", "default_path", "read_run", "slug"]

@@ -1,5 +1,5 @@
 """The report's page: HTML, style and script with a place for the data. What the data is and where it comes from is
-`fz.report`'s question.
+`fz.results.report`'s question.
 
 Nothing is fetched: the page forbids itself any source but its own text (Content-Security-Policy).
 """

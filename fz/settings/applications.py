@@ -7,9 +7,10 @@ sentence, which are then re-weighted. Nothing here knows tokens or models.
 from collections.abc import Mapping
 from typing import Any
 
+from fz import words as sentences
 from fz.errors import FzError, suggest
+from fz.words import ARTICLES, bare
 
-ARTICLES = ("a", "an", "the")
 # what a removal is done with unless told: new rows where the object was, and the source's attention long enough to keep
 # the rest
 REMOVAL: Mapping[str, Any] = {
@@ -32,12 +33,9 @@ def without(source: str, words: str) -> str:
 
     Raises FzError for a phrase that is not there and where nothing is left.
     """
-    # it brings transformers: --help needs none of that
-    from fz.prompts.align import bare
-
-    left = source.split()
+    left = sentences.split(source)
     for phrase in phrases(words):
-        wanted = [bare(word) for word in phrase.split()]
+        wanted = [bare(word) for word in sentences.split(phrase)]
         places = [i for i in range(len(left)) if [bare(word) for word in left[i : i + len(wanted)]] == wanted]
         if not places:
             near = suggest(phrase.lower(), [bare(word) for word in left])

@@ -6,7 +6,6 @@ value came from.
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,11 +14,21 @@ from typing import Any
 from fz.errors import FzError, suggest
 from fz.frames import FrameIndex
 from fz.settings import applications
+from fz.settings.checks import (
+    LARGEST_FACTOR,
+    Window,
+    check_one_of,
+    check_sentence,
+    check_whole,
+    is_factor,
+    pairs,
+    window,
+    word_groups,
+)
 
 Size = int | tuple[int, int]
-Window = tuple[float, float]  # the share of steps, from a to b, in which something is replaced
 
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16", "auto")  # auto: float16 on CUDA, else float32
 DEVICES = ("auto", "cpu", "cuda", "mps")
 ATTENTIONS = ("inversion", "reconstruction")
 CONVS = ("auto", "direct")
@@ -33,7 +42,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "shape": {"self_replace": (0.0, 0.5), "cross_replace": (0.0, 0.5), "threshold": 0.3, "align": "auto"},
 }
 ALIGNS = ("auto", "replace", "refine", "plain")
-METHODS = ("fatezero", "ddim", "sdedit", "null-p2p", "pnp")  # the table of them is `fz.baselines.METHODS`
+METHOD_NAMES = ("fatezero", "ddim", "sdedit", "null-p2p", "pnp")  # the table of them is `fz.baselines.METHODS`
 # the paper's ablations, as overlays of a run's settings
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     # Fig. 4 and 9: no self-attention is the source's; all of it is, everywhere and always
@@ -71,22 +80,6 @@ class ClipSettings:
     crop: Crop = Crop()
 
 
-def window(value: Any, name: str) -> Window:
-    """(a, b) from a number r (0 to r) or a pair, both in [0, 1]; raises FzError naming the setting."""
-    pair = (0.0, value) if isinstance(value, (int, float)) else value
-    numbers = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(v, (int, float)) for v in pair)
-    if isinstance(value, bool) or not numbers or not 0 <= pair[0] <= pair[1] <= 1:
-        raise FzError(
-            f"{name}: got {value!r}, expected a share of the steps from 0 to 1 or a pair [from, to] of them, as 0.8 "
-            "or [0, 0.8]."
-        )
-    return (float(pair[0]), float(pair[1]))
-
-
-def is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 @dataclass(frozen=True)
 class EditSettings:
     """One target sentence and how it is reached.
@@ -118,16 +111,25 @@ class EditSettings:
     lenient: bool = False
 
     def __post_init__(self):
-        one_of("align", self.align, ALIGNS)
+        check_sentence("target", self.target)
+        check_one_of("align", self.align, ALIGNS)
         object.__setattr__(self, "cross_replace", window(self.cross_replace, "cross_replace"))
         object.__setattr__(self, "self_replace", window(self.self_replace, "self_replace"))
-        words = tuple((word, window(share, f"cross_replace of {word!r}")) for word, share in self.cross_replace_words)
+        words = pairs("cross_replace_words", self.cross_replace_words, "{'red': 0.3}")
+        words = tuple((word, window(share, f"cross_replace of {word!r}")) for word, share in words)
         object.__setattr__(self, "cross_replace_words", words)
+        object.__setattr__(self, "reweight", pairs("reweight", self.reweight, "{'red': 5}"))
         for word, factor in self.reweight:
-            if not is_finite(factor):
-                raise FzError(f"reweight: got {factor!r} for {word!r}, expected a number, as {word}=10.")
-        if not is_finite(self.enhance_factor):
-            raise FzError(f"enhance_factor: got {self.enhance_factor!r}, expected a number, as 2; 1 amplifies nothing.")
+            if not is_factor(factor):
+                expected = f"a number from -{LARGEST_FACTOR} to {LARGEST_FACTOR}, as {word}=10"
+                raise FzError(f"reweight: got {factor!r} for {word!r}, expected {expected}.")
+        if not is_factor(self.enhance_factor):
+            raise FzError(
+                f"enhance_factor: got {self.enhance_factor!r}, expected a number of at most {LARGEST_FACTOR}, as 2; 1 "
+                "amplifies nothing."
+            )
+        if self.blend_words is not None:
+            object.__setattr__(self, "blend_words", word_groups(self.blend_words))
         for name in ("threshold", "blend_latents"):
             value = getattr(self, name)
             if value is not None and not (
@@ -169,7 +171,7 @@ class Settings:
     cache: str | None = None  # where inversions are kept; None: the user's cache folder; 'none': nowhere
     seed: int = 0
     device: str = "auto"
-    dtype: str = "float32"
+    dtype: str = "auto"
     offload: bool = False  # models on the device only while they are used, queries and keys in RAM
     compile: bool = False
     threads: int | None = None
@@ -183,23 +185,27 @@ class Settings:
     notes: tuple[str, ...] = field(default=(), compare=False)  # what was decided on the user's behalf, said aloud
 
     def __post_init__(self):
-        one_of("method", self.method, METHODS)
-        one_of("device", self.device, DEVICES)
-        one_of("dtype", self.dtype, DTYPES)
-        one_of("attention", self.attention, ATTENTIONS)
-        one_of("store", self.store, STORES)
-        one_of("store_dtype", self.store_dtype, STORE_DTYPES)
-        one_of("conv", self.conv, CONVS)
+        check_one_of("method", self.method, METHOD_NAMES)
+        # one of several GPUs: cuda:1
+        check_one_of("device", re.sub(r"^cuda:\d+$", "cuda", str(self.device)), DEVICES)
+        check_one_of("dtype", self.dtype, DTYPES)
+        check_one_of("attention", self.attention, ATTENTIONS)
+        check_one_of("store", self.store, STORES)
+        check_one_of("store_dtype", self.store_dtype, STORE_DTYPES)
+        check_one_of("conv", self.conv, CONVS)
         if self.conv_memory is not None and not (
             isinstance(self.conv_memory, (int, float)) and 0 <= self.conv_memory < 1e6
         ):
             raise FzError(f"conv_memory: got {self.conv_memory!r}, expected gigabytes, as 2.5.")
-        one_of("ema", self.ema, ("auto", "ema", "plain"))
-        whole("steps", self.steps, 1, 1000, "The paper uses 50.")
-        whole("seed", self.seed, 0, 2**63 - 1)
-        whole("least_channels", self.least_channels, 0, 10**9)
+        check_one_of("ema", self.ema, ("auto", "ema", "plain"))
+        for name in ("clip_norm", "offload", "compile"):
+            if not isinstance(getattr(self, name), bool):
+                raise FzError(f"{name}: got {getattr(self, name)!r}, expected True or False.")
+        check_whole("steps", self.steps, 1, 1000, "The paper uses 50.")
+        check_whole("seed", self.seed, 0, 2**63 - 1)
+        check_whole("least_channels", self.least_channels, 0, 10**9)
         if self.threads is not None:
-            whole("threads", self.threads, 1, 1024)
+            check_whole("threads", self.threads, 1, 1024)
         if (
             not isinstance(self.guidance, (int, float))
             or isinstance(self.guidance, bool)
@@ -209,7 +215,7 @@ class Settings:
                 f"guidance: got {self.guidance!r}, expected a number from 0 to 1000; 7.5 is usual, 1 is none."
             )
         if self.chunk is not None:
-            whole("chunk", self.chunk, 1, 10**6)
+            check_whole("chunk", self.chunk, 1, 10**6)
             if self.method not in ("fatezero", "ddim"):
                 raise FzError(
                     f"chunk: got {self.chunk} with method {self.method}, expected fatezero or ddim. Leave --chunk out."
@@ -227,6 +233,8 @@ class Settings:
             raise FzError(
                 f"strength: got {self.strength!r}, expected a share of the steps above 0, at most 1, as 0.75."
             )
+        check_sentence("source", self.source)
+        check_sentence("negative", self.negative)
         if not self.source.strip():
             raise FzError(
                 "source: got an empty sentence, expected one that describes the clip, as --source 'a silver jeep on "
@@ -236,18 +244,6 @@ class Settings:
             raise FzError("target: got none, expected at least one sentence, as --target 'a red jeep on a road'.")
         if self.frame_index is not None:
             FrameIndex(self.frame_index)
-
-
-def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise FzError(f"{name}: got {value!r}, expected one of {', '.join(choices)}.{suggest(value, choices)}")
-
-
-def whole(name: str, value: Any, low: int, high: int, hint: str = "") -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise FzError(
-            f"{name}: got {value!r}, expected a whole number from {low} to {high}.{' ' + hint if hint else ''}"
-        )
 
 
 Overlay = Mapping[str, Any]  # 'clip.frames' -> 16, 'edits.0.threshold' -> 0.3, 'edits.*.align' -> 'refine' (every edit)
@@ -330,6 +326,6 @@ def check_path(path: str) -> None:
     known = names | {f"clip.{f.name}" for f in dataclasses.fields(ClipSettings)}
     known |= {f"edits.*.{f.name}" for f in dataclasses.fields(EditSettings)}
     parts = path.split(".")
-    general = f"edits.*.{parts[2]}" if parts[0] == "edits" and len(parts) == 3 and parts[1].isdigit() else path
+    general = f"edits.*.{parts[2]}" if re.fullmatch(r"edits\.\d{1,4}\.\w+", path, re.ASCII) else path
     if general not in known:
         raise FzError(f"unknown setting {path!r}.{suggest(general, known)}")

@@ -1,26 +1,24 @@
-"""The flags of `python -m fz.run`: one table, what each flag's text means, and the parser that is made of them.
+"""The flags of `python -m fz.run`: one table, and the parser that is made of it.
 
 A flag's `dest` is the path of the setting that it sets, so that what was given is an overlay of `fz.settings.config`
-already. How flags, presets and configs are laid over each other is `fz.settings.parse`'s question.
+already. What a flag's text means is `fz.settings.texts`' question, how flags, presets and configs are laid over each
+other `fz.settings.parse`'s.
 """
 
 import argparse
 import dataclasses
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import fz
-from fz.errors import suggest
 from fz.settings.config import (
     ABLATIONS,
     ALIGNS,
     ATTENTIONS,
     CONVS,
-    DEVICES,
     DTYPES,
-    METHODS,
+    METHOD_NAMES,
     PRESETS,
     STORE_DTYPES,
     STORES,
@@ -28,6 +26,22 @@ from fz.settings.config import (
     Crop,
     EditSettings,
     Settings,
+)
+from fz.settings.texts import (
+    count,
+    crop,
+    device,
+    factor_of_word,
+    frame_index,
+    number,
+    number_or_none,
+    one_of,
+    sentence,
+    share,
+    share_of_word,
+    size,
+    whole,
+    words,
 )
 from fz.shell import Parser
 
@@ -51,117 +65,11 @@ SWEEP = (
     "an edit for each combination, from one inversion, and one sheet of them with metrics: "
     "self_replace=0.2:0.9:0.1 blend_th=0.2,0.3,none reweight.WORD=1,5"
 )
+MEASURED_BY = (
+    "CLIP: a folder in transformers' layout, or a file with the original state dict; 'none'. Default: the "
+    "miniature's, for its runs"
+)
 JUDGE = "CLIP that judges --sweep and --report, a folder or a file, or none; default: the miniature's, for its runs"
-
-
-# ---- what a flag's text means; argparse puts the flag's name before the message ----------------------------
-
-
-def whole(low: int) -> Callable[[str], int]:
-    def parse(value: str) -> int:
-        # int() alone takes '1_0' and ' 7 ' too
-        if not re.fullmatch(r"[+-]?\d{1,18}", value, re.ASCII) or int(value) < low:
-            raise argparse.ArgumentTypeError(f"got {value!r}, expected a whole number of at least {low}.")
-        return int(value)
-
-    return parse
-
-
-def number(value: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {value!r}, expected a number.") from None
-
-
-def number_or_none(value: str) -> float | None:
-    if value == "none":
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {value!r}, expected a number from 0 to 1, or none.") from None
-
-
-def count(value: str) -> int | None:
-    if value == "all":
-        return None
-    try:
-        return whole(1)(value)
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"got {value!r}, expected a whole number of at least 1, or all.") from None
-
-
-def size(value: str) -> int | tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", value, re.ASCII)
-    if not found:
-        raise argparse.ArgumentTypeError(
-            f"got {value!r}, expected a number (a square) or HEIGHTxWIDTH, as 512 or 384x640."
-        )
-    return (int(found[1]), int(found[2])) if found[2] else int(found[1])
-
-
-def crop(value: str) -> Crop:
-    parts = value.split(",")
-    if len(parts) != 4 or not all(re.fullmatch(r"\d{1,6}", p.strip(), re.ASCII) for p in parts):
-        raise argparse.ArgumentTypeError(
-            f"got {value!r}, expected pixels to cut as LEFT,RIGHT,TOP,BOTTOM, such as 0,0,40,0."
-        )
-    return Crop(*map(int, parts))
-
-
-def one_of(choices: Sequence[str]) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        if value not in choices:
-            raise argparse.ArgumentTypeError(
-                f"got {value!r}, expected one of {', '.join(choices)}.{suggest(value, choices)}"
-            )
-        return value
-
-    return parse
-
-
-def frame_index(value: str) -> tuple[int | str, ...]:
-    entries = [entry.strip() for entry in value.strip("[] ").split(",")]
-    return tuple(int(e) if re.fullmatch(r"[+-]?\d{1,9}", e, re.ASCII) else e.strip("'\"") for e in entries if e)
-
-
-def share(value: str) -> float | tuple[float, ...]:
-    try:
-        numbers = tuple(float(part) for part in value.strip("[] ").split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) not in (1, 2) or not all(0 <= n <= 1 for n in numbers) or sorted(numbers) != list(numbers):
-        raise argparse.ArgumentTypeError(
-            f"got {value!r}, expected a share of the steps from 0 to 1 or FROM,TO, as 0.8 or 0.1,0.8."
-        )
-    return numbers if len(numbers) == 2 else numbers[0]
-
-
-def share_of_word(value: str) -> tuple[str | None, float | tuple[float, ...]]:
-    word, _, amount = value.rpartition("=")
-    return word or None, share(amount)
-
-
-def factor_of_word(value: str) -> tuple[str, float]:
-    word, _, factor = value.rpartition("=")
-    try:
-        return (word, float(factor)) if word else ("", float("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {value!r}, expected WORD=FACTOR, as watercolor=10.") from None
-
-
-def sentence(value: str) -> str:
-    if not value.strip():
-        raise argparse.ArgumentTypeError("got an empty sentence, expected one that describes the clip.")
-    return value
-
-
-def words(value: str) -> tuple[str, ...]:
-    return tuple(re.split(r"[\s,]+", value.strip(" ,"))) if value.strip(" ,") else ()
-
-
-# ---- the flags ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -243,8 +151,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
                                                       "the clip", const=False),
     ),
     "method": (
-        Flag("method", "method", one_of(METHODS), "NAME", "fatezero, or what the paper compares with: ddim, sdedit, "
-                                                          "null-p2p, pnp"),
+        Flag("method", "method", one_of(METHOD_NAMES), "NAME",
+             "fatezero, or what the paper compares with: ddim, sdedit, null-p2p, pnp"),
         Flag("strength", "strength", number, "R", "of sdedit: the share of the steps that are noised and denoised"),
         Flag("ablate", "ablate", one_of(tuple(ABLATIONS)), "PART",
              "the paper's ablations, over other flags: no-self, full-self, reconstruction, no-cross; again "
@@ -276,8 +184,9 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
              "also keep the source's latents outside a mask of this threshold *", edit=True),
     ),
     "machine": (
-        Flag("device", "device", one_of(DEVICES), "NAME", "auto, cpu, cuda or mps"),
-        Flag("dtype", "dtype", one_of(DTYPES), "NAME", "float32, float16 or bfloat16"),
+        Flag("device", "device", device, "NAME", "auto, cpu, cuda, mps, or one of several GPUs, as cuda:1"),
+        Flag("dtype", "dtype", one_of(DTYPES), "NAME",
+             "float32, float16, bfloat16, or auto: float16 on CUDA, else float32"),
         Flag("offload", "offload", None, "", "models on the GPU only while they are used, what is "
                                              "kept in RAM", const=True),
         Flag("compile", "compile", None, "", "compile the UNet's layers for a GPU", const=True),
@@ -331,7 +240,7 @@ def build_parser(numbers: Iterable[int] = ()) -> argparse.ArgumentParser:
             )
     group = parser.add_argument_group("many settings")
     group.add_argument("--sweep", nargs="+", action="extend", metavar="NAME=VALUES", help=SWEEP)
-    group.add_argument("--clip", metavar="PATH", help=JUDGE)
+    add_renamed(group, "--clip-model", "--clip", metavar="PATH", help=JUDGE)
     group = parser.add_argument_group("about")
     group.add_argument(
         "--list-words", action="store_true", help="show the prompts' words; without prompts, what the miniature knows"
@@ -339,6 +248,18 @@ def build_parser(numbers: Iterable[int] = ()) -> argparse.ArgumentParser:
     group.add_argument("--debug", action="store_true", help="show an error's traceback")
     group.add_argument("--version", action="version", version=f"fz {fz.__version__}")
     return parser
+
+
+def add_renamed(group: Any, name: str, before: str, **options: Any) -> None:
+    """A flag that is still read by the name that it had before, which --help no longer shows."""
+    action = group.add_argument(name, **options)
+    group.add_argument(before, **{**options, "help": argparse.SUPPRESS}, dest=action.dest)
+
+
+def add_clip_model(parser: argparse.ArgumentParser) -> None:
+    """What `fz.evaluate` and `fz.report` measure by."""
+    add_renamed(parser, "--clip-model", "--clip", metavar="PATH", help=MEASURED_BY)
+    parser.add_argument("--tokenizer", metavar="DIR", help="CLIP's vocab.json and merges.txt, for a CLIP that has none")
 
 
 def add(group: Any, flag: Flag, name: str, dest: str, text: str) -> None:

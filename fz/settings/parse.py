@@ -8,16 +8,14 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fz.errors import FzError
 from fz.settings import released, tree
 from fz.settings.config import ABLATIONS, PRESETS, Overlay, Settings, build
 from fz.settings.flags import build_parser
+from fz.settings.sweep import Variant, expand, read_sweeps
 from fz.shell import unknown
-
-if TYPE_CHECKING:
-    from fz.settings.sweep import Variant
 
 
 @dataclass(frozen=True)
@@ -28,8 +26,8 @@ class Request:
 
     settings: Settings | None
     list_words: bool = False
-    sweep: tuple["Variant", ...] = ()
-    clip: str | None = None  # the CLIP that judges a sweep and a report
+    sweep: tuple[Variant, ...] = ()
+    clip_model: str | None = None  # the CLIP that judges a sweep and a report
 
 
 def parse(argv: Sequence[str]) -> Request:
@@ -45,7 +43,7 @@ def parse(argv: Sequence[str]) -> Request:
     given = vars(given)
     given.pop("debug", None)
     list_words = given.pop("list_words", False)
-    sweeps, clip = given.pop("sweep", []), given.pop("clip", None)
+    sweeps, clip_model = given.pop("sweep", []), given.pop("clip_model", None)
     config, assignments = given.pop("config", None), given.pop("set", [])
     flags = flag_overlay(given)
 
@@ -80,17 +78,15 @@ def parse(argv: Sequence[str]) -> Request:
             f"flags of edit .{beyond[0]}: there are {len(settings.edits)} targets, numbered from 0. Expected .N of "
             "one of them."
         )
-    if clip is not None and not (sweeps or settings.report):
+    if clip_model is not None and not (sweeps or settings.report):
         raise FzError(
-            f"clip: got {clip!r} without --sweep or --report, which it judges. Pass one of them, or leave it out."
+            f"clip model: got {clip_model!r} without --sweep or --report, which it judges. Pass one of them, or "
+            "leave it out."
         )
     if not sweeps or list_words:
-        return Request(settings, list_words, clip=clip)
-    # seconds of imports that only a sweep needs
-    from fz.settings.sweep import expand, read_sweeps
-
+        return Request(settings, list_words, clip_model=clip_model)
     variants = read_sweeps(sweeps)
-    return Request(expand(settings, variants), sweep=tuple(variants), clip=clip)
+    return Request(expand(settings, variants), sweep=tuple(variants), clip_model=clip_model)
 
 
 def joined(argv: Sequence[str]) -> list[str]:

@@ -1,64 +1,18 @@
-"""The released FateZero configs as settings: a table from the names in those YAML files to `fz.settings.config`
-overlays.
+"""The released FateZero configs as settings: from the names in those YAML files to `fz.settings.config` overlays.
 
-Nothing else knows the released names. They are the arguments of the official code (test_fatezero.py,
-train_tune_a_video.py and what they call); every one is used, knowingly left aside, or refused, and any other name is an
-error. How the file is read is `fz.settings.tree`'s question.
+Nothing else knows the released names, which `fz.settings.released_names` lists. How the file is read is
+`fz.settings.tree`'s question.
 """
 
-import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fz.errors import FzError, suggest
+from fz.errors import FzError
 from fz.settings.config import Crop, Overlay
-from fz.settings.tree import Config, Names, Tree, leaves, split
-
-P2P = "editing_config.p2p_config"
-P2P_KEYS = ("cross_replace_steps", "self_replace_steps", "is_replace_controller", "eq_params.words", "eq_params.values",
-            "blend_words",
-            "blend_self_attention", "blend_latents", "blend_th")  # fmt: skip
-IGNORED = {  # and why
-    "dataset_config.stride": "samples a long video while tuning",
-    "dataset_config.image_mode": "frames are RGB",
-    "dataset_config.class_*": "regularization images of tuning",
-    "editing_config.clip_length": "it is n_sample_frame",
-    "editing_config.use_invertion_latents": "editing always starts from inverted latents, in the released code too",
-    "editing_config.strength": "the released pipelines do not read it",
-    "editing_config.sample_seeds": "DDIM with eta = 0 draws nothing",
-    "editing_config.num_samples_per_prompt": "DDIM with eta = 0 draws nothing",
-    "editing_config.annotate*": "how the released code captions pictures",
-    "editing_config.use_make_grid": "how the released code arranges pictures",
-    "editing_config.grid_column_size": "how the released code arranges pictures",
-    "editing_config.subdir": "how the released code names folders",
-    "editing_config.traverse_p2p_config": "no effect in the released code",
-    f"{P2P}.*.use_inversion_attention": "the released code overwrites it by editing_config's",
-    f"{P2P}.*.save_self_attention": "the released code overwrites it",
-    f"{P2P}.*.disk_store": "maps are never stored",
-    "model_config.lora": "the rank is read off the weights",
-    "test_pipeline_config": "there is one pipeline",
-    "trainer_pipeline_config": "of tuning",
-    "disk_store": "maps are never stored",
-    "verbose": "progress is shown",
-    "use_invertion_latents": "editing always starts from inverted latents",
-    "mixed_precision": "--dtype decides; float32 is the default",
-    "pretrained_epoch_list": "one checkpoint a run",
-    "batch_size": "one clip a run",
-    **dict.fromkeys(
-        ("train_steps", "validation_steps", "checkpointing_steps", "train_batch_size", "learning_rate", "scale_lr",
-         "lr_scheduler",
-         "lr_warmup_steps", "use_8bit_adam", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon",
-         "max_grad_norm",
-         "gradient_accumulation_steps", "gradient_checkpointing", "enable_xformers", "train_temporal_conv",
-         "prior_preservation"),
-        "of tuning",
-    ),
-}  # fmt: skip
-REFUSED = {
-    "model_config.temporal_downsample": "",
-    "model_config.temporal_downsample_time": "",
-}  # what would change the model
+from fz.settings.convert import number, share, shown, text, truth, whole, words
+from fz.settings.released_names import COUNTS, P2P, TABLE, check_names
+from fz.settings.tree import Config, Tree, is_number
 
 # what the released code takes for keys that a config lacks
 DEFAULTS: Overlay = {
@@ -71,150 +25,6 @@ DEFAULTS: Overlay = {
     "edits.*.align": "replace",
     "edits.*.lenient": True,
 }
-
-
-# ---- converters: released value -> setting. `name` is for the message. -------------------------------------
-
-
-def shown(value: Any) -> str:
-    """For messages: sections can be long."""
-    return repr(value) if len(repr(value)) <= 120 else f"{repr(value)[:117]}..."
-
-
-def text(value: Any, name: str) -> str:
-    if isinstance(value, (dict, list, bool)):
-        raise FzError(f"{name}: got {shown(value)}, expected text.")
-    return str(value)
-
-
-def number(value: Any, name: str) -> float | int:
-    if isinstance(value, str):  # YAML 1.1 reads 1e-5 as text
-        try:
-            value = float(value)
-        except ValueError:
-            pass
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise FzError(f"{name}: got {shown(value)}, expected a number.")
-    return value
-
-
-def whole(value: Any, name: str) -> int:
-    value = number(value, name)
-    if not float(value).is_integer():
-        raise FzError(f"{name}: got {shown(value)}, expected a whole number.")
-    return int(value)
-
-
-def truth(value: Any, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise FzError(f"{name}: got {shown(value)}, expected true or false.")
-    return value
-
-
-def frames(value: Any, name: str) -> int | None:
-    value = whole(value, name)
-    return None if value < 0 else value
-
-
-def size(value: Any, name: str) -> int | tuple[int, ...]:
-    return tuple(whole(v, name) for v in value) if isinstance(value, list) else whole(value, name)
-
-
-def frame_index(value: Any, name: str) -> tuple[int | str, ...]:
-    if not isinstance(value, list):
-        raise FzError(f"{name}: got {shown(value)}, expected a list, as [-1, first].")
-    return tuple(value)
-
-
-def centre(value: Any, name: str) -> None:
-    if value != "center":
-        raise FzError(f"{name}: got {shown(value)}, expected center, the only crop there is; offset moves it.")
-
-
-def share(value: Any, name: str) -> Any:
-    """A number or a pair: config.window checks the range."""
-    return tuple(number(v, name) for v in value) if isinstance(value, list) else number(value, name)
-
-
-def words(value: Any, name: str) -> tuple[str, ...]:
-    return tuple(text(v, name) for v in value) if isinstance(value, list) else (text(value, name),)
-
-
-@dataclass(frozen=True)
-class Row:
-    """setting None: the value is checked, and that is all."""
-
-    setting: str | None
-    convert: Callable[[Any, str], Any]
-
-
-TABLE = {
-    "pretrained_model_path": Row("checkpoint", text),
-    "seed": Row("seed", whole),
-    "logdir": Row("out", text),
-    "dataset_config.path": Row("clip.path", text),
-    "dataset_config.n_sample_frame": Row("clip.frames", frames),
-    "dataset_config.start_sample_frame": Row("clip.start", whole),
-    "dataset_config.sampling_rate": Row("clip.every", whole),
-    "dataset_config.image_size": Row("clip.size", size),
-    "dataset_config.crop": Row(None, centre),
-    "editing_config.guidance_scale": Row("guidance", number),
-    "editing_config.num_inference_steps": Row("steps", whole),
-    "editing_config.negative_prompt": Row("negative", text),
-    "model_config.SparseCausalAttention_index": Row("frame_index", frame_index),
-    "model_config.least_sc_channel": Row("least_channels", whole),
-}
-COMBINED = (  # read together, below
-    "dataset_config.prompt", "dataset_config.offset.left", "dataset_config.offset.right", "dataset_config.offset.top",
-    "dataset_config.offset.bottom", "editing_config.source_prompt", "editing_config.editing_prompts",
-    "editing_config.prompt2prompt_edit",
-    "editing_config.use_inversion_attention", *(f"{P2P}.*.{key}" for key in P2P_KEYS),
-)  # fmt: skip
-OPEN = (f"{P2P}.*.cross_replace_steps", "test_pipeline_config", "trainer_pipeline_config")  # sections of any names
-
-
-# ---- names -------------------------------------------------------------------------------------------------
-
-
-def check_names(tree: Tree) -> None:
-    """Raises FzError for a name that the released code does not have, with the nearest, and for what is refused."""
-    names = [split(name) for name in (*TABLE, *COMBINED, *IGNORED, *REFUSED)]
-    for path, value in leaves(tree) if tree else ():
-        name = ".".join(path)
-        if name in REFUSED and value not in (None, False, 0):
-            raise FzError(
-                f"{name}: got {shown(value)}, which samples fewer frames in time inside the model; that is not "
-                "built. Remove it."
-            )
-        if any(matches(path, known) for known in names) or any(
-            matches(path[: len(section)], section) for section in map(split, OPEN)
-        ):
-            continue
-        if any(len(path) < len(known) and matches(path, known[: len(path)]) for known in names):
-            if value in (None, {}, []) or "${" in str(value):
-                continue
-            raise FzError(f"{name}: got {shown(value)}, expected a section with names of its own.")
-        raise FzError(f"unknown config key {name!r}.{nearest(path, names)}")
-
-
-def matches(path: Names, pattern: Names) -> bool:
-    return len(path) == len(pattern) and all(map(fnmatch.fnmatchcase, path, pattern))
-
-
-def nearest(path: Names, names: Iterable[Names]) -> str:
-    """The nearest full name; the last part decides where the section is right."""
-    # the numbers of edits are the user's
-    choices = [
-        tuple(path[i] if part == "*" and i < len(path) else part for i, part in enumerate(name)) for name in names
-    ]
-    siblings = {name[-1]: ".".join(name) for name in choices if name[:-1] == path[:-1]}
-    hint = suggest(path[-1], siblings)
-    for last, full in siblings.items():
-        hint = hint.replace(f"'{last}'", f"'{full}'")
-    return hint or suggest(".".join(path), map(".".join, choices))
-
-
-# ---- translating -------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -253,6 +63,10 @@ def translate(tree: Tree) -> Translation:
             converted = row.convert(value, name)
             if row.setting:
                 out.put(row.setting, converted, name)
+    for name in COUNTS:
+        value = config.get(name)
+        if value is not None and whole(value, name) < 1:
+            raise FzError(f"{name}: got {shown(value)}, expected a whole number of at least 1.")
     sides = {side: config.get(f"dataset_config.offset.{side}") for side in ("left", "right", "top", "bottom")}
     offset = {side: whole(value, f"dataset_config.offset.{side}") for side, value in sides.items() if value is not None}
     if offset:
@@ -289,7 +103,7 @@ def put_methods(config: Config, out: Translation, prompts: list[str]) -> None:
     inverted = True if inverted is None else truth(inverted, attention)
     entries = set(config.keys(P2P))
     for i in sorted(entries):
-        if not i.isdigit():
+        if not is_number(i):
             raise FzError(f"{P2P}.{i}: got {i!r} as the number of an edit, expected 0 to {max(len(prompts) - 1, 0)}.")
         # entries without a prompt are left over from a longer list
         if not prompts or int(i) < len(prompts):

@@ -1,34 +1,24 @@
-"""`python -m fz.run FLAGS... --sweep self_replace=0.2:0.9:0.1 threshold=0.2,0.3`: many settings of an edit from one
-inversion, one sheet.
+"""`--sweep self_replace=0.2:0.9:0.1 threshold=0.2,0.3`: which settings are meant? An edit for each combination of
+values, all of one run.
 
-A sweep is a run with an edit for each combination, so everything of `fz.run` holds: cache, resuming, folder. Beside the
-run's files there are then sweep.png (a row each: what was set, its metrics, its frames), sweep.json and sweep.csv.
-`python -m fz.settings.sweep` is the same command.
+So everything of `fz.run` holds: cache, resuming, folder. What is written beside the run's files is `fz.results.sheet`'s
+question.
 """
 
 import dataclasses
 import itertools
-import json
-import sys
+import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fz.clips.media import atomic, contact_sheet, to_uint8, write_png
 from fz.errors import FzError, suggest
-from fz.evaluate import TITLES, as_csv, measure, shown
-from fz.results.folder import default_path
 from fz.settings.config import EditSettings, Settings
+from fz.settings.place import default_path
 
 # settings of an edit that are a number, and the released code's names of them
 NAMES = {name: name for name in ("self_replace", "cross_replace", "threshold", "blend_latents")}
 NAMES |= {"blend_th": "threshold", "self_replace_steps": "self_replace", "cross_replace_steps": "cross_replace"}
 MOST = 100
-# what a row of the sheet says
-LABELLED = ("tem_con", "frame_acc", "text_score", "warp_error", "psnr_background")
-
 Variant = tuple[tuple[str, float | None], ...]  # ('self_replace', 0.2), ('reweight.blue', 2.0) …
 
 
@@ -50,9 +40,10 @@ def read_sweeps(texts: Sequence[str]) -> list[Variant]:
         axes[name] = read_values(text, values)
     if not axes:
         raise FzError("sweep: got nothing to sweep, expected as --sweep self_replace=0.2:0.9:0.1 threshold=0.2,0.3.")
-    count = int(np.prod([len(values) for values in axes.values()]))
+    count = math.prod(len(values) for values in axes.values())
     if count > MOST:
-        raise FzError(f"sweep: {count} combinations, expected at most {MOST}. Take fewer values.")
+        shown = count if count < 10**9 else "more than 10^9"
+        raise FzError(f"sweep: {shown} combinations, expected at most {MOST}. Take fewer values.")
     return [tuple(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
@@ -101,40 +92,3 @@ def varied(edit: EditSettings, variant: Variant) -> EditSettings:
         else:
             fields[name] = value
     return dataclasses.replace(edit, **fields)
-
-
-def write_sweep(result: Any, variants: Sequence[Variant], clip: Any = None) -> list[dict[str, Any]]:
-    """sweep.png, .json and .csv into a finished sweep's folder (`fz.pipeline.Result`); returns a row an edit. clip:
-    `fz.model.clip_vision.Clip`.
-    """
-    source, out = to_uint8(result.video.frames), Path(result.out)
-    rows, clips, labels = [], [source], [f"source: {result.settings.source}"]
-    for i, edited in enumerate(result.edits):
-        variant, frames = variants[i % len(variants)], to_uint8(edited.frames)
-        numbers = measure(source, frames, (result.settings.source, edited.settings.target), clip)
-        label = ", ".join(f"{name} {'none' if value is None else f'{value:g}'}" for name, value in variant)
-        rows.append({"edit": i, "label": label, "target": edited.settings.target, **dict(variant), **numbers})
-        said = [f"{TITLES[name]} {shown(name, numbers[name])}" for name in LABELLED if numbers[name] is not None]
-        many = len({e.target for e in result.settings.edits}) > 1
-        labels.append("; ".join([label, *said, *([edited.settings.target] if many else [])]))
-        clips.append(frames)
-    write_png(out / "sweep.png", contact_sheet(clips, labels, tile=160))
-    for name, text in (("sweep.json", json.dumps(rows, indent=1) + "\n"), ("sweep.csv", as_csv(rows))):
-        with atomic(out / name) as part:
-            part.write_text(text, encoding="utf-8")
-    return rows
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`fz.run`, which then has to be told what to sweep."""
-    from fz import run, shell
-
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if "--help" not in argv and not any(arg.partition("=")[0] == "--sweep" for arg in argv):
-        shell.say_error("sweep: got no --sweep, expected as --sweep self_replace=0.2:0.9:0.1 threshold=0.2,0.3.")
-        return 2
-    return run.main(argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,7 +3,7 @@
 
 The temporal layers begin as the identity, so that training starts from the very model that it was given. Queries and
 temporal layers are trained, nothing else. Step n draws from (seed, n): a training that was stopped goes on to the same
-bits. Files are the question of `tune.py` and `tuned_folder.py`.
+bits. Files are the question of `fz.tuning.run` and `fz.weights.write`.
 """
 
 import contextlib
@@ -123,29 +123,30 @@ def draw(seed: int, number: int, shape: Sequence[int], timesteps: int) -> tuple[
     return int(torch.randint(timesteps, (), generator=generator)), torch.randn(tuple(shape), generator=generator)
 
 
+@dataclass(frozen=True)
+class Training:
+    """How a training goes. rate: AdamW's. accumulate: draws a step. dtype: of the products, the weights stay float32.
+
+    recompute: gradient checkpointing.
+    """
+
+    rate: float
+    seed: int = 0
+    accumulate: int = 1
+    dtype: torch.dtype = torch.float32
+    recompute: bool = True
+
+
 class Tuner:
     """The training of one UNet: epsilon loss (eq. 1), AdamW. `steps` are done; `losses` has one each."""
 
-    def __init__(
-        self,
-        unet: UNet,
-        recipe: Recipe,
-        alpha_bars: Sequence[float],
-        rate: float,
-        seed: int = 0,
-        accumulate: int = 1,
-        dtype: torch.dtype = torch.float32,
-        recompute: bool = True,
-    ):
-        """alpha_bars: of every training timestep. accumulate: draws a step. dtype: of the products, the weights stay
-        float32.
-
-        recompute: gradient checkpointing.
-        """
+    def __init__(self, unet: UNet, recipe: Recipe, alpha_bars: Sequence[float], training: Training):
+        """alpha_bars: of every training timestep."""
         self.unet, self.weights, self.alpha_bars = unet, trained(unet, recipe), alpha_bars
-        self.seed, self.accumulate, self.dtype, self.recompute = seed, accumulate, dtype, recompute
-        self.optimiser = torch.optim.AdamW(self.weights.values(), lr=rate, weight_decay=1e-2)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
+        self.seed, self.accumulate = training.seed, training.accumulate
+        self.dtype, self.recompute = training.dtype, training.recompute
+        self.optimiser = torch.optim.AdamW(self.weights.values(), lr=training.rate, weight_decay=1e-2)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.dtype == torch.float16)
         self.steps = 0
         self.losses: list[float] = []
 

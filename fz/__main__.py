@@ -1,0 +1,64 @@
+"""The command line, `fz COMMAND …` or `python -m fz COMMAND …`: which command is meant? Each is a `python -m
+fz.COMMAND`, too.
+
+Nothing is imported but the command that is run: `fz --help` answers at once.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "run": "edit a clip, or without flags the bundled example",
+    "tune": "tune a checkpoint on a clip, for edits of shape",
+    "prompt": "show what an edit will do to each word, before it is run",
+    "sweep": "many settings of an edit from one inversion, on one sheet",
+    "evaluate": "measure folders of results",
+    "report": "write a page of a folder of results",
+}
+EXAMPLE = "fz run --source 'a red car moving on the sand' --target 'a blue car moving on the sand'"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "_ARGCOMPLETE" in os.environ:
+        from fz.completion import complete
+
+        complete()
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        from fz import __version__
+
+        print(f"fz {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        from fz.errors import suggest
+        from fz.shell import say_error
+
+        say_error(f"unknown command {argv[0]!r}, expected one of {', '.join(COMMANDS)}.{suggest(argv[0], COMMANDS)}")
+        return 2
+    return import_module(f"fz.{argv[0]}").main(argv[1:])
+
+
+def usage() -> str:
+    lines = [f"  {name:10}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: fz COMMAND [flags]",
+            "",
+            "Edit videos by text: FateZero (arXiv 2303.09535) on any Stable Diffusion v1 checkpoint.",
+            "",
+            *lines,
+            "",
+            "fz COMMAND --help lists a command's flags. As in:",
+            f"  {EXAMPLE}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

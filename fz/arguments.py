@@ -1,0 +1,49 @@
+"""Are a Python caller's arguments settings? Their names are checked here, their values in `fz.settings.config`."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fz.errors import FzError, suggest
+from fz.settings.checks import check_one_of
+from fz.settings.config import PRESETS, EditSettings, edit_settings
+
+PATHS = ("vae", "tokenizer", "model_config")
+OF_LOADING = (*PATHS, "ema", "clip_norm", "frame_index", "least_channels", "offload", "compile", "threads", "conv",
+              "conv_memory")  # fmt: skip
+OF_INVERTING = ("steps", "chunk", "store", "store_dtype")
+OF_EDITING = ("negative", "method", "strength", "guidance", "guidance_window", "attention", "reconstruction_prompt",
+              "seed")  # fmt: skip
+OF_AN_EDIT = tuple(f.name for f in dataclasses.fields(EditSettings) if f.name not in ("target", "lenient"))
+
+
+def named(settings: Mapping[str, Any], known: Sequence[str], what: str) -> dict[str, Any]:
+    """The settings, paths as text and lists as tuples. Raises FzError for one that `what` does not have."""
+    for name in settings:
+        if name not in known:
+            raise FzError(f"{what}: unknown setting {name!r}, expected {', '.join(known)}.{suggest(name, known)}")
+    listed = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    return {name: path_of(value, name) if name in PATHS else value for name, value in listed.items()}
+
+
+def path_of(value: Any, name: str) -> str | None:
+    if value is not None and not isinstance(value, (str, Path)):
+        raise FzError(f"{name}: got {type(value).__name__}, expected a path.")
+    return None if value is None else str(Path(value).expanduser())
+
+
+def edit_of(source: str, target: str | None, kind: str | None, given: Mapping[str, Any]) -> EditSettings:
+    """An edit's settings: the preset `kind`, and what is given over it. Without a target it must remove or enhance."""
+    if kind is not None:
+        check_one_of("kind", kind, tuple(PRESETS))
+    if target is None and not (given.get("remove") or given.get("enhance")):
+        raise FzError("target: got none, expected a sentence, as 'a red jeep on a road', or remove or enhance.")
+    preset = PRESETS[kind] if kind is not None else {}
+    return edit_settings(source, {**preset, **given, **({} if target is None else {"target": target})})
+
+
+def called(callback: Any) -> Any:
+    if callback is not None and not callable(callback):
+        raise FzError(f"callback: got {callback!r}, expected a function of the step and the latents after it.")
+    return callback

@@ -1,0 +1,78 @@
+"""From what settings name to models: which checkpoint, on which device and in which dtype, attending to which frames,
+and which CLIP judges the results.
+
+How files become models is `fz.weights`' question.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+
+from fz import mini
+from fz.frames import FrameIndex
+from fz.memory.machine import pick_device, settle_dtype
+from fz.model.clip_vision import Clip
+from fz.prompts.text import TextEncoder
+from fz.settings.config import Settings
+from fz.settings.place import expanded
+from fz.weights.clip import load_clip
+from fz.weights.load import Checkpoint, load_checkpoint, load_tokenizer
+from fz.weights.source import find_tokenizer
+
+
+def settled(settings: Settings) -> tuple[Settings, list[str]]:
+    """The settings with the dtype that 'auto' means on their device, and what to tell of it. Raises FzError for a
+    device that this machine does not have.
+    """
+    dtype, line = settle_dtype(settings.dtype, pick_device(settings.device))
+    return dataclasses.replace(settings, dtype=dtype), [line] if line else []
+
+
+def load(settings: Settings, device: torch.device) -> Checkpoint:
+    """The settings' checkpoint, or the miniature, on its device, in its dtype, laid out for speed."""
+    checkpoint = load_checkpoint(
+        settings.checkpoint or mini.checkpoint(),
+        vae=settings.vae,
+        tokenizer=settings.tokenizer,
+        model_config=settings.model_config,
+        ema=settings.ema,
+    )
+    dtype = getattr(torch, settings.dtype)
+    # offloaded models come to the device when they are used
+    home = torch.device("cpu") if settings.offload else device
+    checkpoint.unet.to(home, dtype, memory_format=torch.channels_last)
+    checkpoint.unet.clip_norm = settings.clip_norm
+    # fp16 VAEs overflow on some checkpoints: bfloat16 has float32's range
+    checkpoint.vae.to(home, torch.bfloat16 if dtype == torch.float16 else dtype, memory_format=torch.channels_last)
+    return checkpoint
+
+
+def text_of(settings: Settings) -> TextEncoder:
+    """A TextEncoder of the checkpoint's tokenizer alone: it has tokens of prompts, no embeddings."""
+    checkpoint = settings.checkpoint or mini.checkpoint()
+    given = (settings.tokenizer, checkpoint, settings.model_config)
+    folders = [expanded(path, "checkpoint") if path else None for path in given]
+    if folders[1].is_file():
+        folders[1] = None
+    return TextEncoder(load_tokenizer(find_tokenizer(*folders), 2**31), None)
+
+
+def choose_frame_index(settings: Settings, tuned: bool, note: Callable[[str], None]) -> FrameIndex:
+    """The paper's [own, mid] for an untuned checkpoint, Tune-A-Video's [-1, first] for a tuned one, unless the settings
+    say.
+    """
+    entries = settings.frame_index
+    if entries is None:
+        entries = (-1, "first") if tuned else (0, "mid")
+        note(f"frames attend to {list(entries)}: the usual for {'a tuned' if tuned else 'an untuned'} checkpoint")
+    return FrameIndex(entries, settings.least_channels)
+
+
+def choose_clip(path: str | None, tokenizer: str | None = None, miniature: bool = True) -> Clip | None:
+    """The CLIP at path; None for 'none'. Without a path the miniature's, where the pictures are of its world, which is
+    all it knows.
+    """
+    if path is None and miniature:
+        path = mini.clip()
+    return load_clip(path, tokenizer) if path not in (None, "none") else None

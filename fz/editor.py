@@ -1,0 +1,150 @@
+"""A loaded model, a clip that it inverted, and the edits that start from there: what `import fz` gives to Python
+programs, and what `fz.pipeline.run` is made of.
+
+    editor = fz.load("sd-v1-4.ckpt")
+    inversion = editor.invert(fz.read("jeep.mp4"), "a silver jeep on a road")
+    result = inversion.edit("a red jeep on a road", kind="attribute")
+"""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fz import mini
+from fz.arguments import OF_INVERTING, OF_LOADING, called, named, path_of
+from fz.attention import Keep
+from fz.checkpoint import choose_frame_index, settled
+from fz.checkpoint import load as load_checkpoint
+from fz.chunks import Chunks
+from fz.clips.arrays import Clip, as_video
+from fz.clips.video import Video
+from fz.edit import Callback
+from fz.errors import FzError
+from fz.inverted import InvertedClip
+from fz.memory.inversions import Inversion
+from fz.memory.machine import pick_device
+from fz.memory.offload import resident
+from fz.memory.unkept import Unkept
+from fz.model import fast_cpu
+from fz.model.compiled import compile_step
+from fz.model.unet import UNet
+from fz.progress import Journal, Progress, bars
+from fz.settings.config import ClipSettings, EditSettings, Settings
+
+
+def load(
+    checkpoint: str | Path | None = None, *, device: Any = "auto", dtype: Any = "auto", **settings: Any
+) -> "Editor":
+    """Load a Stable Diffusion v1 checkpoint, a diffusers folder or a single file; nothing: the bundled miniature.
+
+    device: auto, cpu, cuda or mps. dtype: float32, float16, bfloat16, or auto: float16 on CUDA, else float32. settings:
+    others of the model, by their names on the command line: vae, tokenizer, model_config, ema, clip_norm, offload,
+    compile, threads, conv, conv_memory. Raises FzError for a checkpoint that is none and for settings that cannot be.
+    """
+    usual = {name: value for name, value in mini.DEFAULTS.items() if "." not in name} if checkpoint is None else {}
+    unknown = Settings(ClipSettings("a clip"), "a clip", (EditSettings("a clip"),), cache="none")
+    return Editor(
+        dataclasses.replace(
+            unknown,
+            checkpoint=path_of(checkpoint, "checkpoint"),
+            device=str(device),
+            dtype=str(dtype).removeprefix("torch."),
+            **usual | named(settings, OF_LOADING, "load"),
+        )
+    )
+
+
+class Editor:
+    """A loaded model. One serves many clips and prompts; made by `fz.load`.
+
+    checkpoint: its parts. device: where it runs. multiple: what the sides of a clip are multiples of, in pixels.
+    """
+
+    def __init__(self, settings: Settings, journal: Journal | None = None):
+        journal = journal or Journal()
+        settings, _ = settled(settings)
+        self.settings, self.device = settings, pick_device(settings.device)
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        torch.manual_seed(settings.seed)
+        with journal.timed("load", self.device):
+            self.checkpoint = load_checkpoint(settings, self.device)
+        journal.note(self.checkpoint.report)
+        self.frame_index = choose_frame_index(settings, self.checkpoint.tuned, journal.note)
+        self.multiple = self.checkpoint.vae.config.stride * self.checkpoint.unet.config.stride
+        self.fitted: dict[tuple[Any, ...], UNet | Chunks] = {}
+
+    def invert(
+        self,
+        clip: Clip,
+        source: str,
+        *,
+        callback: Callback | None = None,
+        progress: bool = False,
+        cache: str | Path | None = None,
+        **settings: Any,
+    ) -> InvertedClip:
+        """Invert a clip under a sentence that describes it: once, for any number of edits.
+
+        clip: of `fz.read`, or (F, H, W, 3) uint8, or (F, 3, H, W) in [-1, 1], or a list of PIL images. callback(step,
+        latents): after each step. progress: print lines and bars. cache: a folder in which the inversion is kept, and
+        found again; None writes no file. settings: steps, frame_index, least_channels, chunk, store, store_dtype.
+        Raises FzError for what cannot be.
+        """
+        given, callback = named(settings, OF_INVERTING, "invert"), called(callback)
+        if given.get("store") == "disk":
+            raise FzError("store: got 'disk', expected auto, memory or recompute; 'disk' is the command line's.")
+        video = as_video(clip, self.multiple)
+        about = ClipSettings("a clip", len(video.frames), size=tuple(video.frames.shape[-2:]))
+        cache = path_of(cache, "cache")
+        chosen = dataclasses.replace(self.settings, clip=about, source=source, cache=cache or "none", **given)
+        journal = Journal(bars() if progress else Progress())
+        for line in video.notes:
+            journal.note(line)
+        inversion = InvertedClip(self, chosen, video, journal)
+        # which edits will follow is not known yet: whatever any of them could need
+        dtype = None if chosen.store_dtype == "same" else getattr(torch, chosen.store_dtype)
+        open_folder = Inversion.open(cache, inversion.key(), journal.say) if cache else None
+        with open_folder or contextlib.nullcontext(Unkept()) as kept:
+            inversion.choose_store(kept, lambda k: Keep(True, True, dtype))
+            inversion.encode()
+            inversion.invert(callback)
+            kept.finished()
+        # edits of a Python program are not resumed
+        inversion.kept = Unkept()
+        return inversion
+
+    def check_chunks(self, settings: Settings, video: Video | None) -> None:
+        """Raise FzError now for a clip that cannot be done so many frames at a time."""
+        if settings.chunk is not None:
+            chunks = Chunks(self.checkpoint.unet, settings.chunk)
+            if video is not None:
+                chunks.parts(self.frame_index, len(video.frames))
+
+    def fit(self, latent_size: tuple[int, int], frames: int, chunk: int | None, journal: Journal) -> UNet | Chunks:
+        """The UNet made fast for clips of that size and length, `chunk` frames at a time or all of them. The last one
+        is kept: clips of one size share it.
+        """
+        settings, unet, wanted = self.settings, self.checkpoint.unet, (latent_size, frames, chunk)
+        if wanted not in self.fitted:
+            budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9)
+            with journal.timed("prepare", self.device), self.resident(unet):
+                unet, line = fast_cpu.prepare(unet, latent_size, chunk or frames, settings.conv, budget)
+            journal.note(line)
+            fast = Chunks(unet, chunk) if chunk else unet
+            if settings.compile:
+                journal.note(compile_step(fast, self.device))
+            self.fitted = {wanted: fast}
+        return self.fitted[wanted]
+
+    def embed(self, prompt: str) -> Tensor:
+        """(77, Cx), on the device."""
+        return self.checkpoint.text.encode([prompt])[0].to(self.device)
+
+    def resident(self, module: torch.nn.Module) -> contextlib.AbstractContextManager:
+        """The module on the run's device, for the time of a block if models are offloaded."""
+        return resident(module, self.device, self.settings.offload)

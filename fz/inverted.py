@@ -1,0 +1,306 @@
+"""An inverted clip: what any number of edits start from, and the stages from frames to frames.
+
+`edit` and `attention` are for Python programs; `fz.pipeline.run` calls the stages themselves, so that both do the same.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+import fz
+from fz import kernels
+from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, named
+from fz.attention import MAP_STRIDE, Keep
+from fz.baselines import METHODS, EditFunction, editor_of
+from fz.clips.media import to_uint8
+from fz.clips.notebook import animation
+from fz.clips.video import Video
+from fz.ddim import CLEAN, Schedule
+from fz.denoiser import Denoiser
+from fz.edit import Callback, Edit, invert, masks_of, reconstruct
+from fz.guidance import Guidance
+from fz.masks import changed_pixels, paste_background
+from fz.memory.budget import Footprint, choose_store, keep_for, kept_for
+from fz.memory.inversions import Inversion, digest, leading, model_digest
+from fz.memory.unkept import Unkept
+from fz.model import fast_cpu
+from fz.model.finite import NotFinite
+from fz.progress import Journal, Progress, bars
+from fz.prompts.align import word_positions
+from fz.prompts.plan import Plan
+from fz.results.result import Edited
+from fz.settings.config import Settings
+from fz.source import Source, Store, keep_nothing
+from fz.stages import decode, encode, plan_edits, with_masks
+
+if TYPE_CHECKING:
+    from fz.editor import Editor
+
+
+class InvertedClip:
+    """A clip under its own sentence, on its way through a loaded model; made by `Editor.invert`.
+
+    settings: of the run. video: its frames. source: what inversion left, by timestep (`fz.edit.Source`).
+    """
+
+    def __init__(self, editor: "Editor", settings: Settings, video: Video, journal: Journal):
+        self.editor, self.settings, self.video, self.journal = editor, settings, video, journal
+        checkpoint = editor.checkpoint
+        schedule = Schedule.from_config(checkpoint.scheduler, settings.steps)
+        self.tokens = checkpoint.text.tokens(settings.source)
+        editor.check_chunks(settings, video)
+        self.latent_size = tuple(side // checkpoint.vae.config.stride for side in video.frames.shape[-2:])
+        unet = editor.fit(self.latent_size, len(video.frames), settings.chunk, journal)
+        self.model = Denoiser(unet, schedule, editor.frame_index)
+        self.source = Source(editor.embed(settings.source))
+        self.kept: Inversion | Unkept = Unkept()
+        self.keep: Callable[[int], Keep] = keep_nothing
+        self.mode = "recompute"
+        self.once: dict[str, Any] = {}  # what several edits need, by what it depends on
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.model.schedule
+
+    # ---- for Python programs -------------------------------------------------------------------------------
+
+    def edit(
+        self,
+        target: str | None = None,
+        *,
+        kind: str | None = None,
+        callback: Callback | None = None,
+        progress: bool = False,
+        **settings: Any,
+    ) -> Edited:
+        """Edit the clip to a sentence; as often as one likes.
+
+        kind: 'style', 'attribute' or 'shape', the paper's settings for it. callback(step, latents): after each step.
+        settings: those of the command line by their names, pairs also as dicts, as reweight={"red": 2},
+        self_replace=0.5, threshold=0.3, blend_words=("jeep", "car"), guidance=7.5, method="ddim". Raises FzError for
+        what cannot be.
+        """
+        given = named(settings, (*OF_AN_EDIT, *OF_EDITING), "edit")
+        of_run = {name: given.pop(name) for name in OF_EDITING if name in given}
+        edit = edit_of(self.settings.source, target, kind, given)
+        chosen = dataclasses.replace(self.settings, edits=(edit,), **of_run)
+        journal = Journal(bars() if progress else Progress())
+        plans = plan_edits(chosen, self.editor.checkpoint.text, journal.note)
+        (plan,) = with_masks(plans, chosen, self.video)
+        return self.apply(chosen, plan, journal, callback=called(callback))
+
+    def attention(self, word: str) -> Tensor:
+        """Where a word of the source is, or several in a row: (F, h, w) float32, its cross-attention averaged over
+        heads, layers and steps. Raises FzError for one that is not in the source.
+        """
+        positions = word_positions(self.tokens, word, "attention")
+        size = tuple(side // MAP_STRIDE for side in self.latent_size)
+        return self.averaged_maps()[..., positions].sum(-1).unflatten(1, size)
+
+    def averaged_maps(self) -> Tensor:
+        """The source's cross-attention averaged over heads, layers and steps, (F, N, 77) on the CPU."""
+        return torch.stack([self.source.maps[t] for t in self.schedule.timesteps]).mean(0).cpu()
+
+    def _repr_html_(self) -> str:
+        return animation(to_uint8(self.video.frames), self.video.fps, self.settings.source)
+
+    # ---- stages --------------------------------------------------------------------------------------------
+
+    def key(self) -> str:
+        """A hash of all that the inverted latents depend on."""
+        settings, unet, device = self.settings, self.editor.checkpoint.unet, self.editor.device
+        times = (CLEAN, *self.schedule.timesteps)
+        return digest(
+            self.video.frames,
+            self.source.embedding,
+            # heads, groups and the like, which no weight shows
+            unet.config,
+            self.editor.checkpoint.vae.config,
+            model_digest(unet),
+            model_digest(self.editor.checkpoint.vae),
+            [self.schedule.timesteps, [self.schedule.alpha_bar(t) for t in times]],
+            dataclasses.asdict(self.editor.frame_index),
+            [settings.clip_norm, settings.chunk, settings.dtype, str(device), settings.compile],
+            [kernels.choose(device), fast_cpu.signature(self.model.unet), torch.get_num_threads()],
+            [fz.__version__, torch.__version__],
+        )
+
+    def choose_store(self, kept: Inversion | Unkept, keep: Callable[[int], Keep]) -> None:
+        """Decide where the source's queries and keys stay, of which `keep` says those that edits need. Raises FzError
+        where the run cannot fit.
+        """
+        settings, editor = self.settings, self.editor
+        footprint = Footprint(
+            editor.checkpoint.unet,
+            self.latent_size,
+            len(self.video.frames),
+            settings.chunk,
+            2 if settings.guidance > 1 else 1,
+            settings.offload,
+            editor.checkpoint.vae,
+        )
+        per_step = [keep(k) for k in range(self.schedule.steps)]
+        # what is free differs from run to run: said, not noted
+        self.mode = choose_store(settings.store, footprint, per_step, kept.operands, editor.device, self.journal.say)
+        self.kept, self.keep = kept, keep_for(self.mode, keep)
+
+    def encode(self) -> None:
+        """The clip's z_0, from the inversion's folder if it is there."""
+        z0, device, vae = self.kept.z0(), self.editor.device, self.editor.checkpoint.vae
+        found = z0 is not None
+        if not found:
+            with self.journal.timed("encode", device), self.editor.resident(vae):
+                z0 = encode(vae, self.video.frames, device, self.journal.note)
+        self.source.latents[CLEAN] = z0.to(device)
+        if not found:
+            self.kept.save(0, self.source, self.schedule)
+
+    def invert(self, callback: Callback | None = None) -> None:
+        """Invert z_0: as much as the inversion's folder has of it, and the rest."""
+        source, schedule, editor = self.source, self.schedule, self.editor
+        source.store, source.keep = self.store("inversion"), self.keep
+        restored = self.kept.restore(source, schedule, editor.device)
+        if restored:
+            self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.kept.folder}")
+        with self.journal.steps("invert", "inverting", schedule.steps, editor.device) as advance:
+
+            def after_step(done: int, z: Tensor) -> None:
+                self.kept.save(done, source, schedule)
+                advance()
+                if callback:
+                    callback(done, z)
+
+            for _ in range(restored):
+                advance()
+            with editor.resident(editor.checkpoint.unet):
+                invert(self.model, source, after_step)
+
+    def attending(self, settings: Settings, journal: Journal) -> Source:
+        """Whose attention is fused: inversion's, or that of a sampling pass of the reconstruction prompt."""
+        if settings.attention != "reconstruction" or not METHODS[settings.method].keeps:
+            return self.source
+        prompt, editor = settings.reconstruction_prompt or settings.source, self.editor
+        key = digest("reconstruction", prompt, settings.negative, settings.guidance)
+        if key not in self.once:
+            source = Source(
+                editor.embed(prompt),
+                latents=self.source.latents,
+                store=self.store(f"reconstruction-{key}"),  # another guidance has other queries and keys
+                keep=self.keep,
+            )
+            # the whole clip is guided, whatever the window of the edits
+            guidance = Guidance(editor.embed(settings.negative), settings.guidance)
+            with (
+                journal.steps("reconstruct", "reconstructing", self.schedule.steps, editor.device) as advance,
+                editor.resident(editor.checkpoint.unet),
+            ):
+                self.once[key] = reconstruct(self.model, source, guidance, lambda k, z: advance())
+        return self.once[key]
+
+    def method_of(self, settings: Settings, guidance: Guidance, journal: Journal) -> EditFunction:
+        """The method's editing function, prepared once for all edits where it has to be."""
+        method, editor = METHODS[settings.method], self.editor
+        if method.prepare is None:
+            return editor_of(settings.method, settings.strength, settings.seed)
+        key = digest(settings.method, settings.negative, settings.guidance)
+        if key not in self.once:
+            steps = len(self.source.latents[CLEAN]) * self.schedule.steps
+            with (
+                journal.steps("prepare method", "preparing", steps, editor.device) as advance,
+                editor.resident(editor.checkpoint.unet),
+            ):
+                self.once[key] = method.prepare(self.model, self.source, guidance, lambda k, z: advance())
+        return self.once[key]
+
+    def apply(
+        self,
+        settings: Settings,
+        plan: Plan,
+        journal: Journal,
+        number: int = 0,
+        of: int = 1,
+        callback: Callback | None = None,
+    ) -> Edited:
+        """One planned edit of `of` such, from its last step if it was interrupted and its method can, and its frames.
+        settings: the run's, with this edit alone.
+        """
+        editor, method, steps = self.editor, METHODS[settings.method], self.schedule.steps
+        attending = self.attending(settings, journal)
+        guidance = Guidance(editor.embed(settings.negative), settings.guidance, settings.guidance_window)
+        edit = self.method_of(settings, guidance, journal)
+        target = editor.embed(settings.edits[0].target)
+        log = self.kept.edit_log(self.edit_key(settings, plan, target, guidance.negative))
+        done = leading(log, steps, editor.device) if method.resumes else []
+        if done:
+            journal.say(f"edit {number}: {len(done)} of {steps} steps are in {log.folder}")
+        latents = list(done)
+        with journal.steps(f"edit.{number}", f"editing {number + 1}/{of}", steps, editor.device) as advance:
+
+            def after_step(k: int, z: Tensor) -> None:
+                latents.append(z)
+                if method.resumes:
+                    log.put(k, {"z": z})
+                advance()
+                if callback:
+                    callback(k, z)
+
+            for _ in done:
+                advance()
+            task = Edit(target, plan.fusion, plan.region, done)
+            with editor.resident(editor.checkpoint.unet):
+                z = edit(self.model, attending, task, guidance, after_step)
+            if not torch.isfinite(z).all():
+                where = f"edit {number}: latents of method {settings.method} hold NaN or infinity"
+                raise NotFinite(f"{where}; expected finite values. Try --dtype float32.")
+        fuses = plan.fusion is not None and method.keeps
+        changes = changed_pixels(plan.region, attending.maps, self.latent_size) if fuses else None
+        with journal.timed(f"decode.{number}", editor.device):
+            frames = self.frames_of(z, changes, journal)
+        masks = masks_by_size(self.model, attending, task) if method.keeps else {}
+        return Edited(settings, frames, latents, masks, self.video.fps, tuple(journal.notes))
+
+    def edit_key(self, settings: Settings, plan: Plan, target: Tensor, negative: Tensor) -> str:
+        """A hash of all that an edit of this inversion depends on."""
+        return digest(
+            settings.method,
+            target,
+            negative,
+            [settings.guidance, settings.guidance_window, settings.strength, settings.seed],
+            settings.attention,
+            self.editor.embed(settings.reconstruction_prompt or settings.source),
+            # queries and keys that are computed again are exact, those kept have the store's dtype
+            settings.store_dtype if self.mode != "recompute" else "same",
+            plan.fusion,
+            plan.region,
+        )
+
+    def frames_of(self, z: Tensor, changes: Tensor | None, journal: Journal) -> Tensor:
+        """Decode z_0; outside of `changes` (`changed_pixels`) the clip's pixels. (F, 3, H, W) float32 in [-1, 1]."""
+        vae = self.editor.checkpoint.vae
+        with self.editor.resident(vae):
+            frames = decode(vae, z, self.editor.device, journal.note)
+        if changes is not None:
+            frames = paste_background(frames, self.video.frames, changes)
+        return frames.float().clamp(-1, 1)
+
+    def store(self, of: str) -> Store:
+        """Where queries and keys of that pass stay."""
+        folder = self.kept.operands / f"{of}-{self.settings.store_dtype}"
+        return kept_for(
+            self.mode, folder, self.schedule.timesteps, self.editor.device, self.journal.say, self.settings.offload
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """z_0, and inverted.0 (= z_0) … inverted.T if the clip was inverted."""
+        latents, times = self.source.latents, (CLEAN, *reversed(self.schedule.timesteps))
+        steps = {f"inverted.{i:03d}": latents[t] for i, t in enumerate(times)} if len(latents) > 1 else {}
+        return {**steps, "z0": latents[CLEAN]}
+
+
+def masks_by_size(model: Denoiser, source: Source, task: Edit) -> dict[int, dict[tuple[int, int], Tensor]]:
+    """The masks of an edit's self-attention: edit step -> (h, w) -> (F, h, w) bool."""
+    masks = {k: masks_of(model, source, task, k) for k in range(model.schedule.steps)}
+    return {k: {tuple(m.shape[-2:]): m for m in of.values()} for k, of in masks.items() if of}

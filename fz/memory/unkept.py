@@ -1,0 +1,43 @@
+"""An inversion that is kept nowhere: it answers `fz.memory.inversions.Inversion`'s questions, and writes no file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fz.ddim import Schedule
+from fz.source import Source
+
+
+class NoLog:
+    """A log of steps that has none."""
+
+    folder = Path("nowhere")
+
+    def put(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        pass
+
+    def get(self, step: int) -> None:
+        return None
+
+
+class Unkept:
+    """For a Python program that named no cache. There is no folder, so queries and keys cannot go to disk."""
+
+    folder = operands = NoLog.folder
+
+    def z0(self) -> None:
+        return None
+
+    def restore(self, source: Source, schedule: Schedule, device: torch.device) -> int:
+        return 0
+
+    def save(self, done: int, source: Source, schedule: Schedule) -> None:
+        pass
+
+    def edit_log(self, key: str) -> NoLog:
+        return NoLog()
+
+    def finished(self) -> None:
+        pass

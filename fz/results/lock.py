@@ -1,0 +1,96 @@
+"""Who writes into this folder? One process at a time: the second is told who has it.
+
+The lock is the operating system's, on a file in the folder: it goes with its process, however that ends, so that no
+dead one keeps a folder. What the file says is for people: process, machine and since when.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+from fz.errors import FzError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
+NAME = ".fz-lock"
+# beyond what is written: Windows lets nobody read bytes that are locked
+FAR = 1 << 30
+
+
+class Busy(FzError):
+    """Another process writes there."""
+
+
+class Lock:
+    """A folder of one's own until `release`. Raises Busy if another has it, OSError if the folder cannot be written."""
+
+    def __init__(self, folder: Path, what: str = "out"):
+        self.path = folder / NAME
+        while True:
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+            self.file: int | None = os.open(self.path, flags, 0o644)
+            try:
+                _lock(self.file)
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
+                    break  # a file system that has no locks: as safe as it can be there
+                said = _owner(self.file)
+                os.close(self.file)
+                raise Busy(
+                    f"{what}: {folder} is being written by {said}. Wait until it is done, or pass another --out."
+                ) from None
+            # whoever had it before removed the file between `open` and now: then it is no longer the folder's
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(self.file), os.stat(self.path)):
+                    break
+            os.close(self.file)
+        about = {"process": os.getpid(), "machine": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+            os.ftruncate(self.file, 0)
+            os.write(self.file, json.dumps(about).encode())
+
+    def release(self) -> None:
+        """Give the folder back; once more does nothing."""
+        file, self.file = self.file, None
+        if file is None:
+            return
+        with contextlib.suppress(OSError):
+            if os.name != "nt":  # where an open file cannot be removed
+                os.unlink(self.path)
+        os.close(file)
+        if os.name == "nt":
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _lock(file: int) -> None:
+    if os.name == "nt":
+        os.lseek(file, FAR, os.SEEK_SET)
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        os.lseek(file, 0, os.SEEK_SET)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _owner(file: int) -> str:
+    """'process 12 on host since …', as far as the file says."""
+    with contextlib.suppress(OSError, ValueError, RecursionError, LookupError, TypeError):
+        os.lseek(file, 0, os.SEEK_SET)
+        about = json.loads(os.read(file, 4096))
+        process, machine, since = (str(about[name])[:100] for name in ("process", "machine", "since"))
+        here = "this program itself, " if process == str(os.getpid()) and machine == platform.node() else ""
+        return f"{here}process {process} on {machine} since {since}"
+    return "another process"

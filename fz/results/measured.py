@@ -1,0 +1,132 @@
+"""Which numbers does a results folder get? Its frames, its own blend masks and what is known from elsewhere, measured
+by `fz.metrics.measure`.
+
+Without masks or motion that are given, the run's own blend masks stand for the edited region and motion is estimated on
+the source clip; the rows say which.
+"""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fz.checkpoint import choose_clip
+from fz.clips.images import opened_image
+from fz.errors import FzError
+from fz.metrics.measure import Truth, measure
+from fz.results.folder import RUN, read_run
+
+
+def measure_folder(folder: Path, clip: Any = None, truth: Truth | None = None) -> list[dict[str, Any]]:
+    """A row for each edit of a results folder. Raises FzError if it is none, or unfinished."""
+    run = read_run(folder)
+    settings = (run or {}).get("settings")
+    if not isinstance(settings, Mapping) or not isinstance(settings.get("edits"), list):
+        raise FzError(f"results: {folder} has no {RUN} of a run. Expected a folder that `python -m fz.run` wrote.")
+    if run.get("status") not in ("finishing", "done"):
+        raise FzError(
+            f"results: {folder} is of a run that has not finished. Run its command again; it goes on from its "
+            "last step."
+        )
+    source = read_frames(folder / "frames" / "source")
+    rows = []
+    for i, edit in enumerate(settings["edits"]):
+        edited = read_frames(folder / "frames" / f"edit-{i}")
+        known = truth or Truth()
+        masks, of = known.masks, "given"
+        if masks is None:
+            masks, of = blend_masks(folder, i, source.shape[:3]), "blend"
+        row = measure(
+            source, edited, (settings["source"], edit["target"]), clip, Truth(known.frames, masks, known.flow)
+        )
+        about = {
+            "result": str(folder),
+            "edit": i,
+            "method": settings.get("method"),
+            "source": settings["source"],
+            "target": edit["target"],
+        }
+        how = {"clip": clip.name if clip else None, "masks": of if masks is not None else None}
+        rows.append(about | row | how | {"flow": "given" if known.flow is not None else "estimated"})
+    return rows
+
+
+def blend_masks(folder: Path, i: int, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The union over steps of edit i's largest blend masks, (F, H, W) bool, from latents.safetensors; None where a run
+    left none.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file, found = folder / "latents.safetensors", {}
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, framework="np") as tensors:
+            for name in tensors.keys():
+                kind, _, rest = name.partition(".")
+                number, _, rest = rest.partition(".")
+                if kind == "mask" and number == str(i):
+                    mask = tensors.get_tensor(name).astype(bool)
+                    size = mask.shape[1:]
+                    found[size] = found.get(size, False) | mask
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FzError(
+            f"{file}: damaged ({str(error).splitlines()[0][:120]}). Run the edit again with --save-latents."
+        ) from None
+    if not found:
+        return None
+    union = found[max(found)]
+    (_, h, w), (height, width) = union.shape, shape[1:]
+    rows, columns = np.arange(height) * h // height, np.arange(width) * w // width
+    return union[:, rows][:, :, columns]
+
+
+def read_frames(folder: Path) -> np.ndarray:
+    """00000.png … of a folder, (F, H, W, 3) uint8."""
+    files = sorted(folder.glob("*.png")) if folder.is_dir() else []
+    if not files:
+        raise FzError(f"frames: {folder} has no png files. Expected frames named 00000.png, 00001.png, …")
+    pictures = [picture(file, "RGB") for file in files]
+    if len({p.shape for p in pictures}) > 1:
+        raise FzError(f"frames: {folder} has pictures of several sizes. Expected one.")
+    return np.stack(pictures)
+
+
+def picture(file: Path, mode: str) -> np.ndarray:
+    try:
+        with opened_image(file) as image:
+            return np.asarray(image.convert(mode))
+    except FzError as error:
+        raise FzError(f"{file}: cannot be read as a picture ({str(error).removeprefix('video: ')[:160]}).") from None
+
+
+def read_truth(frames: str | None, masks: str | None, flow: str | None) -> Truth:
+    """Folders of png files, masks white where the edit should be, and a .npy of (F - 1, H, W, 2) pixels to the next
+    frame.
+    """
+    field = None
+    if flow is not None:
+        try:
+            field = np.load(flow, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise FzError(
+                f"flow: {flow} cannot be read ({str(error)[:120]}). Expected a .npy of (F - 1, H, W, 2) pixels."
+            ) from None
+        if not isinstance(field, np.ndarray) or field.dtype.kind not in "fiu":
+            raise FzError(f"flow: {flow} holds no plain array of numbers. Expected a .npy of (F - 1, H, W, 2) pixels.")
+    where = read_frames(Path(masks))[..., 0] > 127 if masks else None
+    return Truth(read_frames(Path(frames)) if frames else None, where, field)
+
+
+# of many folders, most share one
+chosen_clip = functools.lru_cache(maxsize=2)(choose_clip)
+
+
+def clip_for(folder: Path, path: str | None, tokenizer: str | None = None) -> Any:
+    """The CLIP for a results folder: the one at path ('none': None), else the miniature's if the run was the
+    miniature's.
+    """
+    settings = (read_run(folder) or {}).get("settings")
+    return chosen_clip(path, tokenizer, isinstance(settings, Mapping) and settings.get("checkpoint", "") is None)

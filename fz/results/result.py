@@ -1,0 +1,76 @@
+"""What does a run give back? An edit's frames, latents and masks, and all of the edits of a run."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from fz.clips.media import to_uint8, write_gif, write_mp4, write_pngs
+from fz.clips.notebook import animation
+from fz.clips.video import Video
+from fz.ddim import Schedule
+from fz.errors import FzError
+from fz.settings.config import Settings
+from fz.source import Source
+
+WRITERS = {".mp4": write_mp4, ".gif": write_gif}
+
+
+@dataclass
+class Edited:
+    """One edit's result.
+
+    settings: the run's, with this edit alone. frames: (F, 3, H, W) float32 in [-1, 1]. latents[k]: (F, 4, h, w) after
+    k + 1 steps. masks[k]: (h, w) -> (F, h, w) bool, the blend masks of edit step k, True = edited. fps: frames a
+    second. notes: what was decided for the user.
+    """
+
+    settings: Settings
+    frames: Tensor
+    latents: list[Tensor]
+    masks: dict[int, dict[tuple[int, int], Tensor]]
+    fps: float = 8.0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def target(self) -> str:
+        """The sentence that the clip was edited to."""
+        return self.settings.edits[0].target
+
+    def uint8(self) -> np.ndarray:
+        """(F, H, W, 3) uint8."""
+        return to_uint8(self.frames)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the frames: .mp4, .gif, or, without an ending, a folder of PNGs. Returns the path.
+
+        Raises FzError for another ending and where it cannot be written.
+        """
+        path = Path(path).expanduser()
+        if path.suffix and path.suffix.lower() not in WRITERS:
+            raise FzError(
+                f"save: got {path.name!r}, expected .mp4, .gif, or a name without an ending for a folder of PNGs."
+            )
+        if path.suffix:
+            WRITERS[path.suffix.lower()](path, self.uint8(), self.fps)
+        else:
+            write_pngs(path, self.uint8())
+        return path
+
+    def _repr_html_(self) -> str:
+        return animation(self.uint8(), self.fps, self.target)
+
+
+@dataclass
+class Result:
+    """All of a run. Empty but for settings and notes after a dry run."""
+
+    settings: Settings
+    notes: list[str]
+    out: str | None = None
+    video: Video | None = None
+    source: Source | None = None
+    schedule: Schedule | None = None
+    edits: list[Edited] = field(default_factory=list)
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -1,0 +1,36 @@
+"""Which file may an evaluation's rows be written to? One of its own, or one that there was not."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fz import records
+from fz.clips.media import atomic, write_json
+from fz.errors import FzError
+from fz.metrics.measure import as_csv
+
+CSV_BEGINS = "result,edit,method,source,target,"
+
+
+def check_replaceable(out: Path, overwrite: bool) -> None:
+    """Raise FzError where OUT.json or OUT.csv is there and is no evaluation, unless it may be replaced."""
+    for file in (Path(f"{out}.json"), Path(f"{out}.csv")):
+        if not overwrite and file.exists() and not is_evaluation(file):
+            raise FzError(
+                f"out: {file} is there, and is no evaluation. Pass another --out, or --overwrite to replace it."
+            )
+
+
+def is_evaluation(file: Path) -> bool:
+    """Is it one of the files that `write_rows` writes?"""
+    if file.suffix == ".csv":
+        with open(file, encoding="utf-8", errors="replace") as opened:
+            return opened.read(len(CSV_BEGINS)) == CSV_BEGINS
+    return bool(records.read(file, [{"result": str, "edit": int, "target": str}]))
+
+
+def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """OUT.json and OUT.csv, each whole or not at all."""
+    write_json(Path(f"{out}.json"), rows)
+    with atomic(Path(f"{out}.csv")) as part:
+        part.write_text(as_csv(rows), encoding="utf-8")

@@ -1,0 +1,39 @@
+"""What does a sweep leave beside its run's files? sweep.png (a row for each edit: what was set, its metrics, its
+frames), sweep.json and sweep.csv.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fz.clips.media import atomic, contact_sheet, to_uint8, write_png
+from fz.metrics.measure import TITLES, as_csv, measure, shown
+from fz.model.clip_vision import Clip
+from fz.results.result import Result
+from fz.settings.sweep import Variant
+
+# what a row of the sheet says
+LABELLED = ("tem_con", "frame_acc", "text_score", "warp_error", "psnr_background")
+
+
+def write_sweep(result: Result, variants: Sequence[Variant], clip: Clip | None = None) -> list[dict[str, Any]]:
+    """sweep.png, .json and .csv into a finished sweep's folder (`fz.pipeline.Result`); returns a row an edit. clip:
+    `fz.model.clip_vision.Clip`.
+    """
+    source, out = to_uint8(result.video.frames), Path(result.out)
+    rows, clips, labels = [], [source], [f"source: {result.settings.source}"]
+    for i, edited in enumerate(result.edits):
+        variant, frames = variants[i % len(variants)], to_uint8(edited.frames)
+        numbers = measure(source, frames, (result.settings.source, edited.target), clip)
+        label = ", ".join(f"{name} {'none' if value is None else f'{value:g}'}" for name, value in variant)
+        rows.append({"edit": i, "label": label, "target": edited.target, **dict(variant), **numbers})
+        said = [f"{TITLES[name]} {shown(name, numbers[name])}" for name in LABELLED if numbers[name] is not None]
+        many = len({e.target for e in result.settings.edits}) > 1
+        labels.append("; ".join([label, *said, *([edited.target] if many else [])]))
+        clips.append(frames)
+    write_png(out / "sweep.png", contact_sheet(clips, labels, tile=160))
+    for name, text in (("sweep.json", json.dumps(rows, indent=1) + "\n"), ("sweep.csv", as_csv(rows))):
+        with atomic(out / name) as part:
+            part.write_text(text, encoding="utf-8")
+    return rows

@@ -1,0 +1,68 @@
+"""What one value of a setting may be: each raises FzError, naming the setting, or gives the value in its usual form."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fz.errors import FzError, suggest
+
+Window = tuple[float, float]  # the share of steps, from a to b, in which something is replaced
+LARGEST_FACTOR = 10_000  # of re-weighting; the released configs have 10
+
+
+def window(value: Any, name: str) -> Window:
+    """(a, b) from a number r (0 to r) or a pair, both in [0, 1]; raises FzError naming the setting."""
+    pair = (0.0, value) if isinstance(value, (int, float)) else value
+    numbers = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(v, (int, float)) for v in pair)
+    if isinstance(value, bool) or not numbers or not 0 <= pair[0] <= pair[1] <= 1:
+        raise FzError(
+            f"{name}: got {value!r}, expected a share of the steps from 0 to 1 or a pair [from, to] of them, as 0.8 "
+            "or [0, 0.8]."
+        )
+    return (float(pair[0]), float(pair[1]))
+
+
+def is_factor(value: Any) -> bool:
+    """A weight that attention can be multiplied by, in half precision too."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST_FACTOR
+
+
+def check_sentence(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise FzError(f"{name}: got {value!r}, expected a sentence.")
+
+
+def pairs(name: str, value: Any, example: str) -> tuple[tuple[str, Any], ...]:
+    """(word, value) pairs from pairs or from a dict. Raises FzError naming the setting."""
+    items = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(items, (list, tuple)) or not all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str) for pair in items
+    ):
+        raise FzError(f"{name}: got {value!r}, expected words and their values, as {example}.")
+    return tuple(tuple(pair) for pair in items)
+
+
+def word_groups(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(source's words, target's words) from one or two groups, each a word or several."""
+    groups = (
+        [(group,) if isinstance(group, str) else group for group in value] if isinstance(value, (list, tuple)) else []
+    )
+    if not 1 <= len(groups) <= 2 or not all(
+        isinstance(group, (list, tuple)) and all(isinstance(word, str) for word in group) for group in groups
+    ):
+        raise FzError(
+            f"blend_words: got {value!r}, expected the source's words and the target's, as [['jeep'], ['car']]."
+        )
+    source, target = (tuple(group) for group in (*groups, ())[:2])
+    return source, target
+
+
+def check_one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise FzError(f"{name}: got {value!r}, expected one of {', '.join(choices)}.{suggest(value, choices)}")
+
+
+def check_whole(name: str, value: Any, low: int, high: int, hint: str = "") -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise FzError(
+            f"{name}: got {value!r}, expected a whole number from {low} to {high}.{' ' + hint if hint else ''}"
+        )

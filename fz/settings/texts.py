@@ -1,0 +1,118 @@
+"""What does a flag's text mean? Functions from the text to a value, for argparse, which puts the flag's name before the
+message.
+"""
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+
+from fz.errors import suggest
+from fz.settings.config import DEVICES, Crop
+
+
+def whole(low: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        # int() alone takes '1_0' and ' 7 ' too
+        if not re.fullmatch(r"[+-]?\d{1,18}", value, re.ASCII) or int(value) < low:
+            raise argparse.ArgumentTypeError(f"got {value!r}, expected a whole number of at least {low}.")
+        return int(value)
+
+    return parse
+
+
+def number(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {value!r}, expected a number.") from None
+
+
+def number_or_none(value: str) -> float | None:
+    if value == "none":
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {value!r}, expected a number from 0 to 1, or none.") from None
+
+
+def count(value: str) -> int | None:
+    if value == "all":
+        return None
+    try:
+        return whole(1)(value)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"got {value!r}, expected a whole number of at least 1, or all.") from None
+
+
+def size(value: str) -> int | tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", value, re.ASCII)
+    if not found:
+        raise argparse.ArgumentTypeError(
+            f"got {value!r}, expected a number (a square) or HEIGHTxWIDTH, as 512 or 384x640."
+        )
+    return (int(found[1]), int(found[2])) if found[2] else int(found[1])
+
+
+def crop(value: str) -> Crop:
+    parts = value.split(",")
+    if len(parts) != 4 or not all(re.fullmatch(r"\d{1,6}", p.strip(), re.ASCII) for p in parts):
+        raise argparse.ArgumentTypeError(
+            f"got {value!r}, expected pixels to cut as LEFT,RIGHT,TOP,BOTTOM, such as 0,0,40,0."
+        )
+    return Crop(*map(int, parts))
+
+
+def one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in choices:
+            raise argparse.ArgumentTypeError(
+                f"got {value!r}, expected one of {', '.join(choices)}.{suggest(value, choices)}"
+            )
+        return value
+
+    return parse
+
+
+def device(value: str) -> str:
+    return value if re.fullmatch(r"cuda:\d+", value) else one_of(DEVICES)(value)
+
+
+def frame_index(value: str) -> tuple[int | str, ...]:
+    entries = [entry.strip() for entry in value.strip("[] ").split(",")]
+    return tuple(int(e) if re.fullmatch(r"[+-]?\d{1,9}", e, re.ASCII) else e.strip("'\"") for e in entries if e)
+
+
+def share(value: str) -> float | tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in value.strip("[] ").split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 2) or not all(0 <= n <= 1 for n in numbers) or sorted(numbers) != list(numbers):
+        raise argparse.ArgumentTypeError(
+            f"got {value!r}, expected a share of the steps from 0 to 1 or FROM,TO, as 0.8 or 0.1,0.8."
+        )
+    return numbers if len(numbers) == 2 else numbers[0]
+
+
+def share_of_word(value: str) -> tuple[str | None, float | tuple[float, ...]]:
+    word, _, amount = value.rpartition("=")
+    return word or None, share(amount)
+
+
+def factor_of_word(value: str) -> tuple[str, float]:
+    word, _, factor = value.rpartition("=")
+    try:
+        return (word, float(factor)) if word else ("", float("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {value!r}, expected WORD=FACTOR, as watercolor=10.") from None
+
+
+def sentence(value: str) -> str:
+    if not value.strip():
+        raise argparse.ArgumentTypeError("got an empty sentence, expected one that describes the clip.")
+    return value
+
+
+def words(value: str) -> tuple[str, ...]:
+    return tuple(re.split(r"[\s,]+", value.strip(" ,"))) if value.strip(" ,") else ()

@@ -1,0 +1,140 @@
+"""The stages of a run that are more than one call: what is planned, read, embedded, encoded and decoded, and what is
+checked on the way.
+
+Each gets the few values that it needs. What a run is, from top to bottom, is `fz.pipeline.run`.
+"""
+
+import dataclasses
+import platform
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+import fz
+from fz import kernels
+from fz.baselines import METHODS
+from fz.clips.user_mask import read_mask
+from fz.clips.video import ClipPlan, Video, plan_clip
+from fz.errors import FzError
+from fz.memory.budget import check_vae, pictures_at_once
+from fz.model.finite import NotFinite
+from fz.model.vae import VAE, decode_clip, encode_clip
+from fz.prompts.plan import Plan, plan_edit
+from fz.prompts.text import TextEncoder
+from fz.results.result import Edited
+from fz.settings.config import Settings
+
+if TYPE_CHECKING:
+    from fz.editor import Editor
+
+Note = Callable[[str], None]
+
+
+def plan_edits(settings: Settings, text: TextEncoder, note: Note) -> list[Plan]:
+    """What each edit fuses; what was decided for the user is noted. Raises FzError for a prompt that is too long."""
+    source = text.tokens(settings.source)
+    for prompt in (settings.negative, settings.reconstruction_prompt or ""):
+        # one that is too long is an error now, not after encoding
+        text.tokens(prompt)
+    plans = []
+    for i, edit in enumerate(settings.edits):
+        target = text.tokens(edit.target)
+        fuses = METHODS[settings.method].fuses
+        plans.append(plan_edit(edit, source, target, settings.steps, name=f"edit {i}") if fuses else Plan(None))
+    for line in (line for plan in plans for line in plan.notes):
+        note(line)
+    return plans
+
+
+def plan_video(settings: Settings, multiple: int, note: Note) -> ClipPlan | None:
+    """The clip, its choice of frames and its size checked, no picture decoded. A dry run says what is wrong with a clip
+    that is too short for its settings, and goes on.
+    """
+    try:
+        return plan_clip(settings.clip, multiple)
+    except FzError as error:
+        if settings.dry_run and str(error).startswith(("frames:", "start:")):
+            note(str(error))
+            return None
+        raise
+
+
+def check_clip(settings: Settings) -> None:
+    """Raises FzError for a clip that cannot be read, before models are."""
+    plan_video(settings, 1, lambda line: None)
+
+
+def read_video(settings: Settings, editor: "Editor", note: Note) -> Video | None:
+    """The clip's frames, if the VAE can take them; None for what only a dry run allows."""
+    plan = plan_video(settings, editor.multiple, note)
+    if plan is None:
+        return None
+    check_vae(editor.checkpoint.vae, *plan.size, editor.device)
+    video = plan.read()
+    for line in video.notes:
+        note(line)
+    return video
+
+
+def with_masks(plans: list[Plan], settings: Settings, video: Video | None) -> list[Plan]:
+    """The plans with the user's masks, where edits have one."""
+    out = []
+    for plan, edit in zip(plans, settings.edits, strict=True):
+        if edit.mask is not None and plan.fusion is not None and video is not None:
+            mask = read_mask(edit.mask, settings.clip, video)
+            plan = dataclasses.replace(plan, region=dataclasses.replace(plan.region, user_mask=mask))
+        out.append(plan)
+    return out
+
+
+def encode(vae: VAE, frames: Tensor, device: torch.device, note: Note) -> Tensor:
+    """z0 (F, 4, h, w), scaled; in float32 if a half-precision VAE overflows."""
+    at_once = pictures_at_once(vae, *frames.shape[-2:], device)
+    return finite(vae, "encoding the clip", note, lambda: encode_clip(vae, frames, at_once))
+
+
+def decode(vae: VAE, z: Tensor, device: torch.device, note: Note) -> Tensor:
+    """Frames (F, 3, H, W), not clamped; in float32 if a half-precision VAE overflows."""
+    at_once = pictures_at_once(vae, *(side * vae.config.stride for side in z.shape[-2:]), device)
+    return finite(vae, "decoding", note, lambda: decode_clip(vae, z, at_once))
+
+
+@torch.no_grad()
+def finite(vae: VAE, what: str, note: Note, compute: Callable[[], Tensor]) -> Tensor:
+    out = compute()
+    if not torch.isfinite(out).all() and vae.quant_conv.weight.dtype != torch.float32:
+        note(f"{what}: NaN or infinity in {vae.quant_conv.weight.dtype}; the VAE goes on in float32")
+        vae.float()
+        out = compute()
+    bad = ~torch.isfinite(out.flatten(1)).all(1)
+    if bad.any():
+        where = f"{what}: NaN or infinity in frame {int(bad.nonzero()[0])} from the VAE"
+        raise NotFinite(f"{where}; expected finite values. Pass another --vae.")
+    return out
+
+
+def edit_tensors(i: int, edited: Edited) -> dict[str, Tensor]:
+    """`edited.i.k` after k steps, and `mask.i.HxW.SSS` of step SSS."""
+    tensors = {f"edited.{i}.{k:03d}": z for k, z in enumerate(edited.latents, start=1)}
+    for k, masks in edited.masks.items():
+        tensors |= {f"mask.{i}.{h}x{w}.{k:03d}": m.to(torch.uint8) for (h, w), m in masks.items()}
+    return tensors
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """What a run's results may depend on, beside its settings."""
+    import numpy
+    import transformers
+
+    return {
+        "fz": fz.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "kernels": kernels.choose(device),
+        "threads": str(torch.get_num_threads()),
+    }

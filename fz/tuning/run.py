@@ -1,0 +1,271 @@
+"""Tune a Stable Diffusion on one clip, from settings to a folder that is a checkpoint.
+
+Beside the weights are loss.csv, loss.png and samples, and the state from which the same settings go on. What is
+trained, and how, is `fz.tuning.trainer`'s question.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from tqdm import tqdm
+
+from fz import mini
+from fz.clips.media import atomic, to_uint8, write_gif, write_json, write_png
+from fz.clips.video import Video, read_clip
+from fz.ddim import CLEAN, Schedule
+from fz.denoiser import Denoiser
+from fz.edit import Edit, edit, invert
+from fz.errors import FzError
+from fz.guidance import Guidance
+from fz.memory.free import free_memory
+from fz.memory.inversions import model_digest
+from fz.memory.machine import pick_device
+from fz.model.unet import UNet
+from fz.model.vae import decode_clip, encode_clip
+from fz.source import Source
+from fz.tuning import trainer
+from fz.tuning.folder import TuningFolder
+from fz.tuning.settings import TuneSettings
+from fz.tuning.trainer import Lesson
+from fz.weights.load import Checkpoint, load_checkpoint
+from fz.weights.write import save_tensors, write_tuned
+
+Say = Callable[[str], None]
+
+# sums of what a step keeps, in full-size feature maps (F, C0, h, w) of one frame: with gradient checkpointing and
+# without (bench/LOG.md)
+KEPT_RECOMPUTED, KEPT_WHOLE = 50, 130
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is learned from: the clip's frames (F, 3, H, W) in [-1, 1], and pictures of its kind (n, 3, H, W)."""
+
+    video: Video
+    kinds: Tensor | None
+
+
+def tune(settings: TuneSettings, say: Say = print) -> dict[str, float]:
+    """Tune and write the folder; returns the loss on the fixed draws, 'untuned' and 'tuned'. Goes on with what is in
+    the folder.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    with TuningFolder.claim(settings) as folder:
+        return tuned_in(folder, settings, say)
+
+
+def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str, float]:
+    """`tune`, in its folder."""
+    device = pick_device(settings.device)
+    checkpoint = load(settings)
+    say(checkpoint.report)
+    model = model_digest(checkpoint.unet)
+    pictures = read(settings, checkpoint)
+    about = {"model": model, **as_json(settings)}
+    folder.begin(about, settings.overwrite)
+    before, out = folder.before, folder.work
+    recipe = trainer.RECIPES[settings.recipe]
+    unet = trainer.inflate(checkpoint.unet, recipe, settings.rank, settings.seed)
+    check_memory(settings, checkpoint, unet, pictures.video.frames.shape, device, say)
+    if settings.dry_run:
+        say("dry run: settings, checkpoint and clip are fine; nothing was computed")
+        return {}
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "tuning.json", about)
+
+    unet.to(device)
+    checkpoint.vae.to(device)
+    lesson, kinds = lessons(settings, checkpoint, pictures, device)
+    tuner = trainer.Tuner(unet, recipe, alpha_bars(checkpoint), training(settings, recipe))
+    losses = {"untuned": before["untuned"] if before.get("untuned") else tuner.fixed_loss(lesson)}
+    state = out / "state.pt"
+    if before and state.exists():
+        restore(tuner, state, device)
+        say(f"{tuner.steps} of {settings.steps} steps are in {folder.path}")
+    write_json(out / "tuning.json", about | losses)
+
+    tuned = dataclasses.replace(checkpoint, unet=unet, tuned=True)
+    with bar(settings.steps, tuner.steps) as progress:
+        while tuner.steps < settings.steps:
+            start = time.monotonic()
+            also = [kinds[tuner.steps % len(kinds)]] if kinds else []
+            progress.set_postfix(loss=f"{tuner.step([lesson, *also]):.4f}")
+            progress.update()
+            if tuner.steps == 1:
+                say(f"about {(time.monotonic() - start) * settings.steps / 60:.1f} min")
+            last = tuner.steps == settings.steps
+            if last or tuner.steps % settings.save_every == 0:
+                save(out, tuner)
+            if last or (settings.sample_every and tuner.steps % settings.sample_every == 0):
+                write_samples(out / f"samples/{tuner.steps:05d}", tuned, settings, lesson, pictures.video.fps)
+    losses["tuned"] = tuner.fixed_loss(lesson)
+    write_tuned(out, tuned)
+    write_json(out / "tuning.json", about | losses)
+    folder.finish()
+    gain = losses["tuned"] / losses["untuned"] - 1
+    say(f"loss on {trainer.DRAWS} fixed draws: {losses['untuned']:.4f} -> {losses['tuned']:.4f} ({100 * gain:+.0f} %)")
+    say(f"tuned checkpoint in {folder.path}")
+    return losses
+
+
+def load(settings: TuneSettings) -> Checkpoint:
+    """In float32, on the CPU. Raises FzError if the prompt is too long for it."""
+    checkpoint = load_checkpoint(
+        settings.checkpoint or mini.checkpoint(),
+        vae=settings.vae,
+        tokenizer=settings.tokenizer,
+        model_config=settings.model_config,
+        ema=settings.ema,
+    )
+    checkpoint.text.tokens(settings.prompt)
+    return checkpoint
+
+
+def read(settings: TuneSettings, checkpoint: Checkpoint) -> Pictures:
+    multiple = checkpoint.vae.config.stride * checkpoint.unet.config.stride
+    video = read_clip(settings.clip, multiple)
+    if not settings.class_images:
+        return Pictures(video, None)
+    every = dataclasses.replace(settings.clip, path=settings.class_images, frames=None, start=0, every=1)
+    return Pictures(video, read_clip(every, multiple).frames)
+
+
+def check_memory(
+    settings: TuneSettings,
+    checkpoint: Checkpoint,
+    unet: UNet,
+    shape: Sequence[int],
+    device: torch.device,
+    say: Say,
+) -> None:
+    """Say what a tuning takes. Raises FzError where that is not free."""
+    weights = trainer.trained(unet, trainer.RECIPES[settings.recipe]).values()
+    needed = predicted(unet, weights, shape, checkpoint.vae.config.stride, settings.recompute)
+    free = free_memory(device)
+    say(f"tuning needs about {needed / 1e9:.1f} GB beside the weights, of {free / 1e9:.1f} GB that are free")
+    if needed > free:
+        less = "fewer --frames or a smaller --size" if settings.recompute else "no --keep-activations"
+        raise FzError(
+            f"memory: tuning needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. Take {less}."
+        )
+
+
+@torch.no_grad()
+def lessons(
+    settings: TuneSettings, checkpoint: Checkpoint, pictures: Pictures, device: torch.device
+) -> tuple[Lesson, list[Lesson]]:
+    """The clip's lesson, and one for each picture of its kind."""
+
+    def embedded(prompt: str) -> Tensor:
+        return checkpoint.text.encode([prompt])[0].to(device)
+
+    def latents(frames: Tensor) -> Tensor:
+        return encode_clip(checkpoint.vae, frames.to(device)).float()
+
+    lesson = Lesson(latents(pictures.video.frames), embedded(settings.prompt))
+    if pictures.kinds is None:
+        return lesson, []
+    kind = embedded(settings.class_prompt)
+    return lesson, [Lesson(z[None], kind, settings.class_weight) for z in latents(pictures.kinds)]
+
+
+def alpha_bars(checkpoint: Checkpoint) -> Sequence[float]:
+    """Of every training timestep."""
+    return Schedule.from_config(checkpoint.scheduler, checkpoint.scheduler.get("num_train_timesteps", 1000)).alpha_bars
+
+
+def training(settings: TuneSettings, recipe: trainer.Recipe) -> trainer.Training:
+    return trainer.Training(
+        rate=recipe.rate if settings.rate is None else settings.rate,
+        seed=settings.seed,
+        accumulate=settings.accumulate,
+        dtype=getattr(torch, settings.dtype),
+        recompute=settings.recompute,
+    )
+
+
+def as_json(settings: TuneSettings) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def predicted(unet: UNet, weights: Iterable[Tensor], frames: Sequence[int], stride: int, recompute: bool) -> int:
+    """Bytes that a step takes beside the weights: activations, and of each trained weight its gradient and AdamW's two
+    averages.
+    """
+    count, _, h, w = frames
+    feature_map = count * (h // stride) * (w // stride) * unet.config.block_out_channels[0] * 4
+    return (KEPT_RECOMPUTED if recompute else KEPT_WHOLE) * feature_map + 3 * sum(weight.nbytes for weight in weights)
+
+
+def bar(steps: int, done: int) -> tqdm:
+    return tqdm(total=steps, initial=done, desc="tuning", unit="step", mininterval=0.1 if sys.stderr.isatty() else 10.0)
+
+
+def restore(tuner: trainer.Tuner, state: Path, device: torch.device) -> None:
+    """Go on from a state. Raises FzError for one that cannot be read."""
+    try:
+        tuner.restore(torch.load(state, weights_only=True, map_location=device))
+    except FzError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its bytes lead to
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise FzError(
+            f"tuning: {state} is damaged ({reason}). Remove it to begin again, or pass another --out."
+        ) from None
+
+
+def save(out: Path, tuner: trainer.Tuner) -> None:
+    """The state from which the same command goes on, and the losses up to now."""
+    save_tensors(out / "state.pt", tuner.state())
+    with atomic(out / "loss.csv") as part:
+        part.write_text(
+            "step,loss\n" + "".join(f"{i},{loss:.6f}\n" for i, loss in enumerate(tuner.losses, start=1)),
+            encoding="utf-8",
+        )
+    draw_losses(out / "loss.png", tuner.losses)
+
+
+def draw_losses(path: Path, losses: Sequence[float], size: tuple[int, int] = (640, 240)) -> None:
+    """Each step's loss as a dot, and their running mean over a tenth of the steps as a line."""
+    width, height = size
+    picture = Image.new("RGB", size, "white")
+    pen, top = ImageDraw.Draw(picture), max(losses) or 1.0
+
+    def place(i: int, loss: float) -> tuple[float, float]:
+        return 40 + (width - 50) * i / max(len(losses) - 1, 1), height - 20 - (height - 40) * loss / top
+
+    for i, loss in enumerate(losses):
+        x, y = place(i, loss)
+        pen.ellipse((x - 1, y - 1, x + 1, y + 1), fill=(170, 170, 190))
+    window = max(1, len(losses) // 10)
+    means = [float(np.mean(losses[max(0, i + 1 - window) : i + 1])) for i in range(len(losses))]
+    if len(means) > 1:
+        pen.line([place(i, mean) for i, mean in enumerate(means)], fill=(30, 60, 160), width=2)
+    pen.text((4, 4), f"loss, {len(losses)} steps; top {top:.3f}; line: mean of {window}", fill="black")
+    write_png(path, np.asarray(picture))
+
+
+def write_samples(path: Path, checkpoint: Checkpoint, settings: TuneSettings, lesson: Lesson, fps: float) -> None:
+    """path-N.gif: the inverted clip sampled plainly under each sample prompt."""
+    if not settings.sample_prompts:
+        return
+    schedule = Schedule.from_config(checkpoint.scheduler, settings.sample_steps)
+    device = lesson.z.device
+    model = Denoiser(checkpoint.unet, schedule, trainer.ANCHORS)
+    source = invert(model, Source(lesson.embedding, {CLEAN: lesson.z}))
+    negative, *targets = (checkpoint.text.encode([p])[0].to(device) for p in ("", *settings.sample_prompts))
+    guidance = Guidance(negative, settings.guidance)
+    for n, target in enumerate(targets):
+        z = edit(model, source, Edit(target), guidance)
+        write_gif(path.with_name(f"{path.name}-{n}.gif"), to_uint8(decode_clip(checkpoint.vae, z)), fps)

@@ -1,0 +1,265 @@
+"""What is a tuning asked to do, and where is that read from? Flags, and the released tuning YAMLs under them.
+
+Nothing here imports torch.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fz import mini
+from fz.errors import FzError
+from fz.settings import released, texts, tree
+from fz.settings.config import ClipSettings
+from fz.settings.limits import check_tuning
+from fz.shell import Parser, unknown
+
+DESCRIPTION = (
+    "DIR is then a checkpoint: `python -m fz.run --checkpoint DIR --video CLIP …`. Beside it are loss.csv, loss.png "
+    "and samples. The same command goes on where it was stopped. --config takes a released tuning YAML; flags are over "
+    "it."
+)
+RECIPES = ("tune-a-video", "fatezero")
+DTYPES = ("float32", "float16", "bfloat16")
+# of a released YAML, what tuning reads beside what editing does: their names -> settings
+OF_TUNING = {
+    "train_steps": "steps",
+    "learning_rate": "rate",
+    "seed": "seed",
+    "gradient_accumulation_steps": "accumulate",
+    "gradient_checkpointing": "recompute",
+    "mixed_precision": "dtype",
+    "checkpointing_steps": "save_every",
+    "validation_steps": "sample_every",
+    "model_config.lora": "rank",
+    "dataset_config.class_data_root": "class_images",
+    "dataset_config.class_data_prompt": "class_prompt",
+    "prior_preservation": "class_weight",
+}
+PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "no": "float32", None: "float32"}
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """All of a tuning. rate None: the recipe's. class_images: pictures of the same kind of thing, so that it is not
+    forgotten.
+    """
+
+    clip: ClipSettings
+    prompt: str
+    out: str
+    checkpoint: str | None = None
+    vae: str | None = None
+    tokenizer: str | None = None
+    model_config: str | None = None
+    ema: str = "auto"
+    recipe: str = "tune-a-video"
+    steps: int = 100
+    rate: float | None = None
+    rank: int = 160
+    accumulate: int = 1
+    recompute: bool = True
+    dtype: str = "float32"
+    seed: int = 0
+    class_images: str | None = None
+    class_prompt: str | None = None
+    class_weight: float = 1.0
+    sample_prompts: tuple[str, ...] = ()
+    sample_every: int = 0
+    sample_steps: int = 20
+    guidance: float = 7.5
+    save_every: int = 50
+    device: str = "auto"
+    threads: int | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+
+    def __post_init__(self):
+        check_tuning(self)
+
+
+def parser() -> argparse.ArgumentParser:
+    out = Parser(
+        prog="python -m fz.tune",
+        description=DESCRIPTION,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+
+    def flag(name: str, setting: str, parse: Any, metavar: str, text: str, **more: Any) -> None:
+        default = next((f.default for f in dataclasses.fields(TuneSettings) if f.name == setting), None)
+        shown = (
+            f" (default: {default})"
+            if default not in (None, (), dataclasses.MISSING) and not isinstance(default, bool)
+            else ""
+        )
+        out.add_argument(f"--{name}", dest=setting, type=parse, metavar=metavar, help=text + shown, **more)
+
+    flag("video", "clip.path", str, "PATH", "the clip, as fz.run takes it; default with the miniature: its example")
+    flag("prompt", "prompt", texts.sentence, "TEXT", "a sentence that describes it")
+    flag("out", "out", str, "DIR", "the tuned checkpoint")
+    flag(
+        "checkpoint",
+        "checkpoint",
+        str,
+        "PATH",
+        "Stable Diffusion v1, a folder or a file; default: the bundled miniature",
+    )
+    flag("vae", "vae", str, "PATH", "another VAE")
+    flag("tokenizer", "tokenizer", str, "DIR", "CLIP's tokenizer, for a checkpoint that has none")
+    flag("model-config", "model_config", str, "DIR", "configs, for a single file that is not quite SD v1's shape")
+    flag("ema", "ema", texts.one_of(("auto", "ema", "plain")), "WHICH", "of a file that has two sets of weights")
+    flag("size", "clip.size", texts.size, "N|HxW", "as in fz.run (default: 512; the miniature's own)")
+    flag("frames", "clip.frames", texts.count, "N|all", "how many frames (default: 8)")
+    flag("start", "clip.start", texts.whole(0), "N", "the first frame")
+    flag("every", "clip.every", texts.whole(1), "N", "take every N-th frame")
+    flag("crop", "clip.crop", texts.crop, "L,R,T,B", "pixels to cut first")
+    flag(
+        "recipe",
+        "recipe",
+        texts.one_of(RECIPES),
+        "NAME",
+        "tune-a-video: queries and temporal attention; fatezero: low-rank temporal convolutions, too",
+    )
+    flag("steps", "steps", texts.whole(1), "N", "training steps in all")
+    flag("rate", "rate", texts.number, "R", "AdamW's rate (default: 3e-5, fatezero 1e-5)")
+    flag("rank", "rank", texts.whole(1), "N", "of the temporal convolutions")
+    flag("accumulate", "accumulate", texts.whole(1), "N", "draws of noise a step")
+    out.add_argument(
+        "--keep-activations",
+        dest="recompute",
+        action="store_const",
+        const=False,
+        help="no gradient checkpointing: a third faster, several times the memory",
+    )
+    flag("dtype", "dtype", texts.one_of(DTYPES), "NAME", "of the products; weights stay float32")
+    flag("seed", "seed", texts.whole(0), "N", "of all draws")
+    flag("class-images", "class_images", str, "DIR", "pictures of its kind, learned beside the clip")
+    flag("class-prompt", "class_prompt", texts.sentence, "TEXT", "what they show, as 'a photo of a car'")
+    flag("class-weight", "class_weight", texts.number, "W", "of their loss")
+    flag(
+        "sample-prompt",
+        "sample_prompts",
+        texts.sentence,
+        "TEXT",
+        "sample it from the inverted clip on the way; again for more",
+        action="append",
+    )
+    flag("sample-every", "sample_every", texts.whole(0), "N", "steps between samples; 0: only at the end")
+    flag("sample-steps", "sample_steps", texts.whole(1), "N", "DDIM steps of a sample")
+    flag("guidance", "guidance", texts.number, "W", "of a sample")
+    flag("save-every", "save_every", texts.whole(1), "N", "steps between states from which the same command goes on")
+    flag("device", "device", str, "NAME", "auto, cpu, cuda or mps")
+    flag("threads", "threads", texts.whole(1), "N", "CPU threads")
+    for name, text in (
+        ("overwrite", "replace another tuning in DIR"),
+        ("dry-run", "load and check everything, train nothing"),
+    ):
+        out.add_argument(f"--{name}", dest=name.replace("-", "_"), action="store_const", const=True, help=text)
+    out.add_argument("--config", metavar="YAML", help="a released tuning config, read unchanged")
+    out.add_argument("--set", action="append", metavar="KEY=VALUE", help="a value of it")
+    out.add_argument("--debug", action="store_true", help="show an error's traceback")
+    return out
+
+
+def parse(argv: Sequence[str]) -> tuple[TuneSettings, list[str]]:
+    """The settings and what the user should know. Raises FzError in one line."""
+    all_flags = parser()
+    given, rest = all_flags.parse_known_args(list(argv))
+    if rest:
+        raise FzError(unknown(rest, all_flags))
+    given = vars(given)
+    given.pop("debug", None)
+    config, assignments = given.pop("config", None), given.pop("set", [])
+    notes: list[str] = []
+    values: dict[str, Any] = {}
+    if config is not None or assignments:
+        content = tree.read(config) if config is not None else {}
+        for assignment in assignments:
+            tree.assign(content, assignment)
+        values = of_yaml(content, notes)
+        if config is not None and "out" not in values:
+            values["out"] = str(Path("results") / f"tuned-{Path(config).stem}")
+    values |= given
+    if values.get("checkpoint") is None:
+        miniature(values)
+    clip = {name.removeprefix("clip."): value for name, value in values.items() if name.startswith("clip.")}
+    if "path" not in clip:
+        raise FzError("video: got none, expected a clip, a folder of frames or an image, as --video clip.mp4.")
+    for name, example in (("prompt", "--prompt 'a silver jeep on a road'"), ("out", "--out tuned-jeep")):
+        if not values.get(name):
+            raise FzError(f"{name}: got none, expected one, as {example}.")
+    top = {name: value for name, value in values.items() if not name.startswith("clip.")}
+    top["sample_prompts"] = tuple(top.get("sample_prompts", ()))
+    settings = TuneSettings(ClipSettings(**clip), **top)
+    if settings.rate is not None and not 0 < settings.rate < 1:
+        raise FzError(f"rate: got {settings.rate}, expected a number between 0 and 1, as 3e-5.")
+    if (settings.class_images is None) != (settings.class_prompt is None):
+        raise FzError(
+            "class images: got only one of --class-images and --class-prompt, expected both, as 'a photo of a car'."
+        )
+    return settings, notes
+
+
+def miniature(values: dict[str, Any]) -> None:
+    """Defaults of a tuning of the bundled checkpoint."""
+    if "clip.path" not in values:
+        example = mini.example()
+        values["clip.path"] = example["clip.path"]
+        values.setdefault("prompt", example["source"])
+    values.setdefault("clip.size", mini.SIZE)
+    values.setdefault("guidance", mini.DEFAULTS["guidance"])
+
+
+def of_yaml(content: tree.Tree, notes: list[str]) -> dict[str, Any]:
+    """A released config's settings: the clip as editing reads it, and OF_TUNING. Class images that are not there are
+    left out, and said.
+    """
+    translation = released.translate(content)
+    names = {field.name for field in dataclasses.fields(TuneSettings)}
+    found = {
+        k: v
+        for k, v in translation.overlay.items()
+        if k.startswith("clip.") or k in names - {"steps", "guidance", "seed"}
+    }
+    overlay, config = translation.overlay, tree.Config(content)
+    found |= {
+        ours: overlay[theirs]
+        for ours, theirs in (("prompt", "source"), ("sample_steps", "steps"), ("guidance", "guidance"))
+        if theirs in overlay
+    }
+    found["sample_prompts"] = tuple(
+        v for k, v in sorted(overlay.items()) if k.startswith("edits.") and k.endswith(".target")
+    )
+    for name, setting in OF_TUNING.items():
+        value = config.get(name)
+        if value is not None:
+            found[setting] = checked(name, setting, value)
+    # what the released training does: low-rank convolutions where it is told so
+    found["recipe"] = (
+        "fatezero" if config.get("train_temporal_conv") or config.get("model_config.lora") else "tune-a-video"
+    )
+    if (folder := found.get("class_images")) and not Path(folder).is_dir():
+        notes.append(f"class images: {folder} is not there; tuned without them")
+        found.pop("class_images"), found.pop("class_prompt", None)
+    return found
+
+
+def checked(name: str, setting: str, value: Any) -> Any:
+    """A YAML's value as the setting's kind. Raises FzError."""
+    kinds = {"rate": float, "class_weight": float, "class_images": str, "class_prompt": str, "recompute": bool}
+    if setting == "dtype":
+        if value not in PRECISIONS:
+            raise FzError(f"{name}: got {value!r}, expected one of fp16, bf16, no.")
+        return PRECISIONS[value]
+    kind = kinds.get(setting, int)
+    try:
+        converted = kind(value)
+        if kind is int and (isinstance(value, bool) or converted != float(value) or converted < 0):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise FzError(f"{name}: got {value!r}, expected a {'whole number' if kind is int else 'number'}.") from None
+    return converted

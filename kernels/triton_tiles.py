@@ -1,0 +1,110 @@
+"""How the self-attention kernels are tiled: one table by GPU, dtype and head size, chosen by compiled code and not by time.
+
+Beside a row: registers a thread, CTAs a multiprocessor, and issue cycles of a multiprocessor for 128 x 64 logits, whose exponentials
+alone take 544 (fp16, triton 3.9; `bench/ROOFLINE.md` has them all). None has been timed on a GPU: `bench.gpu` does.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+LOG2E = 1.4426950408889634
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a kernel is compiled: rows and keys of a tile, warps, stages of the loads' pipeline.
+
+    tma: keys and values come by TMA where the operands allow it; else by pointers. special: by `triton_plain`, a warp group that loads
+    and two that compute, where nothing is fused and the operands allow it.
+    """
+
+    block_q: int
+    block_k: int
+    warps: int
+    stages: int
+    tma: bool = False
+    special: bool = False
+
+
+# what a GPU of a compute capability is compiled like: its matrix instructions and its shared memory decide
+FAMILIES = {80: 80, 86: 86, 87: 80, 89: 86, 90: 90, 100: 100, 103: 100, 120: 86, 121: 86}
+
+# (family, widest head) -> tiles of half types where rows are fused
+FUSED = {
+    (80, 64): Config(128, 64, 8, 3),
+    (80, 128): Config(128, 32, 8, 3),
+    (80, 256): Config(64, 16, 4, 3),
+    (86, 64): Config(128, 64, 8, 3),
+    (86, 128): Config(128, 32, 8, 3),
+    (86, 256): Config(64, 16, 4, 2),
+    (90, 64): Config(128, 64, 4, 3, tma=True),  # 196 registers, 2 CTAs, 518; by pointers 8 warps: 144, 1 CTA, 644
+    (90, 128): Config(128, 64, 4, 2, tma=True),  # 216, 2 CTAs, 616
+    (90, 256): Config(64, 64, 4, 2, tma=True),  # 171, 2 CTAs, 868; a third stage leaves 1 CTA
+    (100, 64): Config(128, 64, 4, 3, tma=True),
+    (100, 128): Config(128, 64, 8, 3),
+    (100, 256): Config(128, 32, 8, 3),
+}
+# tiles where nothing is fused, if they are others
+PLAIN = {(90, 64): Config(128, 128, 4, 2, tma=True, special=True)}  # 168, 12 warps, 473
+# the widest head -> tiles of float32 on every GPU
+FP32 = {64: Config(32, 32, 4, 1), 128: Config(32, 32, 8, 1), 256: Config(32, 16, 8, 1)}
+
+
+def self_tiles(d: int, dtype: torch.dtype, capability: int, fused: bool) -> Config:
+    """The tiles of a head size, a dtype, a GPU's compute capability (10 · major + minor; unknown ones as 80) and kind of layer."""
+    if dtype == torch.float32:
+        return next(config for widest, config in FP32.items() if d <= widest)
+    family = FAMILIES.get(capability, 80)
+    key = next(key for key in FUSED if key[0] == family and d <= key[1])
+    return FUSED[key] if fused else PLAIN.get(key, FUSED[key])
+
+
+def columns(d: int, tma: bool) -> tuple[int, int]:
+    """D as two powers of two of at least 16 whose sum is nearest above it: 40 = 32 + 8 (16), 80 = 64 + 16, 160 = 128 + 32.
+
+    By TMA a head of at most 64 is one part, padded: a second copy costs more than the products with zeros.
+    """
+    if tma and d <= 64:
+        return max(16, triton.next_power_of_2(d)), 16
+    first = max(16, 1 << (d.bit_length() - 1))
+    return first, max(16, triton.next_power_of_2(max(d - first, 1)))
+
+
+def by_tma(*operands: Tensor) -> bool:
+    """Whether TMA can read these heads (…, Nh, D): it takes addresses and strides of a multiple of 16 bytes."""
+    if not _knows_tma():
+        return False
+    return all(
+        x.data_ptr() % 16 == 0
+        and x.shape[-1] * x.itemsize % 16 == 0
+        and all(s > 0 and s * x.itemsize % 16 == 0 for s in x.stride()[:-2])
+        for x in operands
+    )
+
+
+@functools.cache
+def _knows_tma() -> bool:
+    """Whether this triton has descriptors as they are written here."""
+    return tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 6)
+
+
+def provide_memory(device: torch.device) -> None:
+    """Give Triton's next launch the memory where a kernel writes its TMA descriptors."""
+    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device))
+
+
+def capability_of(device: torch.device) -> int:
+    """10 · major + minor of an NVIDIA GPU; 80 for everything else."""
+    if device.type != "cuda" or torch.version.hip:
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def with_contiguous_heads(x: Tensor) -> Tensor:
+    """Heads D apart and D contiguous, as linear layers give them; a copy only where they are not."""
+    return x if x.stride(-1) == 1 and x.stride(-2) == x.shape[-1] else x.contiguous()

@@ -1,0 +1,244 @@
+"""`import fz`: a loaded model, inversions and edits, on the miniature. The command line gives the same bits, nothing is
+written unasked, and every bad argument is answered.
+"""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import fz
+from fz import mini
+from fz.run import main
+from fz.settings.config import EditSettings
+
+SOURCE, TARGET = "a red car moving on the sand", "a blue car moving on the sand"
+PATH = mini.example()["clip.path"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def editor():
+    torch.set_num_threads(1)
+    return fz.load(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return fz.read(PATH, frames=2, size=128)
+
+
+@pytest.fixture(scope="module")
+def steps():
+    return []
+
+
+@pytest.fixture(scope="module")
+def inversion(editor, clip, steps):
+    return editor.invert(clip, SOURCE, steps=2, callback=lambda step, z: steps.append((step, tuple(z.shape))))
+
+
+@pytest.fixture(scope="module")
+def result(inversion):
+    return inversion.edit(TARGET, kind="shape", reweight={"blue": 2})
+
+
+def test_the_commands_edit_to_the_bit(inversion, result, tmp_path):
+    argv = ["--video", PATH, "--frames", "2", "--steps", "2", "--device", "cpu", "--threads", "1", "--cache", "none"]
+    argv += ["--source", SOURCE, "--target", "a green car moving on the sand", "--target", TARGET, "--edit.1", "shape"]
+    assert main([*argv, "--reweight.1", "blue=2", "--save-latents", "--out", str(tmp_path)]) == 0
+    latents = load_file(tmp_path / "latents.safetensors")
+    assert torch.equal(latents["edited.1.002"], result.latents[-1])
+    assert torch.equal(latents["inverted.002"], inversion.source.latents[inversion.schedule.timesteps[0]])
+    sizes = result.masks[0]
+    assert len(sizes) == 3
+    assert all(torch.equal(latents[f"mask.1.{h}x{w}.000"].bool(), mask) for (h, w), mask in sizes.items())
+    written = [np.asarray(Image.open(tmp_path / f"frames/edit-1/{i:05d}.png")) for i in range(2)]
+    assert np.array_equal(result.uint8(), written)
+
+
+def test_result(result, clip):
+    assert result.frames.shape == clip.frames.shape and result.frames.dtype == torch.float32
+    assert -1 <= result.frames.min() and result.frames.max() <= 1
+    assert result.uint8().shape == (2, 128, 128, 3) and result.uint8().dtype == np.uint8
+    assert result.settings.steps == 2 and result.settings.edits[0].reweight == (("blue", 2),)
+    assert result.settings.edits[0].self_replace == (0.0, 0.5) and result.fps == clip.fps
+    assert any("masks follow" in note for note in result.notes)
+
+
+def test_an_edit_of_its_own_sentence_is_the_clip(inversion, clip):
+    """Without guidance and with the source's attention throughout, as far as the VAE and two steps can."""
+    same = inversion.edit(SOURCE, guidance=1.0, self_replace=1.0, cross_replace=1.0)
+    other = inversion.edit(TARGET, guidance=7.5, self_replace=0.0, cross_replace=0.0)
+    error, changed = ((r.frames - clip.frames).abs().mean() for r in (same, other))
+    assert error < 0.1 and changed > 1.5 * error
+
+
+def test_callbacks(inversion, steps):
+    size = inversion.latent_size
+    assert steps == [(1, (2, 4, *size)), (2, (2, 4, *size))]
+    seen = []
+    edited = inversion.edit(TARGET, method="ddim", callback=lambda step, z: seen.append((step, z)))
+    assert [step for step, _ in seen] == [1, 2] and torch.equal(seen[-1][1], edited.latents[-1])
+
+
+def test_attention_of_a_word(inversion):
+    maps = inversion.attention("car")
+    assert maps.shape == (2, *(side // 4 for side in inversion.latent_size)) and maps.dtype == torch.float32
+    assert (inversion.attention("red car") - maps - inversion.attention("red")).abs().max() < 1e-6
+    assert 0 < maps.min() and maps.max() < 1
+    with pytest.raises(fz.FzError, match="'lorry' is not in the prompt"):
+        inversion.attention("lorry")
+
+
+def test_arrays_tensors_and_pictures_are_the_clip(editor, clip, inversion):
+    array = fz.Video(clip.frames, 8.0, (0, 1))
+    pictures = [Image.open(f"{PATH}/{i:05d}.png") for i in range(2)]
+    frames = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    first = inversion.schedule.timesteps[0]
+    for same in (array, pictures, frames, clip.frames):
+        again = editor.invert(same, SOURCE, steps=2)
+        assert torch.equal(again.source.latents[first], inversion.source.latents[first])
+
+
+def test_one_model_serves_many_clips(editor, inversion, result):
+    """Another size in between, and the first inversion edits to the same bits."""
+    small = editor.invert(fz.read(frames=1, size=64), SOURCE, steps=1)
+    assert small.edit(TARGET).frames.shape == (1, 3, 64, 64)
+    assert torch.equal(inversion.edit(TARGET, kind="shape", reweight={"blue": 2}).frames, result.frames)
+
+
+def test_sides_are_rounded(editor):
+    odd = editor.invert(np.zeros((1, 70, 100, 3), np.uint8), SOURCE, steps=1)
+    assert odd.video.frames.shape == (1, 3, 64, 96) and "size 70x100 is rounded to 64x96" in odd.video.notes[0]
+
+
+def test_nothing_is_written_unasked(editor, tmp_path, monkeypatch):
+    """By a process of its own, whose files are seen by the system's audit."""
+    code = f"""
+import sys, torch, fz
+written = []
+def watch(event, args):
+    if event == "open" and args[1] and set(args[1]) & set("wax+") or event in ("os.mkdir", "tempfile.mkdtemp"):
+        written.append(args[0])
+torch.set_num_threads(1)
+editor = fz.load(device="cpu")
+clip = fz.read(frames=1, size=64)
+sys.addaudithook(watch)
+result = editor.invert(clip, {SOURCE!r}, steps=1).edit({TARGET!r})
+assert not written, written
+result.save("edit.gif")
+assert any("edit.gif" in str(name) for name in written)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["edit.gif"] and done.stdout == done.stderr == ""
+
+
+def test_an_inversion_is_kept_where_one_says(editor, tmp_path):
+    clip, seen = fz.read(frames=1, size=64), []
+    for count in (2, 2):
+        found = editor.invert(clip, SOURCE, steps=2, cache=tmp_path, callback=lambda step, z: seen.append(step))
+        assert len(found.source.latents) == count + 1
+    assert seen[:2] == [1, 2] and list(tmp_path.rglob("*.safetensors"))
+
+
+def test_save(result, tmp_path):
+    for name in ("red.mp4", "red.gif", "red"):
+        assert result.save(tmp_path / name) == tmp_path / name
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "red/00001.png")), result.uint8()[1])
+    assert fz.read(tmp_path / "red.mp4", frames=2, size=128).frames.shape == result.frames.shape
+    with pytest.raises(fz.FzError, match="got 'red.avi', expected .mp4, .gif"):
+        result.save(tmp_path / "red.avi")
+
+
+def test_shown_in_a_notebook(result, inversion, clip):
+    shown = result._repr_html_()
+    assert "data:image/gif;base64," in shown and TARGET in shown
+    assert SOURCE in inversion._repr_html_() and "2 frames of 128x128" in clip._repr_html_()
+    bold = dataclasses.replace(result.settings, edits=(EditSettings("<b>a car"),))
+    assert "&lt;b&gt;a car" in fz.Edited(bold, result.frames, [], {})._repr_html_()
+
+
+BAD = {
+    "no file": (lambda e, i: fz.read("nowhere.mp4"), "nowhere.mp4"),
+    "an array as a path": (lambda e, i: fz.read(np.zeros((1, 8, 8, 3))), "expected a path"),
+    "no frames at all": (lambda e, i: fz.read(PATH, frames=0), "frames: got 0"),
+    "size text": (lambda e, i: fz.read(PATH, size="large"), "size: got 'large'"),
+    "crop of two": (lambda e, i: fz.read(PATH, crop=(1, 2)), "crop: got"),
+    "no checkpoint": (lambda e, i: fz.load("nowhere.ckpt"), "does not exist"),
+    "a number as a checkpoint": (lambda e, i: fz.load(3), "checkpoint: got int"),
+    "device": (lambda e, i: fz.load(device="gpu"), "device: got 'gpu'"),
+    "dtype": (lambda e, i: fz.load(dtype="float23"), "Did you mean 'float32'"),
+    "a setting of loading": (lambda e, i: fz.load(thread=1), "Did you mean 'threads'"),
+    "a path as a clip": (lambda e, i: e.invert("jeep.mp4", SOURCE), "Read files by fz.read"),
+    "floats": (lambda e, i: e.invert(np.zeros((1, 64, 64, 3)), SOURCE), "float64, expected"),
+    "one picture": (lambda e, i: e.invert(np.zeros((64, 64, 3), np.uint8), SOURCE), "picture[None]"),
+    "grey": (lambda e, i: e.invert(np.zeros((1, 64, 64), np.uint8), SOURCE), "(F, H, W, 3) uint8"),
+    "integers": (lambda e, i: e.invert(torch.zeros(1, 3, 64, 64, dtype=torch.int), SOURCE), "in [-1, 1]"),
+    "0 to 255": (lambda e, i: e.invert(torch.full((1, 3, 64, 64), 255.0), SOURCE), "values from 255 to 255"),
+    "NaN": (lambda e, i: e.invert(torch.full((1, 3, 64, 64), torch.nan), SOURCE), "values from nan"),
+    "pictures of two sizes": (
+        lambda e, i: e.invert([Image.new("RGB", (64, 64)), Image.new("RGB", (64, 96))], SOURCE), "expected one. Resize",
+    ),
+    "no clip": (lambda e, i: e.invert(None, SOURCE), "clip: got None"),
+    "no frames": (lambda e, i: e.invert([], SOURCE), "clip: got []"),
+    "no source": (lambda e, i: e.invert(fz.read(frames=1, size=64), " "), "source: got an empty sentence"),
+    "a number as a source": (lambda e, i: e.invert(fz.read(frames=1, size=64), 5), "source: got 5"),
+    "steps": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, steps="9"), "steps: got '9'"),
+    "a callback": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, callback=3), "callback: got 3"),
+    "a setting of inverting": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, guidance=3), "unknown"),
+    "disk": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, store="disk"), "store: got 'disk'"),
+    "no target": (lambda e, i: i.edit(), "target: got none"),
+    "a number as a target": (lambda e, i: i.edit(7), "target: got 7"),
+    "a long target": (lambda e, i: i.edit("wheel " * 80), "expected at most 77"),
+    "kind": (lambda e, i: i.edit(TARGET, kind="shpae"), "Did you mean 'shape'"),
+    "a setting of editing": (lambda e, i: i.edit(TARGET, reweigh={"blue": 2}), "Did you mean 'reweight'"),
+    "reweight of a word that is not there": (lambda e, i: i.edit(TARGET, reweight={"bleu": 2}), "Did you mean 'blue'"),
+    "reweight by text": (lambda e, i: i.edit(TARGET, reweight={"blue": "much"}), "reweight: got 'much'"),
+    "reweight without a value": (lambda e, i: i.edit(TARGET, reweight="blue"), "reweight: got 'blue'"),
+    "share": (lambda e, i: i.edit(TARGET, self_replace=2), "self_replace: got 2"),
+    "threshold": (lambda e, i: i.edit(TARGET, threshold="low"), "threshold: got 'low'"),
+    "blend words": (lambda e, i: i.edit(TARGET, blend_words=3), "blend_words: got 3"),
+    "guidance": (lambda e, i: i.edit(TARGET, guidance="much"), "guidance: got 'much'"),
+    "method": (lambda e, i: i.edit(TARGET, method="ddmi"), "Did you mean 'ddim'"),
+    "seed": (lambda e, i: i.edit(TARGET, seed=-1), "seed: got -1"),
+    "mask": (lambda e, i: i.edit(TARGET, mask="nowhere.png"), "mask: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments_are_answered(editor, inversion, name):
+    call, said = BAD[name]
+    with pytest.raises(fz.FzError) as raised:
+        call(editor, inversion)
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_strangers_script(tmp_path):
+    """Numpy frames in, numpy frames out."""
+    code = """
+import numpy as np
+import fz
+
+frames = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+editor = fz.load()
+inversion = editor.invert(frames, "a red car on the sand", steps=2)
+for colour in ("blue", "green"):
+    result = inversion.edit(f"a {colour} car on the sand", kind="attribute", reweight={colour: 2})
+    edited = result.uint8()
+    assert edited.shape == frames.shape and edited.dtype == np.uint8
+    result.save(f"{colour}.mp4")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["blue.mp4", "green.mp4"]

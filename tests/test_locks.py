@@ -1,0 +1,92 @@
+"""One writer a folder: a second is told who has it, a dead one keeps nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fz.results.lock import NAME, Busy, Lock
+
+HOLD = "import sys, time; from pathlib import Path; from fz.results.lock import Lock; lock = Lock(Path(sys.argv[1])); "
+
+
+def holder(folder, then="print('held', flush=True); time.sleep(60)"):
+    process = subprocess.Popen([sys.executable, "-c", HOLD + then, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_process_is_told_who_has_it(tmp_path):
+    process = holder(tmp_path)
+    try:
+        with pytest.raises(Busy, match=rf"out: .* is being written by process {process.pid} on .+ since 20\d\d-"):
+            Lock(tmp_path)
+    finally:
+        process.kill()
+        process.wait()
+    # the file of a killed process is still there, and keeps nobody out
+    assert (tmp_path / NAME).exists()
+    with Lock(tmp_path):
+        assert str(os.getpid()) in (tmp_path / NAME).read_text()
+    assert not (tmp_path / NAME).exists()
+
+
+def test_a_second_thread_of_the_same_program_is_refused_too(tmp_path):
+    with Lock(tmp_path), pytest.raises(Busy, match="this program itself"):
+        Lock(tmp_path)
+    Lock(tmp_path).release()
+
+
+def test_release_twice_is_once(tmp_path):
+    lock = Lock(tmp_path)
+    lock.release()
+    with Lock(tmp_path):
+        lock.release()
+        with pytest.raises(Busy):
+            Lock(tmp_path)
+
+
+def test_a_file_that_says_nonsense_does_not_matter(tmp_path):
+    (tmp_path / NAME).write_text("[" * 5000)
+    Lock(tmp_path).release()
+
+
+def test_one_of_many_at_a_time(tmp_path):
+    """Each process takes the lock 40 times, and fails if another is between the two lines."""
+    work = """
+from fz.results.lock import Busy
+lock.release()
+mark, taken = Path(sys.argv[1]) / "mark", 0
+print('held', flush=True)
+end = time.monotonic() + 60
+while taken < 40 and time.monotonic() < end:
+    try:
+        lock = Lock(Path(sys.argv[1]))
+    except Busy:
+        continue
+    mark.touch(exist_ok=False)
+    mark.unlink()
+    lock.release()
+    taken += 1
+sys.exit(taken != 40)
+"""
+    first = [
+        sys.executable,
+        "-c",
+        HOLD.replace("lock = Lock(Path(sys.argv[1])); ", "") + "\n" + work.replace("lock.release()\nmark", "mark"),
+    ]
+    processes = [subprocess.Popen([*first, str(tmp_path)], stdout=subprocess.DEVNULL) for _ in range(3)]
+    assert [p.wait(120) for p in processes] == [0, 0, 0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminated_holder_frees_it(tmp_path):
+    process = holder(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    start = time.monotonic()
+    Lock(tmp_path).release()
+    assert time.monotonic() - start < 5

@@ -1,0 +1,174 @@
+"""The one shell of all commands: exit codes, lines, signals, and what may reach a terminal."""
+
+import importlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fz.errors import FzError
+from fz.shell import Plain, answered, encodable, printable
+
+COMMANDS = (
+    *("fz.run", "fz.prompt", "fz.tune", "fz.evaluate", "fz.report", "fz.sweep"),
+    *(f"fz.mini.{name}" for name in ("train", "train_clip", "measure", "evaluate", "export", "sample")),
+    *(f"bench.{name}" for name in ("attention", "edit", "gallery", "table1")),
+)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_answers_a_wrong_flag_in_one_line(name, capsys):
+    assert importlib.import_module(name).main(["--nonsense", "1"]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and said.err.startswith("fz: ") and said.out == ""
+
+
+@pytest.mark.parametrize("name", ["train", "train_clip", "measure", "evaluate", "export", "sample"])
+def test_help_is_no_error(name, capsys):
+    assert importlib.import_module(f"fz.mini.{name}").main(["--help"]) == 0
+    assert "usage" in capsys.readouterr().out
+
+
+def test_names_of_files_cannot_write_to_the_terminal(capsys):
+    def work():
+        print("clip \x1b[2J\x07.mp4\u202e")
+        raise FzError("video: \x1b]0;title\x07.mp4\nsecond line\r")
+
+    assert answered(work) == 2
+    said = capsys.readouterr()
+    assert said.out == "clip \\x1b[2J\\x07.mp4\\u202e\n"
+    assert said.err == "fz: video: \\x1b]0;title\\x07.mp4 second line\n"
+
+
+def test_printable_leaves_words_alone():
+    text = "Ein Röck, 雪 … → é\tx\n"
+    assert printable(text) == text and printable("\x9b31m\x00") == "\\x9b31m\\x00"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_output_in_any_encoding(encoding):
+    bytes_out = io.BytesIO()
+    stream = io.TextIOWrapper(bytes_out, encoding=encoding)
+    print("a → b … 雪 \udcff", file=Plain(stream), flush=True)
+    assert bytes_out.getvalue().decode(encoding).startswith("a ")
+    assert "\\udcff" in encodable("\udcff", encoding)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_command_in_a_terminal_of_few_letters(encoding):
+    code = "from fz.shell import answered; import sys; sys.exit(answered(lambda: print('a → … 雪')))"
+    done = run(code, env=os.environ | {"PYTHONIOENCODING": encoding})
+    assert done.returncode == 0 and done.stderr == b"" and b"\\u96ea" in done.stdout
+
+
+def run(code, **options):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, **options)
+
+
+@pytest.mark.parametrize("how", ["head", "closed", "closed both"])
+def test_nobody_reads(how):
+    """`| head -1` and `>&-`: the work is done all the same, and nothing is said."""
+    code = (
+        "import sys; from fz.shell import answered; sys.exit(answered(lambda: [print('x' * 99) for _ in range(9999)]))"
+    )
+    ends = {"head": "| head -1; exit ${PIPESTATUS[0]}", "closed": ">&-", "closed both": ">&- 2>&-"}
+    done = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {ends[how]}', sys.executable, code], capture_output=True, timeout=60
+    )
+    assert done.returncode == 0 and done.stderr == b""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_output_to_a_full_disk_is_one_line():
+    code = "import sys; from fz.shell import answered; sys.exit(answered(lambda: print('x')))"
+    done = subprocess.run(
+        ["bash", "-c", '"$0" -c "$1" > /dev/full', sys.executable, code], capture_output=True, timeout=60
+    )
+    assert done.returncode == 2 and done.stderr.startswith(b"fz: ") and done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_cleans_up_and_is_one_line(number, code, word, tmp_path):
+    program = """
+import sys, tempfile, time
+from fz.shell import answered
+from fz.memory.inversions import Inversion
+def work():
+    with Inversion.open("none", "0" * 32, print) as inversion:
+        import torch
+        inversion.log.put(0, {"z": torch.zeros(9)})
+        print("ready", flush=True)
+        time.sleep(60)
+sys.exit(answered(work, "The same command goes on."))
+"""
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    )
+    assert process.stdout.readline() == "ready\n" and list(tmp_path.iterdir())
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == code and said == f"fz: {word}. The same command goes on.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_kill_left_of_a_temporary_cache_goes_with_the_next(tmp_path, monkeypatch):
+    from fz.memory.inversions import Inversion
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = Inversion(tmp_path / "fz-abc", "0" * 32, pytest.fail)
+    left.log.put(0, {})
+    (tmp_path / "fz-mine").mkdir()
+    (tmp_path / "fz-mine/notes.txt").write_text("mine")
+    said = []
+    with Inversion.open("none", "1" * 32, said.append):
+        assert left.folder.exists(), "in use"
+    left.close()
+    with Inversion.open("none", "1" * 32, said.append):
+        assert not (tmp_path / "fz-abc").exists()
+    assert (tmp_path / "fz-mine/notes.txt").exists() and len(said) == 1 and "fz-abc" in said[0]
+
+
+@pytest.mark.parametrize("module", ["fz.run", "fz.prompt", "fz.tune", "fz.evaluate", "fz.report"])
+def test_an_interrupt_while_torch_is_imported_is_answered(module):
+    """At several moments of the first seconds: 130 and one line, never a traceback."""
+    flags = {
+        name: ["--source", "a car", "--target", "a boat", "--checkpoint", "nowhere"] for name in ("fz.run", "fz.prompt")
+    }
+    flags["fz.tune"] = ["--checkpoint", "nowhere", "--video", "v", "--prompt", "p", "--out", "o"]
+    argv = [sys.executable, "-X", "importtime", "-m", module, *flags.get(module, ["nowhere"])]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # the first line of an import that `answer` asks for
+    for line in process.stderr:
+        if line.rstrip().endswith(("| argparse", "fz.shell")) and "fz.shell" in line:
+            break
+    time.sleep(0.4)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    lines = [line for line in said.splitlines() if not line.startswith("import time:")]
+    assert process.returncode in (0, 2, 130) and "Traceback" not in said
+    assert process.returncode != 130 or (len(lines) == 1 and lines[0].startswith("fz: interrupted."))
+
+
+def test_an_interrupt_that_a_library_swallows_is_still_one(capsys):
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise ImportError("numpy.core.multiarray failed to import") from None
+
+    assert answered(work) == 130 and "interrupted" in capsys.readouterr().err
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    out = sys.stdout
+    answered(lambda: None)
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before and sys.stdout is out
