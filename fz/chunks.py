@@ -7,7 +7,7 @@ grow with the clip.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,8 +17,8 @@ from fz.attention import Kept, Plain, Recorder, StopForward
 from fz.errors import FzError
 from fz.frames import ABSOLUTE, FrameIndex
 from fz.fusion import Fuser
-from fz.model.layers import Attend, Conv3x3, FeedForward, Operands, Site, TextContext
-from fz.model.swap import swapped
+from fz.model.layers import Attend, Operands, Site, TextContext
+from fz.model.some_frames import some_frames_at_once
 from fz.model.unet import UNet
 
 Attending = Plain | Recorder | Fuser
@@ -35,7 +35,7 @@ class Chunks:
             raise FzError(TUNED)
         self.layerwise = unet.clip_norm
         if self.layerwise:
-            self.unet = swapped(unet, lambda _, layer: some_frames_at_once(layer, size))
+            self.unet = some_frames_at_once(unet, size)
 
     def sites(self) -> list[Site]:
         return self.unet.sites()
@@ -46,102 +46,54 @@ class Chunks:
     def modules(self) -> Iterator[nn.Module]:
         return self.unet.modules()
 
-    def parts(self, index: FrameIndex, frames: int) -> "list[Part]":
-        """The parts of a clip, in the order in which they run. Raises FzError where the frame index lets no order be
+    def cut(self, index: FrameIndex, frames: int) -> "list[Chunk]":
+        """The chunks of a clip, in the order in which they run. Raises FzError where the frame index lets no order be
         found.
         """
-        cut = runs(range(frames), self.size) if self.layerwise else order(index, frames, self.size)
-        parts = [Part(index, frames, own, everything=self.layerwise) for own in cut]
-        for i, part in enumerate(parts):
-            part.following = parts[i + 1 :]
-        return parts
+        frames_of = runs(range(frames), self.size) if self.layerwise else order(index, frames, self.size)
+        chunks = [Chunk(index, frames, own, everything=self.layerwise) for own in frames_of]
+        for i, chunk in enumerate(chunks):
+            chunk.following = chunks[i + 1 :]
+        return chunks
 
     def __call__(self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attend = Plain(OWN)) -> Tensor:  # noqa: B008 (frozen)
         """eps of z (B, F, 4, h, w), as `UNet.forward`; attend: a Plain, Recorder or Fuser."""
-        parts = self.parts(attend.frame_index, z.shape[1])
-        if len(parts) == 1:
+        chunks = self.cut(attend.frame_index, z.shape[1])
+        if len(chunks) == 1:
             return self.unet(z, t, text, attend)
-        return (
-            self._layerwise(z, t, text, attend, parts) if self.layerwise else self._partwise(z, t, text, attend, parts)
-        )
+        run = self._layerwise if self.layerwise else self._chunkwise
+        return run(z, t, text, attend, chunks)
 
     def _layerwise(
-        self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attending, parts: "list[Part]"
+        self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attending, chunks: "list[Chunk]"
     ) -> Tensor:
-        inner = [of_part(attend, part) for part in parts]
+        inner = [of_chunk(attend, chunk) for chunk in chunks]
         try:
-            return self.unet(z, t, text, QueriesInTurn(parts, inner))
+            return self.unet(z, t, text, QueriesInTurn(chunks, inner))
         finally:
             # also after StopForward
-            join(attend, parts, [results(a) for a in inner])
+            join(attend, chunks, [results(a) for a in inner])
 
-    def _partwise(
-        self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attending, parts: "list[Part]"
+    def _chunkwise(
+        self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attending, chunks: "list[Chunk]"
     ) -> Tensor:
         eps, shared, found, stopped = z.new_empty(z.shape), {}, [], False
-        for part in parts:
-            inner = of_part(attend, part)
+        for chunk in chunks:
+            inner = of_chunk(attend, chunk)
             try:
-                eps[:, part.own] = self.unet(z[:, part.own], t, text, Sharing(inner, part, shared))
+                eps[:, chunk.own] = self.unet(z[:, chunk.own], t, text, Sharing(inner, chunk, shared))
             except StopForward:
                 stopped = True
             found.append(results(inner))
-        join(attend, parts, found)
+        join(attend, chunks, found)
         if stopped:
             raise StopForward
         return eps
 
 
-def in_parts(layer: Callable[[Tensor], Tensor], x: Tensor, at_once: int) -> Tensor:
-    """layer(x), so many frames of x (B·F, …) at a time, so that its workspace does not grow with the clip."""
-    if len(x) <= at_once:
-        return layer(x)
-    first = layer(x[:at_once])
-    layout = (
-        torch.channels_last
-        if first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last)
-        else torch.contiguous_format
-    )
-    out = torch.empty((len(x), *first.shape[1:]), dtype=first.dtype, device=first.device, memory_format=layout)
-    out[:at_once] = first
-    for start in range(at_once, len(x), at_once):
-        out[start : start + at_once] = layer(x[start : start + at_once])
-    return out
-
-
-class ConvInParts(nn.Module):
-    """A 3x3 convolution of some frames at a time; over time, where it has that, of all."""
-
-    def __init__(self, conv: Conv3x3, at_once: int):
-        super().__init__()
-        self.conv, self.at_once = conv, at_once
-
-    def forward(self, x: Tensor, frames: int) -> Tensor:
-        return self.conv.over_time(in_parts(self.conv.convolve, x, self.at_once), frames)
-
-
-class FeedForwardInParts(nn.Module):
-    """A feed-forward of some frames at a time."""
-
-    def __init__(self, layer: FeedForward, at_once: int):
-        super().__init__()
-        self.layer, self.at_once = layer, at_once
-
-    def forward(self, x: Tensor) -> Tensor:
-        return in_parts(self.layer, x.flatten(0, 1), self.at_once).unflatten(0, x.shape[:2])
-
-
-def some_frames_at_once(layer: nn.Module, size: int) -> nn.Module | None:
-    """What takes the place of a layer with a large workspace; None for others."""
-    if isinstance(layer, Conv3x3):
-        return ConvInParts(layer, size)
-    return FeedForwardInParts(layer, size) if isinstance(layer, FeedForward) else None
-
-
 TUNED = (
     "chunk: got a checkpoint with temporal layers and per-frame GroupNorm, expected one or the other: temporal "
-    "layers read all frames, "
-    "so chunks cannot run alone. Leave out --per-frame-norm or --chunk."
+    "layers read all frames, so chunks cannot run alone. Leave out --per-frame-norm or --chunk."
 )
 
 
@@ -175,7 +127,7 @@ def runs(frames, size: int) -> list[list[int]]:
 
 
 @dataclass
-class Part:
+class Chunk:
     """Some frames of a clip that are computed together; takes a FrameIndex's place in the attention of these frames.
 
     everything: keys of all frames are there; else of these, and, after them, of the others that these read.
@@ -185,7 +137,7 @@ class Part:
     frames: int
     own: list[int]
     everything: bool = False
-    following: "list[Part]" = field(default_factory=list, repr=False)
+    following: "list[Chunk]" = field(default_factory=list, repr=False)
     _seen: dict[str, list[int]] = field(default_factory=dict, repr=False)
     _tables: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, repr=False)
 
@@ -219,35 +171,35 @@ class Part:
         return place[self.index.table(site, self.frames)[self.own]]
 
 
-def of_part(attend: Attending, part: Part) -> Attending:
+def of_chunk(attend: Attending, chunk: Chunk) -> Attending:
     """The same attention of some frames: its masks and the source's operands are these frames' only."""
     if isinstance(attend, Plain):
-        return Plain(part)
+        return Plain(chunk)
     if isinstance(attend, Recorder):
-        return replace(attend, frame_index=part, maps={}, kept={})
+        return replace(attend, frame_index=chunk, maps={}, kept={})
     if attend.hides_object:
         raise FzError(
             "chunk: got an edit that removes an object, expected one without: what hides it spans chunks. Leave out "
             "--chunk."
         )
-    masks = attend.masks and {stride: mask[part.own] for stride, mask in attend.masks.items()}
-    kept = attend.kept.part(part) if isinstance(attend.kept, Deferred) else KeptOfPart(attend.kept, part)
-    return replace(attend, frame_index=part, masks=masks, kept=kept)
+    masks = attend.masks and {stride: mask[chunk.own] for stride, mask in attend.masks.items()}
+    kept = attend.kept.chunk(chunk) if isinstance(attend.kept, Deferred) else KeptOfChunk(attend.kept, chunk)
+    return replace(attend, frame_index=chunk, masks=masks, kept=kept)
 
 
 @dataclass
-class KeptOfPart(Mapping):
-    """Of kept queries a part's own, of kept keys those that it reads."""
+class KeptOfChunk(Mapping):
+    """Of kept queries a chunk's own, of kept keys those that it reads."""
 
     whole: Kept
-    part: Part
+    chunk: Chunk
 
     def __getitem__(self, name: str) -> tuple[Tensor, ...]:
         q, *k = self.whole[name]
-        if not k or self.part.everything:
-            return (q[self.part.own], *k)
-        # a site's name is all that a part knows it by once it has attended there
-        return (q[self.part.own], k[0][self.part._seen[name]])
+        if not k or self.chunk.everything:
+            return (q[self.chunk.own], *k)
+        # a site's name is all that a chunk knows it by once it has attended there
+        return (q[self.chunk.own], k[0][self.chunk._seen[name]])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.whole)
@@ -267,9 +219,9 @@ def results(attend: Attending) -> list[dict[str, Tensor | tuple[Tensor, ...]]]:
     )
 
 
-def join(attend: Attending, parts: list[Part], found: list[list[dict]]) -> None:
-    """Put what the parts recorded side by side into `attend`, frames in the clip's order."""
-    frames = [f for part in parts for f in part.own]
+def join(attend: Attending, chunks: list[Chunk], found: list[list[dict]]) -> None:
+    """Put what the chunks recorded side by side into `attend`, frames in the clip's order."""
+    frames = [f for chunk in chunks for f in chunk.own]
     back = None if frames == sorted(frames) else torch.tensor(frames).argsort()
 
     def side_by_side(tensors: list[Tensor]) -> Tensor:
@@ -285,33 +237,33 @@ def join(attend: Attending, parts: list[Part], found: list[list[dict]]) -> None:
 
 @dataclass
 class QueriesInTurn:
-    """Attention of whole activations, a part's queries at a time, with all keys."""
+    """Attention of whole activations, a chunk's queries at a time, with all keys."""
 
-    parts: list[Part]
+    chunks: list[Chunk]
     inner: list[Attending]
 
     def __call__(self, site: Site, x: Operands) -> Tensor:
         keys: dict[tuple, Tensor] = {}
         out, stopped = None, False
-        for part, attend in zip(self.parts, self.inner, strict=True):
+        for chunk, attend in zip(self.chunks, self.inner, strict=True):
             try:
-                attended = attend(site, Queries(x, part, keys))
+                attended = attend(site, Queries(x, chunk, keys))
             except StopForward:
                 stopped = True
                 continue
             if out is None:
                 out = attended.new_empty(len(attended), x.shape[1], *attended.shape[2:])
-            out[:, part.own[0] : part.own[-1] + 1] = attended
+            out[:, chunk.own[0] : chunk.own[-1] + 1] = attended
         if stopped:
             raise StopForward
         return out
 
 
 class Queries(Operands):
-    """Operands of a part's queries and all keys, which are made once for all parts."""
+    """Operands of a chunk's queries and all keys, which are made once for all chunks."""
 
-    def __init__(self, x: Operands, part: Part, keys: dict[tuple, Tensor]):
-        own = slice(part.own[0], part.own[-1] + 1)
+    def __init__(self, x: Operands, chunk: Chunk, keys: dict[tuple, Tensor]):
+        own = slice(chunk.own[0], chunk.own[-1] + 1)
         super().__init__(x.layer, x.tokens[:, own], x.text)
         self.whole, self.own, self.keys = x, own, keys
 
@@ -330,12 +282,12 @@ class Queries(Operands):
 
 @dataclass
 class Sharing:
-    """Attention of one part, whose keys and values are its own and those that earlier parts have left in `shared`."""
+    """Attention of one chunk, whose keys and values are its own and those that earlier chunks have left in `shared`."""
 
     inner: Attending
-    part: Part
+    chunk: Chunk
     shared: Shared
-    keeps_all: bool = False  # of the keys that the part reads, rather than its own
+    keeps_all: bool = False  # of the keys that the chunk reads, rather than its own
 
     def __call__(self, site: Site, x: Operands) -> Tensor:
         if site.kind == "cross":
@@ -344,13 +296,13 @@ class Sharing:
 
 
 class SharedOperands(Operands):
-    """A part's operands; its keys and values are followed by those of other frames that it reads."""
+    """A chunk's operands; its keys and values are followed by those of other frames that it reads."""
 
     def __init__(self, x: Operands, site: Site, sharing: Sharing):
         super().__init__(x.layer, x.tokens, x.text)
-        self.site, self.part, self.shared = site, sharing.part, sharing.shared
-        self.part.seen(site)
-        self.own = slice(None) if sharing.keeps_all else slice(len(self.part.own))
+        self.site, self.chunk, self.shared = site, sharing.chunk, sharing.shared
+        self.chunk.seen(site)
+        self.own = slice(None) if sharing.keeps_all else slice(len(self.chunk.own))
 
     def k(self, branches: slice = slice(None)) -> Tensor:
         return self._with_others("k", super().k(branches))
@@ -360,9 +312,9 @@ class SharedOperands(Operands):
 
     def _with_others(self, which: str, own: Tensor) -> Tensor:
         known = self.shared.get((self.site.name, which), {})
-        lacking = [known[f] for f in self.part.lacks(self.site)]
-        wanted = {f for part in self.part.following for f in part.lacks(self.site)}
-        mine = {f: own[:, i].clone() for i, f in enumerate(self.part.own) if f in wanted}
+        lacking = [known[f] for f in self.chunk.lacks(self.site)]
+        wanted = {f for chunk in self.chunk.following for f in chunk.lacks(self.site)}
+        mine = {f: own[:, i].clone() for i, f in enumerate(self.chunk.own) if f in wanted}
         self.shared[self.site.name, which] = {f: x for f, x in known.items() if f in wanted} | mine
         return torch.cat([own, torch.stack(lacking, dim=1)], dim=1) if lacking else own
 
@@ -380,8 +332,8 @@ def kept_of(unet: UNet | Chunks, seen: Recorder, z: Tensor, t: int, text: TextCo
 
 @dataclass
 class Deferred:
-    """The source's queries and keys, made a part at a time: none is there for longer than its part. Parts are asked for
-    in their order.
+    """The source's queries and keys, made a chunk at a time: none is there for longer than its chunk. Chunks are
+    asked for in their order.
     """
 
     unet: UNet
@@ -391,8 +343,8 @@ class Deferred:
     text: TextContext
     shared: Shared = field(default_factory=dict)
 
-    def part(self, part: Part) -> dict[str, tuple[Tensor, ...]]:
-        seen = of_part(self.recorder, part)
+    def chunk(self, chunk: Chunk) -> dict[str, tuple[Tensor, ...]]:
+        seen = of_chunk(self.recorder, chunk)
         with contextlib.suppress(StopForward):
-            self.unet(self.z[:, part.own], self.t, self.text, Sharing(seen, part, self.shared, keeps_all=True))
+            self.unet(self.z[:, chunk.own], self.t, self.text, Sharing(seen, chunk, self.shared, keeps_all=True))
         return seen.kept

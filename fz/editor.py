@@ -123,7 +123,7 @@ class Editor:
         if settings.chunk is not None:
             chunks = Chunks(self.checkpoint.unet, settings.chunk)
             if video is not None:
-                chunks.parts(self.frame_index, len(video.frames))
+                chunks.cut(self.frame_index, len(video.frames))
 
     def fit(self, latent_size: tuple[int, int], frames: int, chunk: int | None, journal: Journal) -> UNet | Chunks:
         """The UNet made fast for clips of that size and length, `chunk` frames at a time or all of them. The last one
