@@ -43,6 +43,8 @@ class Weights:
 
 def read_json(path: Path) -> dict:
     """A JSON object. Raises FzError if the file is absent, no JSON, or something else than an object."""
+    if path.exists() and not path.is_file():
+        raise FzError(f"{path}: is no file, expected a JSON object in one. Download it again.")
     try:
         text = path.read_text(encoding="utf-8")
         value = json.loads(text)
