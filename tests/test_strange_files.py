@@ -10,7 +10,7 @@ from fz.memory.kept import read_tensors
 from fz.prompts.text import encodes
 from fz.results.measured import read_truth
 from fz.results.rows import is_evaluation
-from fz.weights.read import read_json
+from fz.weights.read import read_json, read_weights
 
 
 @pytest.fixture(params=["pipe", "device", "loop", "folder"])
@@ -32,7 +32,7 @@ def test_what_is_no_file_is_not_waited_for(no_file, tmp_path):
     assert not is_evaluation(csv)
     said = []
     assert read_tensors(csv, said.append) is None and len(said) <= 1
-    for read in (read_json, lambda path: read_truth(None, None, str(path))):
+    for read in (read_json, read_weights, lambda path: read_truth(None, None, str(path))):
         with pytest.raises(FzError):
             read(csv)
 

@@ -117,6 +117,8 @@ def sniff(path: Path) -> str:
     """'safetensors', 'zip' (PyTorch since 1.6) or 'pickle' (before), by the first bytes. Raises FzError for anything
     else.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FzError(f"{path}: is a pipe or a device, expected a file of weights. Download it again.")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
