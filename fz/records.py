@@ -26,6 +26,9 @@ class Each:
 def read(path: Path, schema: Schema) -> Any | None:
     """The file's content; None where there is no such file, it is no JSON, or it does not fit the schema."""
     try:
+        # a pipe would be waited for, a device has no end
+        if not path.is_file():
+            return None
         content = json.loads(path.read_text(encoding="utf-8"))
         return content if fits(content, schema) else None
     except (OSError, ValueError, RecursionError):

@@ -8,6 +8,9 @@ hold a word together ('navy-blue', "rock'n'roll", '1,000').
 import re
 import string
 import unicodedata
+from collections.abc import Sequence
+
+from fz.errors import FzError, suggest
 
 ARTICLES = ("a", "an", "the")
 # Unicode's White_Space, as CLIP's tokenizer has it; Python's \s has four control characters more
@@ -72,6 +75,19 @@ def bare(word: str) -> str:
     """The word as it is compared: lower case, composed characters, without punctuation around it."""
     start, end = inner(word)
     return unicodedata.normalize("NFC", word[start:end]).lower()
+
+
+def occurrences(sentence: str, there: Sequence[str], needle: str, what: str = "word") -> list[int]:
+    """Where a word, or several in a row, begins among the words of a sentence. Raises FzError, naming the setting
+    `what`, if it is not there.
+    """
+    sought, known = [bare(word) for word in split(needle)], [bare(word) for word in there]
+    found = [i for i in range(len(known) - len(sought) + 1 if sought else 0) if known[i : i + len(sought)] == sought]
+    if not found:
+        near = suggest(bare(needle), known)
+        listed = ", ".join(dict.fromkeys(there)) or "none"
+        raise FzError(f"{what}: {needle!r} is not in the prompt {sentence!r}.{near} Words there: {listed}.")
+    return found
 
 
 def counts(word: str) -> bool:

@@ -43,6 +43,8 @@ class Weights:
 
 def read_json(path: Path) -> dict:
     """A JSON object. Raises FzError if the file is absent, no JSON, or something else than an object."""
+    if path.exists() and not path.is_file():
+        raise FzError(f"{path}: is no file, expected a JSON object in one. Download it again.")
     try:
         text = path.read_text(encoding="utf-8")
         value = json.loads(text)
@@ -115,6 +117,8 @@ def sniff(path: Path) -> str:
     """'safetensors', 'zip' (PyTorch since 1.6) or 'pickle' (before), by the first bytes. Raises FzError for anything
     else.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FzError(f"{path}: is a pipe or a device, expected a file of weights. Download it again.")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -28,8 +28,8 @@ def check_source(path: str) -> None:
             return
     source = open_source(path)
     if isinstance(source, Images):
-        with opened_image(source.paths[0]):
-            pass
+        with opened_image(source.paths[0]) as image:
+            image.load()
 
 
 def open_source(path: str, flatten: Flatten = on_white) -> Frames:

@@ -54,6 +54,9 @@ def read_tensors(path: Path, say: Say) -> dict[str, Tensor] | None:
     """
     if not path.exists():
         return None
+    if not path.is_file():
+        say(f"{path} is damaged (it is no file); what it held is computed again")
+        return None
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)

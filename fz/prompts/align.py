@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from fz import words
-from fz.errors import FzError, suggest
 from fz.prompts.text import LENGTH, Tokens, Word
 from fz.words import bare, counts, inner
 
@@ -27,17 +26,10 @@ def word_positions(tokens: Tokens, needle: str, what: str = "word") -> list[int]
 
     Raises FzError, naming the setting `what`, if it is not in the prompt.
     """
-    wanted = words.split(str(needle))
-    sought, there = [bare(word) for word in wanted], [bare(word.text) for word in tokens.words]
-    found: set[int] = set()
-    for i in range(len(there) - len(sought) + 1 if sought else 0):
-        if there[i : i + len(sought)] == sought:
-            for text, word in zip(wanted, tokens.words[i : i + len(sought)], strict=True):
-                found |= set(word.core if inner(text) == (0, len(text)) else word.positions)
-    if not found:
-        near = suggest(bare(str(needle)), there)
-        known = ", ".join(dict.fromkeys(word.text for word in tokens.words)) or "none"
-        raise FzError(f"{what}: {needle!r} is not in the prompt {tokens.prompt!r}.{near} Words there: {known}.")
+    wanted, found = words.split(str(needle)), set()
+    for i in words.occurrences(tokens.prompt, [word.text for word in tokens.words], str(needle), what):
+        for text, word in zip(wanted, tokens.words[i : i + len(wanted)], strict=True):
+            found |= set(word.core if inner(text) == (0, len(text)) else word.positions)
     return sorted(found)
 
 

@@ -46,6 +46,15 @@ class Tokens:
         return next((word.text for word in self.words if position in word.positions), "")
 
 
+def encodes(text: str) -> bool:
+    """Is it text? A command line's bytes that are no UTF-8 come as halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class TextEncoder:
     """CLIP's text tower and its tokenizer."""
 
@@ -56,6 +65,8 @@ class TextEncoder:
         """The prompt's tokens. Raises FzError if there are more than 77, naming the words that fall off."""
         if not isinstance(prompt, str):
             raise FzError(f"prompt: got {prompt!r}, expected a sentence.")
+        if not encodes(prompt):
+            raise FzError(f"prompt: {prompt[:60]!r} has bytes that are no text, expected UTF-8. Write it again.")
         read = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         body = read["input_ids"]
         words = words_of(prompt, [start for start, _ in read["offset_mapping"]])

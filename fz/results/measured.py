@@ -109,8 +109,11 @@ def read_truth(frames: str | None, masks: str | None, flow: str | None) -> Truth
     field = None
     if flow is not None:
         try:
+            if Path(flow).exists() and not Path(flow).is_file():
+                raise OSError("it is no file")
             field = np.load(flow, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        # numpy reads a header with Python's own tokenizer and parser, whose errors are of many kinds
+        except Exception as error:
             raise FzError(
                 f"flow: {flow} cannot be read ({str(error)[:120]}). Expected a .npy of (F - 1, H, W, 2) pixels."
             ) from None

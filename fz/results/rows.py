@@ -23,6 +23,8 @@ def check_replaceable(out: Path, overwrite: bool) -> None:
 
 def is_evaluation(file: Path) -> bool:
     """Is it one of the files that `write_rows` writes?"""
+    if not file.is_file():
+        return False
     if file.suffix == ".csv":
         with open(file, encoding="utf-8", errors="replace") as opened:
             return opened.read(len(CSV_BEGINS)) == CSV_BEGINS

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fz import words
 from fz.errors import FzError
 from fz.settings import released, tree
 from fz.settings.config import ABLATIONS, PRESETS, Overlay, Settings, build
@@ -78,6 +79,7 @@ def parse(argv: Sequence[str]) -> Request:
             f"flags of edit .{beyond[0]}: there are {len(settings.edits)} targets, numbered from 0. Expected .N of "
             "one of them."
         )
+    check_words(settings)
     if clip_model is not None and not (sweeps or settings.report):
         raise FzError(
             f"clip model: got {clip_model!r} without --sweep or --report, which it judges. Pass one of them, or "
@@ -87,6 +89,16 @@ def parse(argv: Sequence[str]) -> Request:
         return Request(settings, list_words, clip_model=clip_model)
     variants = read_sweeps(sweeps)
     return Request(expand(settings, variants), sweep=tuple(variants), clip_model=clip_model)
+
+
+def check_words(settings: Settings) -> None:
+    """Raise FzError for a re-weighted word that its target has not: plans say so too, once a tokenizer is loaded."""
+    for edit in settings.edits:
+        if settings.method != "fatezero" or edit.align == "plain" or edit.lenient:
+            continue
+        for what, named in (("reweight", edit.reweight), ("cross_replace", edit.cross_replace_words)):
+            for word, _ in named:
+                words.occurrences(edit.target, words.split(edit.target), word, what)
 
 
 def joined(argv: Sequence[str]) -> list[str]:

@@ -215,6 +215,8 @@ def bar(steps: int, done: int) -> tqdm:
 def restore(tuner: trainer.Tuner, state: Path, device: torch.device) -> None:
     """Go on from a state. Raises FzError for one that cannot be read."""
     try:
+        if not state.is_file():
+            raise OSError("it is no file")
         tuner.restore(torch.load(state, weights_only=True, map_location=device))
     except FzError:
         raise

@@ -1,6 +1,7 @@
 """Inputs by flags alone: values that make no sense, sentences, sweeps, and surroundings that are not as usual."""
 
 import importlib
+import shutil
 from pathlib import Path
 from random import Random
 
@@ -47,44 +48,48 @@ COMMANDS = ("fz.run",) * 5 + (
     "fz.prompt",
     "fz.tune",
     "fz.tune",
-    "fz.settings.sweep",
+    "fz.sweep",
     "fz.evaluate",
     "fz.report",
 )
 
 
-def base(chance: Random, ground: Ground, command: str) -> tuple[Flags, list[str]]:
+def base(chance: Random, ground: Ground, command: str, work: Path) -> tuple[Flags, list[str]]:
     """(flags of a command line that is fine, what stands before them)."""
     if command == "fz.tune":
         return ground.tuning(dry_run=chance.random() < 0.6 or None), []
     if command == "bench.table1":
         return ground.table1(), []
     if command in ("fz.evaluate", "fz.report"):
-        return [("--clip", chance.choice(("none", str(ground.judge))))], [str(ground.results / "o")]
+        shutil.copytree(ground.results / "o", work / "o")
+        return [("--clip-model", chance.choice(("none", str(ground.judge))))], ["o"]
     flags = ground.flags(dry_run=(command == "fz.run" and chance.random() < 0.6) or None)
     if command == "fz.prompt" and chance.random() < 0.6:
         flags = [(name, value) for name, value in flags if name != "--video"]
-    if command == "fz.settings.sweep":
-        flags += [("--sweep", "threshold=0.2,0.4"), ("--clip", "none")]
+    if command == "fz.sweep":
+        flags += [("--sweep", "threshold=0.2,0.4"), ("--clip-model", "none")]
     return flags, []
 
 
 def known_flags(command: str) -> list[str]:
     """All flags of a command."""
-    if command in ("fz.run", "fz.prompt", "fz.settings.sweep"):
+    if command in ("fz.run", "fz.prompt", "fz.sweep"):
         from fz.settings.flags import build_parser
 
         parser = build_parser([0, 1])
+    elif command == "fz.tune":
+        from fz.tuning.settings import parser as parser_of
+
+        parser = parser_of()
     else:
-        module = importlib.import_module(command)
-        parser = (getattr(module, "parser", None) or module.build_parser)()
+        parser = importlib.import_module(command).build_parser()
     more = ["--map-steps", "--json"] if command == "fz.prompt" else []
     return sorted(name for name in parser._option_string_actions if name.startswith("--")) + more
 
 
 def flags(chance: Random, ground: Ground, work: Path) -> Input:
     command = chance.choice((*COMMANDS, "bench.table1"))
-    given, first = base(chance, ground, command)
+    given, first = base(chance, ground, command, work)
     known = known_flags(command)
     for _ in range(chance.choice((1, 1, 2, 3, 5))):
         name = chance.choice(known)
@@ -112,7 +117,7 @@ def finished(chance: Random, command: str, given: Flags, first: list[str], work:
     """The input, with what would be too much work made a dry run, or left out."""
     given = [(n, v if v is None else v.replace("\0", "")) for n, v in given]
     large = any(n.lstrip("-").split("=")[0].split(".")[0] in COSTLY and costly(v) for n, v in given)
-    if large and command in ("fz.run", "fz.settings.sweep", "fz.tune"):
+    if large and command in ("fz.run", "fz.sweep", "fz.tune"):
         given = [*(pair for pair in given if pair[0] != "--dry-run"), ("--dry-run", None)]
     elif large:
         given = [(n, v) for n, v in given if n.lstrip("-") not in COSTLY and n != "--video"]
@@ -177,13 +182,13 @@ def sweeps(chance: Random, ground: Ground, work: Path) -> Input:
         name, values = chance.choice(names), chance.choice(texts)
         axes.append(f"{name}={values}" if chance.random() < 0.95 else values)
     given = ground.flags(dry_run=chance.random() < 0.5 or None)
-    return Input("sweeps", "fz.settings.sweep", [*joined(given), "--clip", "none", "--sweep", *axes], work)
+    return Input("sweeps", "fz.sweep", [*joined(given), "--clip-model", "none", "--sweep", *axes], work)
 
 
 def surroundings(chance: Random, ground: Ground, work: Path) -> Input:
     """Variables, encodings and outputs that are closed or full."""
     command = chance.choice(("fz.run", "fz.run", "fz.prompt", "fz.evaluate", "fz.tune"))
-    given, first = base(chance, ground, command)
+    given, first = base(chance, ground, command, work)
     if command in ("fz.run", "fz.prompt"):
         given = [*given, ("--target", chance.choice(("a blue car", "ein blaues Auto – schön", "青い車 on the sand")))]
     if command == "fz.run" and chance.random() < 0.3:

@@ -130,7 +130,7 @@ def results(chance: Random, ground: Ground, work: Path) -> Input:
         given = ground.flags(**{"save_latents": True, "threshold": "0.5", **more})
         same = (work / "o", ground.results / "o") if "steps" not in more else None
         return Input("results", command, joined(given), work, about, keep=keep, same=same)
-    argv = ["o", "--clip", judge]
+    argv = ["o", "--clip-model", judge]
     if command == "fz.evaluate":
         argv += measures(chance, ground, work)
     return Input("results", command, argv, work, about, keep=keep, outs=("o", "e", "evaluation.json", "evaluation.csv"))
