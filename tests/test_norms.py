@@ -16,7 +16,7 @@ from fz.model.layers import ResnetBlock  # noqa: E402
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 FRAMES = 3
-SHAPES = {"C64": (64, 5, 7), "C96": (96, 4, 4), "C320": (320, 3, 4), "one pixel": (32, 1, 1)}
+SHAPES = {"C64": (64, 5, 7), "C320": (320, 1, 2), "one pixel": (32, 1, 1)}
 FORMS = {"norm": (False, False), "silu": (False, True), "time": (True, False), "time, silu": (True, True)}
 
 
@@ -93,6 +93,8 @@ def test_a_block_has_the_bits_it_had():
     time = torch.randn(2, 32, generator=torch.Generator().manual_seed(2)).repeat_interleave(3, 0)
 
     def norm(layer, x, frames):
+        if frames == 1:
+            return F.group_norm(x, layer.num_groups, layer.weight, layer.bias, layer.eps)
         clip = x.unflatten(0, (-1, frames)).transpose(1, 2)
         y = F.group_norm(clip, layer.num_groups, layer.weight, layer.bias, layer.eps)
         return y.transpose(1, 2).flatten(0, 1)
