@@ -142,6 +142,14 @@ def test_amd(d):
         assert "v_mfma_f32" in aot.compile_for_amd(make(d, torch.float16, 80))
 
 
+def test_loops_are_read():
+    """A wait that branches back across the loop, from behind it, is no loop of its own."""
+    lines = (".L_x_1:", "MUFU.EX2 R1, R2", "HGMMA.64x64x16.F32 R24", ".L_x_2:", "WARPGROUP.ARRIVE", "BAR.SYNC.DEFER 0x0",
+             "@P0 BRA `(.L_x_1)", "FADD R1", "@!P1 BRA `(.L_x_2)")  # fmt: skip
+    text = "\n".join(x if x.startswith(".L") else f"/*{16 * i:04x}*/ {x}" for i, x in enumerate(lines))
+    assert aot.loops_of(text) == (aot.Loop(5, 1, 1, 1),)
+
+
 @apart
 def test_what_is_checked_can_fail():
     """Tiles that are too large for the registers spill; without specialised warps large tiles have serial products."""
