@@ -48,5 +48,8 @@ class FrameIndex:
 
 
 def frame_table(frame_index: FrameIndex, site: "Site", x: "Operands") -> "Tensor":
-    """(F, R) int64 on the tokens' device: the frames whose keys and values each frame of x reads at this site."""
-    return frame_index.table(site, x.shape[1]).to(x.tokens.device)
+    """(F, R) int64 on the CPU: the frames whose keys and values each frame of x reads at this site.
+
+    Kernels look its numbers up: on a GPU each of them would be a synchronisation.
+    """
+    return frame_index.table(site, x.shape[1])
