@@ -5,7 +5,6 @@ the tensor cores' and its exponentials over the special function units'; a way t
 ideal), in fp16. Matrix instructions are counted in code compiled for each GPU (`bench.aot`).
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,47 +139,6 @@ def limit(site: BenchSite, way: str, chip: Chip) -> str:
     return max(spent, key=spent.get)
 
 
-# multiply-adds of one instruction: HMMA m x n x k of a warp, written 16816 or 1688; HGMMA of a group of four warps, written 64x40x16
-INSTRUCTION = re.compile(r"\b(?:HMMA\.(16816|1688)|HGMMA\.(\d+)x(\d+)x(\d+))\.")
-HMMA = {"16816": 16 * 8 * 16, "1688": 16 * 8 * 8}
-
-
-def multiply_adds(assembly: str, warps: int) -> int:
-    """Multiply-adds of all matrix instructions in the text of a kernel, each met once by every warp or group of four."""
-    done = 0
-    for short, m, n, k in INSTRUCTION.findall(assembly):
-        done += HMMA[short] * warps if short else int(m) * int(n) * int(k) * (warps // 4)
-    return done
-
-
-@dataclass(frozen=True)
-class Counted:
-    """Matrix work of the code of one tile: multiply-adds compiled, and the least that D unpadded needs."""
-
-    d: int
-    chip: str
-    tile: str
-    instructions: str
-    compiled: int
-    least: int
-
-
-def count(d: int, chip: Chip) -> Counted:
-    """The self-attention kernel's loop over keys, fp16, as its launcher configures it for that GPU."""
-    import torch
-
-    from bench import aot
-    from fz.kernels import triton_self
-
-    config = triton_self.configure(d, torch.float16, chip.capability)
-    compiled = aot.compile_kernel(*aot.self_attention_case(d, torch.float16, chip.capability))
-    # q kᵀ and p v of one tile of keys: the code has the loop's body once
-    least = 2 * config.block_q * config.block_k * d
-    shown = ", ".join(f"{n} {name}" for name, n in sorted(compiled.matrix.items()))
-    return Counted(d, chip.name, f"{config.block_q}x{config.block_k}, {config.warps} warps", shown,
-                   multiply_adds(compiled.assembly, config.warps), least)  # fmt: skip
-
-
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
@@ -212,18 +170,22 @@ def sum_table(found: list[BenchSite]) -> str:
     return markdown(["way", *(f"{chip.name}, ms" for chip in CHIPS)], rows)
 
 
-def count_table(d_values: list[int]) -> str:
-    """Matrix instructions of the compiled kernel against the minimum; says so where triton is not installed."""
+# the same before whole tiles were unmasked, keys came by TMA and heads ran side by side (triton 3.9, sm_90):
+# D -> registers, CTAs, issue cycles of self-attention
+BEFORE = {40: (130, 1, 804), 80: (190, 1, 884)}
+
+
+def compiled_table(capability: int) -> str:
+    """The kernels as they are compiled for a GPU (`bench.aot`); says so where triton is not installed."""
     try:
-        counts = [count(d, chip) for d in d_values for chip in CHIPS]
+        from bench import aot
     except ImportError:
         return "triton is not installed here: nothing was compiled."
-    head = ["D", "GPU", "tile", "matrix instructions", "multiply-adds", "least", "ratio"]
-    rows = [
-        [str(c.d), c.chip, c.tile, c.instructions, str(c.compiled), str(c.least), f"{c.compiled / c.least:.3f}"]
-        for c in counts
-    ]
-    return markdown(head, rows)
+    return markdown(aot.HEAD, list(aot.rows(capability)))
+
+
+def before_table() -> str:
+    return markdown(["D", "registers", "CTAs", "issue, 128x64"], [[str(d), *map(str, x)] for d, x in BEFORE.items()])
 
 
 def page(size: int, frames: int, anchors: int) -> str:
@@ -271,11 +233,23 @@ runs flash attention twice; 'this' is `kernels/triton_self.py` and `kernels/trit
 
 {site_table(found)}
 
-## Matrix instructions of the compiled self-attention kernel, a tile of queries and keys
+## The compiled kernels
 
-D is cut in two parts, 32 + 16, 64 + 16, 128 + 32; padding it to a power of two would cost 1.6 at every D.
+fp16, SD v1.4's sites; a loop is over keys (self) or queries (cross). Issue: cycles in which a multiprocessor's four
+schedulers issue the loop for 128 x 64 logits; the exponentials of these take 544, products 384 at D = 40. 12 warps: 4
+load and 8 compute. No kernel spills; `tests/test_aot.py` keeps it so.
 
-{count_table(sorted({site.d for site in found}))}
+sm_90:
+
+{compiled_table(90)}
+
+sm_80:
+
+{compiled_table(80)}
+
+sm_90 before (self-attention, plain and fused alike; cross-attention had 42 to 101 barriers a tile and one CTA):
+
+{before_table()}
 """
 
 

@@ -139,7 +139,7 @@ class Chunk:
     everything: bool = False
     following: "list[Chunk]" = field(default_factory=list, repr=False)
     _seen: dict[str, list[int]] = field(default_factory=dict, repr=False)
-    _tables: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, repr=False)
+    _tables: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def seen(self, site: Site) -> list[int]:
         """The frames whose keys and values are there at this site, in their order."""
@@ -155,20 +155,13 @@ class Chunk:
         return self.seen(site)[len(self.own) :]
 
     def table(self, site: Site, frames: int) -> Tensor:
-        """(own, R) int64: places in `seen` of the frames that each own frame attends to."""
-        return self.table_on(torch.device("cpu"), site, frames)
-
-    def table_on(self, device: torch.device, site: Site, frames: int) -> Tensor:
-        """The same table on a device, made once for each site."""
-        if (site.name, device) not in self._tables:
-            self._tables[site.name, device] = self._table(site).to(device)
-        return self._tables[site.name, device]
-
-    def _table(self, site: Site) -> Tensor:
-        place = torch.zeros(self.frames, dtype=torch.int64)
-        seen = self.seen(site)
-        place[seen] = torch.arange(len(seen))
-        return place[self.index.table(site, self.frames)[self.own]]
+        """(own, R) int64: places in `seen` of the frames that each own frame attends to; made once for each site."""
+        if site.name not in self._tables:
+            place = torch.zeros(self.frames, dtype=torch.int64)
+            seen = self.seen(site)
+            place[seen] = torch.arange(len(seen))
+            self._tables[site.name] = place[self.index.table(site, self.frames)[self.own]]
+        return self._tables[site.name]
 
 
 def of_chunk(attend: Attending, chunk: Chunk) -> Attending:

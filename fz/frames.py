@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from fz.errors import FzError, suggest
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from fz.model.layers import Operands, Site
@@ -37,19 +36,13 @@ class FrameIndex:
         """(F, R) int64: the frames that each frame attends to at this site. Relative frames are clipped at the ends of
         the clip.
         """
-        return _table(() if site.channels < self.least_channels else self.entries, frames, "cpu")
-
-    def table_on(self, device: "torch.device", site: "Site", frames: int) -> "Tensor":
-        """The same table on a device, copied there once."""
-        return _table(() if site.channels < self.least_channels else self.entries, frames, str(device))
+        return _table(() if site.channels < self.least_channels else self.entries, frames)
 
 
 @functools.lru_cache(maxsize=64)
-def _table(entries: tuple[int | str, ...], frames: int, device: str) -> "Tensor":
+def _table(entries: tuple[int | str, ...], frames: int) -> "Tensor":
     import torch
 
-    if device != "cpu":
-        return _table(entries, frames, "cpu").to(device)
     absolute = {"first": 0, "mid": (frames - 1) // 2, "middle": (frames - 1) // 2, "last": frames - 1}
     # a table that outlives inference mode must be an ordinary tensor
     with torch.inference_mode(False):
@@ -62,5 +55,8 @@ def _table(entries: tuple[int | str, ...], frames: int, device: str) -> "Tensor"
 
 
 def frame_table(frame_index: FrameIndex, site: "Site", x: "Operands") -> "Tensor":
-    """(F, R) int64 on the tokens' device: the frames whose keys and values each frame of x reads at this site."""
-    return frame_index.table_on(x.tokens.device, site, x.shape[1])
+    """(F, R) int64 on the CPU: the frames whose keys and values each frame of x reads at this site.
+
+    Kernels look its numbers up: on a GPU each of them would be a synchronisation.
+    """
+    return frame_index.table(site, x.shape[1])

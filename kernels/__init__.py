@@ -1,4 +1,4 @@
-"""Attention as the editor calls it: two functions, each in three versions, and the one place that chooses between them.
+"""Attention and norms as the editor calls them: three functions, each in three versions, and the one place that chooses.
 
 `reference` builds the maps, word for word as the paper's Algorithm 2. `torch_ops` never does (`small` is its way with small maps).
 `triton_*` are the GPU kernels.
@@ -120,3 +120,27 @@ def cross_attention(
     return ops.cross_attention(
         q, k, v, q_src=q_src, k_src=k_src, v_src=v_src, map_branch=map_branch, map_weights=map_weights
     )
+
+
+def group_norm(
+    x: Tensor,
+    frames: int,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    time: Tensor | None = None,
+    silu: bool = False,
+) -> Tensor:
+    """GroupNorm of a clip or of each frame, and what stands before and after it in a ResNet block.
+
+    x:      (B·F, C, H, W), channels_last for speed; each `frames` of it in a row share statistics (F a clip, 1 a frame).
+    weight, bias: (C,); eps is added to the variance.
+    time:   (B·F, C), added to all pixels of a frame first; the same for frames that share statistics. x may be written.
+    silu:   y · sigmoid(y) of the result.
+    Returns (B·F, C, H, W) in x's dtype; statistics are float32 for half types.
+    """
+    # the compiler makes kernels of its own of what it can read
+    ops = torch_ops if torch.compiler.is_compiling() else _version(time, weight, bias, x)
+    return ops.group_norm(x, frames, groups, weight, bias, eps, time=time, silu=silu)

@@ -61,3 +61,19 @@ def cross_attention(
         return out, None
     maps = torch.stack(maps)
     return out, maps if map_weights is None else maps @ map_weights.to(maps)
+
+
+def group_norm(x, frames, groups, weight, bias, eps, *, time=None, silu=False) -> Tensor:
+    """See `fz.kernels.group_norm`; the textbook's formula, in float32 at least."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if time is not None:
+        wide = wide + time.to(wide)[:, :, None, None]
+    # (samples, groups, frames, channels of a group, H, W)
+    grouped = wide.unflatten(0, (-1, frames)).unflatten(2, (groups, -1)).transpose(1, 2)
+    gap = grouped - grouped.mean((2, 3, 4, 5), keepdim=True)
+    variance = (gap * gap).mean((2, 3, 4, 5), keepdim=True)
+    y = (gap * (variance + eps) ** -0.5).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+    y = y * weight.to(wide)[:, None, None] + bias.to(wide)[:, None, None]
+    if silu:
+        y = y / (1 + (-y).exp())
+    return y.to(x.dtype)

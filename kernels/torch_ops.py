@@ -132,3 +132,16 @@ def averaged_map(q: Tensor, k: Tensor, weights: Tensor | None) -> Tensor:
         m = logits.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).mean(0)
         maps.append(m if weights is None else m @ weights.to(m))
     return torch.stack(maps)
+
+
+def group_norm(x, frames, groups, weight, bias, eps, *, time=None, silu=False) -> Tensor:
+    """See `fz.kernels.group_norm`."""
+    if time is not None:
+        x += time[:, :, None, None]
+    if frames == 1:
+        y = F.group_norm(x, groups, weight, bias, eps)
+    else:
+        # (B, C, F, H, W) is a view of channels_last frames, and itself channels_last_3d: no copy
+        clip = x.unflatten(0, (-1, frames)).transpose(1, 2)
+        y = F.group_norm(clip, groups, weight, bias, eps).transpose(1, 2).flatten(0, 1)
+    return F.silu(y, inplace=not torch.is_grad_enabled()) if silu else y

@@ -89,5 +89,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor, Tensor
         q, k, v, out, *tables, rows, tokens, frames * tokens, tables[0].shape[1], tokens // tiles.block_k, heads,
         q.stride(2), k.stride(2), v.stride(2), out.stride(2), LOG2E * d**-0.5,
         D=d, D_PAD=max(16, triton.next_power_of_2(d)), BLOCK_Q=tiles.block_q, BLOCK_K=tiles.block_k, STAGES=tiles.stages,
-        INTERPRETED=not v.is_cuda, num_warps=tiles.warps, enable_fp_fusion=True,
+        INTERPRETED=v.device.type == "cpu", num_warps=tiles.warps, enable_fp_fusion=True,
     )  # fmt: skip

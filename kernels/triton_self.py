@@ -221,7 +221,8 @@ def self_attention(
     if tma and v.is_cuda:
         provide_memory(v.device)
     plain_tiles, frame_tiles, fused_tiles = grid_of(branches, f, tokens, tiles.block_q, fused, mask is not None)
-    d_a, d_b = columns(d, tma)
+    # a head of two parts is two copies, which cost more than products with zeros
+    d_a, d_b = columns(d, whole=tma and d <= 64)
     self_attention_kernel[((plain_tiles + f * fused_tiles) * heads,)](
         q, k, v, out, q_src, k_src, order, edited, *tables, keep,
         f, seen_frames, tokens, tables[0].shape[1], heads, plain_tiles, frame_tiles, max(fused_tiles, 1), LOG2E * d**-0.5,

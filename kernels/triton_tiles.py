@@ -63,12 +63,20 @@ def self_tiles(d: int, dtype: torch.dtype, capability: int, fused: bool) -> Conf
     return FUSED[key] if fused else PLAIN.get(key, FUSED[key])
 
 
-def columns(d: int, tma: bool) -> tuple[int, int]:
-    """D as two powers of two of at least 16 whose sum is nearest above it: 40 = 32 + 8 (16), 80 = 64 + 16, 160 = 128 + 32.
+def cross_tiles(d: int, capability: int) -> Config:
+    """The tiles of cross-attention for half types; all keys are one tile."""
+    # a second stage of wide heads' queries spills; by fewer warps the map of the widest does on 10.0
+    if d > 128 and FAMILIES.get(capability, 80) == 100:
+        return Config(64, 0, 8, 1)
+    return Config(64, 0, 4, 1 if d > 64 else 2)
 
-    By TMA a head of at most 64 is one part, padded: a second copy costs more than the products with zeros.
+
+def columns(d: int, whole: bool = False) -> tuple[int, int]:
+    """D as two powers of two of at least 16 whose sum is nearest above it: 40 = 32 + 16, 80 = 64 + 16, 160 = 128 + 32.
+
+    whole: as one, padded (and a second part that is not used).
     """
-    if tma and d <= 64:
+    if whole:
         return max(16, triton.next_power_of_2(d)), 16
     first = max(16, 1 << (d.bit_length() - 1))
     return first, max(16, triton.next_power_of_2(max(d - first, 1)))

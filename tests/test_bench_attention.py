@@ -78,18 +78,11 @@ def test_datasheets_agree_with_clocks():
         assert chip.matrix == pytest.approx(per_clock * chip.multiprocessors * chip.clock, rel=0.01)
 
 
-def test_matrix_instructions_are_read():
-    assembly = (
-        "HMMA.16816.F32 R4, R8, R12, R4 ;\nHMMA.1688.F32.TF32 R4, R8 ;\nHGMMA.64x40x16.F32 R24, gdesc[UR4] ;\nFFMA R1 ;"
-    )
-    assert roofline.multiply_adds(assembly, warps=8) == 8 * 16 * 8 * 16 + 8 * 16 * 8 * 8 + 2 * 64 * 40 * 16
-
-
 def test_the_page_has_every_site(monkeypatch):
-    monkeypatch.setattr(roofline, "count", lambda d, chip: roofline.Counted(d, chip.name, "tile", "48 HMMA", 12, 10))
+    monkeypatch.setattr(roofline, "compiled_table", lambda capability: f"binaries of {capability}")
     page = roofline.page(512, 8, 2)
     assert all(f"| {site.name} | {way} |" in page for site in sites(512, 8) for way in roofline.WAYS)
-    assert page.count("| 1.200 |") == 3 * 4
+    assert "binaries of 90" in page and "binaries of 80" in page and "804" in page
 
 
 def args(*more):

@@ -14,7 +14,7 @@ from attention_cases import INDICES, MASKS, SITE_IDS, SITES, VERSIONS, check, cr
 
 from fz import kernels  # noqa: E402
 from fz.errors import FzError  # noqa: E402
-from fz.kernels import reference, torch_ops, triton_cross, triton_self, triton_tiles  # noqa: E402
+from fz.kernels import reference, torch_ops, triton_cross, triton_cross_fp32, triton_self, triton_tiles  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -151,11 +151,11 @@ def test_a_mixed_mask_launches_one_tile_more_a_frame_and_head(monkeypatch, patte
 
 def test_the_map_comes_from_the_same_launch(monkeypatch):
     counted = Counted()
-    monkeypatch.setattr(triton_cross, "cross_attention_kernel", counted)
+    monkeypatch.setattr(triton_cross_fp32, "cross_attention_fp32_kernel", counted)
     (q, k, v), options = cross_case(35, 40, map_branch=0)
     triton_cross.cross_attention(q, k, v, **options)
-    # one tile a branch and frame; all heads in one program, as their map is averaged
-    assert counted.programs == 2 * 2 * -(-35 // triton_cross.configure(torch.float32).block_q)
+    # a program for each tile of a frame, branch and head
+    assert counted.programs == 2 * 2 * 2 * -(-35 // triton_cross_fp32.ROWS)
 
 
 def allocations(run) -> list[int]:

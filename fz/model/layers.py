@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fz import kernels
+
 
 @dataclass(frozen=True)
 class Site:
@@ -186,7 +188,7 @@ class Transformer(nn.Module):
         self, name: str, channels: int, heads: int, stride: int, context_channels: int, groups: int, temporal: bool
     ):
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.norm = ClipGroupNorm(groups, channels, eps=1e-6)
         self.proj_in = Pointwise(channels, channels, 1)
         block = TransformerBlock(f"{name}.transformer_blocks.0", channels, heads, stride, context_channels, temporal)
         self.transformer_blocks = nn.ModuleList([block])
@@ -194,7 +196,7 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, frames: int, text: TextContext, attend: Attend) -> Tensor:
         h, w = x.shape[-2:]
-        tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2).unflatten(0, (-1, frames))  # (B, F, N, C)
+        tokens = self.norm(x, 1).permute(0, 2, 3, 1).flatten(1, 2).unflatten(0, (-1, frames))  # (B, F, N, C)
         tokens = self.proj_in(tokens)
         for block in self.transformer_blocks:
             tokens = block(tokens, text, attend)
@@ -205,12 +207,9 @@ class Transformer(nn.Module):
 class ClipGroupNorm(nn.GroupNorm):
     """GroupNorm whose statistics run over all frames of a branch (frames = F) or over each frame (frames = 1)."""
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
-        if frames == 1:
-            return super().forward(x)
-        # (B, C, F, H, W) is a view of channels_last frames, and itself channels_last_3d: no copy
-        clip = x.unflatten(0, (-1, frames)).transpose(1, 2)
-        return super().forward(clip).transpose(1, 2).flatten(0, 1)
+    def forward(self, x: Tensor, frames: int, time: Tensor | None = None, silu: bool = False) -> Tensor:
+        """x: (B·F, C, H, W); time (B·F, C) is added before, SiLU applied after, if given and asked for."""
+        return kernels.group_norm(x, frames, self.num_groups, self.weight, self.bias, self.eps, time=time, silu=silu)
 
 
 class LowRankTemporalConv(nn.Module):
@@ -271,9 +270,8 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
 
     def forward(self, x: Tensor, time: Tensor, frames: int, norm_frames: int, alter: "Alter | None" = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x, norm_frames), inplace=not torch.is_grad_enabled()), frames)
-        h += self.time_emb_proj(time)[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h, norm_frames), inplace=not torch.is_grad_enabled()), frames)
+        h = self.conv1(self.norm1(x, norm_frames, silu=True), frames)
+        h = self.conv2(self.norm2(h, norm_frames, self.time_emb_proj(time), silu=True), frames)
         h = alter(self, h) if alter else h
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
 

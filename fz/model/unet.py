@@ -300,7 +300,7 @@ class UNet(nn.Module):
             for upsample in getattr(block, "upsamplers", ()):
                 x = upsample(x, frames)
 
-        eps = self.conv_out(F.silu(self.conv_norm_out(x, norm_frames)), frames)
+        eps = self.conv_out(self.conv_norm_out(x, norm_frames, silu=True), frames)
         return eps.unflatten(0, (branches, frames)).to(z.dtype)
 
     def time(self, t: int | Tensor, branches: int, device: torch.device, dtype: torch.dtype) -> Tensor:
