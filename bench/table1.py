@@ -40,7 +40,7 @@ from fz.shell import Parser, answered, leave
 
 
 @dataclass(frozen=True)
-class Method:
+class TableRow:
     """A row: what it changes in the settings, of the run and of each edit. only: the kinds of edit for which it is a
     different method.
 
@@ -54,12 +54,12 @@ class Method:
     only: tuple[str, ...] = ("attribute", "shape", "style")
 
 
-def ablation(name: str, title: str, only: tuple[str, ...] = Method.only) -> Method:
+def ablation(name: str, title: str, only: tuple[str, ...] = TableRow.only) -> TableRow:
     """The row of one of `--ablate`."""
     edit = {
         path.removeprefix("edits.*."): value for path, value in ABLATIONS[name].items() if path.startswith("edits.*.")
     }
-    return Method(
+    return TableRow(
         name,
         title,
         {path: value for path, value in ABLATIONS[name].items() if not path.startswith("edits.")},
@@ -69,13 +69,13 @@ def ablation(name: str, title: str, only: tuple[str, ...] = Method.only) -> Meth
 
 
 TABLE = (
-    Method("fatezero", "FateZero"),
-    Method("ddim", "DDIM inversion, target prompt", {"method": "ddim"}),
-    Method("null-p2p", "frame-wise: Null-text & p2p", {"method": "null-p2p"}),
-    Method("sdedit", "frame-wise: SDEdit", {"method": "sdedit"}),
-    Method("pnp", "Plug-and-play features", {"method": "pnp"}),
-    Method("frame-ddim", "frame-wise: DDIM inversion, target prompt", {"method": "ddim", "frame_index": (0,)}),
-    Method("frame-fusion", "frame-wise: attention fusion, no mask", {"frame_index": (0,)}, {"threshold": None}),
+    TableRow("fatezero", "FateZero"),
+    TableRow("ddim", "DDIM inversion, target prompt", {"method": "ddim"}),
+    TableRow("null-p2p", "frame-wise: Null-text & p2p", {"method": "null-p2p"}),
+    TableRow("sdedit", "frame-wise: SDEdit", {"method": "sdedit"}),
+    TableRow("pnp", "Plug-and-play features", {"method": "pnp"}),
+    TableRow("frame-ddim", "frame-wise: DDIM inversion, target prompt", {"method": "ddim", "frame_index": (0,)}),
+    TableRow("frame-fusion", "frame-wise: attention fusion, no mask", {"frame_index": (0,)}, {"threshold": None}),
 )
 ABLATED = (
     ablation("reconstruction", "Fig. 3, 8: attention of reconstruction"),
@@ -148,7 +148,7 @@ def config_job(config: str, given: argparse.Namespace) -> Job:
     return Job(Path(config).stem, settings, ("",) * len(settings.edits), (Truth(),) * len(settings.edits))
 
 
-def settings_of(method: Method, job: Job, seed: int, out: Path) -> tuple[Settings, list[int]]:
+def settings_of(method: TableRow, job: Job, seed: int, out: Path) -> tuple[Settings, list[int]]:
     """The run's settings, and which of the job's edits are in it."""
     chosen = [i for i, kind in enumerate(job.kinds) if not kind or kind in method.only]
     edits = tuple(dataclasses.replace(job.settings.edits[i], **method.edit) for i in chosen)
@@ -158,7 +158,7 @@ def settings_of(method: Method, job: Job, seed: int, out: Path) -> tuple[Setting
     ), chosen
 
 
-def cell(method: Method, job: Job, seed: int, out: Path, clip: Any, by: str, keep: bool) -> list[dict[str, Any]]:
+def cell(method: TableRow, job: Job, seed: int, out: Path, clip: Any, by: str, keep: bool) -> list[dict[str, Any]]:
     """The rows of one cell: read where it was done before with the same settings and weights (`by`), else run and
     written.
 
@@ -213,7 +213,7 @@ def fingerprint(path: str | Path | None) -> str:
     return sha.hexdigest()[:16]
 
 
-def slugged(method: Method) -> str:
+def slugged(method: TableRow) -> str:
     from fz.results.folder import slug
 
     return slug(method.name, 60)
@@ -257,7 +257,7 @@ def rows_of(given: argparse.Namespace, number: int) -> dict[str, list[dict[str, 
     return {name: sum(seeds, []) for name, seeds in cells.items()}
 
 
-def methods_of(given: argparse.Namespace) -> list[Method]:
+def methods_of(given: argparse.Namespace) -> list[TableRow]:
     """The methods that are asked for, in the table's order. Raises FzError for one that there is not."""
     names = list(EVERY) if given.methods is None else given.methods
     for name in names:

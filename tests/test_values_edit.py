@@ -233,7 +233,7 @@ def test_words_of_both_prompts_are_edited(model, source):
         edited = cells((i, 15 - i)) | cells(((i + 8) % 16, i))
         outside = ~edited[:, None].expand_as(Z0)
         assert torch.equal(latents[k][outside], source.latents[t_prev][outside]), k
-        assert not torch.isclose(latents[k][~outside], source.latents[t_prev][~outside]).all()
+        assert (latents[k] != source.latents[t_prev])[~outside].float().mean() > 0.99, "either mask is the edit's"
 
 
 # ---- one step ----------------------------------------------------------------------------------------------

@@ -123,6 +123,8 @@ def clip(chance: Random, ground: Ground, work: Path) -> tuple[str, str, tuple[in
             movie(chance, path, CONTAINERS[ending])
         except Exception:  # sizes and rates that this container has not
             shutil.copyfile(ground.movie, path)
+        if not path.exists():  # no frame, no file
+            path.touch()
         if way == 2:
             path.write_bytes(damaged(chance, path.read_bytes()))
         if chance.random() < 0.15:
