@@ -110,7 +110,7 @@ def held_out_job(i: int, given: argparse.Namespace) -> Job:
     """
     from fz import mini
     from fz.mini.data import as_given
-    from fz.mini.evaluate import held_out_story, targets
+    from fz.mini.figures import held_out_story, targets
     from fz.mini.world import caption
 
     story = held_out_story(i)

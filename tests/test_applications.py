@@ -21,8 +21,9 @@ from fz.errors import FzError
 from fz.frames import FrameIndex
 from fz.fusion import Fuser
 from fz.masks import foreground, paste_background, reduced, self_masks, surroundings
-from fz.mini import evaluate, measure
+from fz.mini import measure
 from fz.mini.data import as_given
+from fz.mini.figures import held_out_story
 from fz.mini.world import counterfactual
 from fz.model.layers import Site
 from fz.prompts.plan import plan_edit
@@ -448,7 +449,7 @@ def test_the_judge_of_removals():
     """
     eye, found = measure.load_eye(), {}
     for i in range(6):
-        story = evaluate.held_out_story(i)
+        story = held_out_story(i)
         drawn, empty = as_given(story, 2, 64), as_given(dataclasses.replace(story, things=()), 2, 64)
         area, thing = drawn.masks[0], story.things[0]
         other = counterfactual(story, colour="cyan" if thing.colour != "cyan" else "red")

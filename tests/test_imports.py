@@ -46,7 +46,7 @@ UPWARD = {
 }
 MOST_LINES, MOST_PARAMETERS = 350, 7
 # to be cut when the training of the miniature is rewritten
-LONG = {"fz.mini.evaluate", "fz.mini.train", "fz.mini.train.train_unet"}
+LONG = set()
 MODULES = {
     ".".join([package, *path.relative_to(home).with_suffix("").parts]).removesuffix(".__init__"): path
     for package, home in HOMES.items()

@@ -1,4 +1,6 @@
-"""The miniature's CLIP: what its batches are made of, its loss, its way into a folder, and what the shipped one can tell apart."""
+"""The miniature's CLIP: what its batches are made of, its loss, its way into a folder, and what the shipped one can
+tell apart.
+"""
 
 import json
 import random

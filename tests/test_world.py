@@ -1,4 +1,6 @@
-"""The drawn world: the same story gives the same pixels, and masks, flow, counterfactuals and captions say what the pixels show."""
+"""The drawn world: the same story gives the same pixels, and masks, flow, counterfactuals and captions say what the
+pixels show.
+"""
 
 import dataclasses
 import hashlib
@@ -43,7 +45,7 @@ def digest(seed: int) -> str:
     return hashlib.sha256(draw(sample_story(seed), 2, 48).frames.tobytes()).hexdigest()
 
 
-# ---- determinism -----------------------------------------------------------------------------------------------------------
+# ---- determinism -----------------------------------------------------------------------------------------------------
 
 
 def test_a_seed_gives_the_same_pixels_in_another_process():
@@ -94,7 +96,7 @@ def test_chance_is_as_it_says():
     assert all(len({t.colour for t in s.things}) == len({t.kind for t in s.things}) == len(s.things) for s in stories)
 
 
-# ---- masks -----------------------------------------------------------------------------------------------------------------
+# ---- masks -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,7 +143,7 @@ def test_sizes_show_the_same():
     )
 
 
-# ---- flow ------------------------------------------------------------------------------------------------------------------
+# ---- flow ------------------------------------------------------------------------------------------------------------
 
 
 def test_flow_takes_each_thing_to_where_it_is_next():
@@ -180,7 +182,7 @@ def test_right_and_down_are_positive():
     np.testing.assert_allclose(clip.flow[0][~mask], np.broadcast_to((-0.05 * 64, 0), ((~mask).sum(), 2)), atol=1e-5)
 
 
-# ---- counterfactuals -------------------------------------------------------------------------------------------------------
+# ---- counterfactuals -------------------------------------------------------------------------------------------------
 
 
 def test_another_kind_leaves_all_but_the_things_as_it_was():
@@ -223,7 +225,7 @@ def test_styles_differ_and_scenes_keep_theirs(scene):
             assert np.abs(a - b).mean() > 3
 
 
-# ---- words -----------------------------------------------------------------------------------------------------------------
+# ---- words -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
-"""A miniature Stable Diffusion for a small drawn world: its pictures, its training, and the checkpoint that ships with the project.
+"""A miniature Stable Diffusion for a small drawn world: its pictures, its training, and the checkpoint that ships with
+the project.
 
-This file says where the shipped data is and what a run without a checkpoint or without a clip means; the data is in `weights/mini`.
+This file says where the shipped data is and what a run without a checkpoint or without a clip means; the data is in
+`weights/mini`.
 """
 
 from collections.abc import Iterable
@@ -11,7 +13,8 @@ import fz.weights
 from fz.errors import FzError, suggest
 
 SIZE = 128  # side of the pictures that the shipped UNet was last trained on
-# guidance: of 2, 3 and 4, on stories of which nothing is reported, 3 missed no more kinds than 4 and kept more of the background
+# guidance: of 2, 3 and 4, on stories of which nothing is reported, 3 missed no more kinds than 4 and kept more of the
+# background
 DEFAULTS: dict[str, Any] = {"clip.size": SIZE, "guidance": 3.0, "steps": 20}
 FOLDER = Path(fz.weights.__file__).parent / "mini"
 

@@ -1,4 +1,6 @@
-"""Training data: pictures of chance stories, drawn by several processes, with their captions. Held-out stories are never drawn here."""
+"""Training data: pictures of chance stories, drawn by several processes, with their captions. Held-out stories are
+never drawn here.
+"""
 
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -8,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fz.mini.world import Drawn, Story, add_things, caption, draw, draw_frame, flow_between, sample_story
+from fz.mini.world import Drawn, Story, caption, draw, draw_frame, flow_between, sample_story
 
 # stories of seeds from here on are for measuring only
 HELD_OUT = 10_000_000
@@ -28,22 +30,8 @@ def picture_pair(seed: int, size: int, empty: bool = False) -> tuple[np.ndarray,
     story = sample_story(seed)
     if empty:
         story = replace(story, things=())
-    return np.stack([draw_frame(story, float(t), size) for t in times_of(seed)]).transpose(0, 3, 1, 2), caption(story)
-
-
-def times_of(seed: int) -> np.ndarray:
-    """The moments at which a training story is drawn, (TIMES,) from 0 to 1."""
-    return np.random.default_rng([seed, 1]).uniform(0, 1, TIMES)
-
-
-def places(seed: int, cells: int, size: int = 128) -> np.ndarray:
-    """Where the things of a training story are: shares of a grid's cells that each covers, (TIMES, 2, cells, cells) float32."""
-    story, out = sample_story(seed), np.zeros((TIMES, 2, cells, cells), np.float32)
-    for i, t in enumerate(times_of(seed)):
-        _, masks = add_things(np.zeros((size, size, 3), np.float32), story, float(t))
-        for j, mask in enumerate(masks):
-            out[i, j] = mask.reshape(cells, size // cells, cells, size // cells).mean((1, 3))
-    return out
+    times = np.random.default_rng([seed, 1]).uniform(0, 1, TIMES)
+    return np.stack([draw_frame(story, float(t), size) for t in times]).transpose(0, 3, 1, 2), caption(story)
 
 
 def draw_many(first: int, count: int, size: int = 128, processes: int = 2, empty: bool = False) -> Pictures:
@@ -64,7 +52,9 @@ def held_out(i: int, **options) -> Story:
 
 
 def as_given(story: Story, frames: int, size: int, full: int = 128) -> Drawn:
-    """The clip as an editor gets it: drawn at `full` and, where `size` divides that, shrunk by areas, as training's pictures are."""
+    """The clip as an editor gets it: drawn at `full` and, where `size` divides that, shrunk by areas, as training's
+    pictures are.
+    """
     if full % size or size == full:
         return draw(story, frames, size)
     drawn, k = draw(story, frames, full), full // size

@@ -1,6 +1,7 @@
-"""Puts what training left in its state folder into a checkpoint folder of diffusers' layout, fp16: `python -m fz.mini.export`.
+"""Puts what training left in its state folder into a checkpoint folder of diffusers' layout, fp16: `python -m
+fz.mini.export`.
 
-The averaged weights of the furthest UNet stage that there is are taken, so a training that still runs can be exported too. The CLIP goes
+The averaged weights are taken that training last wrote, so one that still runs can be exported too. The CLIP goes
 along as clip/, in transformers' layout, if it has been trained; `--only clip` leaves all else as it is.
 """
 
@@ -18,7 +19,8 @@ from torch import Tensor
 from fz import mini
 from fz.clips.media import atomic, write_json, write_pngs
 from fz.errors import FzError
-from fz.mini.train import SCHEDULER, TEXT, UNET, VAE_JSON
+from fz.mini.shape import SCHEDULER, TEXT, UNET, VAE_JSON
+from fz.mini.state import read_averages
 from fz.mini.words import write_tokenizer
 from fz.mini.world import Story, Thing, draw
 from fz.shell import Parser, answered, leave
@@ -34,24 +36,28 @@ INDEX = {
 
 
 def export(state: Path, out: Path) -> str:
-    """Write the checkpoint; returns which UNet stage it is of. Raises FzError if the state has none yet."""
-    stage = next((name for name in ("unet-placed", "unet-128", "unet-64") if (state / f"{name}.pt").exists()), None)
-    if stage is None or not (state / "vae-final.pt").exists():
-        raise FzError(f"state: {state} has no trained VAE and UNet yet. Run python -m fz.mini.train --state {state}.")
-    averaged = torch.load(state / f"{stage}.pt", weights_only=True)["shadow"]
-    vae = torch.load(state / "vae-final.pt", weights_only=True)
-    if (state / "decoder-final.pt").exists():
-        vae |= torch.load(state / "decoder-final.pt", weights_only=True)
+    """Write the checkpoint of a state's averages; returns what it is of. Raises FzError if the state has none yet."""
+    averages, vae_file = read_averages(state), state / "vae-final.pt"
+    if not averages or not vae_file.exists():
+        raise FzError(f"state: {state} has no averages of a training yet. Run python -m fz.mini.train --state {state}.")
+    vae = torch.load(vae_file, weights_only=True)
     tokenizer = write_tokenizer(out / "tokenizer")
     text = {
         "text_model." + k.removeprefix("text_model."): t
-        for k, t in under(averaged, "text.").items()
+        for k, t in under(averages, "text.").items()
         if "position_ids" not in k
     }
-    text_config = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "vocab_size": len(tokenizer), **TEXT,
-                   "layer_norm_eps": 1e-5, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-                   "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
-    write_part(out / "unet", UNET, under(averaged, "unet."), "diffusion_pytorch_model")
+    text_config = {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": len(tokenizer),
+        **TEXT,
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    write_part(out / "unet", UNET, under(averages, "unet."), "diffusion_pytorch_model")
     write_part(out / "vae", VAE_JSON, vae, "diffusion_pytorch_model")
     write_part(out / "text_encoder", text_config, text, "model")
     write_json(out / "scheduler" / "scheduler_config.json", SCHEDULER)
@@ -59,7 +65,9 @@ def export(state: Path, out: Path) -> str:
     write_pngs(out / "example", draw(EXAMPLE).frames)
     shutil.copyfile(state / "log.csv", out / "log.csv")
     draw_losses(out / "log.csv", out / "loss.png")
-    return stage
+    with open(state / "log.csv", newline="") as file:
+        seen = [row["pictures"] for row in csv.DictReader(file)]
+    return f"{seen[-1] if seen else 'no'} pictures"
 
 
 def export_clip(state: Path, out: Path) -> None:
@@ -76,24 +84,24 @@ def export_clip(state: Path, out: Path) -> None:
 
 
 def draw_losses(log: Path, picture: Path, size: tuple[int, int] = (900, 240)) -> None:
-    """Each stage's loss by step, on a log scale of its own, side by side."""
+    """The loss by step at each size of picture, on a log scale of its own, side by side."""
     with open(log, newline="") as file:
         rows = list(csv.DictReader(file))
-    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    sizes = list(dict.fromkeys(row["size"] for row in rows))
     w, h = size
     image = Image.new("RGB", size, "white")
     canvas = ImageDraw.Draw(image)
-    for k, stage in enumerate(stages):
-        points = [(int(row["step"]), math.log(float(row["loss"]))) for row in rows if row["stage"] == stage]
+    for k, side in enumerate(sizes):
+        points = [(int(row["step"]), math.log(float(row["loss"]))) for row in rows if row["size"] == side]
         last, low, high = points[-1][0], min(y for _, y in points), max(y for _, y in points)
-        left, right, top, bottom = w * k // len(stages) + 12, w * (k + 1) // len(stages) - 12, 30, h - 22
+        left, right, top, bottom = w * k // len(sizes) + 12, w * (k + 1) // len(sizes) - 12, 30, h - 22
         place = [
             (left + (right - left) * x / last, bottom - (bottom - top) * (y - low) / max(high - low, 1e-6))
             for x, y in points
         ]
         canvas.rectangle((left, top, right, bottom), outline=(190, 190, 190))
         canvas.text(
-            (left, 8), f"{stage}: loss {math.exp(points[0][1]):.3g} to {math.exp(points[-1][1]):.3g}", fill=(0, 0, 0)
+            (left, 8), f"{side} px: loss {math.exp(points[0][1]):.3g} to {math.exp(points[-1][1]):.3g}", fill=(0, 0, 0)
         )
         canvas.text((left, bottom + 4), f"{last} steps", fill=(0, 0, 0))
         canvas.line(place, fill=(30, 80, 180), width=2)
@@ -119,11 +127,11 @@ def answer(argv: Sequence[str] | None) -> None:
     parser.add_argument("--out", type=Path, default=mini.FOLDER)
     parser.add_argument("--only", choices=["clip"], help="this part alone")
     arguments = parser.parse_args(argv)
-    stage = "clip" if arguments.only else export(arguments.state, arguments.out)
+    what = "clip" if arguments.only else export(arguments.state, arguments.out)
     if arguments.only or (arguments.state / "clip.pt").exists():
         export_clip(arguments.state, arguments.out)
     size = sum(file.stat().st_size for file in arguments.out.rglob("*") if file.is_file())
-    print(f"{stage} -> {arguments.out}, {size / 1e6:.1f} MB")
+    print(f"{what} -> {arguments.out}, {size / 1e6:.1f} MB")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,5 @@
-"""Pictures from sentences, by the miniature or any other checkpoint: `python -m fz.mini.sample 'a blue star on the grass'`.
+"""Pictures from sentences, by the miniature or any other checkpoint: `python -m fz.mini.sample 'a blue star on the
+grass'`.
 
 Plain DDIM sampling with guidance; nothing here knows of editing.
 """
@@ -32,7 +33,9 @@ def sample(
     guidance: float = mini.DEFAULTS["guidance"],
     size: int = mini.SIZE,
 ) -> Tensor:
-    """One picture of each prompt, (n, 3, size, size) in [-1, 1]. Prompt i starts from the noise of seed + i, whatever the others are."""
+    """One picture of each prompt, (n, 3, size, size) in [-1, 1]. Prompt i starts from the noise of seed + i, whatever
+    the others are.
+    """
     schedule = Schedule.from_config(checkpoint.scheduler, steps)
     model = Denoiser(checkpoint.unet, schedule, FrameIndex(()))
     guided = Guidance(checkpoint.text.encode([""])[0], guidance)

@@ -1,4 +1,6 @@
-"""The scenes of the world: ground, sky and a texture that stays in its place. Low in contrast, so that things stand out."""
+"""The scenes of the world: ground, sky and a texture that stays in its place. Low in contrast, so that things stand
+out.
+"""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +15,8 @@ MARGIN = 0.125  # drawn beyond either edge, so that a scene can drift
 class Scene:
     """where: its words in a caption. sky, ground: RGB at the top and at the horizon, at the horizon and at the bottom.
 
-    horizon: how far down, a share of the height. texture: of the ground, ± 1, from noise of several grains; depth: how strong, in levels.
+    horizon: how far down, a share of the height. texture: of the ground, ± 1, from noise of several grains; depth: how
+    strong, in levels.
     """
 
     where: str

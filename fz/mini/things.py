@@ -1,4 +1,6 @@
-"""The things of the world: outlines as polygons, with details, shaded by light from the upper left. Units: the thing's height is 1."""
+"""The things of the world: outlines as polygons, with details, shaded by light from the upper left. Units: the thing's
+height is 1.
+"""
 
 import colorsys
 import functools
@@ -27,7 +29,9 @@ Points = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Part:
-    """A polygon (x right, y down, the thing within ±0.5 high) and its paint: 'body', or a grey from 0 to 255, or 'shade' (darker body)."""
+    """A polygon (x right, y down, the thing within ±0.5 high) and its paint: 'body', or a grey from 0 to 255, or
+    'shade' (darker body).
+    """
 
     points: Points
     paint: str | int = "body"
@@ -82,14 +86,19 @@ def car() -> list[Part]:
 
 def boat() -> list[Part]:
     hull = [(-0.66, 0.18), (0.66, 0.18), (0.42, 0.48), (-0.46, 0.48)]
-    return [Part([(-0.04, -0.52), (0.02, -0.52), (0.02, 0.18), (-0.04, 0.18)], 70), Part(hull),
-            Part([(0.06, -0.48), (0.06, 0.1), (0.52, 0.1)], "light"), Part([(-0.08, -0.36), (-0.08, 0.1), (-0.44, 0.1)], 240)]  # fmt: skip
+    return [
+        Part([(-0.04, -0.52), (0.02, -0.52), (0.02, 0.18), (-0.04, 0.18)], 70),
+        Part(hull),
+        Part([(0.06, -0.48), (0.06, 0.1), (0.52, 0.1)], "light"),
+        Part([(-0.08, -0.36), (-0.08, 0.1), (-0.44, 0.1)], 240),
+    ]
 
 
 def fish() -> list[Part]:
     tail = Part([(-0.34, 0.0), (-0.78, -0.32), (-0.66, 0.0), (-0.78, 0.32)], "shade")
     fin = Part([(-0.1, -0.24), (0.1, -0.46), (0.22, -0.22)], "shade")
-    return [tail, fin, ellipse(0.1, 0, 0.52, 0.3), ellipse(0.4, -0.07, 0.075, 0.075, 250), ellipse(0.42, -0.07, 0.035, 0.035, 15),
+    eye = [ellipse(0.4, -0.07, 0.075, 0.075, 250), ellipse(0.42, -0.07, 0.035, 0.035, 15)]
+    return [tail, fin, ellipse(0.1, 0, 0.52, 0.3), *eye,
             Part([(0.02, 0.02), (-0.14, -0.08), (-0.14, 0.14)], "shade")]  # fmt: skip
 
 
@@ -131,7 +140,9 @@ def rgb(colour: str, light: float = 1.0) -> tuple[int, int, int]:
 def paint(
     picture: np.ndarray, kind: str, colour: str, size: float, pose: tuple[float, float, float, bool]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lay a thing over a float picture (H, H, 3), 0 to 255, with a soft shadow. Returns the picture and the thing's alpha (H, H)."""
+    """Lay a thing over a float picture (H, H, 3), 0 to 255, with a soft shadow. Returns the picture and the thing's
+    alpha (H, H).
+    """
     side = len(picture)
     x, y, angle, left = pose
     big = side * FINE
@@ -141,8 +152,10 @@ def paint(
     tones = {"body": rgb(colour), "shade": rgb(colour, 0.72), "light": rgb(colour, 1.2)}
     outline = rgb(colour, 0.45)
     for part in parts(kind):
-        place = [((x + size * (cos * (-px if left else px) - sin * py)) * big, (y + size * (sin * (-px if left else px) + cos * py)) * big)
-                 for px, py in part.points]  # fmt: skip
+        facing = [(-px if left else px, py) for px, py in part.points]
+        place = [
+            ((x + size * (cos * px - sin * py)) * big, (y + size * (sin * px + cos * py)) * big) for px, py in facing
+        ]
         tone = tones[part.paint] if isinstance(part.paint, str) else (part.paint,) * 3
         canvas.polygon(place, fill=(*tone, 255))
         canvas.line([*place, place[0]], fill=(*outline, 255), width=max(FINE * side // 100, 1))

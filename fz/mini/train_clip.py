@@ -1,8 +1,9 @@
-"""Trains the miniature's CLIP, whose features the metrics compare: `python -m fz.mini.train_clip`, on the pictures of `fz.mini.train`.
+"""Trains the miniature's CLIP, whose features the metrics compare: `python -m fz.mini.train_clip`, on the pictures of
+`fz.mini.train_vae`.
 
-Contrastive (Radford et al. 2021) with neighbours that differ in one word: batches are groups of stories alike but for one of colour, kind,
-scene and style, and each picture also meets its caption with one of these changed. Then the share of held-out pictures that prefer their
-own caption. Goes on where it was stopped; `python -m fz.mini.export` ships it.
+Contrastive (Radford et al. 2021) with neighbours that differ in one word: batches are groups of stories alike but for
+one of colour, kind, scene and style, and each picture also meets its caption with one of these changed. Then the share
+of held-out pictures that prefer their own caption. Goes on where it was stopped; `python -m fz.mini.export` ships it.
 """
 
 import dataclasses
@@ -18,7 +19,9 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from fz.mini.data import held_out
-from fz.mini.train import SHORT, STORIES, Training, pictures
+from fz.mini.stage import Stage
+from fz.mini.train import SHORT
+from fz.mini.train_vae import STORIES, pictures
 from fz.mini.words import write_tokenizer
 from fz.mini.world import COLOURS, KINDS, SCENES, STYLES, VERB, Story, caption, counterfactual, draw_frame, sample_story
 from fz.model.clip_vision import MEAN, STD, Clip, ImageTower, Preprocess, ViTConfig
@@ -38,11 +41,21 @@ GROUPS, GROUP = 32, 4  # a batch: so many groups of so many pictures
 
 def configuration(tokenizer: CLIPTokenizer) -> dict:
     """config.json."""
-    words = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-             "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+    words = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     vision, text = ({**tower, "projection_dim": PROJECTION} for tower in (VISION, TEXT | words))
-    return {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": PROJECTION, "logit_scale_init_value": 2.6592,
-            "vision_config": vision, "text_config": text}  # fmt: skip
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": PROJECTION,
+        "logit_scale_init_value": 2.6592,
+        "vision_config": vision,
+        "text_config": text,
+    }
 
 
 def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -61,7 +74,7 @@ def as_clip(model: CLIPModel, tokenizer: CLIPTokenizer) -> Clip:
 
 
 def stories_of(captions: list[str]) -> list[Story]:
-    """The stories of `fz.mini.train.pictures`, by their seeds. Raises ValueError if their captions are others."""
+    """The stories of `fz.mini.train_vae.pictures`, by their seeds. Raises ValueError if their captions are others."""
     stories = [sample_story(seed) for seed in range(len(captions))]
     found = [
         s if caption(s) == c else dataclasses.replace(s, things=()) for s, c in zip(stories, captions, strict=True)
@@ -79,7 +92,9 @@ def attributes(story: Story) -> tuple:
 
 
 def otherwise(story: Story, what: str, rng: random.Random) -> Story:
-    """The same story with another colour, kind (of a thing by chance), scene or style; of an empty scene, another scene or style."""
+    """The same story with another colour, kind (of a thing by chance), scene or style; of an empty scene, another scene
+    or style.
+    """
     if what in ("colour", "kind") and not story.things:
         what = rng.choice(["scene", "style"])
     if what in ("scene", "style"):
@@ -108,7 +123,9 @@ class Neighbours:
 
 
 def blurred_and_tinted(x: Tensor) -> Tensor:
-    """What a generator does to pictures and drawing does not: blur, noise, a tint, and a shift of up to three pixels."""
+    """What a generator does to pictures and drawing does not: blur, noise, a tint, and a shift of up to three
+    pixels.
+    """
     if torch.rand(()) < 0.3:
         x = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2.0, mode="bilinear")
     x = x + 0.06 * torch.rand(()) * torch.randn_like(x) + 0.03 * torch.randn(len(x), 3, 1, 1)
@@ -131,9 +148,11 @@ def shrunk(frames: Tensor) -> Tensor:
 
 
 def contrast(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> Tensor:
-    """images (n, D), texts (m, D), m >= n, unit length; same (n, m): which texts are the picture's caption, the i-th among them.
+    """images (n, D), texts (m, D), m >= n, unit length; same (n, m): which texts are the picture's caption, the i-th
+    among them.
 
-    Cross entropy both ways; a caption that several pictures have is right for each. Texts from n on are wrong for all of them.
+    Cross entropy both ways; a caption that several pictures have is right for each. Texts from n on are wrong for all
+    of them.
     """
     n, logits = len(images), scale * images @ texts.T
     right = same / same.sum(1, keepdim=True)
@@ -145,10 +164,9 @@ def train(state: Path, frames: Tensor, captions: list[str], minutes: float, rate
     """Train, or go on, until the minutes are over."""
     tokenizer = write_tokenizer(state / "tokenizer-clip")
     model, rng = new_clip(tokenizer), random.Random(0)
-    training = Training(state, "clip", {"clip": model}, rate, minutes)
-    training.log = state / "log-clip.csv"
-    if training.seconds < 60 * minutes:
-        rng.seed(training.steps)
+    stage = Stage(state, "clip", {"clip": model}, rate, minutes)
+    if stage.seconds < 60 * minutes:
+        rng.seed(stage.steps)
         stories, small = stories_of(captions), shrunk(frames)
         near = Neighbours(stories)
         bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -169,8 +187,8 @@ def train(state: Path, frames: Tensor, captions: list[str], minutes: float, rate
             scale = model.logit_scale.exp().clamp(max=100)
             return contrast(F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1), scale, same)
 
-        training.run(loss)
-    return as_clip(training.finished()["clip"], tokenizer)
+        stage.run(loss)
+    return as_clip(stage.finished()["clip"], tokenizer)
 
 
 def said(story: Story, rng: random.Random) -> str:
@@ -185,7 +203,8 @@ def texts_of(model: CLIPModel | CLIPTextModelWithProjection, tokenizer: CLIPToke
 
 
 def retrieval(clip: Clip, count: int = 512, size: int = 128, seed: int = 0) -> dict[str, float]:
-    """Share of held-out pictures nearer to their caption than to it with one word changed; 'all': than to any with one word changed.
+    """Share of held-out pictures nearer to their caption than to it with one word changed; 'all': than to any with one
+    word changed.
 
     Pictures are drawn at 128 and shrunk by areas to `size`, which divides that.
     """

@@ -1,8 +1,9 @@
 """Where the VAE's training starts: as block averages in luminance and two colour differences, and their enlargement.
 
-From random weights a small VAE spends its first thousands of steps on finding colour, which GroupNorm hides. So colours are laid on a
-straight path: pairs (x, -x) beside constants (K, -K) in each group leave a group's mean 0 and its deviation nearly fixed, and
-silu(x) - silu(-x) = x. Residual branches begin at zero. Training then adds what averages lose.
+From random weights a small VAE spends its first thousands of steps on finding colour, which GroupNorm hides. So colours
+are laid on a straight path: pairs (x, -x) beside constants (K, -K) in each group leave a group's mean 0 and its
+deviation nearly fixed, and silu(x) - silu(-x) = x. Residual branches begin at zero. Training then adds what averages
+lose.
 """
 
 import torch
@@ -17,7 +18,9 @@ AXES = torch.tensor([[0.6, 0.6, 0.6], [1.0, -1.0, 0.0], [0.6, 0.6, -1.2]])
 
 @torch.no_grad()
 def warm_start(vae: VAE) -> None:
-    """Set a fresh VAE's weights in place. Widths must be at least 12, multiples of four a group, and at least 4 channels latent."""
+    """Set a fresh VAE's weights in place. Widths must be at least 12, multiples of four a group, and at least 4
+    channels latent.
+    """
     for module in vae.modules():
         if hasattr(module, "conv_shortcut"):
             nn.init.zeros_(module.conv2.weight)

@@ -1,6 +1,7 @@
 """The miniature's tokenizer: CLIP's kind of byte pair encoding, with a vocabulary for the world's captions.
 
-Each word of the captions is one token but for a few that are two, as long words are for CLIP. Anything else is spelled in bytes.
+Each word of the captions is one token but for a few that are two, as long words are for CLIP. Anything else is spelled
+in bytes.
 """
 
 import json
@@ -33,7 +34,9 @@ def spelled(word: str) -> list[list[str]]:
 
 
 def write_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Write vocab.json, merges.txt and the configs, and read them back. Raises RuntimeError if no order of merges spells every word."""
+    """Write vocab.json, merges.txt and the configs, and read them back. Raises RuntimeError if no order of merges
+    spells every word.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     words = vocabulary()
     for attempt in range(500):

@@ -1,7 +1,9 @@
-"""The world that the miniature knows: stories of one or two things moving over a scene, drawn, captioned, and with their truth.
+"""The world that the miniature knows: stories of one or two things moving over a scene, drawn, captioned, and with
+their truth.
 
-A `Story` decides everything; the same story gives the same pixels. `counterfactual` changes a thing, a colour, the scene or the style
-and nothing else: motion, texture and light stay. How all looks is in `things.py`, `scenes.py`, `styles.py`.
+A `Story` decides everything; the same story gives the same pixels. `counterfactual` changes a thing, a colour, the
+scene or the style and nothing else: motion, texture and light stay. How all looks is in `things.py`, `scenes.py`,
+`styles.py`.
 """
 
 import dataclasses
@@ -24,7 +26,8 @@ VERB = "moving"
 class Thing:
     """One moving thing. Positions and size are shares of the picture's side; angles in radians.
 
-    start, end: (x, y) of its centre at time 0 and 1; size: its height; bob: how far it goes up and down; turn: how far it rotates.
+    start, end: (x, y) of its centre at time 0 and 1; size: its height; bob: how far it goes up and down; turn: how far
+    it rotates.
     """
 
     kind: str
@@ -43,7 +46,9 @@ class Thing:
 
 @dataclass(frozen=True)
 class Story:
-    """One clip. seed: of the scene's texture and light; drift: how far the scene moves sideways, a share of the side."""
+    """One clip. seed: of the scene's texture and light; drift: how far the scene moves sideways, a share of the
+    side.
+    """
 
     things: tuple[Thing, ...]
     scene: str
@@ -61,7 +66,9 @@ class Story:
 
 @dataclass(frozen=True)
 class Drawn:
-    """frames (F, H, W, 3) uint8; masks (things, F, H, W) bool, what is seen of each; flow (F - 1, H, W, 2) float32, pixels right, down."""
+    """frames (F, H, W, 3) uint8; masks (things, F, H, W) bool, what is seen of each; flow (F - 1, H, W, 2) float32,
+    pixels right, down.
+    """
 
     frames: np.ndarray
     masks: np.ndarray
@@ -74,7 +81,9 @@ def known(what: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def sample_story(seed: int, style: str | None = None, two: bool | None = None) -> Story:
-    """A story by chance, the same for the same seed. A third is in a style other than plain, a fifth has two things, unless told."""
+    """A story by chance, the same for the same seed. A third is in a style other than plain, a fifth has two things,
+    unless told.
+    """
     rng = np.random.default_rng(seed)
     scene = SCENES[rng.integers(len(SCENES))]
     chosen = STYLES[1 + rng.integers(len(STYLES) - 1)] if rng.random() < 1 / 3 else "plain"
@@ -90,17 +99,16 @@ def sample_story(seed: int, style: str | None = None, two: bool | None = None) -
         low, high = (0.27, 0.73) if count == 1 else ((0.2, 0.34), (0.66, 0.8))[i]
         start, end = rng.uniform(low, high), rng.uniform(low, high)
         y = rng.uniform(0.5, 0.68)
-        party.append(
-            Thing(
-                KINDS[kinds[i]], COLOURS[colours[i]], (float(start), float(y)), (float(end), float(y + rng.uniform(-0.05, 0.05))),
-                float(size), float(rng.uniform(0, 0.03)), float(rng.uniform(-0.3, 0.3)),
-            )
-        )  # fmt: skip
+        end_y, bob, turn = y + rng.uniform(-0.05, 0.05), rng.uniform(0, 0.03), rng.uniform(-0.3, 0.3)
+        place = (float(start), float(y)), (float(end), float(end_y))
+        party.append(Thing(KINDS[kinds[i]], COLOURS[colours[i]], *place, float(size), float(bob), float(turn)))
     return Story(tuple(party), scene, style or chosen, texture, drift)
 
 
 def caption(story: Story) -> str:
-    """The sentence: 'watercolor painting of a red car and a blue ball moving on the sand'; of an empty scene 'on the sand'."""
+    """The sentence: 'watercolor painting of a red car and a blue ball moving on the sand'; of an empty scene 'on the
+    sand'.
+    """
     if not story.things:
         style = [] if story.style == "plain" else [styles.STYLES[story.style].caption]
         return " ".join([*style, scenes.SCENES[story.scene].where])
@@ -163,9 +171,9 @@ def draw(story: Story, frames: int = 8, size: int = 128) -> Drawn:
     pictures, masks = zip(*(render(story, float(t), size) for t in times), strict=True)
     # of an empty scene (0, F, H, W)
     masks = np.stack([np.array(m, bool).reshape(len(story.things), size, size) for m in masks], axis=1)
-    flow = np.stack([flow_between(story, a, b, masks[:, i], size) for i, (a, b) in enumerate(zip(times, times[1:], strict=False))] or
-                    [np.zeros((size, size, 2), np.float32)])[: frames - 1]  # fmt: skip
-    return Drawn(np.stack(pictures), masks, flow)
+    pairs = enumerate(zip(times, times[1:], strict=False))
+    flow = [flow_between(story, a, b, masks[:, i], size) for i, (a, b) in pairs]
+    return Drawn(np.stack(pictures), masks, np.stack(flow) if flow else np.zeros((0, size, size, 2), np.float32))
 
 
 def flow_between(story: Story, t: float, later: float, masks: np.ndarray, size: int) -> np.ndarray:

@@ -1,0 +1,100 @@
+"""A checkpoint on which the editor is measured: clips to latents, inverted, edited as the paper says or otherwise."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fz import mini
+from fz.clips.media import to_uint8
+from fz.ddim import CLEAN, Schedule
+from fz.denoiser import Denoiser
+from fz.edit import Edit, edit, invert, reconstruct
+from fz.frames import FrameIndex
+from fz.guidance import Guidance
+from fz.memory.budget import wanted
+from fz.memory.inversions import digest, model_digest
+from fz.memory.kept import KeptInMemory
+from fz.mini.measure import Eye
+from fz.model.vae import decode_clip, encode_clip
+from fz.prompts.plan import plan_edit
+from fz.settings.config import EditSettings
+from fz.source import Source
+from fz.weights.load import Checkpoint
+
+ORDER = FrameIndex((0, "mid"))
+FULL = {"self_replace": (0.0, 1.0), "cross_replace": (0.0, 1.0), "threshold": None, "align": "replace"}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What figures depend on beside the checkpoint. steps: of clips; picture_steps: of pictures from captions."""
+
+    frames: int = 8
+    size: int = mini.SIZE
+    steps: int = mini.DEFAULTS["steps"]
+    picture_steps: int = mini.DEFAULTS["steps"]
+    guidance: float = mini.DEFAULTS["guidance"]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A checkpoint ready to edit."""
+
+    checkpoint: Checkpoint
+    eye: Eye
+    setup: Setup
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule.from_config(self.checkpoint.scheduler, self.setup.steps)
+
+    @property
+    def model(self) -> Denoiser:
+        return Denoiser(self.checkpoint.unet, self.schedule, ORDER)
+
+    def guidance(self, scale: float | None = None) -> Guidance:
+        return Guidance(self.embed(""), self.setup.guidance if scale is None else scale)
+
+    def key(self) -> str:
+        """Of all that its figures depend on."""
+        models = (self.checkpoint.unet, self.checkpoint.vae, self.checkpoint.text.model, self.eye)
+        return digest(self.setup, *(model_digest(model) for model in models))
+
+    def embed(self, prompt: str) -> Tensor:
+        return self.checkpoint.text.encode([prompt])[0]
+
+    def invert(self, z0: Tensor, prompt: str) -> Source:
+        """The clip inverted, all queries and keys kept."""
+        tokens = self.checkpoint.text.tokens(prompt)
+        everything = plan_edit(EditSettings(prompt, **FULL), tokens, tokens, self.schedule.steps).fusion
+        source = Source(self.embed(prompt), {CLEAN: z0}, store=KeptInMemory(), keep=wanted([everything]))
+        return invert(self.model, source)
+
+    def edit(
+        self, source: Source, prompt: str, target: str, settings: dict, guidance: float | None = None
+    ) -> np.ndarray:
+        text = self.checkpoint.text
+        plan = plan_edit(
+            EditSettings(target, **settings), text.tokens(prompt), text.tokens(target), self.schedule.steps
+        )
+        z = edit(self.model, source, Edit(self.embed(target), plan.fusion, plan.region), self.guidance(guidance))
+        return to_uint8(decode_clip(self.checkpoint.vae, z))
+
+    def resample(self, source: Source, prompt: str, target: str, settings: dict) -> Source:
+        """What reconstruction instead of inversion leaves of the source: its attention while it is sampled again, with
+        guidance.
+        """
+        text = self.checkpoint.text
+        fusion = plan_edit(
+            EditSettings(target, **settings), text.tokens(prompt), text.tokens(target), self.schedule.steps
+        ).fusion
+        again = Source(source.embedding, source.latents, store=KeptInMemory(), keep=wanted([fusion]))
+        return reconstruct(self.model, again, self.guidance())
+
+
+@torch.no_grad()
+def code(bench: Bench, frames: np.ndarray) -> Tensor:
+    """Frames (F, H, W, 3) uint8 to scaled latents."""
+    return encode_clip(bench.checkpoint.vae, torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1)

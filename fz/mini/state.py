@@ -1,0 +1,104 @@
+"""What a training of the UNet and the text encoder keeps between runs: everything in one file, and the averaged weights
+in small ones.
+
+DIR/training.pt is written whole and goes on to the bit. DIR/averages-N.safetensors are what a model is made of,
+float16, at most 15 MB each, so that they travel where the whole state cannot; a training that finds them alone starts
+from them.
+"""
+
+import csv
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+RATE, WARM_UP, AVERAGE = 2e-4, 200, 0.999
+LARGEST = 15_000_000  # bytes of a file of averages
+
+
+class Training:
+    """Modules, optimiser, averages, random numbers, and how much has been seen. The rate is constant after a
+    warm-up.
+    """
+
+    def __init__(self, state: Path, modules: dict[str, nn.Module], device: str = "cpu"):
+        self.state, self.path, self.log = state, state / "training.pt", state / "log.csv"
+        self.modules = nn.ModuleDict(modules)
+        self.seconds, self.steps, self.pictures = 0.0, 0, 0
+        if not self.path.exists() and (averages := read_averages(state)):
+            self.modules.load_state_dict({**self.modules.state_dict(), **averages})
+        self.modules.to(device)
+        self.optimiser = torch.optim.AdamW(
+            self.modules.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+        )
+        self.shadow = {k: v.detach().clone() for k, v in self.modules.state_dict().items()}
+        if self.path.exists():
+            saved = torch.load(self.path, weights_only=True, map_location=device)
+            self.modules.load_state_dict(saved["modules"])
+            self.optimiser.load_state_dict(saved["optimiser"])
+            self.shadow = saved["shadow"]
+            self.seconds, self.steps, self.pictures = saved["seconds"], saved["steps"], saved["pictures"]
+            torch.set_rng_state(saved["random"].cpu())
+
+    def save(self) -> None:
+        """The whole state, then its averages."""
+        part = self.path.with_suffix(".part")
+        seen = {"seconds": self.seconds, "steps": self.steps, "pictures": self.pictures}
+        parts = {"modules": self.modules.state_dict(), "optimiser": self.optimiser.state_dict(), "shadow": self.shadow}
+        torch.save({**parts, **seen, "random": torch.get_rng_state()}, part)
+        os.replace(part, self.path)
+        write_averages(self.state, self.shadow)
+
+    def step(self, loss: Tensor) -> None:
+        """One step down the gradient, and the averages after it."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = RATE * min(1, (self.steps + 1) / WARM_UP)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+        self.optimiser.step()
+        self.steps += 1
+        decay = min(AVERAGE, (1 + self.steps) / (10 + self.steps))
+        with torch.no_grad():
+            now = self.modules.state_dict()
+            floating = [key for key, value in now.items() if value.is_floating_point()]
+            torch._foreach_lerp_([self.shadow[key] for key in floating], [now[key] for key in floating], 1 - decay)
+
+    def write_log(self, size: int, loss: float, placing: float) -> None:
+        """A line of log.csv. size: the pictures' side."""
+        new = not self.log.exists()
+        with open(self.log, "a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["step", "seconds", "pictures", "size", "loss", "placing"])
+            writer.writerow([self.steps, round(self.seconds), self.pictures, size, f"{loss:.5f}", f"{placing:.4f}"])
+
+
+def write_averages(folder: Path, shadow: dict[str, Tensor]) -> list[Path]:
+    """The averages as float16 in files of at most LARGEST bytes, each written whole; a tensor is never cut."""
+    files: list[dict[str, Tensor]] = [{}]
+    room = LARGEST - 100_000  # for the header
+    for key, value in shadow.items():
+        if not value.is_floating_point():
+            continue
+        size = 2 * value.numel()
+        if size > room:
+            files.append({})
+            room = LARGEST - 100_000
+        files[-1][key] = value.to("cpu", torch.float16).contiguous()
+        room -= size
+    paths = [folder / f"averages-{i}.safetensors" for i in range(1, len(files) + 1)]
+    for path, tensors in zip(paths, files, strict=True):
+        save_file(tensors, path.with_suffix(".part"))
+        os.replace(path.with_suffix(".part"), path)
+    return paths
+
+
+def read_averages(folder: Path) -> dict[str, Tensor]:
+    """What `write_averages` wrote, float32; empty where there is nothing."""
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("averages-*.safetensors")):
+        found |= {key: value.float() for key, value in load_file(path).items()}
+    return found

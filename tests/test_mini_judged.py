@@ -1,0 +1,79 @@
+"""The miniature's judge beside CLIP: what a prompt names, and in how many frames it is seen."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from fz.mini.figures import held_out_story
+from fz.mini.judged import Named, judged, named
+from fz.mini.measure import WEIGHTS, load_eye
+from fz.mini.world import caption, counterfactual, draw, sample_story
+
+needs_judge = pytest.mark.skipif(not WEIGHTS.is_file(), reason="weights/mini has no judge yet")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a red car moving on the sand", Named((("red", "car"),), "sand", "plain")),
+        ("a red car", Named((("red", "car"),), None, "plain")),
+        ("a car in the night", Named(((None, "car"),), "night", "plain")),
+        (
+            "pixel art of a red car and a blue ball on the sand",
+            Named((("red", "car"), ("blue", "ball")), "sand", "pixel art"),
+        ),
+        ("watercolor painting on the snow", Named((), "snow", "watercolor")),
+        ("on the snow", Named((), "snow", None)),
+        ("a silver jeep driving down a curvy road", None),
+    ],
+)  # fmt: skip
+def test_what_a_prompt_names(prompt, expected):
+    assert named(prompt) == expected
+
+
+def test_every_caption_is_understood():
+    for seed in range(60):
+        story = sample_story(seed)
+        found = named(caption(story))
+        assert found.things == tuple((t.colour, t.kind) for t in story.things)
+        assert (found.scene, found.style) == (story.scene, story.style)
+
+
+@needs_judge
+def test_true_frames_are_right_and_others_are_not():
+    eye, right, wrong = load_eye(), [], []
+    for i in range(4):
+        story = held_out_story(8000 + i)
+        thing = story.things[0]
+        frames = draw(story, 3).frames
+        right.append(list(judged(eye, frames, caption(story)).values()))
+        other = counterfactual(
+            story,
+            kind="star" if thing.kind != "star" else "car",
+            colour="blue" if thing.colour != "blue" else "red",
+            scene="snow" if story.scene != "snow" else "sand",
+            style="pixel art",
+        )
+        wrong.append(list(judged(eye, frames, caption(other)).values()))
+    assert np.mean(right, 0).min() > 0.9 and np.mean(wrong, 0).max() < 0.1
+
+
+@needs_judge
+def test_two_things_are_right_where_they_are():
+    eye = load_eye()
+    story = held_out_story(8100, two=True)
+    frames = draw(story, 2).frames
+    found = judged(eye, frames, caption(story))
+    assert found["seen_kind"] > 0.4 and found["seen_colour"] == 1
+    swapped = dataclasses.replace(story, things=story.things[::-1])
+    assert judged(eye, frames, caption(swapped))["seen_colour"] == 0
+
+
+@needs_judge
+def test_half_of_the_frames_right_is_a_half():
+    eye, story = load_eye(), held_out_story(8002)
+    other = counterfactual(story, colour="blue" if story.things[0].colour != "blue" else "red")
+    frames = np.concatenate([draw(story, 2).frames, draw(other, 2).frames])
+    assert judged(eye, frames, caption(story))["seen_colour"] == 0.5
+    assert set(judged(eye, frames, "a dog").values()) == {None}
