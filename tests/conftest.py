@@ -1,6 +1,7 @@
 """Fixtures that all tests share: where the shared reference data is, and one thread for repeatable sums."""
 
 import os
+import signal
 from pathlib import Path
 
 # before anything imports triton, whose own library is made for one or the other at import: here kernels are interpreted
@@ -43,6 +44,13 @@ def models(tmp_path_factory) -> Path:
     from tiny_model import write_reference
 
     return write_reference(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interrupts():
+    """A program that a shell starts in the background ignores Ctrl-C, and so would every command that tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -477,7 +477,7 @@ RUN = [
     "a blue jeep",
     "--edit",
     "shape",
-    "--cross-replace",
+    "--cross-replace.0",
     "red=0.2",
 ]
 
