@@ -13,12 +13,13 @@ from fz import mini
 from fz.attention import MAP_STRIDE, Plain
 from fz.errors import FzError
 from fz.frames import FrameIndex
-from fz.mini import shards, state, train
+from fz.mini import attend, shards, state, train
+from fz.mini.attend import TrainingAttention
 from fz.mini.data import HELD_OUT
 from fz.mini.export import draw_losses, export
 from fz.mini.shape import UNET, VAE_JSON
 from fz.mini.stage import Stage
-from fz.mini.train import Batch, Start, TrainingAttention, batch_of, losses, new_text_model, placing_loss
+from fz.mini.train import Batch, Start, batch_of, losses, new_text_model, placing_loss
 from fz.mini.words import write_tokenizer
 from fz.mini.world import caption, render
 from fz.model.layers import TextContext
@@ -175,15 +176,35 @@ def test_attention_in_training_is_the_editor_s(frames):
     torch.manual_seed(0)
     unet = UNet(UNetConfig.from_json(SMALL | {"block_out_channels": [8, 16, 24, 16]}))
     z, text = torch.randn(2, frames, 4, 16, 16), torch.randn(2, 77, 128)
-    attend = TrainingAttention(FrameIndex((0, "mid")))
+    attending = TrainingAttention(FrameIndex((0, "mid")))
     with torch.no_grad():
-        ours = unet(z, 7, TextContext(text), attend)
+        ours = unet(z, 7, TextContext(text), attending)
         theirs = unet(z, 7, TextContext(text), Plain(FrameIndex((0, "mid"))))
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
     mapped = [s for s in unet.sites() if s.kind == "cross" and s.stride == MAP_STRIDE]
-    assert len(attend.maps) == len(mapped) == 5
-    assert all(m.shape == (2, frames, 16, 77) for m in attend.maps)
-    torch.testing.assert_close(attend.maps[0].sum(-1), torch.ones(2, frames, 16))
+    assert len(attending.maps) == len(mapped) == 5
+    assert all(m.shape == (2, frames, 16, 77) for m in attending.maps)
+    torch.testing.assert_close(attending.maps[0].sum(-1), torch.ones(2, frames, 16))
+
+
+@pytest.mark.parametrize("together", [1, 3, 5, 7])
+def test_attention_by_maps_has_the_gradients_of_attention(monkeypatch, together):
+    torch.manual_seed(0)
+    monkeypatch.setattr(attend, "CACHED", together * 6 * 4)
+    q, k, v = (torch.randn(5, n, 3, dtype=torch.float64, requires_grad=True) for n in (6, 4, 4))
+    plain = torch.softmax(q @ k.mT * 3**-0.5, -1) @ v
+    torch.testing.assert_close(attend.AttentionByMaps.apply(q, k, v), plain)
+    assert torch.autograd.gradcheck(attend.AttentionByMaps.apply, (q, k, v))
+
+
+@pytest.mark.parametrize("dtype, ours", [(torch.bfloat16, "AttentionByMaps"), (torch.float32, "Slice")])
+def test_only_bfloat16_on_a_cpu_attends_by_maps(dtype, ours):
+    q, k, v = (torch.randn(2, 2, 1, n, 8, requires_grad=True).to(dtype) for n in (16, 32, 32))
+    out = attend.attended(q, k, v)
+    assert out.dtype == dtype and out.shape == (2, 2, 1, 16, 8)
+    assert ours in repr(out.grad_fn.next_functions) + repr(out.grad_fn)
+    plain = torch.softmax(q.float() @ k.float().mT * 8**-0.5, -1) @ v.float()
+    torch.testing.assert_close(out.float(), plain, atol=3e-2 if dtype == torch.bfloat16 else 1e-5, rtol=2e-2)
 
 
 def test_the_loss_of_places_is_least_for_attention_on_the_thing():

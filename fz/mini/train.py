@@ -23,14 +23,15 @@ from fz import mini
 from fz.attention import MAP_STRIDE
 from fz.ddim import Schedule
 from fz.errors import FzError
-from fz.frames import FrameIndex, frame_table
+from fz.frames import FrameIndex
 from fz.memory.machine import pick_device
+from fz.mini.attend import TrainingAttention
 from fz.mini.shape import SCHEDULER, TEXT, UNET, VAE_JSON
 from fz.mini.shards import CELLS, FRAMES, PAIRS, Shard, Shards, drawing
 from fz.mini.state import Training
 from fz.mini.words import write_tokenizer
 from fz.model.fast_cpu import keep_freed_memory
-from fz.model.layers import Operands, Site, TextContext
+from fz.model.layers import TextContext
 from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import VAE, VAEConfig
 from fz.prompts.text import TextEncoder
@@ -48,42 +49,6 @@ ON_GPU = 8  # times as many on a GPU
 NEW_SHARD = 12_000  # pictures after which training gets one shard more
 MOST_SHARDS = 120  # 60 000 stories
 SAVE_EVERY, LOG_EVERY = 180, 25  # seconds; batches of a size
-
-
-@dataclass
-class TrainingAttention:
-    """Attention with gradients: maps only where masks are made of them, PyTorch's fused kernel everywhere else.
-
-    maps: of the last forward pass, (B, F, N, L) each, averaged over heads.
-    """
-
-    frame_index: FrameIndex
-
-    def __post_init__(self):
-        self.maps: list[Tensor] = []
-
-    def __call__(self, site: Site, x: Operands) -> Tensor:
-        q, k, v = (o.transpose(-3, -2) for o in (x.q(), x.k(), x.v()))  # (B, F, Nh, N, D); of a prompt (B, Nh, L, D)
-        if site.kind == "cross":
-            k, v = (o[:, None].expand(-1, q.shape[1], -1, -1, -1) for o in (k, v))
-            if site.stride == MAP_STRIDE:
-                s = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1)
-                self.maps.append(s.float().mean(2))
-                return (s @ v).transpose(-3, -2)
-        # a single picture is its own middle frame: keys read once weigh as keys read twice
-        elif q.shape[1] > 1:
-            table = frame_table(self.frame_index, site, x)
-            k, v = (o[:, table].transpose(2, 3).flatten(3, 4) for o in (k, v))  # (B, F, Nh, R·N, D)
-        return attended(q, k, v).transpose(-3, -2)
-
-
-def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v of (B, F, Nh, N, D) by the fused kernel, heads padded to a multiple of 16 (its fast
-    way on a CPU).
-    """
-    lead, width = q.shape[:2], q.shape[-1]
-    padded = (F.pad(o, (0, -width % 16)).flatten(0, 1) for o in (q, k, v))
-    return F.scaled_dot_product_attention(*padded, scale=width**-0.5).unflatten(0, lead)[..., :width]
 
 
 def placing_loss(maps: list[Tensor], cells: Tensor, columns: Tensor, told: Tensor) -> Tensor:
@@ -141,19 +106,24 @@ def batch_of(shards: list[Shard], size: int, pictures: int, nothing: Tensor) -> 
 def losses(unet: UNet, text: nn.Module, batch: Batch, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
     """The weighted epsilon loss of a batch, and the loss of its words' places. A pair has one timestep and one noise.
 
-    alpha_bar: (1000,). On a GPU in bfloat16.
+    alpha_bar: (1000,). In bfloat16 on a GPU, and on a CPU that multiplies it natively.
     """
     x = batch.latents
     t = torch.randint(1000, (len(x) // 2,)).repeat_interleave(2).to(x.device)
     eps = torch.randn(len(x) // 2, *x.shape[1:]).repeat_interleave(2, 0).to(x.device)
     a = alpha_bar[t].view(-1, 1, 1, 1, 1)
     attend = TrainingAttention(FrameIndex((0, "mid")))
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=multiplies_bfloat16(x.device)):
         embedding = text(input_ids=batch.ids).last_hidden_state
         out = unet(a.sqrt() * x + (1 - a).sqrt() * eps, t, TextContext(embedding), attend)
     weight = (MOST_SNR * (1 - a) / a).clamp(max=1)  # min(SNR, 5) / SNR, SNR = alpha_bar / (1 - alpha_bar)
     error = (weight * (out.float() - eps).square()).mean()
     return error, placing_loss(attend.maps, batch.cells, batch.columns, batch.told)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Does the device have instructions for it? Elsewhere bfloat16 is slower than float32."""
+    return device.type == "cuda" or (device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @dataclass(frozen=True)
