@@ -17,13 +17,14 @@ from fz.attention import Kept, Plain, Recorder, StopForward
 from fz.errors import FzError
 from fz.frames import ABSOLUTE, FrameIndex
 from fz.fusion import Fuser
+from fz.model.control import Control
 from fz.model.layers import Attend, Operands, Site, TextContext
 from fz.model.some_frames import some_frames_at_once
 from fz.model.unet import UNet
 
 Attending = Plain | Recorder | Fuser
 Shared = dict[tuple[str, str], dict[int, Tensor]]  # (site, 'k' or 'v') -> frame -> (B, N, Nh, D)
-OWN = FrameIndex(())
+PLAIN = Plain(FrameIndex(()))
 
 
 class Chunks:
@@ -56,32 +57,35 @@ class Chunks:
             chunk.following = chunks[i + 1 :]
         return chunks
 
-    def __call__(self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attend = Plain(OWN)) -> Tensor:  # noqa: B008 (frozen)
+    def __call__(
+        self, z: Tensor, t: int, text: TextContext, attend: Attend = PLAIN, control: Control | None = None
+    ) -> Tensor:
         """eps of z (B, F, 4, h, w), as `UNet.forward`; attend: a Plain, Recorder or Fuser."""
         chunks = self.cut(attend.frame_index, z.shape[1])
         if len(chunks) == 1:
-            return self.unet(z, t, text, attend)
+            return self.unet(z, t, text, attend, control=control)
         run = self._layerwise if self.layerwise else self._chunkwise
-        return run(z, t, text, attend, chunks)
+        return run(z, t, text, attend, chunks, control)
 
     def _layerwise(
-        self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attending, chunks: "list[Chunk]"
+        self, z: Tensor, t: int, text: TextContext, attend: Attending, chunks: "list[Chunk]", control: Control | None
     ) -> Tensor:
         inner = [of_chunk(attend, chunk) for chunk in chunks]
         try:
-            return self.unet(z, t, text, QueriesInTurn(chunks, inner))
+            return self.unet(z, t, text, QueriesInTurn(chunks, inner), control=control)
         finally:
             # also after StopForward
             join(attend, chunks, [results(a) for a in inner])
 
     def _chunkwise(
-        self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attending, chunks: "list[Chunk]"
+        self, z: Tensor, t: int, text: TextContext, attend: Attending, chunks: "list[Chunk]", control: Control | None
     ) -> Tensor:
         eps, shared, found, stopped = z.new_empty(z.shape), {}, [], False
         for chunk in chunks:
             inner = of_chunk(attend, chunk)
+            of_own = control and control.of_frames(chunk.own)
             try:
-                eps[:, chunk.own] = self.unet(z[:, chunk.own], t, text, Sharing(inner, chunk, shared))
+                eps[:, chunk.own] = self.unet(z[:, chunk.own], t, text, Sharing(inner, chunk, shared), control=of_own)
             except StopForward:
                 stopped = True
             found.append(results(inner))
@@ -312,32 +316,34 @@ class SharedOperands(Operands):
         return torch.cat([own, torch.stack(lacking, dim=1)], dim=1) if lacking else own
 
 
-def kept_of(unet: UNet | Chunks, seen: Recorder, z: Tensor, t: int, text: TextContext) -> "Kept | Deferred":
+def kept_of(
+    unet: UNet | Chunks, seen: Recorder, z: Tensor, t: int, text: TextContext, control: Control | None = None
+) -> "Kept | Deferred":
     """What a Recorder keeps of a pass that it may break off; of chunks that run alone only when the same chunk is fused
     with it.
     """
     if isinstance(unet, Chunks) and not unet.layerwise and z.shape[1] > unet.size:
-        return Deferred(unet.unet, seen, z, t, text)
+        return Deferred(unet.unet, seen, z, t, text, control)
     with contextlib.suppress(StopForward):
-        unet(z, t, text, seen)
+        unet(z, t, text, seen, control=control)
     return seen.kept
 
 
 @dataclass
 class Deferred:
-    """The source's queries and keys, made a chunk at a time: none is there for longer than its chunk. Chunks are
-    asked for in their order.
-    """
+    """The source's queries and keys, a chunk at a time and no longer. Chunks are asked for in their order."""
 
     unet: UNet
     recorder: Recorder
     z: Tensor
     t: int
     text: TextContext
+    control: Control | None
     shared: Shared = field(default_factory=dict)
 
     def chunk(self, chunk: Chunk) -> dict[str, tuple[Tensor, ...]]:
         seen = of_chunk(self.recorder, chunk)
+        attend, control = Sharing(seen, chunk, self.shared, keeps_all=True), self.control
         with contextlib.suppress(StopForward):
-            self.unet(self.z[:, chunk.own], self.t, self.text, Sharing(seen, chunk, self.shared, keeps_all=True))
+            self.unet(self.z[:, chunk.own], self.t, self.text, attend, control=control and control.of_frames(chunk.own))
         return seen.kept

@@ -1,4 +1,5 @@
-"""The model as the loops call it: a UNet, the noise schedule it is sampled with, and which frames its frames attend to.
+"""The model as the loops call it: a UNet, the noise schedule it is sampled with, which frames its frames attend to, and
+a ControlNet where there is one.
 
 Called, it predicts the noise in z and checks that it is finite.
 """
@@ -11,6 +12,7 @@ from fz.attention import Plain
 from fz.chunks import Chunks
 from fz.ddim import Schedule
 from fz.frames import FrameIndex
+from fz.model.control import Control
 from fz.model.finite import check_finite
 from fz.model.layers import Alter, Attend, TextContext
 from fz.model.unet import UNet
@@ -21,12 +23,13 @@ class Denoiser:
     """eps = model(z, t, text, attend): the noise in z (B, F, 4, h, w) at timestep t, given one prompt a branch.
 
     unet: what predicts it, whole or in chunks. schedule: the T timesteps of a run. frame_index: the frames that a frame
-    reads in self-attention (eq. 8).
+    reads in self-attention (eq. 8). control: what holds the structure at some timesteps, or None.
     """
 
     unet: UNet | Chunks
     schedule: Schedule
     frame_index: FrameIndex = FrameIndex()
+    control: Control | None = None
 
     def __call__(
         self, z: Tensor, t: int, text: TextContext, attend: Attend | None = None, alter: Alter | None = None
@@ -36,9 +39,11 @@ class Denoiser:
         Raises NotFinite, naming the first layer that gives NaN or infinity.
         """
         attend = attend or Plain(self.frame_index)
-        extra = () if alter is None else (alter,)
-        eps = self.unet(z, t, text, attend, *extra)
-        check_finite(eps, self.unet, t, lambda: self.unet(z, t, text, fresh(attend), *extra))
+        control = self.control and self.control.at(t)
+        extra = {name: x for name, x in (("alter", alter), ("control", control)) if x is not None}
+        eps = self.unet(z, t, text, attend, **extra)
+        models = {"": self.unet} if control is None else {"": self.unet, "control: ": control.net}
+        check_finite(eps, models, t, lambda: self.unet(z, t, text, fresh(attend), **extra))
         return eps
 
 

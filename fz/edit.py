@@ -36,6 +36,7 @@ def invert(model: Denoiser, source: Source, callback: Callback = ignore) -> Sour
     and returned.
     """
     schedule, text = model.schedule, TextContext(source.embedding[None])
+    source.control = model.control
     for done, t_prev, t in source.missing(schedule):
         z, seen = source.latents[t_prev], source.recorder(model, t)
         eps = model(z[None], t, text, seen)[0]
@@ -54,7 +55,7 @@ def reconstruct(model: Denoiser, source: Source, guidance: Guidance, callback: C
     branch is recorded into it. It is returned.
     """
     schedule, guide = model.schedule, Guide(source.embedding, guidance, model.schedule)
-    z = source.latents[schedule.timesteps[0]]
+    z, source.control = source.latents[schedule.timesteps[0]], model.control
     for k, t, t_prev in schedule.downward():
         seen = source.recorder(model, t, branch=-1)
         eps = guide(model, z, t, seen)

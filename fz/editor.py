@@ -17,10 +17,12 @@ from torch import Tensor
 from fz import mini
 from fz.arguments import OF_INVERTING, OF_LOADING, called, named, path_of
 from fz.attention import Keep
-from fz.checkpoint import choose_frame_index, settled
+from fz.checkpoint import choose_frame_index, load_beside, place, settled
 from fz.checkpoint import load as load_checkpoint
 from fz.chunks import Chunks
 from fz.clips.arrays import Clip, as_video
+from fz.clips.canny import outlines
+from fz.clips.control_video import CANNY
 from fz.clips.video import Video
 from fz.edit import Callback
 from fz.errors import FzError
@@ -31,8 +33,11 @@ from fz.memory.offload import resident
 from fz.memory.unkept import Unkept
 from fz.model import fast_cpu
 from fz.model.compiled import compile_step
+from fz.model.control import ControlNet
+from fz.model.some_frames import some_frames_at_once
 from fz.model.unet import UNet
 from fz.progress import Journal, Progress, bars
+from fz.settings.checks import check_one_of
 from fz.settings.config import ClipSettings, EditSettings, Settings
 
 
@@ -42,8 +47,9 @@ def load(
     """Load a Stable Diffusion v1 checkpoint, a diffusers folder or a single file; nothing: the bundled miniature.
 
     device: auto, cpu, cuda or mps. dtype: float32, float16, bfloat16, or auto: float16 on CUDA, else float32. settings:
-    others of the model, by their names on the command line: vae, tokenizer, model_config, ema, clip_norm, offload,
-    compile, threads, conv, conv_memory. Raises FzError for a checkpoint that is none and for settings that cannot be.
+    others of the model, by their names on the command line: vae, tokenizer, model_config, ema, control, clip_norm,
+    offload, compile, threads, conv, conv_memory. Raises FzError for a checkpoint that is none and for settings that
+    cannot be.
     """
     usual = {name: value for name, value in mini.DEFAULTS.items() if "." not in name} if checkpoint is None else {}
     unknown = Settings(ClipSettings("a clip"), "a clip", (EditSettings("a clip"),), cache="none")
@@ -61,7 +67,8 @@ def load(
 class Editor:
     """A loaded model. One serves many clips and prompts; made by `fz.load`.
 
-    checkpoint: its parts. device: where it runs. multiple: what the sides of a clip are multiples of, in pixels.
+    checkpoint: its parts; control: the ControlNet beside it, or None. device: where it runs. multiple: what the sides
+    of a clip are multiples of, in pixels.
     """
 
     def __init__(self, settings: Settings, journal: Journal | None = None):
@@ -72,11 +79,13 @@ class Editor:
             torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
         with journal.timed("load", self.device):
+            control = load_beside(settings)  # a wrong file is refused before the checkpoint is read
             self.checkpoint = load_checkpoint(settings, self.device)
+            self.control = None if control is None else place(control, self.checkpoint, settings, self.device)
         journal.note(self.checkpoint.report)
         self.frame_index = choose_frame_index(settings, self.checkpoint.tuned, journal.note)
         self.multiple = self.checkpoint.vae.config.stride * self.checkpoint.unet.config.stride
-        self.fitted: dict[tuple[Any, ...], UNet | Chunks] = {}
+        self.fitted: dict[tuple[Any, ...], tuple[UNet | Chunks, ControlNet | None]] = {}
 
     def invert(
         self,
@@ -86,13 +95,16 @@ class Editor:
         callback: Callback | None = None,
         progress: bool = False,
         cache: str | Path | None = None,
+        control_video: Clip | str | None = None,
         **settings: Any,
     ) -> InvertedClip:
         """Invert a clip under a sentence that describes it: once, for any number of edits.
 
         clip: of `fz.read`, or (F, H, W, 3) uint8, or (F, 3, H, W) in [-1, 1], or a list of PIL images. callback(step,
         latents): after each step. progress: print lines and bars. cache: a folder in which the inversion is kept, and
-        found again; None writes no file. settings: steps, frame_index, least_channels, chunk, store, store_dtype.
+        found again; None writes no file. control_video: what the ControlNet of `fz.load` is shown, a clip of the same
+        frames and size or of one frame; None or "canny": the clip's own edges. settings: steps, chunk, store,
+        store_dtype, control_scale, control_window, control_inverts, canny.
         Raises FzError for what cannot be.
         """
         given, callback = named(settings, OF_INVERTING, "invert"), called(callback)
@@ -105,7 +117,7 @@ class Editor:
         journal = Journal(bars() if progress else Progress())
         for line in video.notes:
             journal.note(line)
-        inversion = InvertedClip(self, chosen, video, journal)
+        inversion = InvertedClip(self, chosen, video, journal, self.shown(control_video, video, chosen.canny))
         # which edits will follow is not known yet: whatever any of them could need
         dtype = None if chosen.store_dtype == "same" else getattr(torch, chosen.store_dtype)
         open_folder = Inversion.open(cache, inversion.key(), journal.say) if cache else None
@@ -125,9 +137,27 @@ class Editor:
             if video is not None:
                 chunks.cut(self.frame_index, len(video.frames))
 
-    def fit(self, latent_size: tuple[int, int], frames: int, chunk: int | None, journal: Journal) -> UNet | Chunks:
-        """The UNet made fast for clips of that size and length, `chunk` frames at a time or all of them. The last one
-        is kept: clips of one size share it.
+    def shown(self, pictures: Clip | str | None, video: Video, canny: tuple[float, float]) -> Tensor | None:
+        """What the ControlNet is shown, (F, 3, H, W) in [-1, 1]; None without one. Raises FzError."""
+        if self.control is None:
+            if pictures is not None:
+                raise FzError("control_video: got one without a ControlNet, expected fz.load(…, control=PATH).")
+            return None
+        if pictures is None or isinstance(pictures, str):
+            check_one_of("control_video", pictures or CANNY, (CANNY,))
+            return outlines(video.frames, *canny)
+        frames, expected = as_video(pictures, self.multiple).frames, video.frames.shape
+        if len(frames) not in (1, expected[0]) or frames.shape[1:] != expected[1:]:
+            got = f"{len(frames)} of {frames.shape[-1]}x{frames.shape[-2]}"
+            wanted = f"{expected[0]} of {expected[-1]}x{expected[-2]} (width x height), as the clip has"
+            raise FzError(f"control_video: got frames {got}, expected {wanted}. Read it as the clip was read.")
+        return frames.expand(expected).contiguous()
+
+    def fit(
+        self, latent_size: tuple[int, int], frames: int, chunk: int | None, journal: Journal
+    ) -> tuple[UNet | Chunks, ControlNet | None]:
+        """The UNet made fast for clips of that size and length, `chunk` frames at a time or all of them, and the
+        ControlNet likewise. The last ones are kept: clips of one size share them.
         """
         settings, unet, wanted = self.settings, self.checkpoint.unet, (latent_size, frames, chunk)
         if wanted not in self.fitted:
@@ -138,8 +168,33 @@ class Editor:
             fast = Chunks(unet, chunk) if chunk else unet
             if settings.compile:
                 journal.note(compile_step(fast, self.device))
-            self.fitted = {wanted: fast}
+            self.fitted = {wanted: (fast, self.fit_control(latent_size, frames, chunk, journal))}
         return self.fitted[wanted]
+
+    def fit_control(
+        self, latent_size: tuple[int, int], frames: int, chunk: int | None, journal: Journal
+    ) -> ControlNet | None:
+        settings, control = self.settings, self.control
+        if control is None:
+            return None
+        # half of what the UNet's weights may take: it is half of a UNet
+        budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9 / 2)
+        with journal.timed("prepare", self.device), self.resident(control):
+            control, line = fast_cpu.prepare(control, latent_size, chunk or frames, settings.conv, budget)
+        journal.note(f"ControlNet: {line}")
+        if chunk and control.clip_norm:
+            control = some_frames_at_once(control, chunk)
+        if settings.compile:
+            compile_step(control, self.device)
+        return control
+
+    def denoising(self) -> contextlib.AbstractContextManager:
+        """What predicts noise on the run's device, for the time of a block if models are offloaded."""
+        stack = contextlib.ExitStack()
+        for module in (self.checkpoint.unet, self.control):
+            if module is not None:
+                stack.enter_context(self.resident(module))
+        return stack
 
     def embed(self, prompt: str) -> Tensor:
         """(77, Cx), on the device."""

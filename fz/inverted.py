@@ -27,11 +27,13 @@ from fz.memory.budget import Footprint, choose_store, keep_for, kept_for
 from fz.memory.inversions import Inversion, digest, leading, model_digest
 from fz.memory.unkept import Unkept
 from fz.model import fast_cpu
+from fz.model.control import Control
 from fz.model.finite import NotFinite
 from fz.progress import Journal, Progress, bars
 from fz.prompts.align import word_positions
 from fz.prompts.plan import Plan
 from fz.results.result import Edited
+from fz.settings.checks import within
 from fz.settings.config import Settings
 from fz.source import Source, Store, keep_nothing
 from fz.stages import decode, encode, plan_edits, with_masks
@@ -43,23 +45,36 @@ if TYPE_CHECKING:
 class InvertedClip:
     """A clip under its own sentence, on its way through a loaded model; made by `Editor.invert`.
 
-    settings: of the run. video: its frames. source: what inversion left, by timestep (`fz.edit.Source`).
+    settings: of the run. video: its frames. shown: to the ControlNet, (F, 3, H, W) in [-1, 1]. source: what inversion
+    left, by timestep (`fz.edit.Source`).
     """
 
-    def __init__(self, editor: "Editor", settings: Settings, video: Video, journal: Journal):
+    def __init__(
+        self, editor: "Editor", settings: Settings, video: Video, journal: Journal, shown: Tensor | None = None
+    ):
         self.editor, self.settings, self.video, self.journal = editor, settings, video, journal
         checkpoint = editor.checkpoint
         schedule = Schedule.from_config(checkpoint.scheduler, settings.steps)
         self.tokens = checkpoint.text.tokens(settings.source)
         editor.check_chunks(settings, video)
         self.latent_size = tuple(side // checkpoint.vae.config.stride for side in video.frames.shape[-2:])
-        unet = editor.fit(self.latent_size, len(video.frames), settings.chunk, journal)
+        unet, net = editor.fit(self.latent_size, len(video.frames), settings.chunk, journal)
         self.model = Denoiser(unet, schedule, editor.frame_index)
+        if net is not None and shown is not None:
+            with editor.resident(editor.control):
+                hint = net.hint((shown + 1) / 2)
+            acts = frozenset(t for k, t, _ in schedule.downward() if within(settings.control_window, k, schedule.steps))
+            self.model = dataclasses.replace(self.model, control=Control(net, hint, settings.control_scale, acts))
         self.source = Source(editor.embed(settings.source))
         self.kept: Inversion | Unkept = Unkept()
         self.keep: Callable[[int], Keep] = keep_nothing
         self.mode = "recompute"
         self.once: dict[str, Any] = {}  # what several edits need, by what it depends on
+
+    @property
+    def inverting(self) -> Denoiser:
+        """The model of the inversion, which may go without the ControlNet."""
+        return self.model if self.settings.control_inverts else dataclasses.replace(self.model, control=None)
 
     @property
     def schedule(self) -> Schedule:
@@ -126,6 +141,7 @@ class InvertedClip:
             [settings.clip_norm, settings.chunk, settings.dtype, str(device), settings.compile],
             [kernels.choose(device), fast_cpu.signature(self.model.unet), torch.get_num_threads()],
             [fz.__version__, torch.__version__],
+            *control_parts(self.inverting.control),
         )
 
     def choose_store(self, kept: Inversion | Unkept, keep: Callable[[int], Keep]) -> None:
@@ -141,6 +157,7 @@ class InvertedClip:
             2 if settings.guidance > 1 else 1,
             settings.offload,
             editor.checkpoint.vae,
+            editor.control,
         )
         per_step = [keep(k) for k in range(self.schedule.steps)]
         # what is free differs from run to run: said, not noted
@@ -175,15 +192,15 @@ class InvertedClip:
 
             for _ in range(restored):
                 advance()
-            with editor.resident(editor.checkpoint.unet):
-                invert(self.model, source, after_step)
+            with editor.denoising():
+                invert(self.inverting, source, after_step)
 
     def attending(self, settings: Settings, journal: Journal) -> Source:
         """Whose attention is fused: inversion's, or that of a sampling pass of the reconstruction prompt."""
         if settings.attention != "reconstruction" or not METHODS[settings.method].keeps:
             return self.source
         prompt, editor = settings.reconstruction_prompt or settings.source, self.editor
-        key = digest("reconstruction", prompt, settings.negative, settings.guidance)
+        key = digest("reconstruction", prompt, settings.negative, settings.guidance, *control_parts(self.model.control))
         if key not in self.once:
             source = Source(
                 editor.embed(prompt),
@@ -195,7 +212,7 @@ class InvertedClip:
             guidance = Guidance(editor.embed(settings.negative), settings.guidance)
             with (
                 journal.steps("reconstruct", "reconstructing", self.schedule.steps, editor.device) as advance,
-                editor.resident(editor.checkpoint.unet),
+                editor.denoising(),
             ):
                 self.once[key] = reconstruct(self.model, source, guidance, lambda k, z: advance())
         return self.once[key]
@@ -210,7 +227,7 @@ class InvertedClip:
             steps = len(self.source.latents[CLEAN]) * self.schedule.steps
             with (
                 journal.steps("prepare method", "preparing", steps, editor.device) as advance,
-                editor.resident(editor.checkpoint.unet),
+                editor.denoising(),
             ):
                 self.once[key] = method.prepare(self.model, self.source, guidance, lambda k, z: advance())
         return self.once[key]
@@ -250,7 +267,7 @@ class InvertedClip:
             for _ in done:
                 advance()
             task = Edit(target, plan.fusion, plan.region, done)
-            with editor.resident(editor.checkpoint.unet):
+            with editor.denoising():
                 z = edit(self.model, attending, task, guidance, after_step)
             if not torch.isfinite(z).all():
                 where = f"edit {number}: latents of method {settings.method} hold NaN or infinity"
@@ -275,6 +292,7 @@ class InvertedClip:
             settings.store_dtype if self.mode != "recompute" else "same",
             plan.fusion,
             plan.region,
+            *control_parts(self.model.control),
         )
 
     def frames_of(self, z: Tensor, changes: Tensor | None, journal: Journal) -> Tensor:
@@ -298,6 +316,20 @@ class InvertedClip:
         latents, times = self.source.latents, (CLEAN, *reversed(self.schedule.timesteps))
         steps = {f"inverted.{i:03d}": latents[t] for i, t in enumerate(times)} if len(latents) > 1 else {}
         return {**steps, "z0": latents[CLEAN]}
+
+
+def control_parts(control: Control | None) -> list[Any]:
+    """For `digest`: what of a ControlNet results depend on; nothing without one."""
+    if control is None:
+        return []
+    net = control.net
+    return [
+        net.config,
+        model_digest(net),
+        fast_cpu.signature(net),
+        control.hint,
+        [control.scale, *sorted(control.timesteps)],
+    ]
 
 
 def masks_by_size(model: Denoiser, source: Source, task: Edit) -> dict[int, dict[tuple[int, int], Tensor]]:

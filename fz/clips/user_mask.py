@@ -27,7 +27,7 @@ def read_mask(path: str, clip: ClipSettings, video: Video) -> Tensor:
     try:
         opacity = Opacity()
         masks, pictures = open_source(path, opacity), open_source(clip.path)
-        choice = _choice(path, masks, pictures, frames)
+        choice = choice_beside(path, masks, pictures, frames)
         (_, mask), (_, picture) = next(iter(masks.read([0]))), next(iter(pictures.read([video.indices[0]])))
         if mask.shape != picture.shape:
             sizes = f"{mask.shape[1]}x{mask.shape[0]}, the clip {picture.shape[1]}x{picture.shape[0]}"
@@ -50,8 +50,10 @@ def read_mask(path: str, clip: ClipSettings, video: Video) -> Tensor:
     return white.float().expand(frames, -1, -1).contiguous()
 
 
-def _choice(path: str, masks: Frames, pictures: Frames, frames: int) -> dict[str, int]:
-    """Which of the masks to read, as settings of a clip."""
+def choice_beside(path: str, masks: Frames, pictures: Frames, frames: int) -> dict[str, int]:
+    """Which of the masks, or of other pictures beside the clip's, to read, as settings of a clip. Raises FzError for
+    another number of them.
+    """
     if masks.count == 1:
         return {"frames": 1, "start": 0, "every": 1}
     if masks.count == pictures.count:

@@ -5,9 +5,9 @@ Architecture from `config.json`, never assumed. A temporal part exists only when
 model is Stable Diffusion, frame by frame when F = 1. This file knows no checkpoint files and no prompts.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +26,10 @@ from fz.model.layers import (
     ResnetBlock,
     Site,
     TextContext,
+    TimeEmbedding,
     Transformer,
     Upsample,
+    sinusoidal,
 )
 
 
@@ -177,7 +179,7 @@ class Block(nn.Module):
 
 
 class MiddleBlock(nn.Module):
-    def __init__(self, channels: int, stride: int, heads: int, config: UNetConfig, ranks: Ranks):
+    def __init__(self, name: str, channels: int, stride: int, heads: int, config: UNetConfig, ranks: Ranks):
         super().__init__()
         time_channels = 4 * config.block_out_channels[0]
         temporal = config.temporal is not None and config.temporal.attention
@@ -188,7 +190,7 @@ class MiddleBlock(nn.Module):
         self.attentions = nn.ModuleList(
             [
                 Transformer(
-                    "mid_block.attentions.0",
+                    f"{name}.attentions.0",
                     channels,
                     heads,
                     stride,
@@ -200,23 +202,14 @@ class MiddleBlock(nn.Module):
         )
 
 
-class TimeEmbedding(nn.Module):
-    def __init__(self, c_in: int, c_out: int):
-        super().__init__()
-        self.linear_1 = nn.Linear(c_in, c_out)
-        self.linear_2 = nn.Linear(c_out, c_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))
-
-
-class UNet(nn.Module):
-    """eps = unet(z, t, text, attend): the noise in z at timestep t (0 … T_train - 1), given one prompt a branch.
+class Encoder(nn.Module):
+    """The first half of the UNet and its middle, which a ControlNet has, too: features level by level.
 
     clip_norm: GroupNorm statistics run over all frames of a clip (the released code's way) rather than over each frame.
+    name: what the names of its attention sites begin with.
     """
 
-    def __init__(self, config: UNetConfig, clip_norm: bool = True):
+    def __init__(self, config: UNetConfig, clip_norm: bool = True, name: str = ""):
         super().__init__()
         self.config, self.clip_norm = config, clip_norm
         channels, heads, depth = config.block_out_channels, config.heads, len(config.block_out_channels)
@@ -225,21 +218,70 @@ class UNet(nn.Module):
         self.time_embedding = TimeEmbedding(channels[0], 4 * channels[0])
 
         self.down_blocks = nn.ModuleList()
-        skips = [channels[0]]
+        self.widths = [channels[0]]  # of what the encoder leaves to the decoder, in its order
         for level, c in enumerate(channels):
             before = channels[max(level - 1, 0)]
             widths = [(before if i == 0 else c, c) for i in range(config.layers_per_block)]
             block = Block(
-                f"down_blocks.{level}", widths, 2**level, config.down_attention[level], heads[level], config, ranks
+                f"{name}down_blocks.{level}",
+                widths,
+                2**level,
+                config.down_attention[level],
+                heads[level],
+                config,
+                ranks,
             )
-            skips += [c] * config.layers_per_block
+            self.widths += [c] * config.layers_per_block
             if level < depth - 1:
                 block.downsamplers = nn.ModuleList([Downsample(c, ranks)])
-                skips.append(c)
+                self.widths.append(c)
             self.down_blocks.append(block)
 
-        self.mid_block = MiddleBlock(channels[-1], 2 ** (depth - 1), heads[-1], config, ranks)
+        self.mid_block = MiddleBlock(f"{name}mid_block", channels[-1], 2 ** (depth - 1), heads[-1], config, ranks)
 
+    def encode(
+        self, x: Tensor, time: Tensor, frames: int, text: TextContext, attend: Attend
+    ) -> tuple[Tensor, list[Tensor]]:
+        """x: (B·F, C0, h, w), what conv_in made; time: (B·F, 4·C0). Returns the middle's features and those of each
+        layer before it, with x the first.
+        """
+        norm_frames, skips = frames if self.clip_norm else 1, [x]
+        for block in self.down_blocks:
+            for resnet, transformer in block.layers():
+                x = resnet(x, time, frames, norm_frames)
+                x = transformer(x, frames, text, attend) if transformer else x
+                skips.append(x)
+            for downsample in getattr(block, "downsamplers", ()):
+                x = downsample(x, frames)
+                skips.append(x)
+        x = self.mid_block.resnets[0](x, time, frames, norm_frames)
+        x = self.mid_block.attentions[0](x, frames, text, attend)
+        return self.mid_block.resnets[1](x, time, frames, norm_frames), skips
+
+    def time(self, t: int | Tensor, branches: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The activated time embedding of each branch, (B, 4·C0)."""
+        t = torch.as_tensor(t, device=device).expand(branches)
+        config = self.config
+        embedding = sinusoidal(t, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
+        return F.silu(self.time_embedding(embedding.to(dtype)))
+
+
+class Added(Protocol):
+    """What is added to the encoder's features before the decoder reads them (`fz.model.control.Control`)."""
+
+    def __call__(
+        self, x: Tensor, skips: list[Tensor], z: Tensor, t: int | Tensor, text: TextContext, attend: Attend
+    ) -> tuple[Tensor, list[Tensor]]: ...
+
+
+class UNet(Encoder):
+    """eps = unet(z, t, text, attend): the noise in z at timestep t (0 … T_train - 1), given one prompt a branch."""
+
+    def __init__(self, config: UNetConfig, clip_norm: bool = True):
+        super().__init__(config, clip_norm)
+        channels, heads, depth = config.block_out_channels, config.heads, len(config.block_out_channels)
+        ranks: Ranks = config.temporal.rank_of if config.temporal else lambda _: None
+        skips = list(self.widths)
         self.up_blocks = nn.ModuleList()
         before = channels[-1]
         for i, level in enumerate(reversed(range(depth))):
@@ -265,10 +307,16 @@ class UNet(nn.Module):
                     yield from (layer.attn1, layer.attn2)
 
     def forward(
-        self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attend = own_frame, alter: Alter | None = None
+        self,
+        z: Tensor,
+        t: int | Tensor,
+        text: TextContext,
+        attend: Attend = own_frame,
+        alter: Alter | None = None,
+        control: Added | None = None,
     ) -> Tensor:
         """z: (B, F, 4, h, w), h and w multiples of `config.stride`; t: one timestep, or (B,) of them; alter: of the
-        decoder's ResNets.
+        decoder's ResNets; control: adds to what the decoder reads.
 
         Returns eps, shape and dtype of z; the layers compute in the weights' dtype.
         """
@@ -278,20 +326,9 @@ class UNet(nn.Module):
         x = z.flatten(0, 1).to(dtype).contiguous(memory_format=torch.channels_last)
         time = self.time(t, branches, z.device, dtype).repeat_interleave(frames, 0)  # (B·F, 4·C0)
 
-        x = self.conv_in(x, frames)
-        skips = [x]
-        for block in self.down_blocks:
-            for resnet, transformer in block.layers():
-                x = resnet(x, time, frames, norm_frames)
-                x = transformer(x, frames, text, attend) if transformer else x
-                skips.append(x)
-            for downsample in getattr(block, "downsamplers", ()):
-                x = downsample(x, frames)
-                skips.append(x)
-
-        x = self.mid_block.resnets[0](x, time, frames, norm_frames)
-        x = self.mid_block.attentions[0](x, frames, text, attend)
-        x = self.mid_block.resnets[1](x, time, frames, norm_frames)
+        x, skips = self.encode(self.conv_in(x, frames), time, frames, text, attend)
+        if control is not None:
+            x, skips = control(x, skips, z, t, text, attend)
 
         for block in self.up_blocks:
             for resnet, transformer in block.layers():
@@ -302,21 +339,3 @@ class UNet(nn.Module):
 
         eps = self.conv_out(self.conv_norm_out(x, norm_frames, silu=True), frames)
         return eps.unflatten(0, (branches, frames)).to(z.dtype)
-
-    def time(self, t: int | Tensor, branches: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """The activated time embedding of each branch, (B, 4·C0)."""
-        t = torch.as_tensor(t, device=device).expand(branches)
-        config = self.config
-        embedding = sinusoidal(t, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
-        return F.silu(self.time_embedding(embedding.to(dtype)))
-
-
-def sinusoidal(t: Tensor, channels: int, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
-    """Timesteps (B,) as sines and cosines of geometric frequencies, (B, channels), float32 (Vaswani et al. 2017,
-    3.5).
-    """
-    half = channels // 2
-    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - freq_shift)
-    angle = t.float()[:, None] * exponent.exp()
-    parts = (angle.cos(), angle.sin()) if flip_sin_to_cos else (angle.sin(), angle.cos())
-    return torch.cat(parts, dim=-1)

@@ -276,7 +276,8 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 def stamp_of(settings: Any) -> str:
     """A hash over names, sizes and times of the files that a run reads: the same as long as nobody changed them."""
     given = [settings.clip.path, *(edit.mask for edit in settings.edits)]
-    given += [settings.checkpoint, settings.vae, settings.tokenizer, settings.model_config]
+    given += [settings.checkpoint, settings.vae, settings.tokenizer, settings.model_config, settings.control]
+    given += [settings.control_video] if settings.control_video != "canny" else []
     sha = hashlib.sha256()
     for path in filter(None, given):
         for file in files_of(path):

@@ -66,3 +66,47 @@ def check_whole(name: str, value: Any, low: int, high: int, hint: str = "") -> N
         raise FzError(
             f"{name}: got {value!r}, expected a whole number from {low} to {high}.{' ' + hint if hint else ''}"
         )
+
+
+def thresholds(value: Any) -> tuple[float, float]:
+    """Of edges: (low, high), 0 to 2040, the largest gradient that there is. Raises FzError."""
+    numbers = isinstance(value, (list, tuple)) and len(value) == 2
+    if not numbers or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
+        raise FzError(f"canny: got {value!r}, expected two gradients, as [50, 100].")
+    if not 0 <= value[0] <= value[1] <= 2040:
+        raise FzError(f"canny: got {value[0]:g} and {value[1]:g}, expected 0 <= low <= high <= 2040, as 50,100.")
+    return (float(value[0]), float(value[1]))
+
+
+# of a run with a ControlNet: what each is without one
+OF_CONTROL = {"control_video": None, "control_scale": 1.0, "control_window": (0.0, 1.0), "control_inverts": True,
+              "canny": (50.0, 100.0)}  # fmt: skip
+
+
+def check_control(settings: Any) -> None:
+    """Raise FzError unless the settings of a ControlNet go together, and with the method."""
+    given = [name for name, usual in OF_CONTROL.items() if getattr(settings, name) != usual]
+    if settings.control is None:
+        if given:
+            raise FzError(
+                f"{given[0]}: got {getattr(settings, given[0])!r} without a ControlNet, expected one. Pass --control."
+            )
+        return
+    scale = settings.control_scale
+    if not isinstance(scale, (int, float)) or isinstance(scale, bool) or not 0 <= scale <= 10:
+        raise FzError(f"control_scale: got {scale!r}, expected a number from 0 to 10; 1 is usual.")
+    if settings.method == "null-p2p":
+        raise FzError(
+            "control: got method null-p2p, expected fatezero, ddim, sdedit or pnp: it takes frames out of their "
+            "clip. Leave --control out."
+        )
+    if "canny" in given and settings.control_video not in (None, "canny"):
+        raise FzError(
+            f"canny: got thresholds and the control video {settings.control_video!r}, which has its own edges. Leave "
+            "--canny out."
+        )
+
+
+def within(share: Window, k: int, steps: int) -> bool:
+    """Is step k of so many in this share of them?"""
+    return share[0] <= k / steps < share[1]

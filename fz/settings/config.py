@@ -17,11 +17,13 @@ from fz.settings import applications
 from fz.settings.checks import (
     LARGEST_FACTOR,
     Window,
+    check_control,
     check_one_of,
     check_sentence,
     check_whole,
     is_factor,
     pairs,
+    thresholds,
     window,
     word_groups,
 )
@@ -154,6 +156,12 @@ class Settings:
     tokenizer: str | None = None
     model_config: str | None = None
     ema: str = "auto"
+    control: str | None = None  # a ControlNet
+    control_video: str | None = None  # what it is shown; None: 'canny', the clip's own edges
+    control_scale: float = 1.0
+    control_window: Window = (0.0, 1.0)  # the share of the steps at which it acts
+    control_inverts: bool = True  # in the inversion, too
+    canny: tuple[float, float] = (50.0, 100.0)  # the gradients of an edge's weakest and of its strongest pixel
     negative: str = ""
     method: str = "fatezero"
     strength: float = 0.75  # the share of the steps that method sdedit noises and denoises
@@ -198,7 +206,7 @@ class Settings:
         ):
             raise FzError(f"conv_memory: got {self.conv_memory!r}, expected gigabytes, as 2.5.")
         check_one_of("ema", self.ema, ("auto", "ema", "plain"))
-        for name in ("clip_norm", "offload", "compile"):
+        for name in ("clip_norm", "offload", "compile", "control_inverts"):
             if not isinstance(getattr(self, name), bool):
                 raise FzError(f"{name}: got {getattr(self, name)!r}, expected True or False.")
         check_whole("steps", self.steps, 1, 1000, "The paper uses 50.")
@@ -225,6 +233,9 @@ class Settings:
                 raise FzError(
                     f"{got}, expected one without: what hides the object spans chunks. Leave --chunk or --remove out."
                 )
+        object.__setattr__(self, "control_window", window(self.control_window, "control_window"))
+        object.__setattr__(self, "canny", thresholds(self.canny))
+        check_control(self)
         object.__setattr__(self, "guidance_window", window(self.guidance_window, "guidance_window"))
         if self.guidance_window != (0.0, 1.0) and self.method not in ("fatezero", "ddim"):
             got = f"guidance_window: got {self.guidance_window} with method {self.method}"
