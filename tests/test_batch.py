@@ -79,7 +79,8 @@ jobs:
 def test_csv_of_jobs(tmp_path):
     frames(tmp_path / "clip")
     rows = [["clip", "source", "target", "threshold.1", "per-frame-norm"],
-            ["clip", SOURCE, f"{TARGET}|a green car, on sand", "0.3", "yes"], ["clip", SOURCE, "-dashed", "", ""]]  # fmt: skip
+            ["clip", SOURCE, f"{TARGET}|a green car, on sand", "0.3", "yes"],
+            ["clip", SOURCE, "-dashed", "", ""]]  # fmt: skip
     with open(tmp_path / "jobs.csv", "w", newline="", encoding="utf-8-sig") as file:
         csv.writer(file).writerows(rows)
     first, second = (job.settings(tmp_path) for job in read_jobs(str(tmp_path / "jobs.csv")))
