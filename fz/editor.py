@@ -37,8 +37,9 @@ from fz.model.control import ControlNet
 from fz.model.some_frames import some_frames_at_once
 from fz.model.unet import UNet
 from fz.progress import Journal, Progress, bars
-from fz.settings.checks import check_one_of
+from fz.settings.checks import OF_CONTROL, check_one_of
 from fz.settings.config import ClipSettings, EditSettings, Settings
+from fz.weights.load import Checkpoint
 
 
 def load(
@@ -64,6 +65,49 @@ def load(
     )
 
 
+# settings that change nothing of a loaded model; whatever else there is may
+NOT_OF_MODELS = (
+    "clip", "source", "edits", "negative", "method", "strength", "steps", "guidance", "guidance_window", "attention",
+    "reconstruction_prompt", "frame_index", "least_channels", "chunk", "store", "store_dtype", "cache", "seed", "out",
+    "overwrite", "save_latents", "report", "dry_run", "notes", *OF_CONTROL,
+)  # fmt: skip
+
+
+@dataclasses.dataclass
+class Models:
+    """What was loaded last, for runs that follow each other in one process: models are read once.
+
+    fitted: the UNet and the ControlNet made fast for a size of clips, and what was noted of them.
+    """
+
+    of: dict[str, Any] = dataclasses.field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
+    control: ControlNet | None = None
+    vae_dtype: torch.dtype | None = None
+    fitted: dict[tuple[Any, ...], tuple[UNet | Chunks, ControlNet | None, list[str]]] = dataclasses.field(
+        default_factory=dict
+    )
+
+    def get(self, settings: Settings, device: torch.device) -> tuple[Checkpoint, ControlNet | None]:
+        """The settings' checkpoint on its device, and the ControlNet beside it, if there is one."""
+        fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+        of = {name: value for name, value in fields.items() if name not in NOT_OF_MODELS}
+        # a run whose VAE overflowed left it in float32: others begin as they would alone
+        if self.checkpoint is None or self.of != of or self.vae_dtype != dtype_of(self.checkpoint):
+            # the old one goes before the new one comes
+            self.checkpoint = self.control = None
+            self.fitted.clear()
+            control = load_beside(settings)  # a wrong file is refused before the checkpoint is read
+            checkpoint = load_checkpoint(settings, device)
+            self.control = None if control is None else place(control, checkpoint, settings, device)
+            self.checkpoint, self.of, self.vae_dtype = checkpoint, of, dtype_of(checkpoint)
+        return self.checkpoint, self.control
+
+
+def dtype_of(checkpoint: Checkpoint) -> torch.dtype:
+    return checkpoint.vae.quant_conv.weight.dtype
+
+
 class Editor:
     """A loaded model. One serves many clips and prompts; made by `fz.load`.
 
@@ -71,21 +115,20 @@ class Editor:
     of a clip are multiples of, in pixels.
     """
 
-    def __init__(self, settings: Settings, journal: Journal | None = None):
-        journal = journal or Journal()
+    def __init__(self, settings: Settings, journal: Journal | None = None, models: "Models | None" = None):
+        """models: what an earlier editor has loaded, taken where it is what these settings name."""
+        journal, models = journal or Journal(), models or Models()
         settings, _ = settled(settings)
         self.settings, self.device = settings, pick_device(settings.device)
         if settings.threads:
             torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
         with journal.timed("load", self.device):
-            control = load_beside(settings)  # a wrong file is refused before the checkpoint is read
-            self.checkpoint = load_checkpoint(settings, self.device)
-            self.control = None if control is None else place(control, self.checkpoint, settings, self.device)
+            self.checkpoint, self.control = models.get(settings, self.device)
         journal.note(self.checkpoint.report)
         self.frame_index = choose_frame_index(settings, self.checkpoint.tuned, journal.note)
         self.multiple = self.checkpoint.vae.config.stride * self.checkpoint.unet.config.stride
-        self.fitted: dict[tuple[Any, ...], tuple[UNet | Chunks, ControlNet | None]] = {}
+        self.fitted = models.fitted
 
     def invert(
         self,
@@ -164,29 +207,32 @@ class Editor:
             budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9)
             with journal.timed("prepare", self.device), self.resident(unet):
                 unet, line = fast_cpu.prepare(unet, latent_size, chunk or frames, settings.conv, budget)
-            journal.note(line)
             fast = Chunks(unet, chunk) if chunk else unet
-            if settings.compile:
-                journal.note(compile_step(fast, self.device))
-            self.fitted = {wanted: (fast, self.fit_control(latent_size, frames, chunk, journal))}
-        return self.fitted[wanted]
+            lines = [line, *([compile_step(fast, self.device)] if settings.compile else [])]
+            control, lines_of_control = self.fit_control(latent_size, frames, chunk, journal)
+            self.fitted.clear()
+            self.fitted[wanted] = fast, control, lines + lines_of_control
+        fast, control, lines = self.fitted[wanted]
+        for line in lines:
+            journal.note(line)
+        return fast, control
 
     def fit_control(
         self, latent_size: tuple[int, int], frames: int, chunk: int | None, journal: Journal
-    ) -> ControlNet | None:
+    ) -> tuple[ControlNet | None, list[str]]:
+        """The ControlNet made fast likewise, and what to note of it."""
         settings, control = self.settings, self.control
         if control is None:
-            return None
+            return None, []
         # half of what the UNet's weights may take: it is half of a UNet
         budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9 / 2)
         with journal.timed("prepare", self.device), self.resident(control):
             control, line = fast_cpu.prepare(control, latent_size, chunk or frames, settings.conv, budget)
-        journal.note(f"ControlNet: {line}")
         if chunk and control.clip_norm:
             control = some_frames_at_once(control, chunk)
         if settings.compile:
             compile_step(control, self.device)
-        return control
+        return control, [f"ControlNet: {line}"]
 
     def denoising(self) -> contextlib.AbstractContextManager:
         """What predicts noise on the run's device, for the time of a block if models are offloaded."""
