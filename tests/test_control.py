@@ -66,6 +66,16 @@ SHAPES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(request):
+    """Tiny layers are no work for two, and two wait for each other."""
+    threads = torch.get_num_threads()
+    if not request.node.get_closest_marker("slow"):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def unet_of(config):
     config = {key: value for key, value in config.items() if key != "conditioning_embedding_out_channels"}
     return config | {"up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3}
@@ -143,7 +153,7 @@ def test_outputs_are_diffusers_at_real_size(tmp_path):
 def test_the_original_layout_and_single_files(tmp_path, prefix):
     """The same weights from a folder, a file of it alone, and ldm's file, which may hold the whole model."""
     net = controlnet(UNetConfig((32, 64, 64, 64), cross_attention_dim=24), (8, 16, 24, 40))
-    state, file = net.state_dict(), tmp_path / "net.safetensors"
+    state, file = {k: t.contiguous() for k, t in net.state_dict().items()}, tmp_path / "net.safetensors"
     save_file(state, file)
     alone = load_control(file).state_dict()
     theirs = {prefix + key: t for key, t in original_names(state, layouts.control_table(2, 4)).items()}
@@ -252,15 +262,17 @@ def test_its_attention_is_plain_and_reads_other_frames(unet):
 
 
 def test_frames_that_are_branches_have_their_own_pictures(unet):
-    """SDEdit's: each frame as if it were alone."""
+    """SDEdit's: frames as if there were fewer."""
     acts = control(controlnet())
     model = Denoiser(unet, SCHEDULE, FrameIndex(()), acts)
     z, task = numbers(3, FRAMES, 4, SIDE, SIDE), Edit(TEXT[1])
     together = SDEdit(1.0)(model, Source(TEXT[0], {CLEAN: z}), task, Guidance(TEXT[0], 3.0))
-    for i in (0, 3):
-        alone = dataclasses.replace(model, control=acts.of_frames([i]))
-        one = SDEdit(1.0)(alone, Source(TEXT[0], {CLEAN: z[i : i + 1]}), task, Guidance(TEXT[0], 3.0))
-        assert relative(together[i : i + 1], one) < 1e-4
+    for count in (1, 3):
+        fewer = dataclasses.replace(model, control=acts.of_frames(range(count)))
+        some = SDEdit(1.0)(fewer, Source(TEXT[0], {CLEAN: z[:count]}), task, Guidance(TEXT[0], 3.0))
+        assert relative(together[:count], some) < 1e-4
+    others = dataclasses.replace(model, control=acts.of_frames([1, 2, 3, 4, 0]))
+    assert relative(SDEdit(1.0)(others, Source(TEXT[0], {CLEAN: z}), task, Guidance(TEXT[0], 3.0)), together) > 1e-3
 
 
 def test_memory_is_predicted_with_it(unet):
@@ -307,7 +319,7 @@ def slow_canny(picture, low, high):
 def test_edges_are_cannys():
     """Of drawn frames and of noise that is smooth enough to have some; all pixels but a few on a tie of rounding."""
     drawn = read_clip(ClipSettings(str(mini.FOLDER / "example"), 2, size=64), 32).frames
-    noise = torch.nn.functional.avg_pool2d(numbers(1, 2, 3, 44, 60).clamp(-1, 1), 5, stride=1)
+    noise = (4 * torch.nn.functional.avg_pool2d(numbers(1, 2, 3, 44, 60), 5, stride=1)).clamp(-1, 1)
     for frames, low, high in ((drawn, 50, 100), (drawn, 20, 300), (noise, 60, 140)):
         found = edges(frames, low, high).numpy()
         expected = np.stack([slow_canny(frame, low, high) for frame in frames])
@@ -462,11 +474,15 @@ KEYS = {
 FILES = {
     "a LoRA": ({"lora_unet_down_blocks_0.lora_down.weight": torch.ones(1)}, "a LoRA file"),
     "ldm's UNet": (
-        {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(1), "model.diffusion_model.output_blocks.0.0.x": torch.ones(1)},
+        {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(1),
+         "model.diffusion_model.output_blocks.0.0.x": torch.ones(1)},
         "is a UNet",
     ),
     "an adapter": ({"adapter.body.0.weight": torch.ones(1)}, "a T2I-Adapter"),
-    "a difference": ({"difference": torch.ones(1), "control_model.zero_convs.0.0.weight": torch.ones(1)}, "no ControlNet"),
+    "a difference": (
+        {"difference": torch.ones(1), "control_model.zero_convs.0.0.weight": torch.ones(1)},
+        "its difference from a UNet",
+    ),
     "anything": ({"weight": torch.ones(1)}, "no ControlNet (it has weight)"),
     "nothing of ldm's": ({"input_hint_block.0.weight": torch.ones(1)}, "zero convolutions for 1 levels"),
 }  # fmt: skip
@@ -519,7 +535,7 @@ def test_another_models_is_refused_beside_the_checkpoint(folder):
 FLAGS = {
     "nothing to control": (["--control-scale", "2"], "control_scale: got 2.0 without a ControlNet"),
     "a scale": (["--control", "x", "--control-scale", "-1"], "control_scale: got -1.0, expected a number from 0 to 10"),
-    "a window": (["--control", "x", "--control-window", "0.5,0.2"], "control_window: got (0.5, 0.2)"),
+    "a window": (["--control", "x", "--control-window", "0.5,0.2"], "--control-window: got '0.5,0.2'"),
     "thresholds": (["--control", "x", "--canny", "9,3"], "canny: got 9 and 3"),
     "one threshold": (["--control", "x", "--canny", "9"], "expected LOW,HIGH"),
     "thresholds of a video": (["--control", "x", "--control-video", "y", "--canny", "5,9"], "has its own edges"),

@@ -5,7 +5,7 @@ All that a file can have wrong is found before any other model is read; whether 
 there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -98,7 +98,7 @@ def from_file(path: Path) -> Part:
     """A single file: of a ControlNet alone, or, as first published, in one with its UNet, VAE and text encoder."""
     weights = read_weights(path)
     state = under(weights.tensors, layouts.CONTROL_PREFIX) or weights.tensors
-    refuse_others(state, path)
+    refuse_others([*state, *(["difference"] if "difference" in weights.tensors else [])], path)
     if any(key.startswith("input_hint_block.") for key in state):
         state = layouts.rename(state, layouts.control_table(*levels_of(state, path)), str(path))
     if not any(key.startswith("controlnet_cond_embedding.") for key in state):
@@ -110,8 +110,8 @@ def from_file(path: Path) -> Part:
     return Part(infer(state, path), weights.with_tensors(state), path)
 
 
-def refuse_others(state: Mapping[str, Tensor], path: Path) -> None:
-    if what := next((what for part, what in OTHERS if any(part in key for key in state)), None):
+def refuse_others(keys: Collection[str], path: Path) -> None:
+    if what := next((what for part, what in OTHERS if any(part in key for key in keys)), None):
         raise FzError(f"{path} is {what}. {EXPECTED}")
 
 

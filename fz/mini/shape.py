@@ -25,7 +25,7 @@ SCHEDULER = {
     "num_train_timesteps": 1000, "prediction_type": "epsilon", "set_alpha_to_one": False, "steps_offset": 1,
     "clip_sample": False,
 }  # fmt: skip
-# beside the UNet, its encoder's widths, with attention in the middle only: 7.5 MB rather than 9.6, and outlines are local
+# beside the UNet, its encoder's widths; attention in the middle only: 7.5 MB rather than 9.6, and outlines are local
 CONTROL = {
     **{name: UNET[name] for name in ("block_out_channels", "layers_per_block", "attention_head_dim", "norm_num_groups",
                                      "cross_attention_dim", "norm_eps", "in_channels", "act_fn", "flip_sin_to_cos",

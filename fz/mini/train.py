@@ -129,7 +129,7 @@ class Noised:
 
     @classmethod
     def of(cls, x: Tensor, alpha_bar: Tensor) -> "Noised":
-        """Of latents (n, F, 4, h, w), two in a row being a pair, with one timestep and one noise. alpha_bar: (1000,)."""
+        """Of latents (n, F, 4, h, w), two in a row being a pair, of one timestep and one noise. alpha_bar: (1000,)."""
         t = torch.randint(1000, (len(x) // 2,)).repeat_interleave(2).to(x.device)
         eps = torch.randn(len(x) // 2, *x.shape[1:]).repeat_interleave(2, 0).to(x.device)
         a = alpha_bar[t].view(-1, 1, 1, 1, 1)

@@ -1,9 +1,10 @@
 """Trains a small ControlNet on outlines for the miniature: `python -m fz.mini.train_control --state DIR`, on one core.
 
 It begins as a copy of the checkpoint's encoder, without attention but in the middle (`fz.mini.shape.CONTROL`: half of
-the time), and with zero convolutions, so that nothing changes at first; the checkpoint stays as it is. Data are `fz.mini.shards`' clips with the Canny edges of the drawn frames, prompts left out
-more often than the UNet's training does, for then only the edges tell what there is. It goes on, to the bit, from DIR,
-and `--export OUT` writes the averaged weights in diffusers' layout.
+the time), and with zero convolutions, so that nothing changes at first; the checkpoint stays as it is. Data are
+`fz.mini.shards`' clips with the Canny edges of the drawn frames, prompts left out more often than the UNet's training
+does, for then only the edges tell what there is. It goes on, to the bit, from DIR, and `--export OUT` writes the
+averaged weights in diffusers' layout.
 """
 
 import math

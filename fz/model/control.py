@@ -65,12 +65,12 @@ class ControlNet(Encoder):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.conv_in.weight.dtype
+        return self.controlnet_mid_block.weight.dtype
 
     @torch.no_grad()
     def hint(self, pictures: Tensor) -> Tensor:
         """(F, 3, H, W) in [0, 1] to (F, C0, h, w): the same at every timestep. A frame at a time."""
-        device = self.conv_in.weight.device
+        device = self.controlnet_mid_block.weight.device
         return torch.cat([self.controlnet_cond_embedding(x.to(device, self.dtype)) for x in pictures.split(1)])
 
     def forward(
