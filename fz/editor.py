@@ -39,7 +39,8 @@ from fz.settings.config import ClipSettings, EditSettings, Settings
 def load(
     checkpoint: str | Path | None = None, *, device: Any = "auto", dtype: Any = "auto", **settings: Any
 ) -> "Editor":
-    """Load a Stable Diffusion v1 checkpoint, a diffusers folder or a single file; nothing: the bundled miniature.
+    """Load a Stable Diffusion v1 checkpoint: a diffusers folder, a single file, or a Hub name as
+    "CompVis/stable-diffusion-v1-4", which is fetched unless it is cached; nothing: the bundled miniature.
 
     device: auto, cpu, cuda or mps. dtype: float32, float16, bfloat16, or auto: float16 on CUDA, else float32. settings:
     others of the model, by their names on the command line: vae, tokenizer, model_config, ema, clip_norm, offload,
