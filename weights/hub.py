@@ -31,6 +31,7 @@ TIMEOUT = 10  # seconds without an answer
 TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json", "merges.txt",
              "vocab.json")  # fmt: skip
 VOCABULARY = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+A_MODEL = "a folder, a file, or a Hub name as owner/name"
 # what each setting expects, for the message about one that is neither path nor name
 EXPECTED = {
     "checkpoint": "a diffusers folder, a single file, or a Hub name as CompVis/stable-diffusion-v1-4",
@@ -109,7 +110,7 @@ def located(given: str | Path, what: str, parts: tuple[Part, ...]) -> Path:
     if name is None:
         begins = Path(str(given).partition("/")[0])
         read = f" (read as a path, since {begins} is a folder here)" if shaped(str(given)) else ""
-        raise FzError(f"{what}: {path} does not exist{read}. Expected {EXPECTED[what]}.")
+        raise FzError(f"{what}: {path} does not exist{read}. Expected {EXPECTED.get(what, A_MODEL)}.")
     return snapshot(name, what, parts)
 
 
@@ -281,7 +282,7 @@ def fetched(name: Name, what: str, parts: tuple[Part, ...]) -> Path:
         if lacking:
             there = some(sorted(files), 6) or "nothing"
             raise FzError(
-                f"{what}: {name} on the Hub has no {some(lacking)} (there: {there}). Expected {EXPECTED[what]}."
+                f"{what}: {name} on the Hub has no {some(lacking)} (there: {there}). Expected {EXPECTED.get(what, A_MODEL)}."
             )
         if not COMMIT.fullmatch(about.sha or ""):
             raise FzError(f"{what}: {endpoint()} names no commit of {name}. Expected the Hub; see HF_ENDPOINT.")
