@@ -282,7 +282,8 @@ def fetched(name: Name, what: str, parts: tuple[Part, ...]) -> Path:
         if lacking:
             there = some(sorted(files), 6) or "nothing"
             raise FzError(
-                f"{what}: {name} on the Hub has no {some(lacking)} (there: {there}). Expected {EXPECTED.get(what, A_MODEL)}."
+                f"{what}: {name} on the Hub has no {some(lacking)} (there: {there}). Expected "
+                f"{EXPECTED.get(what, A_MODEL)}."
             )
         if not COMMIT.fullmatch(about.sha or ""):
             raise FzError(f"{what}: {endpoint()} names no commit of {name}. Expected the Hub; see HF_ENDPOINT.")
