@@ -190,7 +190,7 @@ def sorted_rows(q: Tensor, k: Tensor, v: Tensor, q_src: Tensor, k_src: Tensor, m
 
 
 def rivals(x: tuple[Tensor, ...], table: Tensor, mask: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """Ways to (F, N, Nh, D), fused: x are q, k, v, q_src, k_src of the branch. What each lays out beforehand is free."""
+    """Ways to (F, N, Nh, D), fused: x are q, k, v, q_src, k_src of the branch. Laying out beforehand is free."""
     q, k, v, q_src, k_src = x
     k, v, k_src = (anchored(o, table) for o in (k, v, k_src))
     ways: dict[str, Callable[[], Tensor]] = {}

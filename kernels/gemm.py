@@ -1,8 +1,8 @@
-"""Matrix products with a fixed right-hand side on a CPU: the weight is packed once, for oneDNN, and multiplied many times.
+"""Matrix products with a fixed right-hand side on a CPU: the weight is packed once, for oneDNN, and used many times.
 
-PyTorch sends float32 products to MKL, which takes its slow paths on CPUs that are not Intel's, less than half of oneDNN's speed.
-Which of the two a machine takes is decided by what the machine is, never by a clock: equal machines compute equal bits. Packing costs
-a second copy of the weight. Inference in float32 only.
+PyTorch sends float32 products to MKL, which takes its slow paths on CPUs that are not Intel's, less than half of
+oneDNN's speed. Which of the two a machine takes is decided by what the machine is, never by a clock: equal machines
+compute equal bits. Packing costs a second copy of the weight. Inference in float32 only.
 """
 
 import functools
@@ -17,7 +17,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 class Packed:
-    """x -> x weightᵀ + bias with weight (C_out, C_in) float32 in oneDNN's own order; rows: how many rows x will usually have."""
+    """x -> x weightᵀ + bias, weight (C_out, C_in) float32 in oneDNN's own order; rows: how many x will usually have."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, rows: int = 1024):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
@@ -41,7 +41,7 @@ def has_packed() -> bool:
 
 
 def vendor() -> str:
-    """The CPU's vendor as CPUID says it ('GenuineIntel', 'AuthenticAMD', ...); '' where it is not an x86 or does not say."""
+    """The CPU's vendor as CPUID says it ('GenuineIntel', 'AuthenticAMD', ...); '' where it does not, or is no x86."""
     try:
         found = re.search(r"^vendor_id\s*:\s*(\S+)", CPUINFO.read_text(), re.M)
     except OSError:
@@ -52,6 +52,6 @@ def vendor() -> str:
 
 @functools.cache
 def prefers_onednn() -> bool:
-    """Do packed products beat PyTorch's own on this machine? Where those are MKL's, the CPU has AVX2 and is not Intel's."""
+    """Do packed products beat PyTorch's own on this machine? Where those are MKL's on a CPU with AVX2, not Intel's."""
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX")
     return has_packed() and torch.backends.mkl.is_available() and wide and vendor() not in ("", "GenuineIntel")

@@ -40,7 +40,7 @@ def stream_queries(
     D: tl.constexpr, D_A: tl.constexpr, D_B: tl.constexpr, L_A: tl.constexpr, L_B: tl.constexpr, BLOCK_Q: tl.constexpr,
     ADD: tl.constexpr, MAP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Rows [begin, end) of out = softmax(q kᵀ) v of one head, added to what is there if ADD; D and keys in two parts."""
+    """Rows [begin, end) of out = softmax(q kᵀ) v of one head, added to what is there if ADD; D, keys in two parts."""
     SPLIT: tl.constexpr = D > D_A
     o_a, o_b = tl.arange(0, D_A), D_A + tl.arange(0, D_B)
     l_a, l_b = tl.arange(0, L_A), L_A + tl.arange(0, L_B)
@@ -80,7 +80,10 @@ def stream_queries(
             store_part(dot(h_b, v_bb, part, "tf32"), p_out, m_q, o_b, D, ADD)
 
 
-UNSPECIALIZED = ["frames", "tokens", "keys", "heads", "chunks", "rows", "map_branch", "fused_branch", "map_head", "map_frame"]  # fmt: skip
+UNSPECIALIZED = [
+    *("frames", "tokens", "keys", "heads", "chunks", "rows"),
+    *("map_branch", "fused_branch", "map_head", "map_frame"),
+]
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -122,7 +125,7 @@ def cross_attention_kernel(
 
 
 def rows_each(tokens: int, block_q: int, programs: int) -> int:
-    """Rows of a frame for one program, a multiple of a tile's: as many as leave `PROGRAMS` of `programs` of one tile."""
+    """Rows of a frame for one program, a multiple of a tile's: as many as leave `PROGRAMS` of `programs` of a tile."""
     return block_q * max(1, min(triton.cdiv(tokens, block_q), programs // PROGRAMS))
 
 

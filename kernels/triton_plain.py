@@ -1,7 +1,7 @@
 """Spatial-temporal self-attention of layers that fuse nothing, on Hopper: one warp group loads by TMA, two compute.
 
-Triton's own warp specialization, which wants one flat loop and queries that come by TMA: whole tiles of rows and keys, the rows of all
-frames evenly spaced, no key hidden. `triton_self` serves everything else.
+Triton's own warp specialization, which wants one flat loop and queries that come by TMA: whole tiles of rows and keys,
+the rows of all frames evenly spaced, no key hidden. `triton_self` serves everything else.
 """
 
 import triton
@@ -13,12 +13,14 @@ from fz.kernels.triton_tiles import LOG2E, Config, by_tma, provide_memory
 
 @triton.jit(do_not_specialize=["rows", "tokens", "clip", "slots", "tiles", "heads"])
 def plain_attention_kernel(
-    q, k, v, out, anchors, weights, counts, rows, tokens, clip, slots, tiles, heads, q_token, k_token, v_token, out_token, scale,
-    D: tl.constexpr, D_PAD: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, INTERPRETED: tl.constexpr,
+    q, k, v, out, anchors, weights, counts, rows, tokens, clip, slots, tiles, heads,
+    q_token, k_token, v_token, out_token, scale, D: tl.constexpr, D_PAD: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Program tile · heads + head, tiles of all branches and frames in a row. q, k, v, out: (rows = B·F·N, heads · D); clip: F·N.
+    """Program tile · heads + head, tiles of all branches and frames in a row.
 
-    anchors, weights, counts as `rows.merge_anchors` makes them, (F, slots) and (F,); tiles: of the keys of a frame.
+    q, k, v, out: (rows = B·F·N, heads · D); clip: F·N. anchors, weights, counts as `rows.merge_anchors` makes them, (F,
+    slots) and (F,); tiles: of the keys of a frame.
     """
     i_head, i_tile = tl.program_id(0) % heads, tl.program_id(0) // heads
     d_q = tl.make_tensor_descriptor(q + i_head * D, [rows, D], [q_token, 1], [BLOCK_Q, D_PAD])
@@ -88,6 +90,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor, Tensor
     plain_attention_kernel[(rows // tiles.block_q * heads,)](
         q, k, v, out, *tables, rows, tokens, frames * tokens, tables[0].shape[1], tokens // tiles.block_k, heads,
         q.stride(2), k.stride(2), v.stride(2), out.stride(2), LOG2E * d**-0.5,
-        D=d, D_PAD=max(16, triton.next_power_of_2(d)), BLOCK_Q=tiles.block_q, BLOCK_K=tiles.block_k, STAGES=tiles.stages,
-        INTERPRETED=v.device.type == "cpu", num_warps=tiles.warps, enable_fp_fusion=True,
+        D=d, D_PAD=max(16, triton.next_power_of_2(d)), BLOCK_Q=tiles.block_q, BLOCK_K=tiles.block_k,
+        STAGES=tiles.stages, INTERPRETED=v.device.type == "cpu", num_warps=tiles.warps, enable_fp_fusion=True,
     )  # fmt: skip

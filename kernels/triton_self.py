@@ -1,8 +1,9 @@
-"""Spatial-temporal self-attention with mask blending as one Triton kernel: flash attention whose operands are chosen by the query tile.
+"""Spatial-temporal self-attention with mask blending as one Triton kernel.
 
-A tile holds rows of one kind only, edited or kept, and reads (q, k) or (q_src, k_src) by pointer; values are the edit's own either way
-(FateZero eq. 7, 8). Keys of the anchor frames are read where they lie, through a table. Forward only; the reference is `reference.py`.
-Layers that fuse nothing take `triton_plain.py` where the GPU and the shapes allow it.
+It is flash attention whose operands are chosen by the query tile. A tile holds rows of one kind only, edited or kept,
+and reads (q, k) or (q_src, k_src) by pointer; values are the edit's own either way (FateZero eq. 7, 8). Keys of the
+anchor frames are read where they lie, through a table. Forward only; the reference is `reference.py`. Layers that fuse
+nothing take `triton_plain.py` where the GPU and the shapes allow it.
 """
 
 import os
@@ -25,7 +26,7 @@ from fz.kernels.triton_tiles import (
     with_contiguous_heads,
 )
 
-# triton's interpreter multiplies bfloat16's bit patterns as integers; fp32 products of bf16 values are what a GPU sums, too
+# triton's interpreter multiplies bfloat16's bit patterns as integers; a GPU, too, sums fp32 products of bf16 values
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
@@ -53,10 +54,14 @@ def load_columns(base, o_k, m_k, step, o_d, m_d, EVEN: tl.constexpr, FULL: tl.co
 
 
 @triton.jit
-def attend_tile(q_a, q_b, k, v, anchors, weights, keep, count, seen_frames, tokens, k_frame, k_token, v_frame, v_token, scale,
-                D: tl.constexpr, D_A: tl.constexpr, D_B: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-                EVEN: tl.constexpr, TMA: tl.constexpr, HAS_KEEP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """One softmax of a tile of rows over the keys of its anchors, D in two parts. Returns out_a, out_b, (BLOCK_Q, D_A and D_B), fp32."""
+def attend_tile(q_a, q_b, k, v, anchors, weights, keep, count, seen_frames, tokens, k_frame, k_token, v_frame, v_token,
+                scale, D: tl.constexpr, D_A: tl.constexpr, D_B: tl.constexpr, BLOCK_Q: tl.constexpr,
+                BLOCK_K: tl.constexpr, EVEN: tl.constexpr, TMA: tl.constexpr, HAS_KEEP: tl.constexpr,
+                PRECISION: tl.constexpr):  # fmt: skip
+    """One softmax of a tile of rows over the keys of its anchors, D in two parts.
+
+    Returns out_a (BLOCK_Q, D_A), out_b (BLOCK_Q, D_B), fp32.
+    """
     SPLIT: tl.constexpr = D > D_A
     o_a, o_b = tl.arange(0, D_A), D_A + tl.arange(0, D_B)
     m_a, m_b = o_a < D, o_b < D
@@ -121,7 +126,7 @@ def attend_tile(q_a, q_b, k, v, anchors, weights, keep, count, seen_frames, toke
     return out_a * share[:, None], out_b * share[:, None]
 
 
-# integers that change from layer to layer: the kernel would be compiled again for each kind of them (1, multiple of 16, other)
+# integers that change from layer to layer: the kernel would be compiled again for each kind of them (1, 16 n, other)
 UNSPECIALIZED = ["frames", "seen_frames", "slots", "heads", "plain_tiles", "tiles", "fused_tiles"]
 
 
@@ -137,8 +142,9 @@ def self_attention_kernel(
     """Program tile · heads + head: the heads of a frame run together, so that its tokens come from memory once.
 
     Tiles: first those of the plain branches, `tiles` a frame, then the fused branch's, `fused_tiles` a frame.
-    order: (F, N) rows of the fused branch, edited ones first; edited: (F,) how many. anchors, weights: (F, slots), the first counts[i]
-    of a row are used. keep: (B, seen frames, N) uint8. Heads are D apart and D is contiguous in every operand. EVEN: BLOCK_K divides N.
+    order: (F, N) rows of the fused branch, edited ones first; edited: (F,) how many. anchors, weights: (F, slots), the
+    first counts[i] of a row are used. keep: (B, seen frames, N) uint8. Heads are D apart and D is contiguous in every
+    operand. EVEN: BLOCK_K divides N.
     """
     SPLIT: tl.constexpr = D > D_A
     i_head, i_tile = tl.program_id(0) % heads, tl.program_id(0) // heads
@@ -184,8 +190,8 @@ def self_attention_kernel(
         q_b = tl.load(p_q + o_b[None, :], mask=m_q[:, None] & m_b[None, :], other=0.0)
         out_a, out_b = attend_tile(
             q_a, q_b, k_base + head, v + i_b * v_branch + head, anchors + i_frame * slots, weights + i_frame * slots,
-            keep + i_b * seen_frames * tokens, tl.load(counts + i_frame), seen_frames, tokens, k_hop, k_step, v_frame, v_token, scale,
-            D, D_A, D_B, BLOCK_Q, BLOCK_K, EVEN, TMA, HAS_KEEP, PRECISION,
+            keep + i_b * seen_frames * tokens, tl.load(counts + i_frame), seen_frames, tokens,
+            k_hop, k_step, v_frame, v_token, scale, D, D_A, D_B, BLOCK_Q, BLOCK_K, EVEN, TMA, HAS_KEEP, PRECISION,
         )  # fmt: skip
         p_out = out + i_b * out_branch + i_f * out_frame + head + row[:, None] * out_token
         tl.store(p_out + o_a[None, :], out_a.to(out.dtype.element_ty), mask=m_q[:, None] & m_a[None, :])
@@ -194,7 +200,7 @@ def self_attention_kernel(
 
 
 def grid_of(branches: int, frames: int, tokens: int, block_q: int, fused: bool, mixed: bool) -> tuple[int, int, int]:
-    """Tiles of the plain branches, tiles a frame of theirs, tiles a frame of the fused branch: one more where its mask is mixed."""
+    """Tiles of the plain branches, of a frame of theirs, of a frame of the fused branch (a mixed mask: one more)."""
     tiles = triton.cdiv(tokens, block_q)
     return (branches - fused) * frames * tiles, tiles, (tiles + mixed) if fused else 0
 
@@ -225,10 +231,12 @@ def self_attention(
     d_a, d_b = columns(d, whole=tma and d <= 64)
     self_attention_kernel[((plain_tiles + f * fused_tiles) * heads,)](
         q, k, v, out, q_src, k_src, order, edited, *tables, keep,
-        f, seen_frames, tokens, tables[0].shape[1], heads, plain_tiles, frame_tiles, max(fused_tiles, 1), LOG2E * d**-0.5,
+        f, seen_frames, tokens, tables[0].shape[1], heads, plain_tiles, frame_tiles, max(fused_tiles, 1),
+        LOG2E * d**-0.5,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *q_src.stride()[:2], *k_src.stride()[:2], *out.stride()[:3],
-        D=d, D_A=d_a, D_B=d_b, BLOCK_Q=tiles.block_q, BLOCK_K=tiles.block_k, FUSED=fused, EVEN=tokens % tiles.block_k == 0, TMA=tma,
-        HAS_KEEP=key_mask is not None, PRECISION="ieee" if v.dtype == torch.float32 else "tf32",
+        D=d, D_A=d_a, D_B=d_b, BLOCK_Q=tiles.block_q, BLOCK_K=tiles.block_k, FUSED=fused,
+        EVEN=tokens % tiles.block_k == 0, TMA=tma, HAS_KEEP=key_mask is not None,
+        PRECISION="ieee" if v.dtype == torch.float32 else "tf32",
         num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=True,
     )  # fmt: skip
     return out

@@ -1,7 +1,8 @@
-"""How the self-attention kernels are tiled: one table by GPU, dtype and head size, chosen by compiled code and not by time.
+"""How the self-attention kernels are tiled: a table by GPU, dtype and head size, chosen by compiled code, not by time.
 
-Beside a row: registers a thread, CTAs a multiprocessor, and issue cycles of a multiprocessor for 128 x 64 logits, whose exponentials
-alone take 544 (fp16, triton 3.9; `bench/ROOFLINE.md` has them all). None has been timed on a GPU: `bench.gpu` does.
+Beside a row: registers a thread, CTAs a multiprocessor, and issue cycles of a multiprocessor for 128 x 64 logits, whose
+exponentials alone take 544 (fp16, triton 3.9; `bench/ROOFLINE.md` has them all). None has been timed on a GPU:
+`bench.gpu` does.
 """
 
 import functools
@@ -18,8 +19,8 @@ LOG2E = 1.4426950408889634
 class Config:
     """How a kernel is compiled: rows and keys of a tile, warps, stages of the loads' pipeline.
 
-    tma: keys and values come by TMA where the operands allow it; else by pointers. special: by `triton_plain`, a warp group that loads
-    and two that compute, where nothing is fused and the operands allow it.
+    tma: keys and values come by TMA where the operands allow it; else by pointers. special: by `triton_plain`, a warp
+    group that loads and two that compute, where nothing is fused and the operands allow it.
     """
 
     block_q: int
@@ -55,7 +56,7 @@ FP32 = {64: Config(32, 32, 4, 1), 128: Config(32, 32, 8, 1), 256: Config(32, 16,
 
 
 def self_tiles(d: int, dtype: torch.dtype, capability: int, fused: bool) -> Config:
-    """The tiles of a head size, a dtype, a GPU's compute capability (10 · major + minor; unknown ones as 80) and kind of layer."""
+    """Tiles by head size, dtype, a GPU's compute capability (10 · major + minor; unknown ones as 80), kind of layer."""
     if dtype == torch.float32:
         return next(config for widest, config in FP32.items() if d <= widest)
     family = FAMILIES.get(capability, 80)

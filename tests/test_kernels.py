@@ -1,6 +1,6 @@
-"""Attention kernels against the float64 reference, which builds the maps: no version's error exceeds twice that of maps in its dtype.
+"""Attention kernels against the float64 reference, which builds the maps: at most twice the error of maps in a dtype.
 
-The Triton kernels run under triton's interpreter, on sites of SD v1.4 with fewer tokens, and with outputs that begin as NaN.
+The Triton kernels run under triton's interpreter, on sites of SD v1.4 with fewer tokens; outputs begin as NaN.
 """
 
 import math
