@@ -16,8 +16,8 @@ LARGE = 5000  # bytes from which a file is kept by its SHA-256
 
 
 class Hub:
-    """models: {'owner/name': {file: bytes}}. status: what every request is answered with instead, as 401. cut: the files
-    that break off after half their bytes, and how often. hashes, sizes: of files, in place of the true ones.
+    """models: {'owner/name': {file: bytes}}. status: what every request is answered with instead, as 401. cut: the
+    files that break off after half their bytes, and how often. hashes, sizes: of files, in place of the true ones.
     """
 
     def __init__(self, models, status=None, cut=None, hashes=None, sizes=None):

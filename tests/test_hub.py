@@ -69,8 +69,8 @@ def process(*argv, server=None, **env):
 
 def dry_run(*flags, checkpoint="owner/sd", server=None, **env):
     """A whole command: the models are loaded, too."""
-    return fz("run", "--checkpoint", checkpoint, "--video", str(MINI / "example"), "--source", "a red car", "--size", "64",
-              "--target", "a blue car", "--cache", "none", "--dry-run", *flags, server=server, **env)  # fmt: skip
+    what = ("--source", "a red car", "--target", "a blue car", "--video", str(MINI / "example"), "--size", "64")
+    return fz("run", "--checkpoint", checkpoint, *what, "--cache", "none", "--dry-run", *flags, server=server, **env)
 
 
 FIND = "import json, sys; from fz.shell import answered; from fz.weights.hub import models_of as m\n"
@@ -123,8 +123,8 @@ def test_names(given, name):
 @pytest.mark.parametrize(
     "given",
     ["none", "none/", "/a/b", "./a/b", "../a", "~/a", "a/b/c", "a//b", "a/b.ckpt", "a/b.safetensors", "a/b.PT", "a b/c",
-     "a/b@", "a/b@../c", "a--b/c", "a/..", "C:\\a\\b", "ckpt\\sd", "-a/b", ".a/b", "a/" + 100 * "b", "tests/absent", "", "é/b",
-     "a/b\n"],  # fmt: skip
+     "a/b@", "a/b@../c", "a--b/c", "a/..", "C:\\a\\b", "ckpt\\sd", "-a/b", ".a/b", "a/" + 100 * "b", "tests/absent", "",
+     "é/b", "a/b\n"],  # fmt: skip
 )  # fmt: skip
 def test_no_names(given, root, monkeypatch):
     """The last but three begins with a folder that is there."""
