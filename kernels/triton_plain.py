@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fz.kernels.triton_tiles import LOG2E, Config, by_tma, provide_memory
+from fz.kernels.triton_tiles import LOG2E, Tiles, by_tma, provide_memory
 
 
 @triton.jit(do_not_specialize=["rows", "tokens", "clip", "slots", "tiles", "heads"])
@@ -68,7 +68,7 @@ def evenly_spaced(x: Tensor) -> bool:
     return (f == 1 or x.stride(1) == n * x.stride(2)) and (b == 1 or x.stride(0) == f * n * x.stride(2))
 
 
-def serves(q: Tensor, k: Tensor, v: Tensor, tiles: Config) -> bool:
+def serves(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> bool:
     """Whether `attend` takes these operands, (B, F, N, Nh, D) with heads D apart."""
     tokens = v.shape[2]
     return (
@@ -81,7 +81,7 @@ def serves(q: Tensor, k: Tensor, v: Tensor, tiles: Config) -> bool:
     )
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor, Tensor], out: Tensor, tiles: Config) -> None:
+def attend(q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor, Tensor], out: Tensor, tiles: Tiles) -> None:
     """out = softmax(q kᵀ/√D) v over each frame's anchors; tables: anchors, weights, counts (`rows.merge_anchors`)."""
     branches, frames, tokens, heads, d = v.shape
     rows = branches * frames * tokens

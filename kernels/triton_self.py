@@ -17,7 +17,7 @@ from fz.kernels import triton_plain
 from fz.kernels.rows import anchors_of, rows_of
 from fz.kernels.triton_tiles import (
     LOG2E,
-    Config,
+    Tiles,
     by_tma,
     capability_of,
     columns,
@@ -206,7 +206,7 @@ def grid_of(branches: int, frames: int, tokens: int, block_q: int, fused: bool, 
 
 
 def self_attention(
-    q, k, v, frames, *, q_src=None, k_src=None, mask=None, key_mask=None, tiles: Config | None = None
+    q, k, v, frames, *, q_src=None, k_src=None, mask=None, key_mask=None, tiles: Tiles | None = None
 ) -> Tensor:
     """See `fz.kernels.self_attention`. tiles: others than the table's."""
     fused = q_src is not None

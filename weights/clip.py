@@ -1,5 +1,5 @@
-"""CLIP checkpoints to `fz.model.clip_vision.Clip`: transformers' layout (a folder) and the original state dict (a file
-with `visual.*` names).
+"""CLIP checkpoints to `fz.model.clip_vision.ClipModel`: transformers' layout (a folder) and the original state
+dict (a file with `visual.*` names).
 
 Names of both are translated to transformers' by one table. Nothing is downloaded and no code of a file is run, so
 OpenAI's own .pt files, which are programs, are refused with the way to convert them.
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from fz.errors import FzError, suggest
-from fz.model.clip_vision import Clip, ImageTower, Preprocess, ViTConfig
+from fz.model.clip_vision import ClipModel, ImageTower, Preprocess, ViTConfig
 from fz.settings.place import expanded
 from fz.weights.architecture import numbers, short, whole_numbers
 from fz.weights.layouts import some
@@ -50,7 +50,7 @@ LAYER = {
 IGNORED = ("logit_scale", "input_resolution", "context_length", "vocab_size")
 
 
-def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> Clip:
+def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> ClipModel:
     """Load CLIP from a transformers folder (config.json, weights, tokenizer) or a file that holds the original state
     dict.
 
@@ -90,7 +90,7 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> Clip:
         expanded(tokenizer, "tokenizer") if tokenizer else own, path if path.is_dir() else path.parent
     )
     words = load_tokenizer(vocabulary, text_model.config.vocab_size)
-    return Clip(tower, text_model, words, preprocessing(path, tower.config), path.resolve().name)
+    return ClipModel(tower, text_model, words, preprocessing(path, tower.config), path.resolve().name)
 
 
 def weight_file(folder: Path) -> Path:

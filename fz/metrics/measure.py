@@ -49,10 +49,10 @@ class Truth:
 def measure(
     source: np.ndarray, edited: np.ndarray, prompts: tuple[str, str], clip: Any = None, truth: Truth | None = None
 ) -> dict[str, Any]:
-    """All metrics of one edited clip that can be had, by name; None for those that cannot.
+    """All metrics of one edited clip that there are, by name; None for those that cannot be computed.
 
-    source, edited: (F, H, W, 3) uint8; prompts: the source's and the target's. clip: a `fz.model.clip_vision.Clip`. An
-    edit whose target is the source prompt is a reconstruction.
+    source, edited: (F, H, W, 3) uint8; prompts: the source's and the target's. clip: a
+    `fz.model.clip_vision.ClipModel`. An edit whose target is the source prompt is a reconstruction.
     """
     truth = truth or Truth()
     numbers.same_shape(source, edited)
