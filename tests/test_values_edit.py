@@ -290,6 +290,18 @@ def test_an_inversion_is_its_formula(model):
         assert relative(z, expected) < 1e-5, t
 
 
+def test_what_edit_step_k_needs_is_kept_at_its_timestep(model):
+    """Self-attention's of the first three steps, cross-attention's of the sixth, nothing else."""
+
+    def keep(k):
+        return Keep(k < 3, k == 5)
+
+    source = invert(model, Source(SOURCE, {CLEAN: Z0}, store=KeptInMemory(), keep=keep))
+    for k, t in enumerate(SCHEDULE.timesteps):
+        wanted = {site.name for site in model.unet.sites() if keep(k).wants(site)}
+        assert set(source.store.get(t) or {}) == wanted and bool(wanted) == (k in (0, 1, 2, 5)), k
+
+
 def test_a_reconstruction_records_its_conditional_branch(model):
     """At every step the maps, queries and latents are those of the guided pass's last branch."""
     inverted = invert(model, Source(SOURCE, {CLEAN: Z0}))
