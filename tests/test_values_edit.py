@@ -279,7 +279,7 @@ def test_a_plain_step_is_its_formula(model, source):
 def test_an_inversion_is_its_formula(model):
     """z_t out of z_{t-1} with the noise that the source prompt, alone and unguided, predicts at t (eq. 3)."""
     inverted, z = invert(model, Source(SOURCE, {CLEAN: Z0})), Z0
-    for t_prev, t in zip((CLEAN, *range(1, 801, 100)), range(1, 902, 100), strict=True):
+    for t_prev, t in zip((CLEAN, *range(1, 802, 100)), range(1, 902, 100), strict=True):
         recorder = Recorder(INDEX)
         with torch.no_grad():
             eps = model(z[None], t, TextContext(SOURCE[None]), recorder)[0]
