@@ -66,7 +66,7 @@ def change(frames: np.ndarray, flow: np.ndarray, seen: np.ndarray) -> float:
 
 
 def targets(story: Story, i: int) -> dict[str, Story]:
-    """The counterfactuals of the i-th clip, one of each kind of edit, by chance."""
+    """The counterfactuals of the i-th clip, one of each kind of edit, at random."""
     rng = np.random.default_rng([i, 3])
     thing = story.things[0]
     return {

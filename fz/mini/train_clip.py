@@ -92,7 +92,7 @@ def attributes(story: Story) -> tuple:
 
 
 def otherwise(story: Story, what: str, rng: random.Random) -> Story:
-    """The same story with another colour, kind (of a thing by chance), scene or style; of an empty scene, another scene
+    """The same story with another colour, kind (of a thing at random), scene or style; of an empty scene, another scene
     or style.
     """
     if what in ("colour", "kind") and not story.things:
@@ -116,7 +116,7 @@ class Neighbours:
                 self.alike[k][named[:k] + named[k + 1 :]].append(i)
 
     def group(self, rng: random.Random, size: int) -> list[int]:
-        """A story by chance and others that differ in one attribute only, the same again where there are too few."""
+        """A story at random and others that differ in one attribute only, the same again where there are too few."""
         i, k = rng.randrange(len(self.named)), rng.randrange(4)
         near = self.alike[k][self.named[i][:k] + self.named[i][k + 1 :]]
         return [i, *rng.choices(near, k=size - 1)]
