@@ -62,8 +62,8 @@ def stream_queries(
             logits_b = dot(q_part, tl.trans(k_bb), logits_b, "tf32")
         logits_a = tl.where(n_a[None, :], logits_a, float("-inf"))
         logits_b = tl.where(n_b[None, :], logits_b, float("-inf"))
-        top = tl.maximum(tl.max(logits_a, 1), tl.max(logits_b, 1)) * scale
-        p_a, p_b = tl.exp2(logits_a * scale - top[:, None]), tl.exp2(logits_b * scale - top[:, None])
+        m_i = tl.maximum(tl.max(logits_a, 1), tl.max(logits_b, 1)) * scale
+        p_a, p_b = tl.exp2(logits_a * scale - m_i[:, None]), tl.exp2(logits_b * scale - m_i[:, None])
         share = 1.0 / (tl.sum(p_a, 1) + tl.sum(p_b, 1))
         p_a, p_b = p_a * share[:, None], p_b * share[:, None]
         if MAP:

@@ -33,8 +33,8 @@ def plain_attention_kernel(
     b_q = d_q.load([first, 0])
     if INTERPRETED and q.dtype.element_ty == tl.bfloat16:
         b_q = b_q.to(tl.float32)
-    top = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_Q], tl.float32)
+    m_i = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    l_i = tl.zeros([BLOCK_Q], tl.float32)
     part = tl.zeros([BLOCK_Q, D_PAD], tl.float32)
     for i in tl.range(0, count * tiles, num_stages=STAGES, warp_specialize=True):
         slot = i_frame * slots + i // tiles
@@ -45,18 +45,18 @@ def plain_attention_kernel(
         if INTERPRETED and q.dtype.element_ty == tl.bfloat16:
             b_k = b_k.to(tl.float32)
         logits = tl.dot(b_q, b_k.T)
-        above = tl.maximum(top, tl.max(logits, 1) * scale + weight)
+        above = tl.maximum(m_i, tl.max(logits, 1) * scale + weight)
         p = tl.exp2(logits * scale - (above - weight)[:, None])
-        fade = tl.exp2(top - above)
-        total = total * fade + tl.sum(p, 1)
-        part = part * fade[:, None]
+        alpha = tl.exp2(m_i - above)
+        l_i = l_i * alpha + tl.sum(p, 1)
+        part = part * alpha[:, None]
         b_v = d_v.load([at, 0])
         p = p.to(b_v.dtype)
         if INTERPRETED and q.dtype.element_ty == tl.bfloat16:
             p, b_v = p.to(tl.float32), b_v.to(tl.float32)
         part = tl.dot(p, b_v, part)
-        top = above
-    part = part / total[:, None]
+        m_i = above
+    part = part / l_i[:, None]
     o_d = tl.arange(0, D_PAD)
     p_out = out + i_head * D + (first + tl.arange(0, BLOCK_Q)).to(tl.int64)[:, None] * out_token + o_d[None, :]
     tl.store(p_out, part.to(out.dtype.element_ty), mask=(o_d < D)[None, :])
