@@ -1,7 +1,7 @@
 """Which numbers does an edited clip get, and how are they shown? What each means is `fz.metrics.numbers`' question.
 
-A row is a mapping from a metric's name to its value, None where it cannot be computed. Which files the clips come from is
-`fz.results.measured`'s question.
+A row is a mapping from a metric's name to its value, None where it cannot be computed. Which files the clips come from
+is `fz.results.measured`'s question.
 """
 
 import csv
