@@ -9,6 +9,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 # threads that wait for work sleep, here and in the commands that tests start: on a busy machine spinning takes the
 # cores from those that have some, and the models of tests take up to fifty times as long
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# no test asks the Hub; those that do have a server of their own
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
