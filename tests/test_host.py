@@ -23,6 +23,7 @@ from fz.edit import Edit, Fuse, edit, invert  # noqa: E402
 from fz.fusion import Fusion  # noqa: E402
 from fz.guidance import Guide  # noqa: E402
 from fz.masks import EditRegion, LatentBlend  # noqa: E402
+from fz.model import finite  # noqa: E402
 from fz.model.finite import NotFinite, Watch  # noqa: E402
 from fz.model.unet import UNet  # noqa: E402
 from fz.source import Source  # noqa: E402
@@ -195,32 +196,26 @@ def test_calls_of_an_edits_forward_pass(steps):
     assert len(launched) == 16 + 16 + 3 * 61
 
 
-class Later:
-    """Stands for noise on a GPU: not on the CPU, its values known."""
-
-    device, dtype = META, torch.float32
-
-    def __init__(self, value):
-        self.value = torch.tensor(value)
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        assert func is torch.isfinite
-        return torch.isfinite(self.value)
-
-
-def test_noise_that_is_not_finite_is_refused_when_the_step_is_over():
-    watch, unet = Watch(), torch.nn.Linear(1, 1)
+def test_noise_that_is_not_finite_is_refused_when_the_step_is_over(monkeypatch):
+    answers = iter([False, False, True])
+    monkeypatch.setattr(finite, "on_host", lambda flag: lambda: next(answers))
+    watch, unet, eps = Watch(), torch.nn.Linear(1, 1), torch.empty(1, device=META)
 
     def again():
         unet(torch.tensor([float("inf")]))
 
-    watch.look(Later(float("nan")), unet, 7, again)
+    watch.look(eps, unet, 7, again)
     with pytest.raises(NotFinite, match="timestep 7"):
         watch.settle()
     # said once; a loop that never asks hears of it from the next step
     watch.settle()
-    watch.look(Later(float("nan")), unet, 7, again)
+    watch.look(eps, unet, 7, again)
     with pytest.raises(NotFinite, match="timestep 7"):
-        watch.look(Later(1.0), unet, 3, again)
+        watch.look(eps, unet, 3, again)
+    watch.look(eps, unet, 3, again)
+    watch.settle()
+
+
+def test_noise_on_a_cpu_is_refused_at_once():
     with pytest.raises(NotFinite, match="timestep 5"):
-        Watch().look(torch.tensor(float("inf")), unet, 5, again)
+        Watch().look(torch.tensor(float("inf")), torch.nn.Linear(1, 1), 5, lambda: None)

@@ -53,7 +53,7 @@ def refuse(eps: Tensor, unet: nn.Module, t: int, again: Callable[[], Tensor]) ->
     layer = first_bad_layer(unet, again)
     found = f", first in layer {layer}" if layer else ""
     # eps is float32 whatever the UNet computes in
-    dtypes = {eps.dtype, *(p.dtype for p in unet.parameters())}
+    dtypes = {eps.dtype, *(p.dtype for module in unet.modules() for p in module.parameters(recurse=False))}
     hint = " Is the checkpoint damaged?"
     if torch.float16 in dtypes:
         hint = " float16 ends at 65504: try --dtype bfloat16, or float32."
