@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 class InvertedClip:
     """A clip under its own sentence, on its way through a loaded model; made by `Editor.invert`.
 
-    settings: of the run. video: its frames. source: what inversion left, by timestep (`fz.edit.Source`).
+    settings: of the run. video: its frames. source: what inversion left, by timestep (`fz.source.Source`).
     """
 
     def __init__(self, editor: "Editor", settings: Settings, video: Video, journal: Journal):
