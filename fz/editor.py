@@ -20,7 +20,7 @@ from fz.attention import Keep
 from fz.checkpoint import choose_frame_index, load_beside, place, settled
 from fz.checkpoint import load as load_checkpoint
 from fz.chunks import Chunks
-from fz.clips.arrays import Clip, as_video
+from fz.clips.arrays import ClipLike, as_video
 from fz.clips.canny import outlines
 from fz.clips.control_video import CANNY
 from fz.clips.video import Video
@@ -45,7 +45,8 @@ from fz.weights.load import Checkpoint
 def load(
     checkpoint: str | Path | None = None, *, device: Any = "auto", dtype: Any = "auto", **settings: Any
 ) -> "Editor":
-    """Load a Stable Diffusion v1 checkpoint, a diffusers folder or a single file; nothing: the bundled miniature.
+    """Load a Stable Diffusion v1 checkpoint: a diffusers folder, a single file, or a Hub name as
+    "CompVis/stable-diffusion-v1-4", which is fetched unless it is cached; nothing: the bundled miniature.
 
     device: auto, cpu, cuda or mps. dtype: float32, float16, bfloat16, or auto: float16 on CUDA, else float32. settings:
     others of the model, by their names on the command line: vae, tokenizer, model_config, ema, control, clip_norm,
@@ -132,13 +133,13 @@ class Editor:
 
     def invert(
         self,
-        clip: Clip,
+        clip: ClipLike,
         source: str,
         *,
         callback: Callback | None = None,
         progress: bool = False,
         cache: str | Path | None = None,
-        control_video: Clip | str | None = None,
+        control_video: ClipLike | str | None = None,
         **settings: Any,
     ) -> InvertedClip:
         """Invert a clip under a sentence that describes it: once, for any number of edits.
@@ -180,7 +181,7 @@ class Editor:
             if video is not None:
                 chunks.cut(self.frame_index, len(video.frames))
 
-    def shown(self, pictures: Clip | str | None, video: Video, canny: tuple[float, float]) -> Tensor | None:
+    def shown(self, pictures: ClipLike | str | None, video: Video, canny: tuple[float, float]) -> Tensor | None:
         """What the ControlNet is shown, (F, 3, H, W) in [-1, 1]; None without one. Raises FzError."""
         if self.control is None:
             if pictures is not None:

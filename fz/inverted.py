@@ -46,7 +46,7 @@ class InvertedClip:
     """A clip under its own sentence, on its way through a loaded model; made by `Editor.invert`.
 
     settings: of the run. video: its frames. shown: to the ControlNet, (F, 3, H, W) in [-1, 1]. source: what inversion
-    left, by timestep (`fz.edit.Source`).
+    left, by timestep (`fz.source.Source`).
     """
 
     def __init__(

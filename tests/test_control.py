@@ -534,15 +534,22 @@ def test_another_models_is_refused_beside_the_checkpoint(folder):
 
 FLAGS = {
     "nothing to control": (["--control-scale", "2"], "control_scale: got 2.0 without a ControlNet"),
-    "a scale": (["--control", "x", "--control-scale", "-1"], "control_scale: got -1.0, expected a number from 0 to 10"),
-    "a window": (["--control", "x", "--control-window", "0.5,0.2"], "--control-window: got '0.5,0.2'"),
-    "thresholds": (["--control", "x", "--canny", "9,3"], "canny: got 9 and 3"),
-    "one threshold": (["--control", "x", "--canny", "9"], "expected LOW,HIGH"),
-    "thresholds of a video": (["--control", "x", "--control-video", "y", "--canny", "5,9"], "has its own edges"),
-    "a method": (["--control", "x", "--method", "null-p2p"], "control: got method null-p2p"),
-    "no video": (["--control", "x", "--control-video", "none.mp4"], "control_video: "),
-    "no file": (["--control", "none.safetensors"], "control: "),
-    "another length": (["--control", "x", "--control-video", "two"], "two holds 2 pictures, expected 1 or 8"),
+    "a scale": (
+        ["--control", "net", "--control-scale", "-1"],
+        "control_scale: got -1.0, expected a number from 0 to 10",
+    ),
+    "a window": (["--control", "net", "--control-window", "0.5,0.2"], "--control-window: got '0.5,0.2'"),
+    "thresholds": (["--control", "net", "--canny", "9,3"], "canny: got 9 and 3"),
+    "one threshold": (["--control", "net", "--canny", "9"], "expected LOW,HIGH"),
+    "thresholds of a video": (["--control", "net", "--control-video", "y", "--canny", "5,9"], "has its own edges"),
+    "a method": (["--control", "net", "--method", "null-p2p"], "control: got method null-p2p"),
+    "no video": (["--control", "net", "--control-video", "none.mp4"], "control_video: "),
+    "no file": (
+        ["--control", "none.safetensors"],
+        "none.safetensors does not exist. Expected a diffusers folder, a si",
+    ),
+    "no ControlNet": (["--control", "net"], "control: "),
+    "another length": (["--control", "net", "--control-video", "two"], "two holds 2 pictures, expected 1 or 8"),
 }
 
 
@@ -552,9 +559,11 @@ def test_flags_that_are_refused(name, tmp_path, capsys, monkeypatch):
     (tmp_path / "two").mkdir()
     for i in range(2):
         Image.new("RGB", (128, 128)).save(tmp_path / "two" / f"{i}.png")
-    # a checkpoint that nobody could read without saying so
+    # what nobody could read without saying so
+    for folder in ("net", "model"):
+        (tmp_path / folder).mkdir()
     flags, expected = FLAGS[name]
     clip = ["--video", str(mini.FOLDER / "example"), "--source", "a car", "--target", "a cat"]
-    assert main([*clip, "--checkpoint", "none", "--out", "out", *flags]) == 2
+    assert main([*clip, "--checkpoint", "model", "--out", "out", *flags]) == 2
     said = capsys.readouterr().err
     assert expected in said and len(said.splitlines()) == 1 and not (tmp_path / "out").exists()

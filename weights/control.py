@@ -14,9 +14,9 @@ from torch import Tensor
 from fz.errors import FzError
 from fz.model.control import ControlConfig, ControlNet
 from fz.model.unet import UNetConfig
-from fz.settings.place import expanded
 from fz.weights import architecture as arch
 from fz.weights import layouts
+from fz.weights.hub import OF_CONTROLNET, located
 from fz.weights.layouts import some, under
 from fz.weights.load import fill
 from fz.weights.read import read_json, read_weights
@@ -45,13 +45,11 @@ OTHERS = (
 
 
 def load_control(path: str | Path) -> ControlNet:
-    """Load a ControlNet, float32, on the CPU. Raises FzError, in one line, for anything that is none of Stable
-    Diffusion v1's. Downloads nothing.
+    """Load a ControlNet, float32, on the CPU: a folder, a file or a Hub name (`hub.py`). Raises FzError, in one line,
+    for anything that is none of Stable Diffusion v1's.
     """
-    path = expanded(path, "control")
+    path = located(path, "control", OF_CONTROLNET)
     try:
-        if not path.exists():
-            raise FzError(f"{path} does not exist. Expected a diffusers folder or a single file; none is downloaded.")
         part = from_folder(path) if path.is_dir() else from_file(path)
         check_config(part.config, part.where)
         hints = tuple(part.config.get("conditioning_embedding_out_channels", (16, 32, 96, 256)))
