@@ -134,10 +134,10 @@ class Editor:
             budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9)
             with journal.timed("prepare", self.device), self.resident(unet):
                 unet, line = fast_cpu.prepare(unet, latent_size, chunk or frames, settings.conv, budget)
-            journal.note(line)
+            journal.detail(line)
             fast = Chunks(unet, chunk) if chunk else unet
             if settings.compile:
-                journal.note(compile_step(fast, self.device))
+                journal.detail(compile_step(fast, self.device))
             self.fitted = {wanted: fast}
         return self.fitted[wanted]
 
