@@ -18,9 +18,9 @@ from fz.settings.limits import check_tuning
 from fz.shell import Parser, unknown
 
 DESCRIPTION = (
-    "Tune a Stable Diffusion v1 checkpoint on one clip, so that edits of shape keep its motion. The --out folder DIR is "
-    "then a checkpoint: `python -m fz.run --checkpoint DIR --video CLIP …`. Beside it are loss.csv, loss.png "
-    "and samples. The same command goes on where it was stopped. --config takes a released tuning YAML; flags are over "
+    "Tune a Stable Diffusion v1 checkpoint on one clip, so that edits of shape keep its motion. The --out folder DIR "
+    "is then a checkpoint: `python -m fz.run --checkpoint DIR --video CLIP …`. Beside it are loss.csv, loss.png and "
+    "samples. The same command goes on where it was stopped. --config takes a released tuning YAML; flags are over "
     "it."
 )
 RECIPES = ("tune-a-video", "fatezero")
