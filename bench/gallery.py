@@ -2,8 +2,8 @@
 each kind of edit, the median one; gifs of source, edit and mask, and gallery.json with every candidate's figures.
 
 Nothing is chosen by its looks: candidates are the held-out stories after those that `fz.mini.evaluate` measures, their
-edits are compared with what the world draws for the target, and the middle one by PSNR is shown. The worst shape edit is
-shown as a failure. Prompts are the captions, settings the presets'.
+edits are compared with what the world draws for the target, and the middle one by PSNR is shown. The worst shape edit
+is shown as a failure. Prompts are the captions, settings the presets'.
 """
 
 import dataclasses
@@ -136,7 +136,7 @@ def swept(candidate: Candidate) -> np.ndarray:
 
 
 def make(editor: Editor, entry: Entry, out: Path, count: int) -> dict[str, Any]:
-    """Edit an entry's candidates, write the median one's gif and what else is shown of the entry. Returns its figures."""
+    """Edit an entry's candidates, write the median one's gif and what else is shown of it. Returns its figures."""
     tried = sorted((candidate(editor, entry, i) for i in range(count)), key=lambda c: c.score)
     middle = tried[count // 2]
     write_gif(out / f"{entry.name}.gif", picture(middle), FPS)

@@ -33,9 +33,12 @@ def answer(argv: list[str]) -> None:
         list_words(request.settings)
         return
     from fz.clips.decode import check_source
+    from fz.weights.hub import models_of
 
     # before torch is imported, which takes seconds
     check_source(request.settings.clip.path)
+    judged_by = request.clip_model if request.sweep or request.settings.report else None
+    models_of({**vars(request.settings), "clip": judged_by})
     from fz import pipeline
     from fz.checkpoint import choose_clip
     from fz.progress import bars

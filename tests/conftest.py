@@ -6,6 +6,8 @@ from pathlib import Path
 
 # before anything imports triton, whose own library is made for one or the other at import: here kernels are interpreted
 os.environ["TRITON_INTERPRET"] = "1"
+# no test asks the Hub; those that do have a server of their own
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -66,7 +66,7 @@ SWEEP = (
     "self_replace=0.2:0.9:0.1 blend_th=0.2,0.3,none reweight.WORD=1,5"
 )
 MEASURED_BY = (
-    "CLIP: a folder in transformers' layout, or a file with the original state dict; 'none'. Default: the "
+    "CLIP: a folder in transformers' layout, a file with the original state dict, or a Hub name; 'none'. Default: the "
     "miniature's, for its runs"
 )
 JUDGE = "CLIP that judges --sweep and --report, a folder or a file, or none; default: the miniature's, for its runs"
@@ -124,10 +124,11 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("crop", "clip.crop", crop, "L,R,T,B", "pixels to cut from left, right, top and bottom first"),
     ),
     "model": (
-        Flag("checkpoint", "checkpoint", str, "PATH", "a diffusers folder or a .ckpt or .safetensors file; default: "
-                                                      "the bundled miniature"),
-        Flag("vae", "vae", str, "PATH", "another VAE, a folder or a file"),
-        Flag("tokenizer", "tokenizer", str, "DIR", "CLIP's vocab.json and merges.txt, for a checkpoint that has none"),
+        Flag("checkpoint", "checkpoint", str, "PATH|NAME", "a diffusers folder, a .ckpt or .safetensors file, or a Hub "
+                                                           "name; default: the bundled miniature"),
+        Flag("vae", "vae", str, "PATH|NAME", "another VAE, a folder, a file or a Hub name"),
+        Flag("tokenizer", "tokenizer", str, "DIR|NAME", "CLIP's vocab.json and merges.txt, for a checkpoint that "
+                                                        "has none"),
         Flag("model-config", "model_config", str, "DIR", "unet/config.json and so on, for a single file that is not "
                                                          "quite SD v1's shape"),
         Flag("ema", "ema", one_of(("auto", "ema", "plain")), "WHICH", "auto, ema or plain: of a file that has two "

@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
         "checkpoint",
         str,
         "PATH",
-        "Stable Diffusion v1, a folder or a file; default: the bundled miniature",
+        "Stable Diffusion v1, a folder, a file or a Hub name; default: the bundled miniature",
     )
     flag("vae", "vae", str, "PATH", "another VAE")
     flag("tokenizer", "tokenizer", str, "DIR", "CLIP's tokenizer, for a checkpoint that has none")
