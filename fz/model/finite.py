@@ -56,9 +56,6 @@ def refuse(eps: Tensor, models: Mapping[str, nn.Module], t: int, again: Callable
     # eps is float32 whatever the UNet computes in
     modules = [module for model in models.values() for module in model.modules()]
     dtypes = {eps.dtype, *(p.dtype for module in modules for p in module.parameters(recurse=False))}
-        eps.dtype,
-        *(p.dtype for model in models.values() for module in model.modules() for p in module.parameters(recurse=False)),
-    }
     hint = " Is the checkpoint damaged?"
     if torch.float16 in dtypes:
         hint = " float16 ends at 65504: try --dtype bfloat16, or float32."
