@@ -215,8 +215,7 @@ class Editor:
             self.fitted[wanted] = fast, control, lines + lines_of_control
         fast, control, lines = self.fitted[wanted]
         for line in lines:
-<<<<<<< HEAD
-            journal.note(line)
+            journal.detail(line)
         return fast, control
 
     def fit_control(
@@ -243,10 +242,6 @@ class Editor:
             if module is not None:
                 stack.enter_context(self.resident(module))
         return stack
-=======
-            journal.detail(line)
-        return fast
->>>>>>> main
 
     def embed(self, prompt: str) -> Tensor:
         """(77, Cx), on the device."""
