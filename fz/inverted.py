@@ -19,6 +19,7 @@ from fz.baselines import METHODS, EditFunction, editor_of
 from fz.clips.media import to_uint8
 from fz.clips.notebook import animation
 from fz.clips.video import Video
+from fz.control import control_of, parts_of
 from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
 from fz.edit import Callback, Edit, invert, masks_of, reconstruct
@@ -28,13 +29,11 @@ from fz.memory.budget import Footprint, choose_store, keep_for, kept_for
 from fz.memory.inversions import Inversion, digest, leading, model_digest
 from fz.memory.unkept import Unkept
 from fz.model import fast_cpu
-from fz.model.control import Control
 from fz.model.finite import NotFinite
 from fz.progress import Journal, Progress, bars
 from fz.prompts.align import word_positions
 from fz.prompts.plan import Plan
 from fz.results.result import Edited
-from fz.settings.checks import within
 from fz.settings.config import Settings
 from fz.source import Source, Store, keep_nothing
 from fz.stages import decode, encode, plan_edits, with_masks
@@ -67,9 +66,8 @@ class InvertedClip:
         self.model = Denoiser(unet, schedule, editor.frame_index)
         if net is not None and shown is not None:
             with editor.resident(editor.control):
-                hint = net.hint((shown + 1) / 2)
-            acts = frozenset(t for k, t, _ in schedule.downward() if within(settings.control_window, k, schedule.steps))
-            self.model = dataclasses.replace(self.model, control=Control(net, hint, settings.control_scale, acts))
+                control = control_of(net, shown, settings, schedule)
+            self.model = dataclasses.replace(self.model, control=control)
         self.source = Source(editor.embed(settings.source))
         self.kept: Inversion | Unkept = Unkept()
         self.keep: Callable[[int], Keep] = keep_nothing
@@ -146,7 +144,7 @@ class InvertedClip:
             [settings.clip_norm, settings.chunk, settings.dtype, str(device), settings.compile],
             [kernels.choose(device), fast_cpu.signature(self.model.unet), torch.get_num_threads()],
             [fz.__version__, torch.__version__],
-            *control_parts(self.inverting.control),
+            *parts_of(self.inverting.control),
         )
 
     def choose_store(self, kept: Inversion | Unkept, keep: Callable[[int], Keep]) -> None:
@@ -208,7 +206,7 @@ class InvertedClip:
         if settings.attention != "reconstruction" or not METHODS[settings.method].keeps:
             return self.source
         prompt, editor = settings.reconstruction_prompt or settings.source, self.editor
-        key = digest("reconstruction", prompt, settings.negative, settings.guidance, *control_parts(self.model.control))
+        key = digest("reconstruction", prompt, settings.negative, settings.guidance, *parts_of(self.model.control))
         if key not in self.once:
             source = Source(
                 editor.embed(prompt),
@@ -300,7 +298,7 @@ class InvertedClip:
             settings.store_dtype if self.mode != "recompute" else "same",
             plan.fusion,
             plan.region,
-            *control_parts(self.model.control),
+            *parts_of(self.model.control),
         )
 
     def frames_of(self, z: Tensor, changes: Tensor | None, journal: Journal) -> Tensor:
@@ -334,20 +332,6 @@ class InvertedClip:
         latents, times = self.source.latents, (CLEAN, *reversed(self.schedule.timesteps))
         steps = {f"inverted.{i:03d}": latents[t] for i, t in enumerate(times)} if len(latents) > 1 else {}
         return {**steps, "z0": latents[CLEAN]}
-
-
-def control_parts(control: Control | None) -> list[Any]:
-    """For `digest`: what of a ControlNet results depend on; nothing without one."""
-    if control is None:
-        return []
-    net = control.net
-    return [
-        net.config,
-        model_digest(net),
-        fast_cpu.signature(net),
-        control.hint,
-        [control.scale, *sorted(control.timesteps)],
-    ]
 
 
 def masks_by_size(model: Denoiser, source: Source, task: Edit) -> dict[int, dict[tuple[int, int], Tensor]]:
