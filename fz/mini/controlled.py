@@ -10,7 +10,7 @@ import torch
 
 from fz.mini.data import as_given
 from fz.mini.edited import Bench
-from fz.mini.figures import Clip, Figure, held_out_story, judge, targets
+from fz.mini.figures import Figure, HeldOutClip, held_out_story, judge, targets
 from fz.mini.world import caption
 from fz.settings.config import PRESETS
 
@@ -36,9 +36,9 @@ VARIANTS = {
 @torch.no_grad()
 def measure_control(bench: Bench, i: int) -> Iterator[Figure]:
     """The i-th held-out clip, edited in each of these ways. The bench has a ControlNet."""
-    plain = Clip.of(bench, held_out_story(i))
+    plain = HeldOutClip.of(bench, held_out_story(i))
     controlled = bench.shown(plain.drawn.frames)
-    clips = {False: plain, True: Clip.of(controlled, plain.story)}
+    clips = {False: plain, True: HeldOutClip.of(controlled, plain.story)}
     wished_stories = targets(plain.story, i)
     for name, variants in VARIANTS.items():
         wished = wished_stories[name]
