@@ -24,11 +24,11 @@ pytestmark = pytest.mark.skipif(not (mini.FOLDER / "unet").is_dir(), reason="nee
 
 @pytest.fixture(autouse=True)
 def _few(monkeypatch):
-    """Shards of three pairs, batches of four small pictures, one thread."""
+    """Shards of three pairs, batches of eight small pictures, one thread."""
     for module in (shards, train):
         monkeypatch.setattr(module, "PAIRS", 3)
-    monkeypatch.setattr(train_control, "NEW_SHARD", 8)
-    monkeypatch.setattr(train_control, "BATCHES", {64: 4})
+    monkeypatch.setattr(train_control, "NEW_SHARD", 16)
+    monkeypatch.setattr(train_control, "BATCHES", {64: 8})
     monkeypatch.setattr(train_control, "LOG_EVERY", 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
