@@ -122,6 +122,11 @@ def test_steps_inside_the_window_are_guided(window, steps):
     assert calls == [(t, 2 if k in steps else 1) for k, t, _ in SCHEDULE.downward()]
 
 
+def test_the_batch_has_an_unconditional_branch_only_where_there_is_guidance():
+    for scale, prompts in ((7.5, [NEGATIVE, TARGET]), (1.01, [NEGATIVE, TARGET]), (1.0, [TARGET]), (0.0, [TARGET])):
+        assert torch.equal(Guidance(NEGATIVE, scale).prompts(TARGET), torch.stack(prompts)), scale
+
+
 # ---- windows -----------------------------------------------------------------------------------------------
 
 

@@ -42,6 +42,27 @@ def test_clip_norm_is_its_formula(frames):
         assert relative(norm(x, frames).double(), expected) < 1e-6
 
 
+@pytest.mark.parametrize("clip_norm", [True, False], ids=["clip", "frame"])
+@torch.no_grad()
+def test_which_norms_see_the_whole_clip(clip_norm, monkeypatch):
+    """Those of ResNet blocks and the last one, unless each frame has its own statistics; transformers' never do."""
+    unet, seen, norm = randomize(UNet(UNetConfig(**SHAPE), clip_norm)), {}, ClipGroupNorm.forward
+    name_of = {module: name for name, module in unet.named_modules()}
+
+    def spy(self, x, frames, *rest, **options):
+        seen[name_of[self]] = frames
+        return norm(self, x, frames, *rest, **options)
+
+    monkeypatch.setattr(ClipGroupNorm, "forward", spy)
+    z, text = numbers(3, 1, 3, 4, 16, 16), TextContext(numbers(4, 1, 77, 24))
+    whole = unet(z, 300, text)
+    assert len(seen) == sum(isinstance(m, ClipGroupNorm) for m in unet.modules())
+    for name, frames in seen.items():
+        assert frames == (3 if clip_norm and ".attentions." not in name else 1), name
+    alone = torch.cat([unet(z[:, f : f + 1], 300, text) for f in range(3)], 1)
+    assert (relative(whole, alone) < 1e-5) == (not clip_norm) and relative(whole, alone) < 1
+
+
 @pytest.mark.parametrize(("frames", "mid"), [(1, 0), (2, 0), (3, 1), (4, 1), (5, 2), (8, 3), (9, 4)])
 def test_the_middle_frame(frames, mid):
     assert FrameIndex((0, "mid")).table(SITE, frames).tolist() == [[f, mid] for f in range(frames)]
