@@ -183,7 +183,7 @@ class Editor:
             self.fitted[wanted] = fast, lines
         fast, lines = self.fitted[wanted]
         for line in lines:
-            journal.note(line)
+            journal.detail(line)
         return fast
 
     def embed(self, prompt: str) -> Tensor:
