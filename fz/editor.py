@@ -152,6 +152,8 @@ class Editor:
         Raises FzError for what cannot be.
         """
         given, callback = named(settings, OF_INVERTING, "invert"), called(callback)
+        if not isinstance(progress, bool):
+            raise FzError(f"progress: got {progress!r}, expected True or False. A callback is callback=.")
         if given.get("store") == "disk":
             raise FzError("store: got 'disk', expected auto, memory or recompute; 'disk' is the command line's.")
         video = as_video(clip, self.multiple)

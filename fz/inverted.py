@@ -83,6 +83,11 @@ class InvertedClip:
     def schedule(self) -> Schedule:
         return self.model.schedule
 
+    def __repr__(self) -> str:
+        frames, _, height, width = self.video.frames.shape
+        steps = self.settings.steps
+        return f"<InvertedClip {self.settings.source!r}: {frames} frames of {height}x{width}, {steps} steps>"
+
     # ---- for Python programs -------------------------------------------------------------------------------
 
     def edit(
