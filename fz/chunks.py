@@ -325,7 +325,7 @@ def kept_of(
     if isinstance(unet, Chunks) and not unet.layerwise and z.shape[1] > unet.size:
         return Deferred(unet.unet, seen, z, t, text, control)
     with contextlib.suppress(StopForward):
-        unet(z, t, text, seen, control=control)
+        unet(z, t, text, seen, **({} if control is None else {"control": control}))
     return seen.kept
 
 
