@@ -4,7 +4,8 @@
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,17 +22,21 @@ from fz.clips.video import Video
 from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
 from fz.edit import Callback, Edit, invert, masks_of, reconstruct
+from fz.errors import FzError
 from fz.guidance import Guidance
-from fz.masks import changed_pixels, paste_background
+from fz.masks import blend_mask, changed_pixels, paste_background
 from fz.memory.budget import Footprint, choose_store, keep_for, kept_for
 from fz.memory.inversions import Inversion, digest, leading, model_digest
 from fz.memory.unkept import Unkept
 from fz.model import fast_cpu
 from fz.model.finite import NotFinite
 from fz.progress import Journal, Progress, bars
+from fz.prompts import align
 from fz.prompts.align import word_positions
 from fz.prompts.plan import Plan
 from fz.results.result import Edited
+from fz.saved import save_run
+from fz.settings.checks import is_factor
 from fz.settings.config import Settings
 from fz.source import Source, Store, keep_nothing
 from fz.stages import decode, encode, plan_edits, with_masks
@@ -99,6 +104,25 @@ class InvertedClip:
         positions = word_positions(self.tokens, word, "attention")
         size = tuple(side // MAP_STRIDE for side in self.latent_size)
         return self.averaged_maps()[..., positions].sum(-1).unflatten(1, size)
+
+    def mask(self, words: str | Sequence[str], threshold: float = 0.3) -> Tensor:
+        """Where an edit of these words of the source may change the clip, before it is run: (F, H, W) bool at the
+        clip's size, the steady mask of `keep_background` (eq. 6 of the mean of the steps' maps). Raises FzError for a
+        word that is not in the source and for a threshold that is none.
+        """
+        if not is_factor(threshold) or not 0 <= threshold <= 1:
+            raise FzError(f"threshold: got {threshold!r}, expected a number from 0 (all) to 1 (nothing).")
+        listed = [words] if isinstance(words, str) else words
+        positions = [p for word in listed for p in word_positions(self.tokens, word, "mask")]
+        map_size = tuple(side // MAP_STRIDE for side in self.latent_size)
+        pixels = tuple(self.video.frames.shape[-2:])
+        return blend_mask(self.averaged_maps(), align.weights(positions), threshold, map_size, pixels)
+
+    def save(self, out: str | Path, *edits: Edited) -> Path:
+        """Write the folder that `fz run` writes, of these edits: clips, frames, masks, attention, run.json. Returns its
+        path. Raises FzError for a folder that holds something else, and for edits that cannot be of one run.
+        """
+        return save_run(self, out, edits)
 
     def averaged_maps(self) -> Tensor:
         """The source's cross-attention averaged over heads, layers and steps, (F, N, 77) on the CPU."""

@@ -3,6 +3,7 @@
 Tokenizer and text model are transformers'; what a word is, is `fz.words`'s question. Files are not read here.
 """
 
+import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ class TextEncoder:
 
     def __init__(self, tokenizer: CLIPTokenizer, model: CLIPTextModel):
         self.tokenizer, self.model = tokenizer, model
+        # transformers' fast tokenizers refuse two threads at once
+        self.lock = threading.Lock()
 
     def tokens(self, prompt: str) -> Tokens:
         """The prompt's tokens. Raises FzError if there are more than 77, naming the words that fall off."""
@@ -67,7 +70,8 @@ class TextEncoder:
             raise FzError(f"prompt: got {prompt!r}, expected a sentence.")
         if not encodes(prompt):
             raise FzError(f"prompt: {prompt[:60]!r} has bytes that are no text, expected UTF-8. Write it again.")
-        read = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        with self.lock:
+            read = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         body = read["input_ids"]
         words = words_of(prompt, [start for start, _ in read["offset_mapping"]])
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
