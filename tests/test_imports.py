@@ -36,8 +36,9 @@ FLOORS = (
     ("fz.inverted",),
     ("fz.editor",),
     ("fz.pipeline",),
+    ("fz.queue",),
     ("fz.web.*",),
-    ("fz.run", "fz.web", "fz.tune", "fz.prompt", "fz.evaluate", "fz.report"),
+    ("fz.run", "fz.web", "fz.batch", "fz.tune", "fz.prompt", "fz.evaluate", "fz.report"),
     ("fz.sweep", "fz.completion", "fz.web.__main__", "fz.mini.*"),
     ("fz.__main__", "fz"),
 )

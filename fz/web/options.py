@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from fz.settings.texts import device, whole
 from fz.shell import Parser, unknown
 
 PASSWORD = "FZ_WEB_PASSWORD"
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,9 @@ def options_of(argv: Sequence[str]) -> Options:
             what = "--share" if given.share else f"--host {given.host}"
             raise FzError(f"{what}: others would reach the page. Pass --password TEXT, or --no-password to let them.")
     for checkpoint in given.checkpoint or ():
-        if not expanded(checkpoint, "checkpoint").exists():
-            raise FzError(f"checkpoint: {checkpoint} does not exist. Expected a folder or a file.")
+        # what has the form of a Hub name is looked for when it is loaded
+        if not (HUB_NAME.fullmatch(checkpoint) or expanded(checkpoint, "checkpoint").exists()):
+            raise FzError(f"checkpoint: {checkpoint} does not exist. Expected a folder, a file or a Hub name.")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Options(
         checkpoints=tuple(given.checkpoint or (None,)),
