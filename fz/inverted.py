@@ -27,6 +27,7 @@ from fz.memory.budget import Footprint, choose_store, keep_for, kept_for
 from fz.memory.inversions import Inversion, digest, leading, model_digest
 from fz.memory.unkept import Unkept
 from fz.model import fast_cpu
+from fz.model.deep import Reuse
 from fz.model.finite import NotFinite
 from fz.progress import Journal, Progress, bars
 from fz.prompts.align import word_positions
@@ -54,7 +55,7 @@ class InvertedClip:
         editor.check_chunks(settings, video)
         self.latent_size = tuple(side // checkpoint.vae.config.stride for side in video.frames.shape[-2:])
         unet = editor.fit(self.latent_size, len(video.frames), settings.chunk, journal)
-        self.model = Denoiser(unet, schedule, editor.frame_index)
+        self.model = Denoiser(unet, schedule, editor.frame_index, Reuse.of(settings.reuse))
         self.source = Source(editor.embed(settings.source))
         self.kept: Inversion | Unkept = Unkept()
         self.keep: Callable[[int], Keep] = keep_nothing
@@ -123,7 +124,15 @@ class InvertedClip:
             model_digest(self.editor.checkpoint.vae),
             [self.schedule.timesteps, [self.schedule.alpha_bar(t) for t in times]],
             dataclasses.asdict(self.editor.frame_index),
-            [settings.clip_norm, settings.chunk, settings.dtype, str(device), settings.compile],
+            [
+                settings.clip_norm,
+                settings.chunk,
+                settings.dtype,
+                str(device),
+                settings.compile,
+                settings.reuse,
+                settings.weights,
+            ],
             [kernels.choose(device), fast_cpu.signature(self.model.unet), torch.get_num_threads()],
             [fz.__version__, torch.__version__],
         )
@@ -132,7 +141,7 @@ class InvertedClip:
         """Decide where the source's queries and keys stay, of which `keep` says those that edits need. Raises FzError
         where the run cannot fit.
         """
-        settings, editor = self.settings, self.editor
+        settings, editor, reuse, steps = self.settings, self.editor, self.model.reuse, self.schedule.steps
         footprint = Footprint(
             editor.checkpoint.unet,
             self.latent_size,
@@ -141,11 +150,13 @@ class InvertedClip:
             2 if settings.guidance > 1 else 1,
             settings.offload,
             editor.checkpoint.vae,
+            reuse,
         )
-        per_step = [keep(k) for k in range(self.schedule.steps)]
+        # shallow steps fuse nothing
+        per_step = [keep(k) if reuse.is_full(k, steps) else Keep() for k in range(steps)]
         # what is free differs from run to run: said, not noted
         self.mode = choose_store(settings.store, footprint, per_step, kept.operands, editor.device, self.journal.say)
-        self.kept, self.keep = kept, keep_for(self.mode, keep)
+        self.kept, self.keep = kept, keep_for(self.mode, per_step.__getitem__)
 
     def encode(self) -> None:
         """The clip's z_0, from the inversion's folder if it is there."""
@@ -168,10 +179,12 @@ class InvertedClip:
         with self.journal.steps("invert", "inverting", schedule.steps, editor.device) as advance:
 
             def after_step(done: int, z: Tensor) -> None:
-                self.kept.save(done, source, schedule)
-                advance()
-                if callback:
-                    callback(done, z)
+                # a full step may be done again, for what shallow ones take from it
+                if done > restored:
+                    self.kept.save(done, source, schedule)
+                    advance()
+                    if callback:
+                        callback(done, z)
 
             for _ in range(restored):
                 advance()
@@ -234,6 +247,8 @@ class InvertedClip:
         target = editor.embed(settings.edits[0].target)
         log = self.kept.edit_log(self.edit_key(settings, plan, target, guidance.negative))
         done = leading(log, steps, editor.device) if method.resumes else []
+        # shallow steps want the deep features of their full step, which is done again
+        done = done[: self.model.full_step(len(done))] if len(done) < steps else done
         if done:
             journal.say(f"edit {number}: {len(done)} of {steps} steps are in {log.folder}")
         latents = list(done)
