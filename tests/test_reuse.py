@@ -303,3 +303,21 @@ def test_predicted_memory_counts_the_features():
         Footprint(unet, (64, 64), 8, branches=2, reuse=r).working(0, CPU) for r in (Reuse(), Reuse(3), Reuse(3, True))
     )
     assert level - plain == 2 * 8 * 64 * 64 * 640 * 4 and outer - plain == 2 * 8 * 64 * 64 * 320 * 4
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ([], (25, 3, (0.0, 0.6), "int8")),
+        (["--steps", "7", "--reuse", "2", "--guidance-window", "1", "--weights", "same"], (7, 2, (0.0, 1.0), "same")),
+        (["--method", "pnp"], (25, 1, (0.0, 1.0), "int8")),
+    ],
+    ids=["all", "flags go before", "what a method can"],
+)
+def test_fast_is_its_parts_and_says_so(flags, expected):
+    line = ["--video", "a.mp4", "--source", "a car", "--target", "a boat", "--checkpoint", "x", "--fast", *flags]
+    settings = parse(line).settings
+    assert (settings.steps, settings.reuse, settings.guidance_window, settings.weights) == expected
+    assert any(note.startswith("fast: steps 25, weights int8") for note in settings.notes)
+    assert parse(["--fast"]).settings.steps == 10, "half of the miniature's own"
+    assert not [note for note in parse(["--steps", "3"]).settings.notes if note.startswith("fast")]
