@@ -30,6 +30,7 @@ setup(
         "torch>=2.6",
         "safetensors>=0.4",
         "transformers>=4.40",  # CLIP's tokenizer and text encoder, nothing else
+        "huggingface_hub>=0.30",  # comes with transformers: Hub names
         "numpy",
         "av>=17",  # reads and writes mp4, webm and gif; before, colours came out up to 39 levels off
         "pillow",  # images

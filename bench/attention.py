@@ -1,8 +1,8 @@
-"""Fused attention at Stable Diffusion v1.4's sites, by every way: `python -m bench.attention`. Nothing is timed before everything is right.
+"""Fused attention at Stable Diffusion v1.4's sites, by every way: `python -m bench.attention`.
 
-Times are medians of interleaved rounds in one run (on a GPU triton.testing.do_bench); GFLOP/s count what the result needs, one
-attention a row, whatever a way computes; the share is of this machine's own GEMM peak, measured in the same run. `--static` prints
-and writes the roofline page instead.
+Nothing is timed before everything is right. Times are medians of interleaved rounds in one run (on a GPU
+triton.testing.do_bench); GFLOP/s count what the result needs, one attention a row, whatever a way computes; the share
+is of this machine's own GEMM peak, measured in the same run. `--static` prints and writes the roofline page instead.
 """
 
 import argparse
@@ -35,7 +35,7 @@ CHECKED_MAP = 2**28
 
 @dataclass(frozen=True)
 class Timing:
-    """One way at one site. p20, p50, p80: seconds; largest, peak: bytes of the largest allocation and of the most held at once."""
+    """One way at one site. p20, p50, p80: seconds; largest: bytes of an allocation; peak: most bytes at once."""
 
     site: BenchSite
     way: str
@@ -94,14 +94,16 @@ def check(
             found_error = error(way(), truth)
             # a NaN compares false
             if not found_error <= allowed:
-                raise FzError(f"{site.name}: '{name}' has error {found_error:.2e} against float64, expected at most {allowed:.2e}, "
-                              "twice that of maps in the same dtype. Nothing was timed.")  # fmt: skip
+                raise FzError(
+                    f"{site.name}: '{name}' has error {found_error:.2e} against float64, expected at most "
+                    f"{allowed:.2e}, twice that of maps in the same dtype. Nothing was timed."
+                )
             checked.append((site.name, name, found_error, allowed / 2))
     return checked
 
 
 def memory(way: Way, device: torch.device) -> tuple[int, int]:
-    """(largest tensor made, most held at once above what was held before), bytes; on a GPU all that the allocator gave."""
+    """(largest tensor made, most held at once above what was held before), bytes; on a GPU all the allocator gave."""
     counted = temporaries(way)
     if device.type != "cuda":
         return counted.largest().bytes, counted.peak
@@ -138,7 +140,7 @@ def quantile(times: Sequence[float], q: float) -> float:
 
 
 def ratio(timings: Sequence[Timing], one: str, other: str) -> float:
-    """How many times as long `one` takes as `other`: the median over rounds, which took turns; of medians where there are none."""
+    """How many times as long `one` takes as `other`: the median over rounds that took turns, or of medians."""
     a, b = (next(t for t in timings if t.way == name) for name in (one, other))
     if not a.rounds:
         return a.p50 / b.p50
@@ -154,14 +156,16 @@ def summary(timings: Sequence[Timing]) -> list[str]:
         line += f"{ratio(own, 'two attentions + blend', 'this'):5.2f} x two attentions"
         if site.kind == "self":
             line += f", {ratio(own, 'maps in place, a frame at a time', 'this'):5.2f} x maps in place"
-            line += f"; unmixed {ratio(own, *UNMIXED):.3f} x one plain attention; mixed {ratio(own, 'this', UNMIXED[0]):.3f} x unmixed"
+            line += f"; unmixed {ratio(own, *UNMIXED):.3f} x one plain attention"
+            line += f"; mixed {ratio(own, 'this', UNMIXED[0]):.3f} x unmixed"
         lines.append(line)
     own = [t for t in timings if t.site.kind == "self"]
     if own:
         mixed, unmixed = (sum(t.p50 * t.site.layers for t in own if t.way == name) for name in ("this", UNMIXED[0]))
         one_each = sum(t.p50 for t in own if t.way == "this") / sum(t.p50 for t in own if t.way == UNMIXED[0])
         lines.append(
-            f"mixed mask, summed over self sites: {one_each:.3f} x unmixed; weighted by their layers {mixed / unmixed:.3f} x"
+            f"mixed mask, summed over self sites: {one_each:.3f} x unmixed; "
+            f"weighted by their layers {mixed / unmixed:.3f} x"
         )
     return lines
 
@@ -170,9 +174,17 @@ def rows_of(
     timings: Sequence[Timing], peak: float, given: argparse.Namespace, device: torch.device
 ) -> list[dict[str, object]]:
     """CSV rows."""
-    common = {"commit": commit(), "machine": machine(device), "torch": torch.__version__, "kernels": kernels.choose(device),
-              "dtype": given.dtype, "threads": torch.get_num_threads(), "size": given.size, "frames": given.frames,
-              "anchors": given.anchors}  # fmt: skip
+    common = {
+        "commit": commit(),
+        "machine": machine(device),
+        "torch": torch.__version__,
+        "kernels": kernels.choose(device),
+        "dtype": given.dtype,
+        "threads": torch.get_num_threads(),
+        "size": given.size,
+        "frames": given.frames,
+        "anchors": given.anchors,
+    }
     rows = []
     for t in timings:
         times = {f"p{name} ms": f"{1e3 * value:.4f}" for name, value in ((20, t.p20), (50, t.p50), (80, t.p80))}
@@ -198,20 +210,24 @@ def run(given: argparse.Namespace) -> list[Timing]:
     if given.threads:
         torch.set_num_threads(given.threads)
     found = sites(given.size, given.frames, given.anchors)
-    print(f"{machine(device)}, torch {torch.__version__}, {torch.get_num_threads()} threads, kernels: {kernels.choose(device)}, "
-          f"{given.dtype}, {given.frames} frames of {given.size} x {given.size}, {given.anchors} anchors, commit {commit()}")  # fmt: skip
+    print(
+        f"{machine(device)}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"kernels: {kernels.choose(device)}, {given.dtype}, {given.frames} frames of {given.size} x {given.size}, "
+        f"{given.anchors} anchors, commit {commit()}"
+    )
     fewer = [replace(site, frames=min(site.frames, max(3, site.anchors))) for site in found]
     checked = check(fewer, dtype, device, CHECKED_TOKENS) + check(
         [site for site in found if site.map <= CHECKED_MAP], dtype, device
     )
     where, way, worst, of_maps = max(checked, key=lambda row: row[2] / row[3])
     print(
-        f"correct: no error against float64 exceeds twice the maps version's (worst: '{way}' at {where}, {worst / of_maps:.2f} x)"
+        "correct: no error against float64 exceeds twice the maps version's "
+        f"(worst: '{way}' at {where}, {worst / of_maps:.2f} x)"
     )
     timings: list[Timing] = []
     peaks = [gemm_peak(dtype, device)]
-    head = f"{'site':20} {'way':36} {'p20':>9} {'p50':>9} {'p80 ms':>9} {'GFLOP/s':>8} {'of peak':>8} {'largest':>9} {'peak MB':>9}"
-    print(head, flush=True)
+    names = " ".join(f"{name:>9}" for name in ("p20", "p50", "p80 ms"))
+    print(f"{'site':20} {'way':36} {names} {'GFLOP/s':>8} {'of peak':>8} {'largest':>9} {'peak MB':>9}", flush=True)
     for site in found:
         ways = (
             self_ways(self_case(site, dtype, device))
@@ -220,8 +236,9 @@ def run(given: argparse.Namespace) -> list[Timing]:
         )
         for t in measure(site, ways, given.rounds, device):
             timings.append(t)
-            print(f"{site.name:20} {t.way:36} {1e3 * t.p20:9.3f} {1e3 * t.p50:9.3f} {1e3 * t.p80:9.3f} {t.rate() / 1e9:8.1f} "
-                  f"{100 * t.rate() / peaks[0]:6.0f} % {t.largest / 1e6:9.2f} {t.peak / 1e6:9.2f}", flush=True)  # fmt: skip
+            times = " ".join(f"{1e3 * value:9.3f}" for value in (t.p20, t.p50, t.p80))
+            rate = f"{t.rate() / 1e9:8.1f} {100 * t.rate() / peaks[0]:6.0f} %"
+            print(f"{site.name:20} {t.way:36} {times} {rate} {t.largest / 1e6:9.2f} {t.peak / 1e6:9.2f}", flush=True)
     peaks.append(gemm_peak(dtype, device))
     print(f"GEMM peak, before and after: {peaks[0] / 1e9:.0f}, {peaks[1] / 1e9:.0f} GFLOP/s")
     print("\n".join(summary(timings)))

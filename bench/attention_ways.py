@@ -1,6 +1,7 @@
-"""Fused attention by other ways than `fz.kernels`', as a fast engineer would write them in PyTorch, to be compared with it.
+"""Fused attention by other ways than `fz.kernels`', as a fast engineer would write them in PyTorch, to compare with.
 
-Operands are those of `fz.kernels` for one branch that is fused. Each function is one way; `self_ways` and `cross_ways` name them.
+The arguments are those of `fz.kernels` for one branch that is fused. Each function is one way; `self_ways` and
+`cross_ways` name them.
 """
 
 from collections.abc import Callable
@@ -37,7 +38,7 @@ class SelfCase:
 
 @dataclass(frozen=True)
 class CrossCase:
-    """q, q_src: (F, N, Nh, D); k, k_src, v: (L, Nh, D); source_weights (L, L) and edit_weights (L,) mix the maps' columns (`Fusion`)."""
+    """q, q_src: (F, N, Nh, D); k, k_src, v: (L, Nh, D); source_weights (L, L), edit_weights (L,): of maps' columns."""
 
     q: Tensor
     k: Tensor
@@ -53,12 +54,12 @@ class CrossCase:
 
 
 def projections(*shape: int, generator: torch.Generator) -> Tensor:
-    """A projection of random tokens as a linear layer gives it, in float64: (…, Nh, D) contiguous, heads side by side."""
+    """A projection of random tokens as a linear layer gives it, in float64: (…, Nh, D) contiguous, head by head."""
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def self_case(site: BenchSite, dtype: torch.dtype, device: torch.device, tokens: int | None = None) -> SelfCase:
-    """Random operands of a site, or of one like it with fewer tokens; the mask is a disc that moves, about two fifths of a frame."""
+    """Random operands of a site, or of one with fewer tokens; the mask is a disc that moves, two fifths of a frame."""
     n, f = tokens or site.tokens, site.frames
     generator = torch.Generator().manual_seed(site.side * 1000 + site.d)
     x = [projections(f, n, site.heads, site.d, generator=generator).to(device, dtype) for _ in range(5)]

@@ -1,4 +1,4 @@
-"""What is measured here, and on what? Seconds of a call, the machine, the commit, and the best matrix product that it does now."""
+"""What is measured here, and on what? Seconds of a call, the machine, the commit, its best matrix product now."""
 
 import contextlib
 import platform
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def seconds(f: Callable[[], object], repeat: int = 1) -> float:
-    """Seconds of one call. With one thread they are the process's own: what other programs take of a shared core is not counted."""
+    """Seconds of one call; with one thread the process's own: what others take of a shared core is not counted."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     start = clock()
     for _ in range(repeat):

@@ -99,7 +99,7 @@ def measured(way: Way, i: int) -> Row:
 def rows_of(
     loaded: Checkpoint, setup: Setup, names: Sequence[str], clips: range, folder: Path
 ) -> dict[str, dict[int, Row]]:
-    """Way -> clip -> its figures: read where they were measured before, with the same key, else measured and written."""
+    """Way -> clip -> its figures: read where they were measured before, by the same key, else measured and written."""
     rows: dict[str, dict[int, Row]] = {name: {} for name in names}
     ways, key = {}, None
     for i in clips:

@@ -1,6 +1,6 @@
-"""The attention sites of Stable Diffusion v1.4 for a clip of a given size: how many tokens, how wide, how many layers of each.
+"""The attention sites of Stable Diffusion v1.4 for a clip of a given size: tokens, width, layers of each.
 
-Read from the model itself (on the meta device, no weights), so that this file knows no table that could disagree with it.
+Read from the model itself (on the meta device, no weights): this file knows no table that could disagree with it.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ LATENT_STRIDE = 8  # pixels of an image that one latent pixel stands for
 class BenchSite:
     """One kind of attention layer. layers: how many the model has; fused: whether the editor fuses there.
 
-    kind: 'self' or 'cross'; side: h = w of the feature map; anchors: R frames whose keys a frame reads (self), 1 (cross).
+    kind: 'self' or 'cross'; side: h = w of the feature map; anchors: frames whose keys a frame reads (cross: 1).
     """
 
     kind: str
@@ -66,12 +66,12 @@ class BenchSite:
 
     @property
     def operations(self) -> int:
-        """Operations of the two matrix products of one attention of one branch: what the result needs, however it is reached."""
+        """Operations of the two products of an attention of a branch: what the result needs, however it is reached."""
         return 4 * self.map * self.d
 
 
 def sites(size: int, frames: int, anchors: int = 2, config: UNetConfig | None = None) -> list[BenchSite]:
-    """Sites of a clip of size x size pixels, widest maps first, self before cross. Raises FzError for a size that the model cannot take."""
+    """Sites of a clip of size x size pixels, widest maps first, self before cross. FzError: a size no model takes."""
     config = config or UNetConfig()
     deepest = LATENT_STRIDE << (len(config.block_out_channels) - 1)
     if size < deepest or size % deepest:

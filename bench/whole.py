@@ -1,4 +1,4 @@
-"""What does a whole edit take, exact and with `--fast`? `python -m bench.edit --fast` (SD v1.4's shapes, random weights)
+"""What does a whole edit take, exact and with `--fast`? `python -m bench.edit --fast` (SD's shapes, random weights)
 
 The kinds of step that each run is made of are measured in turn, in one process, and summed as their schedules have
 them: 50 steps of inversion and of editing, and half as many of which every third is whole, guided at the first 60 %.

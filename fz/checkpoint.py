@@ -12,11 +12,12 @@ import torch
 from fz import mini
 from fz.frames import FrameIndex
 from fz.memory.machine import pick_device, settle_dtype
-from fz.model.clip_vision import Clip
+from fz.model.clip_vision import ClipModel
 from fz.prompts.text import TextEncoder
 from fz.settings.config import Settings
 from fz.settings.place import expanded
 from fz.weights.clip import load_clip
+from fz.weights.hub import OF_TOKENIZER, TOKENIZER_OF_CHECKPOINT, located
 from fz.weights.load import Checkpoint, load_checkpoint, load_tokenizer
 from fz.weights.source import find_tokenizer
 
@@ -50,12 +51,16 @@ def load(settings: Settings, device: torch.device) -> Checkpoint:
 
 def text_of(settings: Settings) -> TextEncoder:
     """A TextEncoder of the checkpoint's tokenizer alone: it has tokens of prompts, no embeddings."""
-    checkpoint = settings.checkpoint or mini.checkpoint()
-    given = (settings.tokenizer, checkpoint, settings.model_config)
-    folders = [expanded(path, "checkpoint") if path else None for path in given]
-    if folders[1].is_file():
-        folders[1] = None
-    return TextEncoder(load_tokenizer(find_tokenizer(*folders), 2**31), None)
+    checkpoint, config = settings.checkpoint or mini.checkpoint(), settings.model_config
+    if settings.tokenizer:
+        found = find_tokenizer(located(settings.tokenizer, "tokenizer", OF_TOKENIZER))
+    else:
+        # of a Hub name no more than the tokenizer is fetched
+        folder = located(checkpoint, "checkpoint", TOKENIZER_OF_CHECKPOINT)
+        found = find_tokenizer(
+            None, None if folder.is_file() else folder, expanded(config, "model_config") if config else None
+        )
+    return TextEncoder(load_tokenizer(found, 2**31), None)
 
 
 def choose_frame_index(settings: Settings, tuned: bool, note: Callable[[str], None]) -> FrameIndex:
@@ -69,7 +74,7 @@ def choose_frame_index(settings: Settings, tuned: bool, note: Callable[[str], No
     return FrameIndex(entries, settings.least_channels)
 
 
-def choose_clip(path: str | None, tokenizer: str | None = None, miniature: bool = True) -> Clip | None:
+def choose_clip(path: str | None, tokenizer: str | None = None, miniature: bool = True) -> ClipModel | None:
     """The CLIP at path; None for 'none'. Without a path the miniature's, where the pictures are of its world, which is
     all it knows.
     """

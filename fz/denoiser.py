@@ -3,7 +3,7 @@
 Called, it predicts the noise in z and checks that it is finite.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from fz.chunks import Chunks
 from fz.ddim import Schedule
 from fz.frames import FrameIndex
 from fz.model.deep import Deep, Reuse
-from fz.model.finite import check_finite
+from fz.model.finite import Watch
 from fz.model.layers import Alter, Attend, TextContext
 from fz.model.unet import UNet
 
@@ -31,6 +31,7 @@ class Denoiser:
     frame_index: FrameIndex = FrameIndex()
     reuse: Reuse = Reuse()
     deep: Deep | None = None
+    watch: Watch = field(default_factory=Watch, init=False, repr=False, compare=False)
 
     def remembering(self) -> "Denoiser":
         """The same for one loop over the schedule, whose shallow steps take the last full step's deep features."""
@@ -44,12 +45,18 @@ class Denoiser:
         """Does the whole UNet run at timestep t?"""
         return self.reuse.is_full(self.schedule.timesteps.index(t), self.schedule.steps)
 
+    def settle(self) -> None:
+        """The last call's noise is finite, or NotFinite is raised, naming the first layer that gives NaN or infinity.
+        A loop asks when it has launched all of a step, before it tells anybody of it.
+        """
+        self.watch.settle()
+
     def __call__(
         self, z: Tensor, t: int, text: TextContext, attend: Attend | None = None, alter: Alter | None = None
     ) -> Tensor:
         """attend: None is plain attention by the frame index. alter: see `UNet.forward`.
 
-        Raises NotFinite, naming the first layer that gives NaN or infinity.
+        Noise that is not finite raises NotFinite: on a CPU now, elsewhere by the next call or `settle`.
         """
         attend = attend or Plain(self.frame_index)
         extra = {} if alter is None else {"alter": alter}
@@ -57,7 +64,7 @@ class Denoiser:
             self.deep.shallow = not self.is_full(t)
             extra["deep"] = self.deep
         eps = self.unet(z, t, text, attend, **extra)
-        check_finite(eps, self.unet, t, lambda: self.unet(z, t, text, fresh(attend), **extra))
+        self.watch.look(eps, self.unet, t, lambda: self.unet(z, t, text, fresh(attend), **extra))
         return eps
 
 

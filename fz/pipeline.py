@@ -9,7 +9,7 @@ import torch
 
 from fz.baselines import METHODS
 from fz.checkpoint import settled
-from fz.editor import Editor
+from fz.editor import Editor, Models
 from fz.inverted import InvertedClip
 from fz.memory.budget import wanted
 from fz.memory.inversions import Inversion
@@ -22,9 +22,9 @@ from fz.settings.config import Settings
 from fz.stages import check_clip, edit_tensors, plan_edits, read_video, versions, with_masks
 
 
-def run(settings: Settings, progress: Progress | None = None) -> Result:
+def run(settings: Settings, progress: Progress | None = None, models: Models | None = None) -> Result:
     """Do what the settings say. Raises FzError for anything that the user can put right; what was finished by then is
-    on disk.
+    on disk. models: of runs before this one, taken where they are the same.
     """
     journal, method = Journal(progress or Progress()), METHODS[settings.method]
     settings, of_dtype = settled(settings)
@@ -36,12 +36,12 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     made_by = versions(pick_device(settings.device))  # a wrong device or FZ_KERNELS is an error now
     with ResultFolder.claim(settings) as folder:
         if (before := reuse.found(folder.path, settings, made_by)) is not None:
-            journal.say(f"results in {folder.path}: this very run was done before, nothing was computed")
+            journal.say(f"{whereabouts(folder)}: this very run was done before, nothing was computed")
             return before
 
         # load
         check_clip(settings)
-        editor = Editor(settings, journal)
+        editor = Editor(settings, journal, models)
 
         # plan
         plans = plan_edits(settings, editor.checkpoint.text, journal.note)
@@ -81,8 +81,13 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
         result.out = str(folder.path)
         # the command writes the report once all else is complete, and then says that it is done
         folder.finish(result, versions(editor.device), awaits=["report.html"] if settings.report else [])
-    journal.say(f"results in {folder.path}")
+    journal.say(whereabouts(folder))
     return result
+
+
+def whereabouts(folder: ResultFolder) -> str:
+    """Where the results are, and which of them to open."""
+    return f"results in {folder.path}; open {folder.path / 'side-by-side-0.mp4'}"
 
 
 __all__ = ["Edited", "Progress", "Result", "run"]

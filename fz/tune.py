@@ -23,7 +23,10 @@ def answer(argv: Sequence[str]) -> None:
     settings, notes = parse(argv)
     for note in notes:
         print(note, flush=True)
-    # torch takes seconds to import: --help needs none of it
+    from fz.weights.hub import models_of
+
+    # torch takes seconds to import: --help needs none of it, nor a model that is not there
+    models_of(vars(settings))
     from fz.tuning.run import tune
 
     tune(settings, lambda line: print(line, flush=True))

@@ -1,8 +1,9 @@
-"""Attention and norms as the editor calls them: three functions, each in three versions, and the one place that chooses.
+"""Attention and norms as the editor calls them: three functions in three versions each, and the place that chooses.
 
-`reference` builds the maps, word for word as the paper's Algorithm 2. `torch_ops` never does (`small` is its way with small maps).
-`triton_*` are the GPU kernels.
-FZ_KERNELS=reference|torch|triton forces one; otherwise Triton runs on a GPU it supports and torch everywhere else.
+`reference` builds the maps, word for word as the paper's Algorithm 2. `torch_ops` never does (`small` is its way with
+small maps). `triton_*` are the GPU kernels.
+FZ_KERNELS=reference|torch|triton forces one; otherwise Triton runs on an NVIDIA GPU that it supports, and torch
+everywhere else: on CPUs, Apple's and AMD's GPUs. For AMD's the kernels compile, but nobody has seen them run there.
 """
 
 import importlib.util
@@ -38,7 +39,7 @@ def choose(device: torch.device, needs_grad: bool = False) -> str:
     # no kernel here has a backward pass; training takes torch's own
     if needs_grad:
         return forced if forced in ("reference", "torch") else "torch"
-    return forced or ("torch" if device.type != "cuda" or _triton_cannot(device) else "triton")
+    return forced or ("torch" if device.type != "cuda" or torch.version.hip or _triton_cannot(device) else "triton")
 
 
 def _triton_cannot(device: torch.device) -> str | None:
@@ -52,7 +53,10 @@ def _triton_cannot(device: torch.device) -> str | None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         return None
     if device.type != "cuda":
-        return f"the operands are on '{device}' and Triton needs a GPU (TRITON_INTERPRET=1 interprets its kernels on any device)"
+        return (
+            f"the operands are on '{device}' and Triton needs a GPU "
+            "(TRITON_INTERPRET=1 interprets its kernels on any device)"
+        )
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         return "this GPU is older than what the kernels are made for (compute capability 8.0)"
     return None
@@ -83,8 +87,8 @@ def self_attention(
     """Spatial-temporal self-attention (FateZero eq. 8), the last branch blended with the source's (eq. 7).
 
     q, k, v:  (B, F, N, Nh, D) by strides; D must be contiguous.
-    frames:   (F, R) int64: frame i reads keys and values of frames[i]; a frame named twice counts twice. Queries may be of fewer frames
-              than keys and values: it has a row for each frame of q.
+    frames:   (F, R) int64: frame i reads keys and values of frames[i]; a frame named twice counts twice. Queries may
+              be of fewer frames than keys and values: it has a row for each frame of q.
     q_src, k_src: None for plain attention, or (F, N, Nh, D): in the last branch, rows where mask is False take
               softmax(q_src k_srcᵀ/√D) v[-1], rows where it is True softmax(q[-1] k[-1]ᵀ/√D) v[-1].
     mask:     (F, N) bool, True = edited. None: no row is edited, and q and k may lack the last branch.
@@ -135,7 +139,7 @@ def group_norm(
 ) -> Tensor:
     """GroupNorm of a clip or of each frame, and what stands before and after it in a ResNet block.
 
-    x:      (B·F, C, H, W), channels_last for speed; each `frames` of it in a row share statistics (F a clip, 1 a frame).
+    x:      (B·F, C, H, W), channels_last for speed; each `frames` in a row share statistics (F a clip, 1 a frame).
     weight, bias: (C,); eps is added to the variance.
     time:   (B·F, C), added to all pixels of a frame first; the same for frames that share statistics. x may be written.
     silu:   y · sigmoid(y) of the result.

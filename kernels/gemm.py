@@ -1,8 +1,8 @@
-"""Matrix products with a fixed right-hand side on a CPU: the weight is packed once, for oneDNN, and multiplied many times.
+"""Matrix products with a fixed right-hand side on a CPU: the weight is packed once, for oneDNN, and used many times.
 
-PyTorch sends float32 products to MKL, which takes its slow paths on CPUs that are not Intel's, less than half of oneDNN's speed.
-Which of the two a machine takes is decided by what the machine is, never by a clock: equal machines compute equal bits. Packing costs
-a second copy of the weight. Inference in float32 or bfloat16.
+PyTorch sends float32 products to MKL, which takes its slow paths on CPUs that are not Intel's, less than half of
+oneDNN's speed. Which of the two a machine takes is decided by what the machine is, never by a clock: equal machines
+compute equal bits. Packing costs a second copy of the weight. Inference in float32 or bfloat16.
 """
 
 import functools
@@ -17,7 +17,9 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 class Packed:
-    """x -> x weightᵀ + bias with weight (C_out, C_in) float32 or bfloat16 in oneDNN's own order; rows: how many rows x will usually have."""
+    """x -> x weightᵀ + bias, weight (C_out, C_in) float32 or bfloat16 in oneDNN's own order; rows: how many x will
+    usually have.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, rows: int = 1024):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
@@ -41,13 +43,13 @@ def has_packed() -> bool:
 
 
 def multiplies_bfloat16() -> bool:
-    """Has this CPU instructions for products of bfloat16 (avx512_bf16 or AMX), and this PyTorch oneDNN's use of them?"""
+    """Has this CPU products of bfloat16 (avx512_bf16 or AMX), and this PyTorch oneDNN's use of them?"""
     flags = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return has_packed() and any(getattr(torch.cpu, name, lambda: False)() for name in flags)
 
 
 def vendor() -> str:
-    """The CPU's vendor as CPUID says it ('GenuineIntel', 'AuthenticAMD', ...); '' where it is not an x86 or does not say."""
+    """The CPU's vendor as CPUID says it ('GenuineIntel', 'AuthenticAMD', ...); '' where it does not, or is no x86."""
     try:
         found = re.search(r"^vendor_id\s*:\s*(\S+)", CPUINFO.read_text(), re.M)
     except OSError:
@@ -58,6 +60,6 @@ def vendor() -> str:
 
 @functools.cache
 def prefers_onednn() -> bool:
-    """Do packed products beat PyTorch's own on this machine? Where those are MKL's, the CPU has AVX2 and is not Intel's."""
+    """Do packed products beat PyTorch's own on this machine? Where those are MKL's on a CPU with AVX2, not Intel's."""
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX")
     return has_packed() and torch.backends.mkl.is_available() and wide and vendor() not in ("", "GenuineIntel")

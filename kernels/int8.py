@@ -1,7 +1,8 @@
-"""Products of eight bits on a CPU: weights quantized once for each output channel, activations as a whole each time (W8A8).
+"""Products of eight bits on a CPU (W8A8): weights quantized once, each output channel by its own scale, activations
+each time, by the smallest and the largest value that they have.
 
-x ≈ s (x_q - z) with x_q in 0 … 255, from the smallest and the largest value of this very x; weight ≈ s_w w_q with w_q in -127 … 127.
-oneDNN multiplies the integers, adds in int32 and gives float32. Fast where the CPU has VNNI (or AMX). Inference only.
+x ≈ s (x_q - z) with x_q in 0 … 255, weight ≈ s_w w_q with w_q in -127 … 127. oneDNN multiplies the integers, adds in
+int32 and gives float32. Fast where the CPU has VNNI (or AMX). Inference only.
 """
 
 import math

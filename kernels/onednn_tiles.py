@@ -1,8 +1,8 @@
 """Attention on a CPU by oneDNN's products, one head and one tile of rows at a time; no map, no gradients.
 
-`scaled_dot_product_attention` multiplies by MKL, which runs at less than half of oneDNN's speed on CPUs that are not Intel's. Keys and
-values are copied from where the anchors lie straight into the order that the products read; those of bfloat16 as float32, as its logits
-would have too few digits. Where it pays is `fz.kernels.gemm`'s to say.
+`scaled_dot_product_attention` multiplies by MKL, which runs at less than half of oneDNN's speed on CPUs that are not
+Intel's. Keys and values are copied from where the anchors lie straight into the order that the products read; those of
+bfloat16 as float32, as its logits would have too few digits. Where it pays is `fz.kernels.gemm`'s to say.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,7 +48,7 @@ class Laid:
         return out
 
     def beside(self, anchors: Sequence[int]) -> Tensor:
-        """The anchors of all branches as they are, side by side: (B, R·N, Nh, D), a view of one frame or of neighbours in order."""
+        """The anchors of all branches as they are, side by side: (B, R·N, Nh, D); of neighbours a view."""
         first, count = anchors[0], len(anchors)
         if list(anchors) == list(range(first, first + count)):
             return self.x[:, first : first + count].flatten(1, 2)
@@ -67,7 +67,7 @@ class Laid:
 
 
 def serves(q: Tensor, k: Tensor, v: Tensor, anchors: Sequence[int], rows: int) -> bool:
-    """Whether `attend` takes these operands and is the faster way for so many rows. q: (B, Nq, Nh, D); k, v: (B, F, N, Nh, D)."""
+    """Does `attend` take these operands and pay for so many rows? q: (B, Nq, Nh, D); k, v: (B, F, N, Nh, D)."""
     if rows * len(anchors) * k.shape[2] * q.shape[3] < LEAST:
         return False
     if not all(x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) for x in (q, k, v)):
@@ -78,9 +78,10 @@ def serves(q: Tensor, k: Tensor, v: Tensor, anchors: Sequence[int], rows: int) -
 
 
 def attend(q: Tensor, k: Laid, v: Laid, anchors: Sequence[int], out: Tensor, index: Tensor | None = None) -> None:
-    """out = softmax(q kᵀ) v over the anchors' keys, q and out (B, Nq, Nh, D); k's scale is 1/√D. index: the rows to do, None for all.
+    """out = softmax(q kᵀ) v over the anchors' keys, q and out (B, Nq, Nh, D); k's scale is 1/√D.
 
-    Rows are gathered and scattered a tile and a head at a time, while they are in the cache.
+    index: the rows to do, None for all. Rows are gathered and scattered a tile and a head at a time, while they are in
+    the cache.
     """
     for b in range(len(q)):
         keys, values = k.of(b, anchors), v.of(b, anchors)
@@ -102,7 +103,7 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def tiles(rows: int, keys: int, most: int) -> Iterator[slice]:
-    """Rows cut into tiles whose logits fit `TILE` a thread, and `most` numbers; the last begins early rather than have an odd height."""
+    """Rows cut into tiles whose logits fit `TILE` a thread, and `most` numbers; the last begins early."""
     height = max(ROWS, min(TILE * torch.get_num_threads(), most) // keys // ROWS * ROWS)
     for start in range(0, rows, height):
         end = min(start + height, rows)

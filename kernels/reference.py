@@ -1,7 +1,7 @@
 """Attention that builds its maps: Algorithm 2 word for word, what the other versions are measured against.
 
-In whatever dtype the operands have, float64 included; one frame at a time, so that it fits where the maps of a clip would not.
-The arguments are those of `fz.kernels.self_attention` and `fz.kernels.cross_attention`.
+In whatever dtype the operands have, float64 included; one frame at a time, so that it fits where the maps of a clip
+would not. The arguments are those of `fz.kernels.self_attention` and `fz.kernels.cross_attention`.
 """
 
 import torch

@@ -1,7 +1,8 @@
-"""What the attention kernels are told about rows and frames: the order of a mask's rows, each frame's anchors without repetition.
+"""What the attention kernels are told about rows and frames: the order of a mask's rows, each frame's anchors once.
 
-Both come from small tensors by many small operations. So each is made once: of a mask as long as that lives and is not written to, of a
-table that lies on the CPU for as long as the process runs. A caller that passes the same again launches and copies nothing.
+Both come from small tensors by many small operations. So each is made once: of a mask as long as that lives and is not
+written to, of a table that lies on the CPU for as long as the process runs, since CUDA graphs go on reading it. A
+caller that passes the same again launches and copies nothing.
 """
 
 import functools
@@ -31,11 +32,11 @@ def rows_of(mask: Tensor | None, frames: int, tokens: int, device: torch.device)
 
 
 def pack_rows(mask: Tensor) -> Made:
-    """Rows of each frame, edited ones first, and how many are: (F, N) bool -> (F, N) int32, (F,) int32. Stays on the device."""
+    """Rows of each frame, edited ones first, and how many are: (F, N) bool -> (F, N), (F,) int32, on its device."""
     return (~mask).to(torch.uint8).sort(dim=1, stable=True).indices.int(), mask.sum(1, dtype=torch.int32)
 
 
-@functools.lru_cache(64)
+@functools.cache
 def _unedited(frames: int, tokens: int, device: torch.device) -> Made:
     rows = torch.arange(tokens, dtype=torch.int32, device=device)
     return rows.expand(frames, tokens).contiguous(), torch.zeros(frames, dtype=torch.int32, device=device)
@@ -48,13 +49,13 @@ def anchors_of(frames: Tensor, device: torch.device) -> Made:
     return _merged(tuple(map(tuple, frames.tolist())), device)
 
 
-@functools.lru_cache(256)
+@functools.cache
 def _merged(table: tuple[tuple[int, ...], ...], device: torch.device) -> Made:
     return tuple(x.to(device) for x in merge_anchors(torch.tensor(table)))
 
 
 def merge_anchors(frames: Tensor) -> Made:
-    """Each frame's anchors without repetition: (F, R) -> anchors (F, R) int32, log2 of their multiplicity, and how many there are (F,)."""
+    """Each frame's anchors once: (F, R) -> anchors (F, R) int32, log2 of their multiplicity, how many (F,)."""
     same = frames[:, :, None] == frames[:, None, :]
     first = ~torch.tril(same, -1).any(-1)
     order = (~first).to(torch.uint8).sort(dim=1, stable=True).indices

@@ -1,8 +1,8 @@
-"""Self-attention of a miniature's narrow heads in one call for all frames and branches, where `torch_ops` calls once for each frame.
+"""Self-attention of a miniature's narrow heads in one call for all frames and branches.
 
-Keys of every frame's anchors are laid side by side, which is nothing for a miniature. Rows of a masked branch are computed both ways: at
-this size a second call costs more than they do. Stable Diffusion's heads (40 and wider) never come here: `torch_ops` is up to 3 times as
-fast with them.
+`torch_ops` calls once for each frame. Here keys of every frame's anchors are laid side by side, which is nothing for a
+miniature. Rows of a masked branch are computed both ways: at this size a second call costs more than they do. Stable
+Diffusion's heads (40 and wider) never come here: `torch_ops` is up to 3 times as fast with them.
 """
 
 import torch

@@ -1,8 +1,9 @@
-"""Attention on `scaled_dot_product_attention`, or on oneDNN's products where those are faster: no map is built, fusing costs one attention.
+"""Attention on `scaled_dot_product_attention`, or on oneDNN's products where those are faster: no map is built.
 
-Each query row takes one softmax, the edit's or the source's (rows are gathered by the mask, computed once, scattered back). Keys are
-read where they lie: frames with the same anchor share one call, and only different anchors of one frame are laid side by side.
-Differentiable. The arguments are those of `fz.kernels.self_attention` and `fz.kernels.cross_attention`.
+Fusing costs one attention: each query row takes one softmax, the edit's or the source's (rows are gathered by the mask,
+computed once, scattered back). Keys are read where they lie: frames with the same anchor share one call, and only
+different anchors of one frame are laid side by side. Differentiable. The arguments are those of
+`fz.kernels.self_attention` and `fz.kernels.cross_attention`.
 """
 
 import math
@@ -27,8 +28,8 @@ def attend(
 ) -> None:
     """out = softmax(q kᵀ / √D + bias) v for token-major operands, q and out (B, Nq, Nh, D).
 
-    k, v: (B, F, N, Nh, D), of which the anchor frames are attended to, side by side; bias (B or 1, R·N). index: the rows to do, (n,)
-    int64, None for all.
+    k, v: (B, F, N, Nh, D), of which the anchor frames are attended to, side by side; bias (B or 1, R·N). index: the
+    rows to do, (n,) int64, None for all.
     """
     if bias is None and onednn_tiles.serves(q, k.x, v.x, anchors, q.shape[1] if index is None else len(index)):
         onednn_tiles.attend(q, k, v, anchors, out, index)
@@ -84,7 +85,7 @@ def self_attention(q, k, v, frames, *, q_src=None, k_src=None, mask=None, key_ma
 
 
 def multiplicities(anchors: list[int], v: Tensor) -> tuple[list[int], Tensor | None]:
-    """The anchors without repetition, and log of how often each counts; None where all count the same, as the softmax divides it out."""
+    """The anchors once, and log of how often each counts; None where all count the same: the softmax divides it out."""
     distinct = list(dict.fromkeys(anchors))
     counts = [anchors.count(a) for a in distinct]
     if len(set(counts)) == 1:
@@ -125,7 +126,7 @@ def cross_attention(
 
 
 def averaged_map(q: Tensor, k: Tensor, weights: Tensor | None) -> Tensor:
-    """Softmax averaged over heads, times weights (L, W) if given: (F, N, Nh, D), (L, Nh, D) -> (F, N, L or W). A frame at a time."""
+    """Softmax averaged over heads, times weights (L, W) if given: (F, N, Nh, D), (L, Nh, D) -> (F, N, L or W)."""
     maps = []
     for frame in q:
         logits = torch.einsum("qhd,khd->hqk", frame, k) * q.shape[-1] ** -0.5

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fz.kernels import triton_cross_fp32
 from fz.kernels.triton_self import dot
-from fz.kernels.triton_tiles import LOG2E, Config, capability_of, columns, cross_tiles, with_contiguous_heads
+from fz.kernels.triton_tiles import LOG2E, Tiles, capability_of, columns, cross_tiles, with_contiguous_heads
 
 # programs in all where there are enough tiles: about three waves of a large GPU's resident ones
 PROGRAMS = 3 * 3 * 132
@@ -40,7 +40,7 @@ def stream_queries(
     D: tl.constexpr, D_A: tl.constexpr, D_B: tl.constexpr, L_A: tl.constexpr, L_B: tl.constexpr, BLOCK_Q: tl.constexpr,
     ADD: tl.constexpr, MAP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Rows [begin, end) of out = softmax(q kᵀ) v of one head, added to what is there if ADD; D and keys in two parts."""
+    """Rows [begin, end) of out = softmax(q kᵀ) v of one head, added to what is there if ADD; D, keys in two parts."""
     SPLIT: tl.constexpr = D > D_A
     o_a, o_b = tl.arange(0, D_A), D_A + tl.arange(0, D_B)
     l_a, l_b = tl.arange(0, L_A), L_A + tl.arange(0, L_B)
@@ -62,8 +62,8 @@ def stream_queries(
             logits_b = dot(q_part, tl.trans(k_bb), logits_b, "tf32")
         logits_a = tl.where(n_a[None, :], logits_a, float("-inf"))
         logits_b = tl.where(n_b[None, :], logits_b, float("-inf"))
-        top = tl.maximum(tl.max(logits_a, 1), tl.max(logits_b, 1)) * scale
-        p_a, p_b = tl.exp2(logits_a * scale - top[:, None]), tl.exp2(logits_b * scale - top[:, None])
+        m_i = tl.maximum(tl.max(logits_a, 1), tl.max(logits_b, 1)) * scale
+        p_a, p_b = tl.exp2(logits_a * scale - m_i[:, None]), tl.exp2(logits_b * scale - m_i[:, None])
         share = 1.0 / (tl.sum(p_a, 1) + tl.sum(p_b, 1))
         p_a, p_b = p_a * share[:, None], p_b * share[:, None]
         if MAP:
@@ -80,7 +80,10 @@ def stream_queries(
             store_part(dot(h_b, v_bb, part, "tf32"), p_out, m_q, o_b, D, ADD)
 
 
-UNSPECIALIZED = ["frames", "tokens", "keys", "heads", "chunks", "rows", "map_branch", "fused_branch", "map_head", "map_frame"]  # fmt: skip
+UNSPECIALIZED = [
+    *("frames", "tokens", "keys", "heads", "chunks", "rows"),
+    *("map_branch", "fused_branch", "map_head", "map_frame"),
+]
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -122,12 +125,12 @@ def cross_attention_kernel(
 
 
 def rows_each(tokens: int, block_q: int, programs: int) -> int:
-    """Rows of a frame for one program, a multiple of a tile's: as many as leave `PROGRAMS` of `programs` of one tile."""
+    """Rows of a frame for one program, a multiple of a tile's: as many as leave `PROGRAMS` of `programs` of a tile."""
     return block_q * max(1, min(triton.cdiv(tokens, block_q), programs // PROGRAMS))
 
 
 def cross_attention(
-    q, k, v, *, q_src=None, k_src=None, v_src=None, map_branch=None, map_weights=None, tiles: Config | None = None
+    q, k, v, *, q_src=None, k_src=None, v_src=None, map_branch=None, map_weights=None, tiles: Tiles | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """See `fz.kernels.cross_attention`. tiles: others than the table's, for half types."""
     fused, mapped = q_src is not None, map_branch is not None
@@ -151,7 +154,7 @@ def cross_attention(
     return out, maps if map_weights is None else maps @ map_weights.to(maps)
 
 
-def attend(q, k, v, out, q_src, k_src, v_src, maps, map_branch: int, fused: bool, mapped: bool, tiles: Config) -> None:
+def attend(q, k, v, out, q_src, k_src, v_src, maps, map_branch: int, fused: bool, mapped: bool, tiles: Tiles) -> None:
     """One launch; maps (Nh, F, N, keys, padded) is written where `mapped`."""
     branches, keys, heads, d = v.shape
     f, tokens = q.shape[1:3]

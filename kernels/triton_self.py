@@ -1,8 +1,9 @@
-"""Spatial-temporal self-attention with mask blending as one Triton kernel: flash attention whose operands are chosen by the query tile.
+"""Spatial-temporal self-attention with mask blending as one Triton kernel.
 
-A tile holds rows of one kind only, edited or kept, and reads (q, k) or (q_src, k_src) by pointer; values are the edit's own either way
-(FateZero eq. 7, 8). Keys of the anchor frames are read where they lie, through a table. Forward only; the reference is `reference.py`.
-Layers that fuse nothing take `triton_plain.py` where the GPU and the shapes allow it.
+It is flash attention whose operands are chosen by the query tile. A tile holds rows of one kind only, edited or kept,
+and reads (q, k) or (q_src, k_src) by pointer; values are the edit's own either way (FateZero eq. 7, 8). Keys of the
+anchor frames are read where they lie, through a table. Forward only; the reference is `reference.py`. Layers that fuse
+nothing take `triton_plain.py` where the GPU and the shapes allow it.
 """
 
 import os
@@ -16,7 +17,7 @@ from fz.kernels import triton_plain
 from fz.kernels.rows import anchors_of, rows_of
 from fz.kernels.triton_tiles import (
     LOG2E,
-    Config,
+    Tiles,
     by_tma,
     capability_of,
     columns,
@@ -25,7 +26,7 @@ from fz.kernels.triton_tiles import (
     with_contiguous_heads,
 )
 
-# triton's interpreter multiplies bfloat16's bit patterns as integers; fp32 products of bf16 values are what a GPU sums, too
+# triton's interpreter multiplies bfloat16's bit patterns as integers; a GPU, too, sums fp32 products of bf16 values
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
@@ -53,15 +54,19 @@ def load_columns(base, o_k, m_k, step, o_d, m_d, EVEN: tl.constexpr, FULL: tl.co
 
 
 @triton.jit
-def attend_tile(q_a, q_b, k, v, anchors, weights, keep, count, seen_frames, tokens, k_frame, k_token, v_frame, v_token, scale,
-                D: tl.constexpr, D_A: tl.constexpr, D_B: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-                EVEN: tl.constexpr, TMA: tl.constexpr, HAS_KEEP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """One softmax of a tile of rows over the keys of its anchors, D in two parts. Returns out_a, out_b, (BLOCK_Q, D_A and D_B), fp32."""
+def attend_tile(q_a, q_b, k, v, anchors, weights, keep, count, seen_frames, tokens, k_frame, k_token, v_frame, v_token,
+                scale, D: tl.constexpr, D_A: tl.constexpr, D_B: tl.constexpr, BLOCK_Q: tl.constexpr,
+                BLOCK_K: tl.constexpr, EVEN: tl.constexpr, TMA: tl.constexpr, HAS_KEEP: tl.constexpr,
+                PRECISION: tl.constexpr):  # fmt: skip
+    """One softmax of a tile of rows over the keys of its anchors, D in two parts.
+
+    Returns out_a (BLOCK_Q, D_A), out_b (BLOCK_Q, D_B), fp32.
+    """
     SPLIT: tl.constexpr = D > D_A
     o_a, o_b = tl.arange(0, D_A), D_A + tl.arange(0, D_B)
     m_a, m_b = o_a < D, o_b < D
-    top = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_Q], tl.float32)
+    m_i = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    l_i = tl.zeros([BLOCK_Q], tl.float32)
     out_a, out_b = tl.zeros([BLOCK_Q, D_A], tl.float32), tl.zeros([BLOCK_Q, D_B], tl.float32)
     if TMA:
         # columns from D on and tokens past a frame's end come as zeros
@@ -95,33 +100,33 @@ def attend_tile(q_a, q_b, k, v, anchors, weights, keep, count, seen_frames, toke
             elif not EVEN:
                 logits = tl.where(m_k[None, :], logits, float("-inf"))
             # an anchor that counts n times adds log2 n: nothing is read twice
-            above = tl.maximum(top, tl.max(logits, 1) * scale + weight)
+            above = tl.maximum(m_i, tl.max(logits, 1) * scale + weight)
             shift = above
             if HAS_KEEP:
                 # rows without a key so far stay -inf: subtract 0, not -inf
                 shift = tl.where(above == float("-inf"), 0.0, above)
             # the scale is one multiply-add with the subtraction
             p = tl.exp2(logits * scale - (shift - weight)[:, None])
-            fade = tl.exp2(top - shift)
-            total = total * fade + tl.sum(p, 1)
+            alpha = tl.exp2(m_i - shift)
+            l_i = l_i * alpha + tl.sum(p, 1)
             if TMA:
                 v_a = d_v.load([anchor, start, 0]).reshape(BLOCK_K, D_A)
             else:
                 v_a = load_columns(v + frame * v_frame, o_k, m_k, v_token, o_a, m_a, EVEN, D >= D_A)
             p = p.to(v_a.dtype)
-            out_a = dot(p, v_a, out_a * fade[:, None], PRECISION)
+            out_a = dot(p, v_a, out_a * alpha[:, None], PRECISION)
             if SPLIT:
                 if TMA:
                     v_b = d_v_b.load([anchor, start, D_A]).reshape(BLOCK_K, D_B)
                 else:
                     v_b = load_columns(v + frame * v_frame, o_k, m_k, v_token, o_b, m_b, EVEN, D == D_A + D_B)
-                out_b = dot(p, v_b, out_b * fade[:, None], PRECISION)
-            top = above
-    share = 1.0 / tl.where(total == 0.0, 1.0, total)
+                out_b = dot(p, v_b, out_b * alpha[:, None], PRECISION)
+            m_i = above
+    share = 1.0 / tl.where(l_i == 0.0, 1.0, l_i)
     return out_a * share[:, None], out_b * share[:, None]
 
 
-# integers that change from layer to layer: the kernel would be compiled again for each kind of them (1, multiple of 16, other)
+# integers that change from layer to layer: the kernel would be compiled again for each kind of them (1, 16 n, other)
 UNSPECIALIZED = ["frames", "seen_frames", "slots", "heads", "plain_tiles", "tiles", "fused_tiles"]
 
 
@@ -137,8 +142,9 @@ def self_attention_kernel(
     """Program tile · heads + head: the heads of a frame run together, so that its tokens come from memory once.
 
     Tiles: first those of the plain branches, `tiles` a frame, then the fused branch's, `fused_tiles` a frame.
-    order: (F, N) rows of the fused branch, edited ones first; edited: (F,) how many. anchors, weights: (F, slots), the first counts[i]
-    of a row are used. keep: (B, seen frames, N) uint8. Heads are D apart and D is contiguous in every operand. EVEN: BLOCK_K divides N.
+    order: (F, N) rows of the fused branch, edited ones first; edited: (F,) how many. anchors, weights: (F, slots), the
+    first counts[i] of a row are used. keep: (B, seen frames, N) uint8. Heads are D apart and D is contiguous in every
+    operand. EVEN: BLOCK_K divides N.
     """
     SPLIT: tl.constexpr = D > D_A
     i_head, i_tile = tl.program_id(0) % heads, tl.program_id(0) // heads
@@ -184,8 +190,8 @@ def self_attention_kernel(
         q_b = tl.load(p_q + o_b[None, :], mask=m_q[:, None] & m_b[None, :], other=0.0)
         out_a, out_b = attend_tile(
             q_a, q_b, k_base + head, v + i_b * v_branch + head, anchors + i_frame * slots, weights + i_frame * slots,
-            keep + i_b * seen_frames * tokens, tl.load(counts + i_frame), seen_frames, tokens, k_hop, k_step, v_frame, v_token, scale,
-            D, D_A, D_B, BLOCK_Q, BLOCK_K, EVEN, TMA, HAS_KEEP, PRECISION,
+            keep + i_b * seen_frames * tokens, tl.load(counts + i_frame), seen_frames, tokens,
+            k_hop, k_step, v_frame, v_token, scale, D, D_A, D_B, BLOCK_Q, BLOCK_K, EVEN, TMA, HAS_KEEP, PRECISION,
         )  # fmt: skip
         p_out = out + i_b * out_branch + i_f * out_frame + head + row[:, None] * out_token
         tl.store(p_out + o_a[None, :], out_a.to(out.dtype.element_ty), mask=m_q[:, None] & m_a[None, :])
@@ -194,13 +200,13 @@ def self_attention_kernel(
 
 
 def grid_of(branches: int, frames: int, tokens: int, block_q: int, fused: bool, mixed: bool) -> tuple[int, int, int]:
-    """Tiles of the plain branches, tiles a frame of theirs, tiles a frame of the fused branch: one more where its mask is mixed."""
+    """Tiles of the plain branches, of a frame of theirs, of a frame of the fused branch (a mixed mask: one more)."""
     tiles = triton.cdiv(tokens, block_q)
     return (branches - fused) * frames * tiles, tiles, (tiles + mixed) if fused else 0
 
 
 def self_attention(
-    q, k, v, frames, *, q_src=None, k_src=None, mask=None, key_mask=None, tiles: Config | None = None
+    q, k, v, frames, *, q_src=None, k_src=None, mask=None, key_mask=None, tiles: Tiles | None = None
 ) -> Tensor:
     """See `fz.kernels.self_attention`. tiles: others than the table's."""
     fused = q_src is not None
@@ -225,10 +231,12 @@ def self_attention(
     d_a, d_b = columns(d, whole=tma and d <= 64)
     self_attention_kernel[((plain_tiles + f * fused_tiles) * heads,)](
         q, k, v, out, q_src, k_src, order, edited, *tables, keep,
-        f, seen_frames, tokens, tables[0].shape[1], heads, plain_tiles, frame_tiles, max(fused_tiles, 1), LOG2E * d**-0.5,
+        f, seen_frames, tokens, tables[0].shape[1], heads, plain_tiles, frame_tiles, max(fused_tiles, 1),
+        LOG2E * d**-0.5,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *q_src.stride()[:2], *k_src.stride()[:2], *out.stride()[:3],
-        D=d, D_A=d_a, D_B=d_b, BLOCK_Q=tiles.block_q, BLOCK_K=tiles.block_k, FUSED=fused, EVEN=tokens % tiles.block_k == 0, TMA=tma,
-        HAS_KEEP=key_mask is not None, PRECISION="ieee" if v.dtype == torch.float32 else "tf32",
+        D=d, D_A=d_a, D_B=d_b, BLOCK_Q=tiles.block_q, BLOCK_K=tiles.block_k, FUSED=fused,
+        EVEN=tokens % tiles.block_k == 0, TMA=tma, HAS_KEEP=key_mask is not None,
+        PRECISION="ieee" if v.dtype == torch.float32 else "tf32",
         num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=True,
     )  # fmt: skip
     return out

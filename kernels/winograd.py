@@ -1,8 +1,8 @@
-"""3x3 convolutions as Winograd's F(m x m, 3 x 3): tiles unfolded, one batched GEMM, tiles folded back (Lavin and Gray 2015).
+"""3x3 convolutions as Winograd's F(m x m, 3 x 3): tiles unfolded, one batched GEMM, tiles folded back.
 
-2.25 (m = 2) to 4 (m = 4) times fewer multiplications than the direct way, and all of them in products that a CPU does near its peak.
-The price is memory for the transformed weights, 16/9 (m = 2) or 4 (m = 4) times the weight's own; `fz.model.fast_cpu` decides where that pays.
-Inference in float32 only.
+Lavin and Gray, 2015. 2.25 (m = 2) to 4 (m = 4) times fewer multiplications than the direct way, and all of them in
+products that a CPU does near its peak. The price is memory for the transformed weights, 16/9 (m = 2) or 4 (m = 4) times
+the weight's own; `fz.model.fast_cpu` decides where that pays. Inference in float32 only.
 """
 
 import torch
@@ -96,8 +96,8 @@ def weight_bytes(c_out: int, c_in: int, m: int) -> int:
 def seconds_of(c_out: int, c_in: int, h: int, w: int, frames: int, m: int) -> float:
     """A model of the time one convolution takes: multiplications at 300 GFLOP/s, and its weight read once at 20 GB/s.
 
-    Only the order of m = 2 and m = 4 and the gain over the direct way (m = 0, at 100 GFLOP/s) matter; both machines it was held
-    against (one Intel, one AMD, two cores) agree with it there.
+    Only the order of m = 2 and m = 4 and the gain over the direct way (m = 0, at 100 GFLOP/s) matter; both machines it
+    was held against (one Intel, one AMD, two cores) agree with it there.
     """
     if m == 0:
         return 2 * 9 * frames * h * w * c_out * c_in / 100e9

@@ -1,4 +1,4 @@
-"""Operands of attention in every shape, and the comparison with float64: no error exceeds twice that of maps in the operands' dtype."""
+"""Operands of attention in every shape; the comparison with float64: at most twice the error of maps in their dtype."""
 
 import torch
 
@@ -10,8 +10,12 @@ WORDS = 77
 SITES = [(64, 40), (50, 40), (33, 80), (40, 160), (3, 160), (17, 8), (20, 64)]
 SITE_IDS = [f"N{n}-D{d}" for n, d in SITES]
 MASKS = ("no mask", "none", "all", "random", "one row", "blocks")
-INDICES = {"mid": [[1], [1], [1]], "own and mid": [[0, 1], [1, 1], [2, 1]], "former and first": [[0, 0], [0, 0], [1, 0]],
-           "three": [[0, 1, 0], [0, 1, 2], [2, 2, 2]]}  # fmt: skip
+INDICES = {
+    "mid": [[1], [1], [1]],
+    "own and mid": [[0, 1], [1, 1], [2, 1]],
+    "former and first": [[0, 0], [0, 0], [1, 0]],
+    "three": [[0, 1, 0], [0, 1, 2], [2, 2, 2]],
+}
 
 
 def masks(pattern, frames, tokens):
@@ -30,7 +34,7 @@ def masks(pattern, frames, tokens):
 
 
 def operands(*shape, count, dtype, seed=0):
-    """Slices of one projection, as a fused linear layer would give them: tokens are further apart than heads are wide."""
+    """Slices of one projection, as a fused linear layer would give them: tokens further apart than heads are wide."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(*shape[:-2], count, *shape[-2:], generator=generator, dtype=torch.float64).to(dtype)
     return x.unbind(-3)
@@ -46,7 +50,7 @@ def error(x, exact):
 
 
 def check(name, function, args, options, **launch):
-    """Error of a version, at most twice that of the maps version in the same dtype, both against float64. launch: of its launcher."""
+    """A version has at most twice the error of maps in its dtype, against float64. launch: of its launcher."""
     exact, exact_map = getattr(reference, function)(*map(up, args), **{k: up(v) for k, v in options.items()}), None
     maps = getattr(reference, function)(*args, **options)
     got = getattr(VERSIONS[name], function)(*args, **options, **launch)

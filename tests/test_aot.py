@@ -1,6 +1,7 @@
 """The Triton kernels compiled ahead of time for GPUs that are not here, as their launchers have them compiled there.
 
-No spill, shared memory that the chip has, few matrix instructions, few issue cycles; read from machine code (`bench.aot`).
+No spill, shared memory that the chip has, few matrix instructions, few issue cycles; read from machine code
+(`bench.aot`).
 """
 
 import functools
@@ -144,8 +145,8 @@ def test_amd(d):
 
 def test_loops_are_read():
     """A wait that branches back across the loop, from behind it, is no loop of its own."""
-    lines = (".L_x_1:", "MUFU.EX2 R1, R2", "HGMMA.64x64x16.F32 R24", ".L_x_2:", "WARPGROUP.ARRIVE", "BAR.SYNC.DEFER 0x0",
-             "@P0 BRA `(.L_x_1)", "FADD R1", "@!P1 BRA `(.L_x_2)")  # fmt: skip
+    lines = (".L_x_1:", "MUFU.EX2 R1, R2", "HGMMA.64x64x16.F32 R24", ".L_x_2:", "WARPGROUP.ARRIVE",
+             "BAR.SYNC.DEFER 0x0", "@P0 BRA `(.L_x_1)", "FADD R1", "@!P1 BRA `(.L_x_2)")  # fmt: skip
     text = "\n".join(x if x.startswith(".L") else f"/*{16 * i:04x}*/ {x}" for i, x in enumerate(lines))
     assert aot.loops_of(text) == (aot.Loop(5, 1, 1, 1),)
 

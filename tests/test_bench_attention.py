@@ -46,8 +46,9 @@ HAND = BenchSite("self", 2, 2, 2, 8, 2, 2, 1)
 def test_costs_by_hand():
     assert (HAND.operand, HAND.map, HAND.operations) == (128, 128, 4096)
     cost = {way: roofline.total(roofline.stages(HAND, way)) for way in roofline.WAYS}
-    # maps: three products of 2048; two maps made, each read and written by a softmax, blended (3), multiplied (1): 10 maps of 256 bytes;
-    # operands: keys, edit's and source's, and values of two anchors read and written (6 · 512), then q + keys twice, values, result
+    # maps: three products of 2048; two maps made, each read and written by a softmax, blended (3), multiplied (1): 10
+    # maps of 256 bytes; operands: keys, edit's and source's, and values of two anchors read and written (6 · 512), then
+    # q + keys twice, values, result
     assert cost["maps"].operations == 3 * 2048
     assert cost["maps"].exponentials == 2 * 128
     assert cost["maps"].bytes == 10 * 256 + 6 * 512 + 2 * (256 + 512) + 512 + 256

@@ -1,4 +1,4 @@
-"""`bench.gpu` without a GPU: every stage in small, so that it does not fail on the day for a reason that is here already."""
+"""`bench.gpu` without a GPU: every stage in small, so that it does not fail on the day for a reason that is here."""
 
 import json
 import subprocess

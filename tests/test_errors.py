@@ -198,7 +198,7 @@ FLAGS = {
     "video glob of nothing": ({"video": "*.png"}, "matches no file"),
     "checkpoint absent": ({"checkpoint": "none"}, "checkpoint: none does not exist"),
     "vae absent": ({"vae": "none"}, "none"),
-    "tokenizer absent": ({"tokenizer": "none"}, "tokenizer: none has no vocab.json"),
+    "tokenizer absent": ({"tokenizer": "none"}, "tokenizer: none does not exist"),
     "model config absent": ({"model-config": "none"}, "none"),
     "out below a file": ({"out": "file/out"}, "cannot be written"),
     "out where nothing can be": ({"out": "/proc/fz"}, "out: /proc/fz cannot be written"),

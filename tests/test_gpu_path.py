@@ -1,4 +1,4 @@
-"""What of the GPU path a CPU can prove: half precision, batches of pictures, offloading, stores read ahead, compiled layers."""
+"""What of the GPU path a CPU can prove: half precision, batches, offloading, stores read ahead, compiled layers."""
 
 import pytest
 import torch
@@ -194,9 +194,10 @@ def test_compiled_layers_give_the_same():
 def test_a_run_with_offload_and_compile_is_the_run(shared, tmp_path, capsys):
     def run(*flags):
         out = tmp_path / "-".join(("out", *flags))
-        arguments = ["--video", str(shared / "data/jeep"), "--checkpoint", str(shared / "golden/tiny_sd"), "--source", "a jeep on a road",
-                     "--target", "a red jeep on a road", "--size", "64", "--frames", "3", "--steps", "2", "--cache", "none",
-                     "--threads", "1", "--device", "cpu", "--conv", "direct", "--store", "memory", "--save-latents",
+        arguments = ["--video", str(shared / "data/jeep"), "--checkpoint", str(shared / "golden/tiny_sd"),
+                     "--source", "a jeep on a road", "--target", "a red jeep on a road",
+                     "--size", "64", "--frames", "3", "--steps", "2", "--cache", "none", "--threads", "1",
+                     "--device", "cpu", "--conv", "direct", "--store", "memory", "--save-latents",
                      "--out", str(out)]  # fmt: skip
         assert main([*arguments, *flags]) == 0
         return load_file(out / "latents.safetensors")

@@ -1,6 +1,6 @@
-"""Attention kernels against the float64 reference, which builds the maps: no version's error exceeds twice that of maps in its dtype.
+"""Attention kernels against the float64 reference, which builds the maps: at most twice the error of maps in a dtype.
 
-The Triton kernels run under triton's interpreter, on sites of SD v1.4 with fewer tokens, and with outputs that begin as NaN.
+The Triton kernels run under triton's interpreter, on sites of SD v1.4 with fewer tokens; outputs begin as NaN.
 """
 
 import math
@@ -207,6 +207,14 @@ def test_choice(monkeypatch):
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FzError, match="triton is not installed"):
         kernels.choose(cpu)
+
+
+@pytest.mark.parametrize(("device", "hip", "expected"), [("cuda", None, "triton"), ("cuda", "6.4", "torch"),
+                                                         ("mps", None, "torch"), ("cpu", None, "torch")])  # fmt: skip
+def test_triton_is_taken_on_nvidias_gpus_alone(monkeypatch, device, hip, expected):
+    monkeypatch.delenv("FZ_KERNELS", raising=False)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert kernels.choose(torch.device(device)) == expected
 
 
 def test_triton_that_is_too_old_is_not_taken(monkeypatch):

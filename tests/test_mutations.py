@@ -1,6 +1,6 @@
 """Breaks the code on purpose, one line at a time, in a copy without reference data: the default tests must notice.
 
-The mutations are `tests/mutations/table.py`. One by hand: `python -m pytest -q -m slow tests/test_mutations.py -k name`.
+The mutations are `tests/mutations/table.py`. One: `python -m pytest -q -m slow tests/test_mutations.py -k NAME`.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Fused attention on a CPU makes no tensor larger than its operands, whichever the index of frames and the mask: counted, by operator."""
+"""Fused attention on a CPU makes no tensor larger than its operands, for any frame index and mask: by operator."""
 
 import pytest
 import torch

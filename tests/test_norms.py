@@ -1,4 +1,4 @@
-"""GroupNorm of clips and frames, with time embedding and SiLU: every version against float64, and the bits of the CPU."""
+"""GroupNorm of clips and frames, with time embedding and SiLU: every version against float64, the bits of the CPU."""
 
 import pytest
 import torch

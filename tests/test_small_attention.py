@@ -1,4 +1,4 @@
-"""Self-attention of small maps in one call: against the reference that builds maps, in float64, and which operands it takes."""
+"""Self-attention of small maps in one call: against the reference that builds maps, in float64; what it takes."""
 
 import pytest
 import torch

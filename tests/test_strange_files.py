@@ -1,4 +1,4 @@
-"""Files of fz's own that are no files any more, text that is none, and arrays that numpy cannot read: one line, no waiting."""
+"""Files of fz's own that are no files any more, text that is none, arrays that numpy cannot read: one line, at once."""
 
 import os
 

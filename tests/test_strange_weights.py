@@ -12,7 +12,7 @@ from checkpoints import UNET_FILE, edit_json
 from safetensors.torch import load_file, save_file
 
 from fz.errors import FzError
-from fz.model.finite import NotFinite, check_finite
+from fz.model.finite import NotFinite, Watch
 from fz.settings.place import expanded
 from fz.weights import architecture as arch
 from fz.weights import layouts
@@ -99,12 +99,11 @@ def test_a_clip_skipped_text_encoder(copied):
 # ---- what is said better ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("root", ["models--x--sd", ""])
-def test_a_folder_of_the_hubs_cache_points_to_its_snapshot(root, tmp_path):
+def test_the_hubs_cache_itself_is_no_checkpoint(tmp_path):
     snapshot = tmp_path / "models--x--sd/snapshots/abc"
     (snapshot / "unet").mkdir(parents=True)
     with pytest.raises(FzError, match=r"Hub's cache. Pass the snapshot in it, .*snapshots/abc"):
-        load_checkpoint(tmp_path / root)
+        load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
@@ -123,7 +122,7 @@ def test_lfs_pointers_of_a_tokenizer(name, golden, tmp_path):
 def test_what_to_do_about_an_overflow_goes_by_the_models_dtype(dtype, hint):
     unet = torch.nn.Linear(1, 1).to(dtype)
     with pytest.raises(NotFinite, match=hint):
-        check_finite(torch.tensor([float("inf")]), unet, 1, lambda: torch.zeros(1))
+        Watch().look(torch.tensor([float("inf")]), unet, 1, lambda: torch.zeros(1))
 
 
 def test_a_user_that_there_is_not():

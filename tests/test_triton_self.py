@@ -1,4 +1,4 @@
-"""The self-attention kernels in the forms that GPUs take, interpreted: by TMA, warp-specialised; and what they are launched with."""
+"""The self-attention kernels in the forms that GPUs take, interpreted: TMA, warp-specialised; how they are launched."""
 
 from dataclasses import replace
 
@@ -10,11 +10,11 @@ pytest.importorskip("triton")
 from attention_cases import INDICES, check, error, self_case, up  # noqa: E402
 
 from fz.kernels import reference, rows, torch_ops, triton_ops, triton_plain, triton_self  # noqa: E402
-from fz.kernels.triton_tiles import FAMILIES, FUSED, PLAIN, Config, self_tiles  # noqa: E402
+from fz.kernels.triton_tiles import FAMILIES, FUSED, PLAIN, Tiles, self_tiles  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
-SMALL = Config(32, 32, 4, 2, tma=True)
+SMALL = Tiles(32, 32, 4, 2, tma=True)
 SPECIAL = replace(SMALL, special=True)
 
 
@@ -33,7 +33,7 @@ def test_by_tma_with_a_key_mask(index):
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("index", INDICES)
 def test_a_warp_group_that_loads(monkeypatch, index, dtype):
-    """Taken by whole tiles, on slices of one projection; what it is not made for goes the other way, to the same result."""
+    """Taken by whole tiles, on slices of one projection; what it is not made for goes the other way, to one result."""
     taken = []
     attend = triton_plain.attend
     monkeypatch.setattr(triton_plain, "attend", lambda *args: taken.append(1) or attend(*args))
@@ -68,7 +68,7 @@ def test_operands_that_tma_cannot_read_come_by_pointers():
 
 @pytest.mark.parametrize("version", (torch_ops, triton_ops), ids=("torch", "triton"))
 def test_key_mask_with_fewer_query_frames(version):
-    """Queries of one chunk's frames, keys of all: branch 1 of the kernel read the mask of other frames (an error of 0.88)."""
+    """Queries of a chunk's frames, keys of all: branch 1 read the mask of other frames (an error of 0.88)."""
     (q, k, v, frames), options = self_case(18, 40, pattern="plain", keep=True)
     exact = reference.self_attention(*map(up, (q, k, v)), frames, **options)
     q, frames = q[:, 1:], frames[1:]

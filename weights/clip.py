@@ -1,8 +1,8 @@
-"""CLIP checkpoints to `fz.model.clip_vision.Clip`: transformers' layout (a folder) and the original state dict (a file
-with `visual.*` names).
+"""CLIP checkpoints to `fz.model.clip_vision.ClipModel`: transformers' layout (a folder) and the original state
+dict (a file with `visual.*` names).
 
-Names of both are translated to transformers' by one table. Nothing is downloaded and no code of a file is run, so
-OpenAI's own .pt files, which are programs, are refused with the way to convert them.
+Names of both are translated to transformers' by one table. A Hub name is found or fetched by `hub.py`. No code of a
+file is run, so OpenAI's own .pt files, which are programs, are refused with the way to convert them.
 """
 
 import re
@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from fz.errors import FzError, suggest
-from fz.model.clip_vision import Clip, ImageTower, Preprocess, ViTConfig
-from fz.settings.place import expanded
+from fz.model.clip_vision import ClipModel, ImageTower, Preprocess, ViTConfig
 from fz.weights.architecture import numbers, short, whole_numbers
+from fz.weights.hub import OF_CLIP, OF_TOKENIZER, located, parsed
 from fz.weights.layouts import some
 from fz.weights.load import TEXT_FIELDS, fill, load_tokenizer
 from fz.weights.read import read_json, read_weights
@@ -50,19 +50,14 @@ LAYER = {
 IGNORED = ("logit_scale", "input_resolution", "context_length", "vocab_size")
 
 
-def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> Clip:
-    """Load CLIP from a transformers folder (config.json, weights, tokenizer) or a file that holds the original state
-    dict.
+def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> ClipModel:
+    """Load CLIP from a transformers folder (config.json, weights, tokenizer), a file that holds the original state
+    dict, or a Hub name.
 
-    tokenizer: folder of CLIP's vocabulary, for a checkpoint that has none. Raises FzError, in one line, for anything
-    else.
+    tokenizer: folder or Hub name of CLIP's vocabulary, for a checkpoint that has none. Raises FzError, in one line, for
+    anything else.
     """
-    path = expanded(path, "clip")
-    if not path.exists():
-        raise FzError(
-            f"clip: {path} does not exist. Expected a folder with config.json and weights, or a file; none is "
-            "downloaded."
-        )
+    name, path = parsed(str(path)), located(path, "clip", OF_CLIP)
     file = weight_file(path) if path.is_dir() else path
     try:
         state = read_weights(file).tensors
@@ -87,10 +82,10 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> Clip:
     fill(text_model, {k: t for k, t in state.items() if k.startswith("text")}, f"clip: {path}", names)
     own = path if path.is_dir() and has_vocabulary(path) else None
     vocabulary = find_tokenizer(
-        expanded(tokenizer, "tokenizer") if tokenizer else own, path if path.is_dir() else path.parent
+        located(tokenizer, "tokenizer", OF_TOKENIZER) if tokenizer else own, path if path.is_dir() else path.parent
     )
     words = load_tokenizer(vocabulary, text_model.config.vocab_size)
-    return Clip(tower, text_model, words, preprocessing(path, tower.config), path.resolve().name)
+    return ClipModel(tower, text_model, words, preprocessing(path, tower.config), str(name or path.resolve().name))
 
 
 def weight_file(folder: Path) -> Path:

@@ -20,6 +20,7 @@ from fz.model.vae import VAE, VAEConfig
 from fz.prompts.text import TextEncoder
 from fz.settings.place import expanded
 from fz.weights.architecture import check_unet
+from fz.weights.hub import OF_TOKENIZER, OF_VAE, located, of_checkpoint, parsed
 from fz.weights.layouts import TEMPORAL_ATTENTION, TEMPORAL_CONV, some
 from fz.weights.read import LFS, Weights, read_json, text_of
 from fz.weights.source import Part, check_model_config, find_tokenizer, from_folder, from_single_file
@@ -68,21 +69,21 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load a diffusers folder or a CompVis single file (.ckpt, .safetensors), tuned (FateZero, Tune-A-Video) or not.
 
-    vae: folder or file of a VAE to use instead. tokenizer: folder of CLIP's vocabulary, for a checkpoint that has none.
+    path may be a Hub name, owner/name[@revision], and so may vae, a folder or file of a VAE to use instead, and
+    tokenizer, a folder of CLIP's vocabulary for a checkpoint that has none: `hub.py` finds or fetches them.
     model_config: folder whose unet/, vae/, text_encoder/config.json and scheduler/ say the architecture, for a single
     file that is not quite Stable Diffusion v1's. ema: which set of a single file that has two: 'ema', 'plain' or 'auto'
     (EMA where it is there). Raises FzError, in one line, for anything that is not a whole and sound Stable Diffusion v1
-    checkpoint. Downloads nothing.
+    checkpoint.
     """
-    given = {"checkpoint": path, "vae": vae, "tokenizer": tokenizer, "model_config": model_config}
-    path, vae, tokenizer, model_config = (expanded(p, name) if p is not None else None for name, p in given.items())
     if ema not in EMA:
         raise FzError(f"ema: got {ema!r}, expected one of {', '.join(EMA)}.")
-    if not path.exists():
-        raise FzError(
-            f"checkpoint: {path} does not exist. Expected a diffusers folder or a single file; none is downloaded."
-        )
+    names = [shown(path), shown(vae) if vae else ""]
+    model_config = expanded(model_config, "model_config") if model_config is not None else None
     check_model_config(model_config)
+    path = located(path, "checkpoint", of_checkpoint(ema, vae is None, tokenizer is None))
+    vae = located(vae, "vae", OF_VAE) if vae is not None else None
+    tokenizer = located(tokenizer, "tokenizer", OF_TOKENIZER) if tokenizer is not None else None
     # the parts first: a wrong checkpoint is the better message than a missing tokenizer
     source = (from_folder if path.is_dir() else from_single_file)(path, vae, model_config, ema)
     vocabulary = find_tokenizer(tokenizer, path if path.is_dir() else None, model_config)
@@ -100,12 +101,17 @@ def load_checkpoint(
         f"{part.weights.form})"
         for name, model, part in (
             ("UNet", unet, source.unet),
-            (f"VAE{f' of {vae.name}' if vae else ''}", autoencoder, source.vae),
+            (f"VAE{f' of {names[1]}' if vae else ''}", autoencoder, source.vae),
             ("text encoder", text_model, source.text),
         )
     )
-    report = f"{path.resolve().name}: {source.kind}, {parts}, {tuning(unet.config.temporal)}"
+    report = f"{names[0]}: {source.kind}, {parts}, {tuning(unet.config.temporal)}"
     return Checkpoint(unet, autoencoder, text, source.scheduler, unet.config.temporal is not None, report)
+
+
+def shown(given: str | Path) -> str:
+    """A model's name for people: a Hub name as it is, a path's last part."""
+    return str(parsed(str(given)) or expanded(given, "checkpoint").resolve().name)
 
 
 def tuning(temporal: Temporal | None) -> str:

@@ -1,11 +1,9 @@
 """Where a checkpoint's parts are: a diffusers folder or a CompVis single file to (config, weights in our names) of each
 part.
 
-A VAE may come from elsewhere, a tokenizer from a folder or the Hub's cache; nothing is downloaded. Building models is
-`load.py`'s.
+A VAE may come from elsewhere, a tokenizer from a folder or the Hub (`hub.py`). Building models is `load.py`'s.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from fz.errors import FzError
 from fz.weights import architecture as arch
 from fz.weights import layouts
 from fz.weights.architecture import MODEL_CONFIG, SD1
+from fz.weights.hub import OF_TOKENIZER, Name, hub_cache, offline, snapshot
 from fz.weights.layouts import some, under
 from fz.weights.read import Weights, read_json, read_weights
 
@@ -35,7 +34,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Source:
+class RawCheckpoint:
     """A checkpoint before its models are built. kind: 'diffusers folder' and the like, for the report."""
 
     kind: str
@@ -48,7 +47,7 @@ class Source:
 # ---- diffusers folders -------------------------------------------------------------------------------------
 
 
-def from_folder(path: Path, vae: Path | None, model_config: Path | None, ema: str) -> Source:
+def from_folder(path: Path, vae: Path | None, model_config: Path | None, ema: str) -> RawCheckpoint:
     """Read a diffusers folder: unet/, vae/ (unless vae is given), text_encoder/, scheduler/. model_config: whose
     configs to use instead.
     """
@@ -73,7 +72,7 @@ def from_folder(path: Path, vae: Path | None, model_config: Path | None, ema: st
         autoencoder = separate_vae(vae, known if known.exists() else None, ema)
     else:
         autoencoder = vae_part(parts["vae"])
-    return Source("diffusers folder", unet, autoencoder, text, schedule_of(configs))
+    return RawCheckpoint("diffusers folder", unet, autoencoder, text, schedule_of(configs))
 
 
 def whose_folder(path: Path) -> str:
@@ -124,7 +123,7 @@ def schedule_of(folder: Path) -> dict:
 # ---- CompVis single files ----------------------------------------------------------------------------------
 
 
-def from_single_file(path: Path, vae: Path | None, model_config: Path | None, ema: str) -> Source:
+def from_single_file(path: Path, vae: Path | None, model_config: Path | None, ema: str) -> RawCheckpoint:
     """Read a .ckpt or .safetensors of the original layout. Configs are model_config's where it has them, else inferred
     from the weights.
     """
@@ -172,7 +171,9 @@ def from_single_file(path: Path, vae: Path | None, model_config: Path | None, em
 
     scheduler = schedule_of(model_config) if model_config else dict(arch.SCHEDULE)
     check_betas(state, scheduler, path)
-    return Source(f"CompVis single file{f', {used} weights' if used else ''}", unet, autoencoder, text, scheduler)
+    return RawCheckpoint(
+        f"CompVis single file{f', {used} weights' if used else ''}", unet, autoencoder, text, scheduler
+    )
 
 
 def what_part(state: Mapping[str, Tensor]) -> str:
@@ -299,8 +300,8 @@ def text_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def find_tokenizer(tokenizer: Path | None, *folders: Path | None) -> Path:
-    """The folder of CLIP's vocabulary: the one that was named, else tokenizer/ of one of the folders, else the Hub's
-    cache.
+    """The folder of CLIP's vocabulary: the one that was named, else tokenizer/ of one of the folders, else
+    HUB_TOKENIZER's, in the Hub's cache or fetched.
     """
     if tokenizer:
         for folder in (tokenizer, tokenizer / "tokenizer"):
@@ -314,11 +315,15 @@ def find_tokenizer(tokenizer: Path | None, *folders: Path | None) -> Path:
             return folder / "tokenizer"
     if cached := hub_tokenizer():
         return cached
-    got = f"tokenizer: the checkpoint has none, and {HUB_TOKENIZER} is not in the Hub cache {hub_cache()}"
-    raise FzError(
-        f"{got}. Pass --tokenizer DIR with CLIP's vocab.json and merges.txt, such as the tokenizer/ of a "
-        "diffusers folder."
-    )
+    try:
+        return snapshot(Name(HUB_TOKENIZER), "tokenizer", OF_TOKENIZER)
+    except FzError:
+        why = f"{variable} is set" if (variable := offline()) else "the Hub did not give it"
+        got = f"tokenizer: the checkpoint has none, and {HUB_TOKENIZER} is not in the Hub cache {hub_cache()} ({why})"
+        raise FzError(
+            f"{got}. Pass --tokenizer DIR with CLIP's vocab.json and merges.txt, such as the tokenizer/ of a "
+            "diffusers folder."
+        ) from None
 
 
 def has_vocabulary(folder: Path) -> bool:
@@ -327,16 +332,9 @@ def has_vocabulary(folder: Path) -> bool:
     )
 
 
-def hub_cache() -> Path:
-    """Where the Hub client keeps files, read now rather than when it was imported."""
-    env = os.environ
-    home = Path(env.get("HF_HOME") or Path(env.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    return Path(env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE") or home / "hub").expanduser()
-
-
 def hub_tokenizer() -> Path | None:
     """The newest complete tokenizer of HUB_TOKENIZER in the Hub's cache."""
-    snapshots = (hub_cache() / f"models--{HUB_TOKENIZER.replace('/', '--')}" / "snapshots").glob("*")
+    snapshots = (Name(HUB_TOKENIZER).folder / "snapshots").glob("*")
     return max((s for s in snapshots if has_vocabulary(s)), key=lambda s: s.stat().st_mtime, default=None)
 
 

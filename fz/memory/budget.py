@@ -143,7 +143,7 @@ def choose_store(
                 "recompute."
             )
     on_disk = f" and {gb(sum(per_step))} of disk" if mode == "disk" else ""
-    say(f"this edit needs about {gb(need[mode])} of {gb(free)} of memory{on_disk}; {mode}")
+    say(f"this edit needs about {gb(need[mode])} of {gb(free)} of memory{on_disk}; store: {mode}")
     return mode
 
 

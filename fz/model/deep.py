@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+# a shallow step's time, of a full one's, at 256² and 512² (bench/LOG.md): the full-size level, its last layer
+SHALLOW = {False: 0.4, True: 0.1}
+
 
 @dataclass(frozen=True)
 class Reuse:
@@ -37,6 +40,11 @@ class Reuse:
     def after(self, k: int, steps: int) -> int:
         """The same of inversion, which comes from the last edit step."""
         return k if self.is_full(k, steps) else min(k - k % self.every + self.every, steps - 1)
+
+    def work(self, steps: int) -> float:
+        """What a step takes on average, of a full one."""
+        full = sum(self.is_full(k, steps) for k in range(steps)) / steps
+        return full + (1 - full) * SHALLOW[self.outer]
 
     def served_by(self, k: int, steps: int) -> range:
         """The edit steps that take their deep features from full step k, itself included."""

@@ -19,6 +19,7 @@ from fz.results import own
 from fz.results.lock import NAME as LOCK
 from fz.results.lock import Busy, Lock
 from fz.settings.place import default_path, expanded, slug
+from fz.weights.hub import commit_of
 
 RUN = "run.json"
 # where a run writes that replaces another
@@ -274,11 +275,16 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def stamp_of(settings: Any) -> str:
-    """A hash over names, sizes and times of the files that a run reads: the same as long as nobody changed them."""
+    """A hash over names, sizes and times of the files that a run reads, of Hub names over their cached commit: the same
+    as long as nobody changed them.
+    """
     given = [settings.clip.path, *(edit.mask for edit in settings.edits)]
     given += [settings.checkpoint, settings.vae, settings.tokenizer, settings.model_config]
     sha = hashlib.sha256()
     for path in filter(None, given):
+        if commit := commit_of(path):
+            sha.update(f"{path} {commit}\n".encode("utf-8", "surrogateescape"))
+            continue
         for file in files_of(path):
             try:
                 stat = file.stat()

@@ -1,0 +1,357 @@
+"""Hub names: which texts are one, what is fetched of a model, and what is said when that fails. The Hub is a server on
+the loopback interface that counts its requests (hub_server.py); runs are processes of their own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub_server import COMMIT, Hub
+
+from fz.errors import FzError
+from fz.weights import hub
+from fz.weights.hub import followed, of_checkpoint, parsed
+
+MINI = Path(__file__).resolve().parent.parent / "weights/mini"
+# of a model on the Hub, beside what fz needs
+CLUTTER = ("README.md", "model_index.json", "v1-4.ckpt", "safety_checker/model.safetensors", "unet/model.onnx",
+           "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors",
+           "vae/diffusion_pytorch_model.fp16.safetensors", "text_encoder/pytorch_model.bin",
+           "text_encoder/flax_model.msgpack")  # fmt: skip
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+def of_mini(*parts):
+    """Files of the miniature as the Hub would have them."""
+    found = {}
+    for part in parts:
+        for file in sorted((MINI / part).rglob("*")):
+            if file.is_file():
+                found[file.relative_to(MINI).as_posix()] = file.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def model():
+    return of_mini("unet", "vae", "text_encoder", "scheduler", "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def whole(model):
+    return {"owner/sd": {**{name: name.encode() * 900 for name in CLUTTER}, **model}}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty cache, and a folder to run in."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def fz(*argv, server=None, **env):
+    return process("-m", "fz", *argv, server=server, **env)
+
+
+def process(*argv, server=None, **env):
+    """(exit code, standard output, standard error). Without a server nobody listens."""
+    where = {"HF_ENDPOINT": server.url if server else "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *argv], capture_output=True, text=True, timeout=240, env=os.environ | where | env
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def dry_run(*flags, checkpoint="owner/sd", server=None, **env):
+    """A whole command: the models are loaded, too."""
+    what = ("--source", "a red car", "--target", "a blue car", "--video", str(MINI / "example"), "--size", "64")
+    return fz("run", "--checkpoint", checkpoint, *what, "--cache", "none", "--dry-run", *flags, server=server, **env)
+
+
+FIND = "import json, sys; from fz.shell import answered; from fz.weights.hub import models_of as m\n"
+FIND += "sys.exit(answered(lambda: m(json.loads(sys.argv[1]))))"
+
+
+def find(checkpoint="owner/sd", server=None, settings=None, **env):
+    """What every command does before torch is imported, in a process of its own."""
+    named = json.dumps({"checkpoint": checkpoint, **(settings or {})})
+    return process("-c", FIND, named, server=server, **env)
+
+
+def words(checkpoint="owner/sd", server=None, **env):
+    """Asks for no more than the tokenizer."""
+    return fz(
+        "prompt", "--checkpoint", checkpoint, "--source", "a red car", "--target", "a blue car", server=server, **env
+    )
+
+
+def refused(done):
+    """The one line."""
+    code, _, said = done
+    lines = said.strip().splitlines()
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("fz: "), said
+    return lines[0]
+
+
+def in_cache(home):
+    """Whole files of the snapshot, by their names."""
+    folder = home / "home/hub/models--owner--sd/snapshots" / COMMIT
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+# ---- which texts are names ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("CompVis/stable-diffusion-v1-4", ("CompVis/stable-diffusion-v1-4", "main")),
+        ("owner/name@fp16", ("owner/name", "fp16")),
+        ("owner/name@refs/pr/3", ("owner/name", "refs/pr/3")),
+        ("a1.b_c/d-e.f", ("a1.b_c/d-e.f", "main")),
+    ],
+)
+def test_names(given, name):
+    assert (parsed(given).repo, parsed(given).revision) == name
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["none", "none/", "/a/b", "./a/b", "../a", "~/a", "a/b/c", "a//b", "a/b.ckpt", "a/b.safetensors", "a/b.PT", "a b/c",
+     "a/b@", "a/b@../c", "a--b/c", "a/..", "C:\\a\\b", "ckpt\\sd", "-a/b", ".a/b", "a/" + 100 * "b", "tests/absent", "",
+     "é/b", "a/b\n"],  # fmt: skip
+)  # fmt: skip
+def test_no_names(given, root, monkeypatch):
+    """The last but three begins with a folder that is there."""
+    monkeypatch.chdir(root)
+    assert parsed(given) is None
+
+
+def test_a_path_that_is_there_is_no_name(home):
+    (home / "owner/sd").mkdir(parents=True)
+    assert parsed("owner/sd") is None
+    assert hub.located("owner/sd", "checkpoint", of_checkpoint()) == Path("owner/sd")
+    with pytest.raises(FzError, match="owner/other does not exist .*since owner is a folder here"):
+        hub.located("owner/other", "checkpoint", of_checkpoint())
+
+
+@pytest.mark.parametrize("flag", ["checkpoint", "vae", "tokenizer", "clip-model"])
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="measures a process by wait4")
+def test_a_mistyped_path_is_answered_soon_without_a_request(flag, home):
+    (home / "models").mkdir()
+    with Hub({}) as server:
+        argv = [
+            "--video",
+            str(MINI / "example"),
+            "--source",
+            "a car",
+            "--target",
+            "a bus",
+            "--report",
+            f"--{flag}",
+            "models/sd",
+        ]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fz.run", *argv],
+            stderr=subprocess.PIPE,
+            env=os.environ | {"HF_ENDPOINT": server.url},
+        )
+        said = process.stderr.read().decode()
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 2 and "models/sd does not exist" in said and len(said.splitlines()) == 1, said
+    assert usage.ru_utime + usage.ru_stime < 1.5 and server.requests == []
+
+
+# ---- the Hub ------------------------------------------------------------------------------------------------
+
+
+def test_fresh_then_cached_then_without_a_network(home, whole, model):
+    with Hub(whole) as server:
+        assert find(server=server)[0] == 0
+        # what is needed and nothing else, each once, weights last
+        assert sorted(server.fetched()) == sorted(model) and in_cache(home) == set(model)
+        assert server.fetched()[-1] == UNET and server.count("GET", "/api/") == 1
+        assert len(server.requests) <= 2 * len(model) + 2
+        server.requests.clear()
+        assert find(server=server)[0] == 0 and server.requests == []
+        assert find(server=server, HF_HUB_OFFLINE="1")[0] == 0 and server.requests == []
+    # the server is gone
+    code, said, error = dry_run()
+    assert code == 0 and "owner/sd: diffusers folder" in said, error
+    folder = home / "home/hub/models--owner--sd"
+    assert followed(folder) == folder / "snapshots" / COMMIT
+    assert (folder / "refs/main").read_text() == COMMIT
+
+
+def test_bin_where_there_are_no_safetensors_and_one_precision(home, model):
+    files = {name: content for name, content in model.items() if not name.endswith(".safetensors")}
+    there = {}
+    for part in ("unet", "vae", "text_encoder"):
+        stem = "pytorch_model" if part == "text_encoder" else "diffusion_pytorch_model"
+        there[f"{part}/{stem}.bin"] = there[f"{part}/{stem}.fp16.bin"] = stem.encode() * 600 + part.encode()
+    with Hub({"owner/sd": files | there}) as server:
+        assert find(server=server)[0] == 0
+        assert sorted(f for f in server.fetched() if f.endswith(".bin")) == sorted(f for f in there if "fp16" not in f)
+
+
+def test_only_what_another_part_does_not_replace(home, whole, model):
+    vae = {name.removeprefix("vae/"): content for name, content in of_mini("vae").items()}
+    clip = {name.removeprefix("tokenizer/"): content for name, content in of_mini("tokenizer").items()}
+    with Hub({**whole, "owner/vae": vae, "owner/words": clip}) as server:
+        assert find(server=server, settings={"vae": "owner/vae", "tokenizer": "owner/words"})[0] == 0
+        assert in_cache(home) == {
+            f for f in model if not f.startswith("tokenizer/") and f != "vae/diffusion_pytorch_model.safetensors"
+        }
+
+
+def test_the_words_of_a_prompt_need_the_tokenizer_alone(home, whole):
+    with Hub(whole) as server:
+        code, said, error = words(server=server)
+        assert code == 0 and "car" in said, error
+        assert all(f.startswith("tokenizer/") for f in server.fetched()) and server.fetched()
+        # a snapshot of the tokenizer alone is no checkpoint
+        server.requests.clear()
+        assert "has no text_encoder/config.json" in refused(find(server=server, HF_HUB_OFFLINE="1"))
+        assert server.requests == []
+
+
+def test_a_revision(home, whole):
+    with Hub(whole) as server:
+        assert find("owner/sd@fp16", server=server)[0] == 0
+        assert (home / "home/hub/models--owner--sd/refs/fp16").read_text() == COMMIT
+        assert "has no revision 'gone'" in refused(find("owner/sd@gone", server=server))
+        server.requests.clear()
+        assert find(f"owner/sd@{COMMIT}", server=server)[0] == 0 and server.requests == []
+
+
+def test_cut_off_half_way_goes_on_where_it_was(home, whole, model):
+    size = len(model[UNET])
+    with Hub(whole, cut={UNET: 100}) as server:
+        said = refused(find(server=server))
+        assert "stopped in the middle" in said and "goes on where it was" in said
+        left = next((home / "home/hub/models--owner--sd/blobs").glob("*.incomplete")).stat().st_size
+        assert size // 4 < left < size and UNET not in in_cache(home)
+        server.cut.clear()
+        server.requests.clear()
+        assert find(server=server)[0] == 0
+        # the rest of that file, by one request
+        assert server.fetched() == [UNET]
+        assert [asked for m, path, asked in server.requests if m == "GET" and UNET in path] == [f"bytes={left}-"]
+    assert in_cache(home) == set(model) and not list(home.rglob("*.incomplete"))
+
+
+def test_cut_off_once_is_mended_in_the_same_run(home, whole):
+    with Hub(whole, cut={UNET: 1}) as server:
+        assert find(server=server)[0] == 0 and server.fetched().count(UNET) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (401, "no path here, and the Hub shows no model of that name (HTTP 401)"),
+        (403, "accepted its terms"),
+        (503, "HTTP 503"),
+    ],
+)
+def test_refusals(status, expected, home):
+    with Hub({}, status=status) as server:
+        said = refused(find(server=server))
+        assert expected in said and "owner/sd" in said
+        assert 1 <= len(server.requests) <= 8
+
+
+def test_no_such_model(home, whole):
+    with Hub(whole) as server:
+        said = refused(find(checkpoint="owner/sdd", server=server))
+        assert "owner/sdd is no path here" in said and "HTTP 404" in said and len(server.requests) == 1
+    with Hub({"owner/sd": {"README.md": b"nothing"}}) as server:
+        said = refused(find(server=server))
+        assert "owner/sd on the Hub has no text_encoder/config.json" in said and "there: README.md" in said
+
+
+def test_wrong_hash(home, whole, model):
+    with Hub(whole, hashes={UNET: "0" * 64}) as server:
+        said = refused(find(server=server))
+        assert UNET in said and "other bytes than the Hub says" in said and "not kept" in said
+        assert UNET not in in_cache(home) and not list(home.rglob("*.incomplete"))
+        server.hashes.clear()
+        assert find(server=server)[0] == 0 and in_cache(home) == set(model)
+
+
+def test_no_room_is_said_before_anything_is_fetched(home, whole):
+    with Hub(whole, sizes={UNET: 10**16}) as server:
+        said = refused(find(server=server))
+        assert "takes 10000000" in said and "GB free" in said and server.fetched() == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_disk_that_fills_up(home, whole, model):
+    with Hub(whole) as server:
+        blobs = home / "home/hub/models--owner--sd/blobs"
+        blobs.mkdir(parents=True)
+        (blobs / f"{server.hash_of(UNET, model[UNET])}.incomplete").symlink_to("/dev/full")
+        assert "no space left in" in refused(find(server=server))
+
+
+def test_offline_never_asks(home, whole):
+    with Hub(whole) as server:
+        for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+            said = refused(find(server=server, **{variable: "1"}))
+            assert f"since {variable} is set" in said and "has none of it" in said
+        assert server.requests == []
+    assert "cannot be reached" in refused(find())
+
+
+def test_a_file_that_is_gone_from_the_cache_is_fetched_again(home, whole):
+    with Hub(whole) as server:
+        assert find(server=server)[0] == 0
+        unet = home / "home/hub/models--owner--sd/snapshots" / COMMIT / UNET
+        unet.resolve().unlink()
+        server.requests.clear()
+        assert find(server=server)[0] == 0 and server.fetched() == [UNET]
+
+
+def test_a_checkpoint_without_a_tokenizer_takes_clips(home):
+    """Without a network, it is said what to pass; with one, CLIP's vocabulary is fetched, and nothing else."""
+    find_it = "from fz.shell import answered; from fz.weights.source import find_tokenizer\n"
+    find_it += "import sys; sys.exit(answered(lambda: print(find_tokenizer(None, None))))"
+    clip = {name.removeprefix("tokenizer/"): content for name, content in of_mini("tokenizer").items()}
+    said = refused(process("-c", find_it, HF_HUB_OFFLINE="1"))
+    assert (
+        "openai/clip-vit-large-patch14" in said and "Pass --tokenizer DIR" in said and "HF_HUB_OFFLINE is set" in said
+    )
+    with Hub({"openai/clip-vit-large-patch14": clip | {"model.safetensors": b"z" * 9000}}) as server:
+        assert process("-c", find_it, server=server)[0] == 0
+        assert set(server.fetched()) == set(clip)
+    code, said, _ = process("-c", find_it, HF_HUB_OFFLINE="1")
+    assert code == 0 and said.strip().endswith(COMMIT)
+
+
+def test_models_in_several_files(home):
+    index, shards = (
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+        [f"unet/diffusion_pytorch_model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)],
+    )
+    files = {
+        "unet/config.json",
+        "vae/config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        index,
+        *shards,
+    }
+    chosen, lacking, absent = hub.choose(files, of_checkpoint(vae=False))
+    assert chosen[-4:] == [index, *shards] and not lacking
+    assert absent == ["scheduler/scheduler_config.json", "tokenizer/vocab.json and merges.txt"]
+    assert hub.choose(files - {shards[1]}, of_checkpoint(vae=False))[1] == ["unet/diffusion_pytorch_model.safetensors"]
+
+
+def test_a_model_that_is_one_file():
+    assert hub.choose({"a.safetensors", "a.ckpt", "README.md"}, of_checkpoint()) == (["a.safetensors"], [], [])
+    assert hub.choose({"a.safetensors", "b.safetensors"}, of_checkpoint())[1]
