@@ -280,6 +280,7 @@ def stamp_of(settings: Any) -> str:
     """
     given = [settings.clip.path, *(edit.mask for edit in settings.edits)]
     given += [settings.checkpoint, settings.vae, settings.tokenizer, settings.model_config]
+    given += [path for path, _ in (*settings.lora, *settings.embedding)]
     sha = hashlib.sha256()
     for path in filter(None, given):
         if commit := commit_of(path):

@@ -20,8 +20,10 @@ from fz.settings.checks import (
     check_one_of,
     check_sentence,
     check_whole,
+    files_with,
     is_factor,
     pairs,
+    strengths,
     window,
     word_groups,
 )
@@ -154,6 +156,9 @@ class Settings:
     tokenizer: str | None = None
     model_config: str | None = None
     ema: str = "auto"
+    lora: tuple[tuple[str, float], ...] = ()  # (file, strength)
+    embedding: tuple[tuple[str, str | None], ...] = ()  # (file, word; None: the file's own)
+    clip_skip: int = 1  # as A1111 counts: 1 is the text encoder's last layer, 2 the one before it
     negative: str = ""
     method: str = "fatezero"
     strength: float = 0.75  # the share of the steps that method sdedit noises and denoises
@@ -198,6 +203,9 @@ class Settings:
         ):
             raise FzError(f"conv_memory: got {self.conv_memory!r}, expected gigabytes, as 2.5.")
         check_one_of("ema", self.ema, ("auto", "ema", "plain"))
+        object.__setattr__(self, "lora", strengths(self.lora))
+        object.__setattr__(self, "embedding", files_with("embedding", self.embedding, str))
+        check_whole("clip_skip", self.clip_skip, 1, 48, "1 is none, 2 is the layer before the last.")
         for name in ("clip_norm", "offload", "compile"):
             if not isinstance(getattr(self, name), bool):
                 raise FzError(f"{name}: got {getattr(self, name)!r}, expected True or False.")

@@ -127,7 +127,7 @@ def flag_overlay(given: dict[str, Any]) -> Overlay:
                 out[dest] = general[-1]
             if len(general) < len(value):
                 out[f"{edit}.cross_replace_words"] = tuple((word, window) for word, window in value if word is not None)
-        elif name == "reweight":
+        elif name in ("reweight", "lora", "embedding"):
             out[dest] = tuple(value)
         elif name == "blend_words":
             if len(value) > 2:
