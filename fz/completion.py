@@ -4,7 +4,7 @@
 
 import argparse
 
-from fz import evaluate, report
+from fz import batch, evaluate, report
 from fz.settings import flags
 from fz.tuning import settings as tuning
 
@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         "tune": tuning.parser(),
         "prompt": flags.build_parser(),
         "sweep": flags.build_parser(),
+        "batch": batch.build_parser(),
         "evaluate": evaluate.build_parser(),
         "report": report.build_parser(),
     }

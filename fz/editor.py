@@ -34,6 +34,7 @@ from fz.model.compiled import compile_step
 from fz.model.unet import UNet
 from fz.progress import Journal, Progress, bars
 from fz.settings.config import ClipSettings, EditSettings, Settings
+from fz.weights.load import Checkpoint
 
 
 def load(
@@ -60,25 +61,64 @@ def load(
     )
 
 
+# settings that change nothing of a loaded model; whatever else there is may
+NOT_OF_MODELS = (
+    "clip", "source", "edits", "negative", "method", "strength", "steps", "guidance", "guidance_window", "attention",
+    "reconstruction_prompt", "frame_index", "least_channels", "chunk", "store", "store_dtype", "cache", "seed", "out",
+    "overwrite", "save_latents", "report", "dry_run", "notes",
+)  # fmt: skip
+
+
+@dataclasses.dataclass
+class Models:
+    """What was loaded last, for runs that follow each other in one process: models are read once.
+
+    fitted: the UNet made fast for a size of clips, and what was noted of it.
+    """
+
+    of: dict[str, Any] = dataclasses.field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
+    vae_dtype: torch.dtype | None = None
+    fitted: dict[tuple[Any, ...], tuple[UNet | Chunks, list[str]]] = dataclasses.field(default_factory=dict)
+
+    def get(self, settings: Settings, device: torch.device) -> Checkpoint:
+        """The settings' checkpoint on its device."""
+        fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+        of = {name: value for name, value in fields.items() if name not in NOT_OF_MODELS}
+        # a run whose VAE overflowed left it in float32: others begin as they would alone
+        if self.checkpoint is None or self.of != of or self.vae_dtype != dtype_of(self.checkpoint):
+            # the old one goes before the new one comes
+            self.checkpoint = None
+            self.fitted.clear()
+            self.checkpoint, self.of = load_checkpoint(settings, device), of
+            self.vae_dtype = dtype_of(self.checkpoint)
+        return self.checkpoint
+
+
+def dtype_of(checkpoint: Checkpoint) -> torch.dtype:
+    return checkpoint.vae.quant_conv.weight.dtype
+
+
 class Editor:
     """A loaded model. One serves many clips and prompts; made by `fz.load`.
 
     checkpoint: its parts. device: where it runs. multiple: what the sides of a clip are multiples of, in pixels.
     """
 
-    def __init__(self, settings: Settings, journal: Journal | None = None):
-        journal = journal or Journal()
+    def __init__(self, settings: Settings, journal: Journal | None = None, models: "Models | None" = None):
+        """models: what an earlier editor has loaded, taken where it is what these settings name."""
+        journal, models = journal or Journal(), models or Models()
         settings, _ = settled(settings)
         self.settings, self.device = settings, pick_device(settings.device)
         if settings.threads:
             torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
         with journal.timed("load", self.device):
-            self.checkpoint = load_checkpoint(settings, self.device)
+            self.checkpoint = models.get(settings, self.device)
         journal.note(self.checkpoint.report)
         self.frame_index = choose_frame_index(settings, self.checkpoint.tuned, journal.note)
         self.multiple = self.checkpoint.vae.config.stride * self.checkpoint.unet.config.stride
-        self.fitted: dict[tuple[Any, ...], UNet | Chunks] = {}
+        self.fitted = models.fitted
 
     def invert(
         self,
@@ -136,12 +176,14 @@ class Editor:
             budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9)
             with journal.timed("prepare", self.device), self.resident(unet):
                 unet, line = fast_cpu.prepare(unet, latent_size, chunk or frames, settings.conv, budget)
-            journal.note(line)
             fast = Chunks(unet, chunk) if chunk else unet
-            if settings.compile:
-                journal.note(compile_step(fast, self.device))
-            self.fitted = {wanted: fast}
-        return self.fitted[wanted]
+            lines = [line, *([compile_step(fast, self.device)] if settings.compile else [])]
+            self.fitted.clear()
+            self.fitted[wanted] = fast, lines
+        fast, lines = self.fitted[wanted]
+        for line in lines:
+            journal.note(line)
+        return fast
 
     def embed(self, prompt: str) -> Tensor:
         """(77, Cx), on the device."""

@@ -9,7 +9,7 @@ import torch
 
 from fz.baselines import METHODS
 from fz.checkpoint import settled
-from fz.editor import Editor
+from fz.editor import Editor, Models
 from fz.inverted import InvertedClip
 from fz.memory.budget import wanted
 from fz.memory.inversions import Inversion
@@ -22,9 +22,9 @@ from fz.settings.config import Settings
 from fz.stages import check_clip, edit_tensors, plan_edits, read_video, versions, with_masks
 
 
-def run(settings: Settings, progress: Progress | None = None) -> Result:
+def run(settings: Settings, progress: Progress | None = None, models: Models | None = None) -> Result:
     """Do what the settings say. Raises FzError for anything that the user can put right; what was finished by then is
-    on disk.
+    on disk. models: of runs before this one, taken where they are the same.
     """
     journal, method = Journal(progress or Progress()), METHODS[settings.method]
     settings, of_dtype = settled(settings)
@@ -41,7 +41,7 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
 
         # load
         check_clip(settings)
-        editor = Editor(settings, journal)
+        editor = Editor(settings, journal, models)
 
         # plan
         plans = plan_edits(settings, editor.checkpoint.text, journal.note)

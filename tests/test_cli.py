@@ -433,6 +433,13 @@ def test_words_that_the_miniature_does_not_know_are_named():
     assert not parse([]).settings.notes and not settings_of().notes  # other checkpoints know more
 
 
+def test_who_brings_an_own_clip_to_the_miniature_is_told_what_it_knows():
+    (line,) = parse(["--video", "jeep.mp4", "--source", "a red car", "--target", "a blue car"]).settings.notes
+    assert "its own drawn clips only" in line and "--checkpoint" in line
+    other = ["--checkpoint", "sd", "--video", "jeep.mp4", "--source", "a red car", "--target", "a blue car"]
+    assert not parse(other).settings.notes
+
+
 def test_without_flags_the_example_of_the_miniature():
     from fz import mini
 

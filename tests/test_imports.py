@@ -36,7 +36,8 @@ FLOORS = (
     ("fz.inverted",),
     ("fz.editor",),
     ("fz.pipeline",),
-    ("fz.run", "fz.tune", "fz.prompt", "fz.evaluate", "fz.report"),
+    ("fz.queue",),
+    ("fz.run", "fz.batch", "fz.tune", "fz.prompt", "fz.evaluate", "fz.report"),
     ("fz.sweep", "fz.completion", "fz.mini.*"),
     ("fz.__main__", "fz"),
 )

@@ -44,6 +44,16 @@ def example() -> dict[str, Any]:
     }
 
 
+def strange_clip(path: str) -> list[str]:
+    """A line for a clip that is not the example: who brings a real video should know before anything runs."""
+    if not path or path == str(FOLDER / "example"):
+        return []
+    return [
+        "the miniature knows its own drawn clips only and cannot edit a real video: for that, pass --checkpoint with a "
+        "Stable Diffusion v1 model."
+    ]
+
+
 def strange_words(prompts: Iterable[str]) -> list[str]:
     """A line for each word that no caption of the miniature's training had, and what may have been meant."""
     from fz.mini.world import vocabulary

@@ -29,10 +29,12 @@ class Busy(FzError):
 
 
 class Lock:
-    """A folder of one's own until `release`. Raises Busy if another has it, OSError if the folder cannot be written."""
+    """A folder of one's own until `release`, or, with another name of the lock's file, a part of it. Raises Busy if
+    another has it, OSError if the folder cannot be written. held: does the file system have such locks?
+    """
 
-    def __init__(self, folder: Path, what: str = "out"):
-        self.path = folder / NAME
+    def __init__(self, folder: Path, what: str = "out", name: str = NAME):
+        self.path, self.held = folder / name, True
         while True:
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
             self.file: int | None = os.open(self.path, flags, 0o644)
@@ -40,6 +42,7 @@ class Lock:
                 _lock(self.file)
             except OSError as error:
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
+                    self.held = False
                     break  # a file system that has no locks: as safe as it can be there
                 said = _owner(self.file)
                 os.close(self.file)

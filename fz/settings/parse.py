@@ -68,7 +68,8 @@ def parse(argv: Sequence[str]) -> Request:
         from fz import mini
 
         strange = mini.strange_words([settings.source, *(edit.target for edit in settings.edits)])
-        settings = dataclasses.replace(settings, notes=(*settings.notes, *strange))
+        strange_clip = mini.strange_clip(settings.clip.path)
+        settings = dataclasses.replace(settings, notes=(*settings.notes, *strange_clip, *strange))
     if given.get("ablate") and settings.method != "fatezero":
         raise FzError(
             f"ablate: got it with method {settings.method!r}, expected 'fatezero', whose parts it takes away. Leave "

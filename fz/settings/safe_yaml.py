@@ -23,30 +23,33 @@ class Syntax(FzError):
     """The text is no YAML."""
 
 
-def read_file(path: Path) -> Any:
-    """The content of a YAML file. Raises FzError for what cannot be read, is no file, or is too large."""
+def read_file(path: Path, most_bytes: int = MOST_BYTES, what: str = "config") -> Any:
+    """The content of a YAML file. Raises FzError, which begins with `what`, for what cannot be read, is no file, or is
+    too large.
+    """
     try:
         # a pipe would be waited for, a device never ends
         if not stat.S_ISREG(path.stat().st_mode):
             kind = "a folder" if path.is_dir() else "no regular file"
-            raise FzError(f"config: {path} cannot be read ({kind}). Expected a YAML file.")
+            raise FzError(f"{what}: {path} cannot be read ({kind}). Expected a YAML file.")
         with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
+            content = file.read(most_bytes + 1)
         text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         if isinstance(error, FzError):
             raise
         raise FzError(
-            f"config: {path} cannot be read ({getattr(error, 'strerror', None) or error}). Expected a YAML file."
+            f"{what}: {path} cannot be read ({getattr(error, 'strerror', None) or error}). Expected a YAML file."
         ) from error
-    if len(content) > MOST_BYTES:
-        raise FzError(f"config: {path} has more than {MOST_BYTES} bytes, expected a YAML file of a few thousand.")
+    if len(content) > most_bytes:
+        raise FzError(f"{what}: {path} has more than {most_bytes} bytes, expected a YAML file of a few thousand.")
     try:
         return parse(text)
     except Syntax as error:
-        raise FzError(f"config: {path} is no YAML{error}. Expected the released configs' form.") from error
+        form = "the released configs' form" if what == "config" else "a list of names and values"
+        raise FzError(f"{what}: {path} is no YAML{error}. Expected {form}.") from error
     except FzError as error:
-        raise FzError(f"config: {path}: {error}") from error
+        raise FzError(f"{what}: {path}: {error}") from error
 
 
 def parse(text: str) -> Any:

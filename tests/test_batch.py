@@ -1,0 +1,375 @@
+"""`fz batch`: jobs out of every layout, many processes, dead ones taken over, one table at the end."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fz import batch
+from fz.errors import FzError
+from fz.settings.jobs import read_jobs
+
+SOURCE, TARGET = "a red car moving on the sand", "a blue car moving on the sand"
+
+
+@pytest.fixture
+def example(root):
+    return root / "weights/mini/example"
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text if isinstance(text, str) else json.dumps(text), encoding="utf-8")
+    return path
+
+
+def frames(folder, count=2, size=(32, 32), colour=(200, 30, 30)):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", size, colour).save(folder / f"{i:05d}.png")
+    return folder
+
+
+# ---- what files say --------------------------------------------------------------------------------------------
+
+
+def test_yaml_of_jobs_over_shared_settings(tmp_path, example):
+    frames(tmp_path / "clip")
+    jobs = write(tmp_path / "jobs.yaml", f"""
+shared: {{steps: 7, frames: 2, edit: style, reweight: {{blue: 2}}}}
+jobs:
+- {{clip: clip, source: {SOURCE}, targets: [{TARGET}, a green car]}}
+- name: Mine
+  clip: {example}
+  source: {SOURCE}
+  target: {TARGET}
+  steps: 9
+  reweight: {{blue: 3}}
+  frame_index: [-1, first]
+  size: [96, 128]
+  cross_replace: 0.5
+  threshold.0: none
+  per_frame_norm: true
+  blend_words: [car, [blue, car]]
+""")  # fmt: skip
+    first, second = read_jobs(str(jobs), ["--guidance", "2"])
+    assert first.name == "clip-a-blue-car-moving-on-the-sand" and second.name == "mine"
+    settings = read_jobs(str(jobs), ["--guidance", "2"])[0]
+    with pytest.raises(FzError, match="'blue' is not in the prompt 'a green car'"):
+        settings.settings(tmp_path)
+    of = second.settings(tmp_path / "out")
+    assert of.out == str(tmp_path / "out" / "mine") and of.clip.path == str(example) and of.steps == 9
+    assert of.guidance == 2 and of.frame_index == (-1, "first") and of.clip.size == (96, 128) and of.clip_norm is False
+    (edit,) = of.edits
+    assert edit.reweight == (("blue", 3.0),) and edit.cross_replace == (0.0, 0.5) and edit.threshold is None
+    assert edit.blend_words == (("car",), ("blue", "car"))
+    # what the command line says is over what files say
+    assert read_jobs(str(jobs), ["--steps", "4"])[1].settings(tmp_path).steps == 4
+    assert read_jobs(str(jobs), ["--reweight", "car=4"])[1].settings(tmp_path).edits[0].reweight == (("car", 4.0),)
+
+
+def test_csv_of_jobs(tmp_path):
+    frames(tmp_path / "clip")
+    rows = [["clip", "source", "target", "threshold.1", "per-frame-norm"],
+            ["clip", SOURCE, f"{TARGET}|a green car, on sand", "0.3", "yes"],
+            ["clip", SOURCE, "-dashed", "", ""]]  # fmt: skip
+    with open(tmp_path / "jobs.csv", "w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file).writerows(rows)
+    first, second = (job.settings(tmp_path) for job in read_jobs(str(tmp_path / "jobs.csv")))
+    assert [e.target for e in first.edits] == [TARGET, "a green car, on sand"] and first.clip_norm is False
+    assert [e.threshold for e in first.edits] == [None, 0.3] and first.clip.path == str(tmp_path / "clip")
+    assert second.edits[0].target == "-dashed" and second.clip_norm is True
+
+
+def tgve(root, clips):
+    head = ["Video name", "Our GT caption", "Style Change Caption", "Object Change Caption",
+            "Background Change Caption", "Multiple Changes Caption", "Frames"]  # fmt: skip
+    lines = [head]
+    for part, names in clips.items():
+        lines += [[f"{part} Videos:"] + [""] * 6]
+        for name in names:
+            lines += [[name, f"a {name}", *(f"a {name}, {i}" for i in range(4)), "32"]]
+            frames(root / part / "480p_frames" / name)
+        lines += [[""] * 7]
+    root.mkdir(exist_ok=True)
+    with open(root / "LOVEU-TGVE-2023_Dataset.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(lines)
+
+
+def test_tgve_2023(tmp_path):
+    """16 + 23 + 37 clips below rows that name where they are from, 4 targets each."""
+    counts = {"DAVIS_480p": 16, "youtube_480p": 23, "videvo_480p": 37}
+    tgve(tmp_path / "tgve", {part: [f"{part[0]}clip-{i}" for i in range(n)] for part, n in counts.items()})
+    for given in (tmp_path / "tgve", tmp_path / "tgve" / "LOVEU-TGVE-2023_Dataset.csv"):
+        jobs = read_jobs(str(given), ["--edit", "style"])
+        settings = [job.settings(tmp_path / "out") for job in jobs]
+        assert len(jobs) == 76 and sum(len(s.edits) for s in settings) == 304
+        assert all(Path(s.clip.path).is_dir() for s in settings)
+        assert settings[20].source == "a yclip-4" and settings[20].edits[3].target == "a yclip-4, 3"
+    assert jobs[20].name == "yclip-4"
+
+
+def test_v2vbench(tmp_path):
+    data = [{"video_id": f"clip_{i}", "prompt": f"a man {i}", "edit": [
+        {"prompt": f"a robot {i}, {k}", "src_words": "man", "tgt_words": "robot", "type": "foreground"}
+        for k in range(3)]} for i in range(50)]  # fmt: skip
+    write(tmp_path / "config.yaml", "data:\n" + "\n".join(f"- {json.dumps(entry)}" for entry in data))
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "clip_3.mp4").write_bytes(b"")
+    frames(tmp_path / "images" / "clip_4")
+    jobs = read_jobs(str(tmp_path))
+    assert len(jobs) == 50 and [job.name for job in jobs[:2]] == ["clip_0", "clip_1"]
+    settings = [jobs[i].settings(tmp_path) for i in (3, 4)]
+    assert settings[0].clip.path == str(tmp_path / "videos/clip_3.mp4") and len(settings[0].edits) == 3
+    assert settings[1].clip.path == str(tmp_path / "images/clip_4") and settings[1].source == "a man 4"
+
+
+def test_five_with_its_masks(tmp_path):
+    root = tmp_path / "data"
+    for kind in range(1, 7):
+        edits = [{"video_name": f"000{i}_bus", "source_prompt": f"a bus {i}", "target_prompt": f"a car {i}, {kind}",
+                  "save_dir": f"edit{kind}/000{i}_bus", "instruction": "x"} for i in range(3)]  # fmt: skip
+        write(root / "edit_prompt" / f"edit{kind}_FiVE.json", edits)
+    frames(root / "images" / "0000_bus")
+    frames(root / "bmasks" / "0000_bus")
+    for given in (root, tmp_path):
+        jobs = read_jobs(str(given))
+        assert len(jobs) == 3 and [job.name for job in jobs] == [f"000{i}_bus" for i in range(3)]
+        settings = jobs[0].settings(tmp_path)
+        assert len(settings.edits) == 6 and settings.clip.path == str(root / "images/0000_bus")
+        assert jobs[0].masks == str(root / "bmasks/0000_bus") and jobs[1].masks is None
+        assert settings.edits[0].mask is None
+    with_masks = read_jobs(str(root), edit_masks=True)[0].settings(tmp_path)
+    assert {edit.mask for edit in with_masks.edits} == {jobs[0].masks}
+    (only,) = {len(job.settings(tmp_path).edits) for job in read_jobs(str(root / "edit_prompt" / "edit5_FiVE.json"))}
+    assert only == 1
+
+
+def test_fatezeros_configs_and_data(tmp_path, shared):
+    """A checkout of the released code: config/ as it is, data/ where the configs say."""
+    import shutil
+
+    shutil.copytree(shared / "fatezero_configs", tmp_path / "config")
+    frames(tmp_path / "data" / "teaser_car-turn")
+    (tmp_path / "ckpt" / "stable-diffusion-v1-4").mkdir(parents=True)
+    jobs = {job.name: job for job in read_jobs(str(tmp_path), ["--set", "editing_config.num_inference_steps=3"])}
+    assert len(jobs) > 20 and not any("tune" in name.split("-") for name in jobs)
+    settings = jobs["config-teaser-jeep_watercolor"].settings(tmp_path / "out")
+    assert settings.clip.path == str(tmp_path / "data/teaser_car-turn") and settings.steps == 3
+    assert settings.checkpoint == str(tmp_path / "ckpt/stable-diffusion-v1-4") and settings.edits[0].lenient
+    assert all(job.settings(tmp_path / "out").edits for job in jobs.values())
+
+
+MISTAKES = {
+    "nothing there": (None, "does not exist"),
+    "no YAML": ("a: [1\nb: }", "is no YAML"),
+    "no list": ("shared: {}", "is no list of jobs"),
+    "no jobs": ("jobs: []", "has no jobs"),
+    "a job that is text": ("jobs: [clip.mp4]", "job 1 is 'clip.mp4'"),
+    "a name beside jobs": ("jobs: []\nshard: {}", "Did you mean 'shared'"),
+    "a shared name": ("shared: {stepps: 2}\njobs: [{clip: a}]", "Did you mean 'steps'"),
+    "a shared place": ("shared: {out: here}\njobs: [{clip: a}]", "which the batch decides"),
+    "a key twice": ("jobs:\n- {clip: a, clip: b}", "is there twice"),
+    "nested too deep": ("jobs: " + "[" * 40 + "]" * 40, "nested deeper"),
+    "only a bad job": ("jobs: [{clip: a, sauce: b}]", "Did you mean 'source'"),
+    "a switch": ("jobs: [{clip: a, offload: 3}]", "expected true or false"),
+    "a number for a switch": ("jobs: [{clip: a, steps: true}]", "expected a value"),
+    "a name that is none": ("jobs: [{clip: a, name: [1]}]", "expected text"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_are_one_line_before_torch(case, tmp_path, capsys):
+    text, said = MISTAKES[case]
+    path = tmp_path / "jobs.yaml"
+    if text is not None:
+        path.write_text(text)
+    assert batch.main([str(path), "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+CELLS = {
+    "two columns": ("clip,video\na,b\n", "two columns 'video'"),
+    "an unknown column": ("clip,taget\na,b\n", "Did you mean 'target'"),
+    "a long row": ("clip,source\na,b,c\n", "row 1 has 3 cells, expected 2"),
+    "an open quote": ('clip,source\na,"b\n', "is no CSV"),
+    "null bytes": ("clip\n\0\n", "null bytes"),
+    "empty": ("", "has no jobs"),
+    "another encoding": (b"clip\n\xff\n", "not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("case", CELLS)
+def test_cells_are_checked(case, tmp_path):
+    text, said = CELLS[case]
+    path = tmp_path / "jobs.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(FzError, match=re.escape(said)):
+        read_jobs(str(path))
+
+
+def test_names_of_jobs_are_folders_of_their_own(tmp_path):
+    jobs = [{"name": name, "clip": "a", "source": "b", "target": "c"} for name in ("../x", "X", "x", "failed", "...")]
+    found = [job.name for job in read_jobs(str(write(tmp_path / "jobs.yaml", {"jobs": jobs})))]
+    assert found == ["x", "x-2", "x-3", "failed-2", "a-c"]
+
+
+def test_flags_of_one_run_are_refused(tmp_path, capsys):
+    path = write(tmp_path / "jobs.yaml", {"jobs": [{"clip": "a", "source": "b", "target": "c"}]})
+    for flag in (["--config", "x.yaml"], ["--sweep", "threshold=0.1,0.2"], ["--list-words"]):
+        assert batch.main([str(path), *flag]) == 2
+        assert "about one run" in capsys.readouterr().err
+    assert batch.main([str(path), "--stepps", "3"]) == 2 and "Did you mean '--steps'" in capsys.readouterr().err
+
+
+# ---- doing them ------------------------------------------------------------------------------------------------
+
+SMALL = ["--steps", "2", "--frames", "2", "--size", "64", "--threads", "1"]
+
+
+def content(out):
+    """Every file of a batch's folder but what tells the time."""
+    found = {}
+    for path in sorted(p for p in out.rglob("*") if p.is_file()):
+        data = path.read_bytes()
+        if path.name == "run.json":
+            run = json.loads(data)
+            for key in ("started", "finished", "stages", "inputs"):
+                run.pop(key, None)
+            data = json.dumps(run, sort_keys=True).replace(str(out), "OUT").encode()
+        found[str(path.relative_to(out))] = data.replace(str(out).encode(), b"OUT")
+    return found
+
+
+def test_a_failing_job_leaves_its_line_and_the_others_run(tmp_path, example, capsys):
+    masks = frames(tmp_path / "masks", 8, (128, 128), (255, 255, 255))
+    Image.new("RGB", (128, 128)).save(masks / "00000.png")
+    jobs = [
+        {"name": "one", "clip": str(example), "source": SOURCE, "target": TARGET, "masks": str(masks)},
+        {"name": "gone", "clip": "gone.mp4", "source": SOURCE, "target": TARGET},
+        {"name": "word", "clip": str(example), "source": SOURCE, "target": TARGET, "reweight": {"green": 2}},
+        {"name": "two", "clip": str(example), "source": SOURCE, "target": "=a green car on sand", "report": True},
+    ]
+    path, out = write(tmp_path / "jobs.yaml", {"jobs": jobs}), tmp_path / "out"
+    flags = [str(path), *SMALL, "--out", str(out), "--cache", str(tmp_path / "cache")]
+    assert batch.main([*flags, "--dry-run"]) == 2 and not out.exists()
+    said = capsys.readouterr().out
+    assert "one: fine" in said and "gone: video: gone.mp4 does not exist" in said and "'green' is not in" in said
+    assert batch.main(flags) == 2
+    said, err = capsys.readouterr()
+    assert "2 of 4 jobs failed" in err and "word: failed. reweight: 'green'" in said
+    rows = list(csv.DictReader((out / "batch.csv").open(encoding="utf-8")))
+    assert [(row["job"], row["status"]) for row in rows] == [
+        ("one", "done"), ("gone", "failed"), ("word", "failed"), ("two", "done")]  # fmt: skip
+    assert rows[0]["psnr_background"] and rows[0]["masks"] == "given" and not rows[3]["psnr_background"]
+    assert rows[3]["target"] == "'=a green car on sand" and (out / "two" / "report.html").is_file()
+    page = (out / "batch.html").read_text()
+    assert 'src="one/edit-0.gif"' in page and "gone.mp4 does not exist" in page
+    # once more: what is done stays, what failed is tried again, and now succeeds
+    before = {p: p.stat().st_mtime_ns for p in (out / "one").rglob("*")}
+    jobs[1]["clip"] = str(example)
+    write(path, {"jobs": jobs[:2]})
+    assert batch.main(flags) == 0
+    assert before == {p: p.stat().st_mtime_ns for p in (out / "one").rglob("*")}
+    assert not (out / "failed" / "gone.json").exists() and "failed" not in (out / "batch.csv").read_text()
+    # another's folder is not written into
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("mine")
+    assert batch.main([*flags, "--out", str(tmp_path / "other")]) == 2
+    assert "holds other files" in capsys.readouterr().err
+
+
+def twelve(tmp_path, example):
+    """12 jobs of three clips: some share an inversion."""
+    sources = {8: "a red car moving on the sand", 4: "a red car on the sand"}
+    jobs = []
+    for i in range(12):
+        clip = (0, 4)[i % 2]
+        source = list(sources.values())[i % 2]
+        target = source.replace("red", ("blue", "green", "yellow", "purple", "white", "black")[i // 2])
+        jobs.append({"name": f"job-{i:02d}", "clip": str(example), "start": clip, "source": source, "target": target})
+    return write(tmp_path / "jobs.yaml", {"jobs": jobs})
+
+
+def torchrun(path, out, cache, *more):
+    """The batch by two processes, each of one thread."""
+    flags = [str(path), *SMALL, "--out", str(out), "--cache", str(cache), *more]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617"]
+    return subprocess.Popen(
+        [*command, "-m", "fz.batch", *flags], env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def ranks(group):
+    """The batch's own processes, by rank."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (place / "cmdline").read_bytes().split(b"\0")
+            environment = dict(e.partition(b"=")[::2] for e in (place / "environ").read_bytes().split(b"\0"))
+        except OSError:
+            continue
+        of = int(environment.get(b"RANK", b"-1"))
+        if b"fz.batch" in command and of >= 0 and os.getpgid(int(place.name)) in (group, int(place.name)):
+            found[of] = int(place.name)
+    return found
+
+
+@pytest.mark.slow
+def test_two_ranks_one_killed_and_restarted_give_one_processs_bytes(tmp_path, example):
+    path = twelve(tmp_path, example)
+    alone = tmp_path / "alone"
+    flags = [str(path), *SMALL, "--out", str(alone), "--cache", str(tmp_path / "cache-1")]
+    done = subprocess.run([sys.executable, "-m", "fz.batch", *flags], env=os.environ | {"OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    out, cache = tmp_path / "ranks", tmp_path / "cache-2"
+    first = torchrun(path, out, cache)
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline and len(list(out.glob("job-*/evaluation.json"))) < 3:
+        time.sleep(0.05)
+    there = ranks(first.pid)
+    assert set(there) == {0, 1}
+    os.kill(there[1], signal.SIGKILL)
+    assert first.wait(timeout=120) != 0
+    finished = len(list(out.glob("job-*/evaluation.json")))
+    assert 3 <= finished < 12, "killed too late to show anything"
+    again = torchrun(path, out, cache)
+    said, _ = again.communicate(timeout=900)
+    assert again.returncode == 0, said
+    one, two = content(alone), content(out)
+    assert one.keys() == two.keys()
+    assert [name for name in one if one[name] != two[name]] == []
+    assert len(list(csv.DictReader((out / "batch.csv").open(encoding="utf-8")))) == 12
+    assert not [p.name for p in out.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_a_dead_ranks_job_is_taken_over_by_one_that_runs(tmp_path, example):
+    """Two processes of their own, without torchrun, which would end the other."""
+    path, out = twelve(tmp_path, example), tmp_path / "out"
+    flags = [sys.executable, "-m", "fz.batch", str(path), *SMALL, "--out", str(out), "--cache", str(tmp_path / "cache")]
+    both = [
+        subprocess.Popen(flags, env=os.environ | {"OMP_NUM_THREADS": "1", "RANK": str(rank), "WORLD_SIZE": "2"},
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for rank in (0, 1)
+    ]  # fmt: skip
+    while len(list(out.glob("job-*/evaluation.json"))) < 2:
+        assert all(process.poll() is None for process in both)
+        time.sleep(0.05)
+    both[0].kill()
+    both[0].wait()
+    said, _ = both[1].communicate(timeout=900)
+    assert both[1].returncode == 0, said
+    rows = list(csv.DictReader((out / "batch.csv").open(encoding="utf-8")))
+    assert len(rows) == 12 and {row["status"] for row in rows} == {"done"}
