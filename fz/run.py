@@ -38,7 +38,7 @@ def answer(argv: list[str]) -> None:
     # before torch is imported, which takes seconds
     check_source(request.settings.clip.path)
     judged_by = request.clip_model if request.sweep or request.settings.report else None
-    models_of({**vars(request.settings), "clip": judged_by})
+    models_of({**vars(request.settings), "clip_model": judged_by})
     from fz import pipeline
     from fz.checkpoint import choose_clip
     from fz.progress import bars

@@ -409,7 +409,7 @@ def explained(error: Exception, name: Name, what: str) -> FzError:
 
 
 def models_of(settings: Mapping[str, Any]) -> None:
-    """Find, or fetch, all models that settings name (checkpoint, vae, tokenizer, ema, and clip), and find the files of
+    """Find, or fetch, all models that settings name (checkpoint, vae, tokenizer, ema, clip_model), and find the files of
     lora and embedding: before torch is imported. Raises FzError.
     """
     for what in ("lora", "embedding"):
@@ -423,5 +423,5 @@ def models_of(settings: Mapping[str, Any]) -> None:
         located(vae, "vae", OF_VAE)
     if tokenizer:
         located(tokenizer, "tokenizer", OF_TOKENIZER)
-    if settings.get("clip") not in (None, "none"):
-        located(settings["clip"], "clip", OF_CLIP)
+    if settings.get("clip_model") not in (None, "none"):
+        located(settings["clip_model"], "clip", OF_CLIP)

@@ -36,7 +36,7 @@ FREE = (
 )
 # what a tuning writes; tokenizers of other versions of transformers have other files
 FILES = re.compile(
-    r"tuning\.json|state\.pt|loss\.(csv|png)|model_index\.json|samples/\d+-\d+\.gif|tokenizer/[^/]+\.(json|txt)"
+    r"tuning\.json|state\.pt|lora\.safetensors|loss\.(csv|png)|model_index\.json|samples/\d+-\d+\.gif|tokenizer/[^/]+\.(json|txt)"
     r"|scheduler/scheduler_config\.json|(unet|vae|text_encoder)/config\.json"
     r"|(unet|vae)/diffusion_pytorch_model\.bin|text_encoder/pytorch_model\.bin"
 )
