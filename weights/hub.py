@@ -409,8 +409,8 @@ def explained(error: Exception, name: Name, what: str) -> FzError:
 
 
 def models_of(settings: Mapping[str, Any]) -> None:
-    """Find, or fetch, all models that settings name (checkpoint, vae, tokenizer, ema, clip_model), and find the files of
-    lora and embedding: before torch is imported. Raises FzError.
+    """Find, or fetch, all models that settings name (checkpoint, vae, tokenizer, ema, clip_model), and find the files
+    of lora and embedding: before torch is imported. Raises FzError.
     """
     for what in ("lora", "embedding"):
         for path, _ in settings.get(what) or ():
