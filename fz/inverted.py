@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +41,14 @@ if TYPE_CHECKING:
     from fz.editor import Editor
 
 
+# an edit's step in steps of inversion: two branches, fused (bench/LOG.md); the source's once more to recompute
+EDIT_STEP = 2
+
+
 class InvertedClip:
     """A clip under its own sentence, on its way through a loaded model; made by `Editor.invert`.
 
-    settings: of the run. video: its frames. source: what inversion left, by timestep (`fz.edit.Source`).
+    settings: of the run. video: its frames. source: what inversion left, by timestep (`fz.source.Source`).
     """
 
     def __init__(self, editor: "Editor", settings: Settings, video: Video, journal: Journal):
@@ -166,8 +171,11 @@ class InvertedClip:
         if restored:
             self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.kept.folder}")
         with self.journal.steps("invert", "inverting", schedule.steps, editor.device) as advance:
+            start = time.monotonic()
 
             def after_step(done: int, z: Tensor) -> None:
+                if done == restored + 1:
+                    self.tell_seconds(time.monotonic() - start, schedule.steps - done)
                 self.kept.save(done, source, schedule)
                 advance()
                 if callback:
@@ -285,6 +293,16 @@ class InvertedClip:
         if changes is not None:
             frames = paste_background(frames, self.video.frames, changes)
         return frames.float().clamp(-1, 1)
+
+    def tell_seconds(self, step: float, left: int) -> None:
+        """Say how long the run will take, by the seconds of its first step of inversion and the steps that are left."""
+        settings = self.settings
+        if settings.method != "fatezero":
+            return
+        of_an_edit = EDIT_STEP + (self.mode == "recompute")
+        seconds = step * (left + of_an_edit * settings.steps * len(settings.edits))
+        shown = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+        self.journal.say(f"about {shown} to go: a step of inversion takes {step:.2g} s, one of an edit {of_an_edit:g}x")
 
     def store(self, of: str) -> Store:
         """Where queries and keys of that pass stay."""
