@@ -390,7 +390,7 @@ STATES = {
     "alpha without end": (lambda: low(**{f"{Q}.alpha": torch.tensor(float("inf"))}), "alpha is a number of inf"),
     "twice": (lambda: low(**{f"unet.{Q[10:]}.lora_A.weight": numbers(1, 4, 96)}), "has the down of .* twice"),
     "a wide up": (lambda: low(up=(96, 4, 3, 3), down=(4, 96, 1, 1)), "do not fit"),
-    "nothing": (dict, "holds no weights. Is it a LoRA"),
+    "nothing": (dict, "holds nothing"),
 }
 
 
@@ -433,6 +433,20 @@ def test_a_pickle_that_would_run_code(tmp_path, capsys):
     with pytest.raises(FzError, match="lora: .*builtins.print.*Refused, since it could run code"):
         read_lora(tmp_path / "bad.pt")
     assert capsys.readouterr().out == ""
+
+
+def test_pickles_with_more_than_tensors(tmp_path):
+    for content, expected in (
+        ([1], "holds list"),
+        ({"a": 3}, "no tensor under 'a'"),
+        ({"string_to_param": {}}, "--emb"),
+    ):
+        torch.save(content, tmp_path / "bad.pt")
+        with pytest.raises(FzError, match=f"^lora: .*{expected}"):
+            read_lora(tmp_path / "bad.pt")
+    torch.save({"state_dict": low(**{f"{Q}.alpha": 2})}, tmp_path / "good.pt")
+    (layer,) = read_lora(tmp_path / "good.pt").layers.values()
+    assert layer.alpha == 2 and layer.rank == 4
 
 
 def test_a_description_that_tells_another_model(tmp_path):

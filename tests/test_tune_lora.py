@@ -116,7 +116,7 @@ def test_the_file_is_what_was_learned(tmp_path):
     with torch.no_grad():
         base = {k.replace(".parametrizations.weight.original", ".weight"): t for k, t in ours.unet.state_dict().items()}
     made = {name: (low.up, low.down) for name, low in lora.changes(ours.unet).items()}
-    write_lora(tmp_path / "lora.safetensors", made, 3)
+    write_lora(tmp_path / "lora.safetensors", made)
     state = {k: t for k, t in base.items() if ".parametrizations." not in k}
     assert state.keys() == plain.keys()
     same = UNet(SMALL)

@@ -12,7 +12,7 @@ import torch
 from fz.errors import FzError
 from fz.weights.embedding import Learned, read_embedding
 from fz.weights.lora import LoRA, merged, read_lora
-from fz.weights.source import Part, Source
+from fz.weights.source import Part, RawCheckpoint
 
 TOKENS = "embeddings.token_embedding.weight"
 
@@ -65,7 +65,7 @@ class ReadChanges:
     words: tuple[Learned, ...] = ()
     clip_skip: int = 1
 
-    def applied(self, source: Source) -> tuple[Source, dict[str, tuple[int, ...]]]:
+    def applied(self, source: RawCheckpoint) -> tuple[RawCheckpoint, dict[str, tuple[int, ...]]]:
         """The checkpoint with them, and the tokens of each learned word. Raises FzError for what is not made for it."""
         unet = with_weights(source.unet, merged(source.unet.weights.tensors, "unet", self.loras))
         layers = source.text.config.get("num_hidden_layers", 12)

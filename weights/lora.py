@@ -20,7 +20,7 @@ from torch import Tensor
 from fz.errors import FzError
 from fz.settings.place import expanded
 from fz.weights.layouts import other_model, some, unet_table
-from fz.weights.read import read_json, read_weights
+from fz.weights.read import read_any, read_json
 
 # a key's end: which half of a layer's change it is
 KEY = re.compile(
@@ -119,15 +119,7 @@ def read_lora(given: str | Path, strength: float = 1.0) -> LoRA:
     v1.
     """
     path = expanded(given, "lora")
-    try:
-        state = read_weights(path).tensors
-    except FzError as error:
-        if "string_to_param" in str(error) or "textual inversion" in str(error):
-            raise FzError(f"lora: {path} is a textual inversion. Pass it with --embedding.") from None
-        raise FzError(
-            f"lora: {str(error).replace('Is it a Stable Diffusion v1.x checkpoint?', 'Is it a LoRA?')}"
-        ) from None
-    about = metadata(path)
+    state, about = tensors_of(path), metadata(path)
     refuse_others(path, state, about)
     layers: dict[tuple[str, str], Layer] = {}
     odd = []
@@ -148,6 +140,30 @@ def read_lora(given: str | Path, strength: float = 1.0) -> LoRA:
     put_alphas(path, layers, about)
     refuse_widths(path, layers)
     return LoRA(path, strength, layers)
+
+
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    """A file's tensors; an alpha may be a number."""
+    try:
+        content = read_any(path)
+    except FzError as error:
+        raise FzError(f"lora: {error}") from None
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not content:
+        raise FzError(
+            f"lora: {path} holds {'nothing' if content == {} else type(content).__name__}. {ONLY}; is it one?"
+        )
+    if "string_to_param" in content:
+        raise FzError(f"lora: {path} is a textual inversion. Pass it with --embedding.")
+    state = {}
+    for key, value in content.items():
+        if str(key).endswith(".alpha") and isinstance(value, (int, float)):
+            value = torch.tensor(float(value))
+        if not isinstance(value, Tensor):
+            raise FzError(f"lora: {path} has no tensor under {str(key)[:80]!r}. {ONLY}; is it one?")
+        state[str(key)] = value
+    return state
 
 
 def metadata(path: Path) -> Mapping[str, str]:
@@ -285,7 +301,8 @@ def merged(
     layers: of the text encoder; changes of layers beyond them are left out, as the layers are. Raises FzError for a
     change of a layer that the model has not, or has in another shape.
     """
-    out, places = dict(state), places_of(state, part)
+    out, loras = dict(state), tuple(loras)
+    places = places_of(state, part) if loras else {}
     for lora in loras:
         own = {name: layer for (of, name), layer in lora.layers.items() if of == part}
         skipped = [name for name in own if layers is not None and beyond(name, layers)]

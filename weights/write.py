@@ -124,7 +124,7 @@ def vae_json(config: VAEConfig) -> dict:
     }
 
 
-def write_lora(path: Path, layers: Mapping[str, tuple[Tensor, Tensor]], rank: int) -> None:
+def write_lora(path: Path, layers: Mapping[str, tuple[Tensor, Tensor]]) -> None:
     """(up (O, r), down (r, I)) of the UNet's layers, by kohya's names; alpha is each layer's rank, so that strength 1
     is what was learned. Whole or not at all.
     """
@@ -136,13 +136,8 @@ def write_lora(path: Path, layers: Mapping[str, tuple[Tensor, Tensor]], rank: in
         for half, t in (("up", up), ("down", down)):
             state[f"{name}.lora_{half}.weight"] = t.detach().cpu().float().reshape(*t.shape, *ends).contiguous()
         state[f"{name}.alpha"] = torch.tensor(float(len(down)))
-    about = {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": str(rank),
-        "ss_base_model_version": "sd_v1",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
-    }
+    # one entry: safetensors writes several in any order, and the same training is to give the same bytes
+    about = {"ss_base_model_version": "sd_v1"}
     with atomic(path) as part:
         save_file(state, part, metadata=about)
 

@@ -54,6 +54,8 @@ SCHEMA = {
         "method?": str,
         "checkpoint?": (str, None),
         "frame_index?": ([(int, str)], None),
+        "lora?": [lambda pair: fits(pair, list) and len(pair) == 2 and fits(pair[0], str) and fits(pair[1], NUMBER)],
+        "embedding?": [lambda pair: fits(pair, [(str, None)]) and len(pair) == 2 and pair[0] is not None],
     },
     "files?": [str],
     "awaits?": [str],

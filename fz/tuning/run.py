@@ -117,7 +117,7 @@ def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str
     losses["tuned"] = tuner.fixed_loss(lesson)
     if settings.lora_rank:
         made = {name: (low.up, low.down) for name, low in lora.changes(unet).items()}
-        write_lora(out / "lora.safetensors", made, settings.lora_rank)
+        write_lora(out / "lora.safetensors", made)
     else:
         write_tuned(out, tuned)
     write_json(out / "tuning.json", about | losses)
