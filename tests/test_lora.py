@@ -436,11 +436,8 @@ def test_a_pickle_that_would_run_code(tmp_path, capsys):
 
 
 def test_pickles_with_more_than_tensors(tmp_path):
-    for content, expected in (
-        ([1], "holds list"),
-        ({"a": 3}, "no tensor under 'a'"),
-        ({"string_to_param": {}}, "--emb"),
-    ):
+    bad = (([1], "holds list"), ({"a": 3}, "no tensor under 'a'"), ({"string_to_param": {}}, "--embedding"))
+    for content, expected in bad:
         torch.save(content, tmp_path / "bad.pt")
         with pytest.raises(FzError, match=f"^lora: .*{expected}"):
             read_lora(tmp_path / "bad.pt")

@@ -16,7 +16,7 @@ from fz.errors import FzError
 from fz.model.layers import TextContext
 from fz.model.unet import UNet, UNetConfig
 from fz.settings.config import ClipSettings
-from fz.tuning import lora
+from fz.tuning import lora, trainer
 from fz.tuning.trainer import Lesson, Training, trained
 from fz.weights.changes import Changes
 from fz.weights.load import load_checkpoint
@@ -31,8 +31,10 @@ KINDS = {"to_q", "to_k", "to_v", "0", "proj_in", "proj_out", "proj", "2"}  # to_
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _quick(monkeypatch):
+    """One thread, and a loss of 8 fixed draws, which any of its tests can do with."""
     torch.set_num_threads(1)
+    monkeypatch.setattr(trainer, "DRAWS", 8)
 
 
 def small():
@@ -83,7 +85,7 @@ def test_each_picture_has_its_own_caption_and_timestep():
     randomize(ours.unet)
     seen = []
     forward = ours.unet.forward
-    ours.unet.forward = lambda z, t, text, attend: (seen.append((t, text)), forward(z, t, text, attend))[1]
+    ours.unet.forward = lambda *given: (seen.append(given[1:3]), forward(*given))[1]
     with torch.no_grad():
         loss = ours.loss(x, 7)
     t, text = seen[0]
