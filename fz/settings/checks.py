@@ -108,3 +108,8 @@ def check_whole(name: str, value: Any, low: int, high: int, hint: str = "") -> N
         raise FzError(
             f"{name}: got {value!r}, expected a whole number from {low} to {high}.{' ' + hint if hint else ''}"
         )
+
+
+def check_number(name: str, value: Any, low: float, high: float, hint: str) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        raise FzError(f"{name}: got {value!r}, expected a number from {low} to {high}; {hint}")

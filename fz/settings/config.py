@@ -17,6 +17,7 @@ from fz.settings import applications
 from fz.settings.checks import (
     LARGEST_FACTOR,
     Window,
+    check_number,
     check_one_of,
     check_sentence,
     check_whole,
@@ -224,14 +225,7 @@ class Settings:
         check_whole("least_channels", self.least_channels, 0, 10**9)
         if self.threads is not None:
             check_whole("threads", self.threads, 1, 1024)
-        if (
-            not isinstance(self.guidance, (int, float))
-            or isinstance(self.guidance, bool)
-            or not 0 <= self.guidance <= 1000
-        ):
-            raise FzError(
-                f"guidance: got {self.guidance!r}, expected a number from 0 to 1000; 7.5 is usual, 1 is none."
-            )
+        check_number("guidance", self.guidance, 0, 1000, "7.5 is usual, 1 is none.")
         object.__setattr__(self, "reuse", reuse(self.reuse))
         if self.reuse != 1 and self.method not in REUSING:
             got = f"reuse: got {self.reuse} with method {self.method}"
