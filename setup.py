@@ -42,7 +42,7 @@ setup(
     extras_require={
         "web": ["gradio>=6"],  # `fz web`: the page to edit with
         "completion": ["argcomplete"],  # flags completed by the shell
-        "test": ["pytest", "ruff", "argcomplete", "diffusers"],  # diffusers: parity tests of the models only
+        "test": ["pytest", "ruff", "argcomplete", "diffusers", "peft"],  # diffusers and peft: parity tests only
         "web-test": ["selenium"],  # drives the page in Chromium
     },
 )

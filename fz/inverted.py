@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-import fz
-from fz import kernels
 from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, named
 from fz.attention import MAP_STRIDE, Keep
 from fz.baselines import METHODS, EditFunction, editor_of
@@ -25,11 +23,11 @@ from fz.denoiser import Denoiser
 from fz.edit import Callback, Edit, invert, masks_of, reconstruct
 from fz.errors import FzError
 from fz.guidance import Guidance
+from fz.keys import key_of_edit, key_of_inversion
 from fz.masks import blend_mask, changed_pixels, paste_background
 from fz.memory.budget import Footprint, choose_store, keep_for, kept_for
-from fz.memory.inversions import Inversion, digest, leading, model_digest
+from fz.memory.inversions import Inversion, digest, leading
 from fz.memory.unkept import Unkept
-from fz.model import fast_cpu
 from fz.model.deep import Reuse
 from fz.model.finite import NotFinite
 from fz.progress import Journal, Progress, bars
@@ -146,30 +144,7 @@ class InvertedClip:
 
     def key(self) -> str:
         """A hash of all that the inverted latents depend on."""
-        settings, unet, device = self.settings, self.editor.checkpoint.unet, self.editor.device
-        times = (CLEAN, *self.schedule.timesteps)
-        return digest(
-            self.video.frames,
-            self.source.embedding,
-            # heads, groups and the like, which no weight shows
-            unet.config,
-            self.editor.checkpoint.vae.config,
-            model_digest(unet),
-            model_digest(self.editor.checkpoint.vae),
-            [self.schedule.timesteps, [self.schedule.alpha_bar(t) for t in times]],
-            dataclasses.asdict(self.editor.frame_index),
-            [
-                settings.clip_norm,
-                settings.chunk,
-                settings.dtype,
-                str(device),
-                settings.compile,
-                settings.reuse,
-                settings.weights,
-            ],
-            [kernels.choose(device), fast_cpu.signature(self.model.unet), torch.get_num_threads()],
-            [fz.__version__, torch.__version__],
-        )
+        return key_of_inversion(self)
 
     def choose_store(self, kept: Inversion | Unkept, keep: Callable[[int], Keep]) -> None:
         """Decide where the source's queries and keys stay, of which `keep` says those that edits need. Raises FzError
@@ -317,18 +292,7 @@ class InvertedClip:
 
     def edit_key(self, settings: Settings, plan: Plan, target: Tensor, negative: Tensor) -> str:
         """A hash of all that an edit of this inversion depends on."""
-        return digest(
-            settings.method,
-            target,
-            negative,
-            [settings.guidance, settings.guidance_window, settings.strength, settings.seed],
-            settings.attention,
-            self.editor.embed(settings.reconstruction_prompt or settings.source),
-            # queries and keys that are computed again are exact, those kept have the store's dtype
-            settings.store_dtype if self.mode != "recompute" else "same",
-            plan.fusion,
-            plan.region,
-        )
+        return key_of_edit(self, settings, plan, target, negative)
 
     def frames_of(self, z: Tensor, changes: Tensor | None, journal: Journal) -> Tensor:
         """Decode z_0; outside of `changes` (`changed_pixels`) the clip's pixels. (F, 3, H, W) float32 in [-1, 1]."""

@@ -32,7 +32,7 @@ FLOORS = (
     ("fz.memory", "fz.progress", "fz.clips.arrays"),
     ("fz.metrics", "fz.checkpoint"),
     ("fz.results",),
-    ("fz.stages", "fz.arguments", "fz.program", "fz.saved", "fz.tuning"),
+    ("fz.stages", "fz.arguments", "fz.keys", "fz.program", "fz.saved", "fz.tuning"),
     ("fz.inverted",),
     ("fz.editor",),
     ("fz.pipeline",),
