@@ -17,6 +17,7 @@ from fz.model.control import ControlNet
 from fz.prompts.text import TextEncoder
 from fz.settings.config import Settings
 from fz.settings.place import expanded
+from fz.weights.changes import Changes, read_words, tokens_of
 from fz.weights.clip import load_clip
 from fz.weights.control import check_beside, load_control
 from fz.weights.hub import OF_TOKENIZER, TOKENIZER_OF_CHECKPOINT, located
@@ -40,6 +41,7 @@ def load(settings: Settings, device: torch.device) -> Checkpoint:
         tokenizer=settings.tokenizer,
         model_config=settings.model_config,
         ema=settings.ema,
+        changes=Changes(settings.lora, settings.embedding, settings.clip_skip),
     )
     dtype = getattr(torch, settings.dtype)
     # offloaded models come to the device when they are used
@@ -69,7 +71,10 @@ def place(control: ControlNet, checkpoint: Checkpoint, settings: Settings, devic
 
 
 def text_of(settings: Settings) -> TextEncoder:
-    """A TextEncoder of the checkpoint's tokenizer alone: it has tokens of prompts, no embeddings."""
+    """A TextEncoder of the checkpoint's tokenizer and the learned words alone: it has tokens of prompts, no
+    embeddings.
+    """
+    words = read_words(settings.embedding)
     checkpoint, config = settings.checkpoint or mini.checkpoint(), settings.model_config
     if settings.tokenizer:
         found = find_tokenizer(located(settings.tokenizer, "tokenizer", OF_TOKENIZER))
@@ -79,7 +84,8 @@ def text_of(settings: Settings) -> TextEncoder:
         found = find_tokenizer(
             None, None if folder.is_file() else folder, expanded(config, "model_config") if config else None
         )
-    return TextEncoder(load_tokenizer(found, 2**31), None)
+    tokenizer = load_tokenizer(found, 2**31)
+    return TextEncoder(tokenizer, None, tokens_of(words, len(tokenizer)))
 
 
 def choose_frame_index(settings: Settings, tuned: bool, note: Callable[[str], None]) -> FrameIndex:

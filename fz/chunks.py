@@ -18,13 +18,15 @@ from fz.errors import FzError
 from fz.frames import ABSOLUTE, FrameIndex
 from fz.fusion import Fuser
 from fz.model.control import Control
+from fz.model.deep import Deep
 from fz.model.layers import Attend, Operands, Site, TextContext
 from fz.model.some_frames import some_frames_at_once
 from fz.model.unet import UNet
 
 Attending = Plain | Recorder | Fuser
+Extra = Deep | Control  # of a clip, whose part is of some frames
 Shared = dict[tuple[str, str], dict[int, Tensor]]  # (site, 'k' or 'v') -> frame -> (B, N, Nh, D)
-PLAIN = Plain(FrameIndex(()))
+OWN = FrameIndex(())
 
 
 class Chunks:
@@ -48,9 +50,7 @@ class Chunks:
         return self.unet.modules()
 
     def cut(self, index: FrameIndex, frames: int) -> "list[Chunk]":
-        """The chunks of a clip, in the order in which they run. Raises FzError where the frame index lets no order be
-        found.
-        """
+        """The chunks of a clip in the order in which they run. Raises FzError where there is none for the index."""
         frames_of = runs(range(frames), self.size) if self.layerwise else order(index, frames, self.size)
         chunks = [Chunk(index, frames, own, everything=self.layerwise) for own in frames_of]
         for i, chunk in enumerate(chunks):
@@ -58,34 +58,35 @@ class Chunks:
         return chunks
 
     def __call__(
-        self, z: Tensor, t: int, text: TextContext, attend: Attend = PLAIN, control: Control | None = None
+        self,
+        z: Tensor,
+        t: int | Tensor,
+        text: TextContext,
+        attend: Attend = Plain(OWN),  # noqa: B008 (frozen)
+        **extra: Extra,
     ) -> Tensor:
         """eps of z (B, F, 4, h, w), as `UNet.forward`; attend: a Plain, Recorder or Fuser."""
         chunks = self.cut(attend.frame_index, z.shape[1])
         if len(chunks) == 1:
-            return self.unet(z, t, text, attend, control=control)
-        run = self._layerwise if self.layerwise else self._chunkwise
-        return run(z, t, text, attend, chunks, control)
-
-    def _layerwise(
-        self, z: Tensor, t: int, text: TextContext, attend: Attending, chunks: "list[Chunk]", control: Control | None
-    ) -> Tensor:
+            return self.unet(z, t, text, attend, **extra)
+        if not self.layerwise:
+            return self._chunkwise(z, t, text, attend, chunks, extra)
         inner = [of_chunk(attend, chunk) for chunk in chunks]
         try:
-            return self.unet(z, t, text, QueriesInTurn(chunks, inner), control=control)
+            return self.unet(z, t, text, QueriesInTurn(chunks, inner), **extra)
         finally:
             # also after StopForward
             join(attend, chunks, [results(a) for a in inner])
 
     def _chunkwise(
-        self, z: Tensor, t: int, text: TextContext, attend: Attending, chunks: "list[Chunk]", control: Control | None
+        self, z: Tensor, t: int, text: TextContext, attend: Attending, chunks: "list[Chunk]", extra: dict[str, Extra]
     ) -> Tensor:
         eps, shared, found, stopped = z.new_empty(z.shape), {}, [], False
         for chunk in chunks:
             inner = of_chunk(attend, chunk)
-            of_own = control and control.of_frames(chunk.own)
             try:
-                eps[:, chunk.own] = self.unet(z[:, chunk.own], t, text, Sharing(inner, chunk, shared), control=of_own)
+                parts = {name: x.part(chunk.own) for name, x in extra.items()}
+                eps[:, chunk.own] = self.unet(z[:, chunk.own], t, text, Sharing(inner, chunk, shared), **parts)
             except StopForward:
                 stopped = True
             found.append(results(inner))
@@ -103,7 +104,6 @@ TUNED = (
 
 def order(index: FrameIndex, frames: int, size: int) -> list[list[int]]:
     """Which frames run together, so that each finds the keys it reads among its own and those of earlier chunks.
-
     Own and absolute frames: the absolute ones first. Earlier and own frames, and the first: as the clip runs. Else
     FzError.
     """
@@ -345,5 +345,5 @@ class Deferred:
         seen = of_chunk(self.recorder, chunk)
         attend, control = Sharing(seen, chunk, self.shared, keeps_all=True), self.control
         with contextlib.suppress(StopForward):
-            self.unet(self.z[:, chunk.own], self.t, self.text, attend, control=control and control.of_frames(chunk.own))
+            self.unet(self.z[:, chunk.own], self.t, self.text, attend, control=control and control.part(chunk.own))
         return seen.kept

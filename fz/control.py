@@ -8,8 +8,8 @@ from fz.ddim import Schedule
 from fz.memory.inversions import model_digest
 from fz.model import fast_cpu
 from fz.model.control import Control, ControlNet
-from fz.settings.checks import within
 from fz.settings.config import Settings
+from fz.settings.control import within
 
 
 def control_of(net: ControlNet, shown: Tensor, settings: Settings, schedule: Schedule) -> Control:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fz import mini
-from fz.arguments import OF_INVERTING, OF_LOADING, called, named, path_of
+from fz.arguments import OF_AN_EDIT, OF_INVERTING, OF_LOADING, called, edit_of, named, path_of
 from fz.attention import Keep
 from fz.checkpoint import choose_frame_index, load_beside, place, settled
 from fz.checkpoint import load as load_checkpoint
@@ -27,6 +27,7 @@ from fz.clips.video import Video
 from fz.edit import Callback
 from fz.errors import FzError
 from fz.inverted import InvertedClip
+from fz.memory.budget import Footprint, Prediction, prediction
 from fz.memory.inversions import Inversion
 from fz.memory.machine import pick_device
 from fz.memory.offload import resident
@@ -37,8 +38,11 @@ from fz.model.control import ControlNet
 from fz.model.some_frames import some_frames_at_once
 from fz.model.unet import UNet
 from fz.progress import Journal, Progress, bars
-from fz.settings.checks import OF_CONTROL, check_one_of
+from fz.prompts.describe import Explained, explained
+from fz.settings.checks import check_one_of
 from fz.settings.config import ClipSettings, EditSettings, Settings
+from fz.settings.control import OF_CONTROL
+from fz.stages import plan_edits
 from fz.weights.load import Checkpoint
 
 
@@ -49,9 +53,9 @@ def load(
     "CompVis/stable-diffusion-v1-4", which is fetched unless it is cached; nothing: the bundled miniature.
 
     device: auto, cpu, cuda or mps. dtype: float32, float16, bfloat16, or auto: float16 on CUDA, else float32. settings:
-    others of the model, by their names on the command line: vae, tokenizer, model_config, ema, control, clip_norm,
-    offload, compile, threads, conv, conv_memory. Raises FzError for a checkpoint that is none and for settings that
-    cannot be.
+    others of the model, by their names on the command line: vae, tokenizer, model_config, ema, lora (files, or pairs of
+    a file and a strength), embedding (files, or pairs of a file and a word), clip_skip, control, clip_norm, offload,
+    compile, threads, conv, conv_memory. Raises FzError for a checkpoint that is none and for settings that cannot be.
     """
     usual = {name: value for name, value in mini.DEFAULTS.items() if "." not in name} if checkpoint is None else {}
     unknown = Settings(ClipSettings("a clip"), "a clip", (EditSettings("a clip"),), cache="none")
@@ -147,8 +151,8 @@ class Editor:
         clip: of `fz.read`, or (F, H, W, 3) uint8, or (F, 3, H, W) in [-1, 1], or a list of PIL images. callback(step,
         latents): after each step. progress: print lines and bars. cache: a folder in which the inversion is kept, and
         found again; None writes no file. control_video: what the ControlNet of `fz.load` is shown, a clip of the same
-        frames and size or of one frame; None or "canny": the clip's own edges. settings: steps, chunk, store,
-        store_dtype, control_scale, control_window, control_inverts, canny.
+        frames and size or of one frame; None or "canny": the clip's own edges. settings: steps, reuse, chunk,
+        store, store_dtype, control_scale, control_window, control_inverts, canny.
         Raises FzError for what cannot be.
         """
         given, callback = named(settings, OF_INVERTING, "invert"), called(callback)
@@ -157,7 +161,7 @@ class Editor:
         if given.get("store") == "disk":
             raise FzError("store: got 'disk', expected auto, memory or recompute; 'disk' is the command line's.")
         video = as_video(clip, self.multiple)
-        about = ClipSettings("a clip", len(video.frames), size=tuple(video.frames.shape[-2:]))
+        about = video.clip or ClipSettings("a clip", len(video.frames), size=tuple(video.frames.shape[-2:]))
         cache = path_of(cache, "cache")
         chosen = dataclasses.replace(self.settings, clip=about, source=source, cache=cache or "none", **given)
         journal = Journal(bars() if progress else Progress())
@@ -175,6 +179,26 @@ class Editor:
         # edits of a Python program are not resumed
         inversion.kept = Unkept()
         return inversion
+
+    def explain(
+        self, source: str, target: str | None = None, *, kind: str | None = None, steps: int | None = None, **edit: Any
+    ) -> Explained:
+        """What an edit will do to each word, before anything is inverted. edit: an edit's settings, as in
+        `InvertedClip.edit`. Raises FzError for what cannot be, as prompts that are too long.
+        """
+        asked = edit_of(source, target, kind, named(edit, OF_AN_EDIT, "explain"))
+        chosen = dataclasses.replace(self.settings, source=source, edits=(asked,), steps=steps or self.settings.steps)
+        (plan,) = plan_edits(chosen, self.checkpoint.text, lambda line: None)
+        tokens = [self.checkpoint.text.tokens(prompt) for prompt in (source, asked.target)]
+        return explained(asked, plan, *tokens, chosen.steps)
+
+    def predicted(self, frames: int, size: tuple[int, int], steps: int | None = None) -> Prediction:
+        """How much memory will inverting and editing so many frames of (H, W) take? Counted, not measured."""
+        stride, settings = self.checkpoint.vae.config.stride, self.settings
+        latent_size, branches = tuple(side // stride for side in size), 2 if settings.guidance > 1 else 1
+        unet, vae = self.checkpoint.unet, self.checkpoint.vae
+        footprint = Footprint(unet, latent_size, frames, settings.chunk, branches, settings.offload, vae)
+        return prediction(footprint, steps or settings.steps, self.device)
 
     def check_chunks(self, settings: Settings, video: Video | None) -> None:
         """Raise FzError now for a clip that cannot be done so many frames at a time."""
@@ -209,7 +233,9 @@ class Editor:
         if wanted not in self.fitted:
             budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9)
             with journal.timed("prepare", self.device), self.resident(unet):
-                unet, line = fast_cpu.prepare(unet, latent_size, chunk or frames, settings.conv, budget)
+                unet, line = fast_cpu.prepare(
+                    unet, latent_size, chunk or frames, settings.conv, budget, settings.weights
+                )
             fast = Chunks(unet, chunk) if chunk else unet
             lines = [line, *([compile_step(fast, self.device)] if settings.compile else [])]
             control, lines_of_control = self.fit_control(latent_size, frames, chunk, journal)

@@ -5,14 +5,13 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-import fz
-from fz import kernels
 from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, named
 from fz.attention import MAP_STRIDE, Keep
 from fz.baselines import METHODS, EditFunction, editor_of
@@ -23,17 +22,22 @@ from fz.control import control_of, parts_of
 from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
 from fz.edit import Callback, Edit, invert, masks_of, reconstruct
+from fz.errors import FzError
 from fz.guidance import Guidance
-from fz.masks import changed_pixels, paste_background
+from fz.keys import key_of_edit, key_of_inversion
+from fz.masks import blend_mask, changed_pixels, paste_background
 from fz.memory.budget import Footprint, choose_store, keep_for, kept_for
-from fz.memory.inversions import Inversion, digest, leading, model_digest
+from fz.memory.inversions import Inversion, digest, leading
 from fz.memory.unkept import Unkept
-from fz.model import fast_cpu
+from fz.model.deep import Reuse
 from fz.model.finite import NotFinite
 from fz.progress import Journal, Progress, bars
+from fz.prompts import align
 from fz.prompts.align import word_positions
 from fz.prompts.plan import Plan
 from fz.results.result import Edited
+from fz.saved import save_run
+from fz.settings.checks import is_factor
 from fz.settings.config import Settings
 from fz.source import Source, Store, keep_nothing
 from fz.stages import decode, encode, plan_edits, with_masks
@@ -63,7 +67,7 @@ class InvertedClip:
         editor.check_chunks(settings, video)
         self.latent_size = tuple(side // checkpoint.vae.config.stride for side in video.frames.shape[-2:])
         unet, net = editor.fit(self.latent_size, len(video.frames), settings.chunk, journal)
-        self.model = Denoiser(unet, schedule, editor.frame_index)
+        self.model = Denoiser(unet, schedule, editor.frame_index, Reuse.of(settings.reuse))
         if net is not None and shown is not None:
             with editor.resident(editor.control):
                 control = control_of(net, shown, settings, schedule)
@@ -123,6 +127,25 @@ class InvertedClip:
         size = tuple(side // MAP_STRIDE for side in self.latent_size)
         return self.averaged_maps()[..., positions].sum(-1).unflatten(1, size)
 
+    def mask(self, words: str | Sequence[str], threshold: float = 0.3) -> Tensor:
+        """Where an edit of these words of the source may change the clip, before it is run: (F, H, W) bool at the
+        clip's size, the steady mask of `keep_background` (eq. 6 of the mean of the steps' maps). Raises FzError for a
+        word that is not in the source and for a threshold that is none.
+        """
+        if not is_factor(threshold) or not 0 <= threshold <= 1:
+            raise FzError(f"threshold: got {threshold!r}, expected a number from 0 (all) to 1 (nothing).")
+        listed = [words] if isinstance(words, str) else words
+        positions = [p for word in listed for p in word_positions(self.tokens, word, "mask")]
+        map_size = tuple(side // MAP_STRIDE for side in self.latent_size)
+        pixels = tuple(self.video.frames.shape[-2:])
+        return blend_mask(self.averaged_maps(), align.weights(positions), threshold, map_size, pixels)
+
+    def save(self, out: str | Path, *edits: Edited) -> Path:
+        """Write the folder that `fz run` writes, of these edits: clips, frames, masks, attention, run.json. Returns its
+        path. Raises FzError for a folder that holds something else, and for edits that cannot be of one run.
+        """
+        return save_run(self, out, edits)
+
     def averaged_maps(self) -> Tensor:
         """The source's cross-attention averaged over heads, layers and steps, (F, N, 77) on the CPU."""
         return torch.stack([self.source.maps[t] for t in self.schedule.timesteps]).mean(0).cpu()
@@ -134,29 +157,13 @@ class InvertedClip:
 
     def key(self) -> str:
         """A hash of all that the inverted latents depend on."""
-        settings, unet, device = self.settings, self.editor.checkpoint.unet, self.editor.device
-        times = (CLEAN, *self.schedule.timesteps)
-        return digest(
-            self.video.frames,
-            self.source.embedding,
-            # heads, groups and the like, which no weight shows
-            unet.config,
-            self.editor.checkpoint.vae.config,
-            model_digest(unet),
-            model_digest(self.editor.checkpoint.vae),
-            [self.schedule.timesteps, [self.schedule.alpha_bar(t) for t in times]],
-            dataclasses.asdict(self.editor.frame_index),
-            [settings.clip_norm, settings.chunk, settings.dtype, str(device), settings.compile],
-            [kernels.choose(device), fast_cpu.signature(self.model.unet), torch.get_num_threads()],
-            [fz.__version__, torch.__version__],
-            *parts_of(self.inverting.control),
-        )
+        return key_of_inversion(self)
 
     def choose_store(self, kept: Inversion | Unkept, keep: Callable[[int], Keep]) -> None:
         """Decide where the source's queries and keys stay, of which `keep` says those that edits need. Raises FzError
         where the run cannot fit.
         """
-        settings, editor = self.settings, self.editor
+        settings, editor, reuse, steps = self.settings, self.editor, self.model.reuse, self.schedule.steps
         footprint = Footprint(
             editor.checkpoint.unet,
             self.latent_size,
@@ -165,12 +172,14 @@ class InvertedClip:
             2 if settings.guidance > 1 else 1,
             settings.offload,
             editor.checkpoint.vae,
+            reuse,
             editor.control,
         )
-        per_step = [keep(k) for k in range(self.schedule.steps)]
+        # shallow steps fuse nothing
+        per_step = [keep(k) if reuse.is_full(k, steps) else Keep() for k in range(steps)]
         # what is free differs from run to run: said, not noted
         self.mode = choose_store(settings.store, footprint, per_step, kept.operands, editor.device, self.journal.say)
-        self.kept, self.keep = kept, keep_for(self.mode, keep)
+        self.kept, self.keep = kept, keep_for(self.mode, per_step.__getitem__)
 
     def encode(self) -> None:
         """The clip's z_0, from the inversion's folder if it is there."""
@@ -194,6 +203,9 @@ class InvertedClip:
             start = time.monotonic()
 
             def after_step(done: int, z: Tensor) -> None:
+                # a full step may be done again, for what shallow ones take from it
+                if done <= restored:
+                    return
                 if done == restored + 1:
                     self.tell_seconds(time.monotonic() - start, schedule.steps - done)
                 self.kept.save(done, source, schedule)
@@ -262,6 +274,8 @@ class InvertedClip:
         target = editor.embed(settings.edits[0].target)
         log = self.kept.edit_log(self.edit_key(settings, plan, target, guidance.negative))
         done = leading(log, steps, editor.device) if method.resumes else []
+        # shallow steps want the deep features of their full step, which is done again
+        done = done[: self.model.full_step(len(done))] if len(done) < steps else done
         if done:
             journal.say(f"edit {number}: {len(done)} of {steps} steps are in {log.folder}")
         latents = list(done)
@@ -292,19 +306,7 @@ class InvertedClip:
 
     def edit_key(self, settings: Settings, plan: Plan, target: Tensor, negative: Tensor) -> str:
         """A hash of all that an edit of this inversion depends on."""
-        return digest(
-            settings.method,
-            target,
-            negative,
-            [settings.guidance, settings.guidance_window, settings.strength, settings.seed],
-            settings.attention,
-            self.editor.embed(settings.reconstruction_prompt or settings.source),
-            # queries and keys that are computed again are exact, those kept have the store's dtype
-            settings.store_dtype if self.mode != "recompute" else "same",
-            plan.fusion,
-            plan.region,
-            *parts_of(self.model.control),
-        )
+        return key_of_edit(self, settings, plan, target, negative)
 
     def frames_of(self, z: Tensor, changes: Tensor | None, journal: Journal) -> Tensor:
         """Decode z_0; outside of `changes` (`changed_pixels`) the clip's pixels. (F, 3, H, W) float32 in [-1, 1]."""
@@ -321,7 +323,9 @@ class InvertedClip:
         if settings.method != "fatezero":
             return
         of_an_edit = EDIT_STEP + (self.mode == "recompute")
-        seconds = step * (left + of_an_edit * settings.steps * len(settings.edits))
+        # the step that was timed is a whole one
+        share = self.model.reuse.work(self.schedule.steps)
+        seconds = step * share * (left + of_an_edit * settings.steps * len(settings.edits))
         shown = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
         self.journal.say(f"about {shown} to go: a step of inversion takes {step:.2g} s, one of an edit {of_an_edit:g}x")
 

@@ -193,7 +193,7 @@ def region():
 
 def edited(unet, net_control, inverting=None, store=None):
     """Inverted, by the same model or another, and edited."""
-    model = Denoiser(unet, SCHEDULE, FrameIndex((0, "mid")), net_control)
+    model = Denoiser(unet, SCHEDULE, FrameIndex((0, "mid")), control=net_control)
     source = Source(TEXT[0], {CLEAN: numbers(3, FRAMES, 4, SIDE, SIDE)}, keep=wanted([fusion()]))
     if store is not None:
         source.store = store
@@ -264,14 +264,14 @@ def test_its_attention_is_plain_and_reads_other_frames(unet):
 def test_frames_that_are_branches_have_their_own_pictures(unet):
     """SDEdit's: frames as if there were fewer."""
     acts = control(controlnet())
-    model = Denoiser(unet, SCHEDULE, FrameIndex(()), acts)
+    model = Denoiser(unet, SCHEDULE, FrameIndex(()), control=acts)
     z, task = numbers(3, FRAMES, 4, SIDE, SIDE), Edit(TEXT[1])
     together = SDEdit(1.0)(model, Source(TEXT[0], {CLEAN: z}), task, Guidance(TEXT[0], 3.0))
     for count in (1, 3):
-        fewer = dataclasses.replace(model, control=acts.of_frames(range(count)))
+        fewer = dataclasses.replace(model, control=acts.part(range(count)))
         some = SDEdit(1.0)(fewer, Source(TEXT[0], {CLEAN: z[:count]}), task, Guidance(TEXT[0], 3.0))
         assert relative(together[:count], some) < 1e-4
-    others = dataclasses.replace(model, control=acts.of_frames([1, 2, 3, 4, 0]))
+    others = dataclasses.replace(model, control=acts.part([1, 2, 3, 4, 0]))
     assert relative(SDEdit(1.0)(others, Source(TEXT[0], {CLEAN: z}), task, Guidance(TEXT[0], 3.0)), together) > 1e-3
 
 
@@ -542,6 +542,7 @@ FLAGS = {
     "thresholds": (["--control", "net", "--canny", "9,3"], "canny: got 9 and 3"),
     "one threshold": (["--control", "net", "--canny", "9"], "expected LOW,HIGH"),
     "thresholds of a video": (["--control", "net", "--control-video", "y", "--canny", "5,9"], "has its own edges"),
+    "deep features": (["--control", "net", "--reuse", "3"], "control: got reuse 3, expected 1"),
     "a method": (["--control", "net", "--method", "null-p2p"], "control: got method null-p2p"),
     "no video": (["--control", "net", "--control-video", "none.mp4"], "control_video: "),
     "no file": (

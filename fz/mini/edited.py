@@ -57,7 +57,7 @@ class Bench:
 
     @property
     def model(self) -> Denoiser:
-        return Denoiser(self.checkpoint.unet, self.schedule, ORDER, self.control)
+        return Denoiser(self.checkpoint.unet, self.schedule, ORDER, control=self.control)
 
     def shown(self, frames: np.ndarray) -> "Bench":
         """The same with the ControlNet, at every step, shown the edges of these frames (F, H, W, 3) uint8."""

@@ -84,9 +84,9 @@ class ControlNet(Encoder):
         x = z.flatten(0, 1).to(self.dtype).contiguous(memory_format=torch.channels_last)
         time = self.time(t, branches, z.device, self.dtype).repeat_interleave(frames, 0)
         x = self.conv_in(x, frames) + hint.repeat(len(x) // len(hint), 1, 1, 1)
-        middle, skips = self.encode(x, time, frames, text, attend)
-        zeros = zip(self.controlnet_down_blocks, skips, strict=True)
-        return self.controlnet_mid_block(middle), [zero(skip) for zero, skip in zeros]
+        skips = self.encode(x, time, frames, text, attend)
+        middle = self.controlnet_mid_block(self.middle(skips[-1], time, frames, text, attend))
+        return middle, [zero(skip) for zero, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Control:
         """Itself at the timesteps at which it acts."""
         return self if t in self.timesteps else None
 
-    def of_frames(self, frames: Sequence[int]) -> "Control":
+    def part(self, frames: Sequence[int]) -> "Control":
         """The same of some frames of the clip."""
         return replace(self, hint=self.hint[list(frames)])
 

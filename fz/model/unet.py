@@ -5,8 +5,7 @@ Architecture from `config.json`, never assumed. A temporal part exists only when
 model is Stable Diffusion, frame by frame when F = 1. This file knows no checkpoint files and no prompts.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fz import kernels
-from fz.errors import FzError
+from fz.model.deep import Deep
 from fz.model.layers import (
     Alter,
     Attend,
@@ -31,102 +30,9 @@ from fz.model.layers import (
     Upsample,
     sinusoidal,
 )
+from fz.model.unet_config import Temporal, UNetConfig
 
-
-@dataclass(frozen=True)
-class Temporal:
-    """What a tuned checkpoint adds: temporal attention, and convolutions over time that are 'full', 'low_rank' or None.
-
-    ranks: (channels, rank) of each width that has a low-rank convolution, as the weights say.
-    """
-
-    attention: bool = True
-    conv: str | None = None
-    ranks: tuple[tuple[int, int], ...] = ()
-
-    def rank_of(self, channels: int) -> int | None:
-        """The rank of the temporal convolution of a layer of this width: None for no such layer, 0 for full rank."""
-        return {None: None, "full": 0}[self.conv] if self.conv != "low_rank" else dict(self.ranks)[channels]
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """Shape of an SD-v1-like UNet. heads: attention heads, at every level or one number a level."""
-
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int = 2
-    heads: tuple[int, ...] = (8, 8, 8, 8)
-    cross_attention_dim: int = 768
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    in_channels: int = 4
-    out_channels: int = 4
-    down_attention: tuple[bool, ...] = (True, True, True, False)
-    up_attention: tuple[bool, ...] = (False, True, True, True)
-    flip_sin_to_cos: bool = True
-    freq_shift: float = 0
-    temporal: Temporal | None = None
-
-    @classmethod
-    def from_json(cls, config: Mapping, temporal: Temporal | None = None) -> "UNetConfig":
-        """From a diffusers `unet/config.json`, of UNet2DConditionModel or of its inflated kin. Raises FzError for what
-        is not SD v1.
-        """
-        refuse_unsupported(config)
-        channels = tuple(config["block_out_channels"])
-        # SD v1's config calls the number of heads `attention_head_dim`
-        heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
-        return cls(
-            block_out_channels=channels,
-            layers_per_block=config.get("layers_per_block", 2),
-            heads=tuple(heads) if isinstance(heads, (list, tuple)) else (heads,) * len(channels),
-            cross_attention_dim=config.get("cross_attention_dim", 768),
-            norm_num_groups=config.get("norm_num_groups", 32),
-            norm_eps=config.get("norm_eps", 1e-5),
-            in_channels=config.get("in_channels", 4),
-            out_channels=config.get("out_channels", 4),
-            down_attention=tuple("CrossAttn" in kind for kind in config["down_block_types"]),
-            up_attention=tuple("CrossAttn" in kind for kind in config["up_block_types"]),
-            flip_sin_to_cos=config.get("flip_sin_to_cos", True),
-            freq_shift=config.get("freq_shift", 0),
-            temporal=temporal,
-        )
-
-    @property
-    def stride(self) -> int:
-        """By how much the deepest level is smaller than the latent; its sides must be multiples of it."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
-
-# what other models' configs set and SD v1's does not: value that means 'as SD v1'
-SD1_ONLY = {
-    "use_linear_projection": (False, "SD 2's linear projections"),
-    "class_embed_type": (None, "class embeddings"),
-    "num_class_embeds": (None, "class embeddings"),
-    "only_cross_attention": (False, "cross-attention without self-attention"),
-    "dual_cross_attention": (False, "dual cross-attention"),
-    "resnet_time_scale_shift": ("default", "scale-shift time conditioning"),
-    "act_fn": ("silu", "another activation"),
-    "addition_embed_type": (None, "SDXL's added conditioning"),
-    "transformer_layers_per_block": (1, "several transformer layers a block"),
-    "center_input_sample": (False, "a centred input"),
-    "time_cond_proj_dim": (None, "guidance-distilled conditioning"),
-    "encoder_hid_dim": (None, "a projected text encoder"),
-    "downsample_padding": (1, "another padding"),
-    "mid_block_scale_factor": (1, "a scaled middle block"),
-    "upcast_attention": (False, "SD 2.1's upcast attention"),
-}
-
-
-def refuse_unsupported(config: Mapping) -> None:
-    """Raise FzError if a UNet's config asks for what Stable Diffusion v1 does not have."""
-    for key, (expected, what) in SD1_ONLY.items():
-        if config.get(key, expected) not in (expected, [expected] * len(config.get("block_out_channels", ()))):
-            got = f"unet/config.json: {key} is {config[key]!r} ({what})"
-            raise FzError(f"{got}; expected {expected!r}. Use a Stable Diffusion v1.x checkpoint.")
-    for key in ("block_out_channels", "down_block_types", "up_block_types"):
-        if key not in config:
-            raise FzError(f"unet/config.json: {key} is missing. Is this a diffusers UNet config?")
+__all__ = ["Encoder", "Temporal", "UNet", "UNetConfig", "own_frame", "sinusoidal"]
 
 
 def own_frame(site: Site, x: Operands) -> Tensor:
@@ -240,23 +146,38 @@ class Encoder(nn.Module):
         self.mid_block = MiddleBlock(f"{name}mid_block", channels[-1], 2 ** (depth - 1), heads[-1], config, ranks)
 
     def encode(
-        self, x: Tensor, time: Tensor, frames: int, text: TextContext, attend: Attend
-    ) -> tuple[Tensor, list[Tensor]]:
-        """x: (B·F, C0, h, w), what conv_in made; time: (B·F, 4·C0). Returns the middle's features and those of each
-        layer before it, with x the first.
+        self,
+        x: Tensor,
+        time: Tensor,
+        frames: int,
+        text: TextContext,
+        attend: Attend,
+        layers: int | None = None,
+    ) -> list[Tensor]:
+        """x: (B·F, C0, h, w), what conv_in made; time: (B·F, 4·C0). Returns x and the features of each of the encoder's
+        layers, or of the first of them.
         """
         norm_frames, skips = frames if self.clip_norm else 1, [x]
-        for block in self.down_blocks:
-            for resnet, transformer in block.layers():
-                x = resnet(x, time, frames, norm_frames)
-                x = transformer(x, frames, text, attend) if transformer else x
-                skips.append(x)
-            for downsample in getattr(block, "downsamplers", ()):
-                x = downsample(x, frames)
-                skips.append(x)
+        for resnet, transformer, downsample in self.encoder()[:layers]:
+            x = downsample(x, frames) if downsample else resnet(x, time, frames, norm_frames)
+            x = transformer(x, frames, text, attend) if transformer else x
+            skips.append(x)
+        return skips
+
+    def middle(self, x: Tensor, time: Tensor, frames: int, text: TextContext, attend: Attend) -> Tensor:
+        """What follows the last of them."""
+        norm_frames = frames if self.clip_norm else 1
         x = self.mid_block.resnets[0](x, time, frames, norm_frames)
         x = self.mid_block.attentions[0](x, frames, text, attend)
-        return self.mid_block.resnets[1](x, time, frames, norm_frames), skips
+        return self.mid_block.resnets[1](x, time, frames, norm_frames)
+
+    def encoder(self) -> list[tuple[ResnetBlock | None, Transformer | None, Downsample | None]]:
+        """The encoder's layers, each of which leaves a skip: a ResNet and its transformer, or a change of size."""
+        layers = []
+        for block in self.down_blocks:
+            layers += [(resnet, transformer, None) for resnet, transformer in block.layers()]
+            layers += [(None, None, downsample) for downsample in getattr(block, "downsamplers", ())]
+        return layers
 
     def time(self, t: int | Tensor, branches: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The activated time embedding of each branch, (B, 4·C0)."""
@@ -314,10 +235,12 @@ class UNet(Encoder):
         text: TextContext,
         attend: Attend = own_frame,
         alter: Alter | None = None,
+        deep: Deep | None = None,
         control: Added | None = None,
     ) -> Tensor:
         """z: (B, F, 4, h, w), h and w multiples of `config.stride`; t: one timestep, or (B,) of them; alter: of the
-        decoder's ResNets; control: adds to what the decoder reads.
+        decoder's ResNets; deep: takes what a shallow pass will need of this one, or has it for this shallow one;
+        control: adds to what the decoder reads.
 
         Returns eps, shape and dtype of z; the layers compute in the weights' dtype.
         """
@@ -327,16 +250,29 @@ class UNet(Encoder):
         x = z.flatten(0, 1).to(dtype).contiguous(memory_format=torch.channels_last)
         time = self.time(t, branches, z.device, dtype).repeat_interleave(frames, 0)  # (B·F, 4·C0)
 
-        x, skips = self.encode(self.conv_in(x, frames), time, frames, text, attend)
+        # every decoder layer takes one skip; the outermost ones are all that a shallow pass computes
+        decoder = self.decoder()
+        outer = len(decoder) if deep is None else deep.layers(self.config.layers_per_block)
+        shallow = deep is not None and deep.shallow
+        skips = self.encode(self.conv_in(x, frames), time, frames, text, attend, outer - 1 if shallow else None)
+        x = deep.taken(len(x)) if shallow else self.middle(skips[-1], time, frames, text, attend)
         if control is not None:
             x, skips = control(x, skips, z, t, text, attend)
 
-        for block in self.up_blocks:
-            for resnet, transformer in block.layers():
-                x = resnet(torch.cat([x, skips.pop()], dim=1), time, frames, norm_frames, alter)
-                x = transformer(x, frames, text, attend) if transformer else x
-            for upsample in getattr(block, "upsamplers", ()):
-                x = upsample(x, frames)
+        for resnet, transformer, upsample in decoder[-outer:] if shallow else decoder:
+            if deep is not None and len(skips) == outer:
+                deep.features = x
+            x = resnet(torch.cat([x, skips.pop()], dim=1), time, frames, norm_frames, alter)
+            x = transformer(x, frames, text, attend) if transformer else x
+            x = upsample(x, frames) if upsample else x
 
         eps = self.conv_out(self.conv_norm_out(x, norm_frames, silu=True), frames)
         return eps.unflatten(0, (branches, frames)).to(z.dtype)
+
+    def decoder(self) -> list[tuple[ResnetBlock, Transformer | None, Upsample | None]]:
+        """The decoder's layers, each of which takes a skip; the last of a level with its change of size."""
+        layers = []
+        for block in self.up_blocks:
+            (*inner, (resnet, transformer)), (upsample,) = block.layers(), getattr(block, "upsamplers", (None,))
+            layers += [(*layer, None) for layer in inner] + [(resnet, transformer, upsample)]
+        return layers
