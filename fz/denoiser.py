@@ -14,17 +14,18 @@ from fz.frames import FrameIndex
 from fz.model.finite import check_finite
 from fz.model.layers import Alter, Attend, TextContext
 from fz.model.unet import UNet
+from fz.shard import Shard
 
 
 @dataclass(frozen=True)
 class Denoiser:
     """eps = model(z, t, text, attend): the noise in z (B, F, 4, h, w) at timestep t, given one prompt a branch.
 
-    unet: what predicts it, whole or in chunks. schedule: the T timesteps of a run. frame_index: the frames that a frame
-    reads in self-attention (eq. 8).
+    unet: what predicts it, whole, in chunks or on several processes. schedule: the T timesteps of a run. frame_index:
+    the frames that a frame reads in self-attention (eq. 8).
     """
 
-    unet: UNet | Chunks
+    unet: UNet | Chunks | Shard
     schedule: Schedule
     frame_index: FrameIndex = FrameIndex()
 

@@ -53,7 +53,9 @@ class InvertedClip:
         self.tokens = checkpoint.text.tokens(settings.source)
         editor.check_chunks(settings, video)
         self.latent_size = tuple(side // checkpoint.vae.config.stride for side in video.frames.shape[-2:])
-        unet = editor.fit(self.latent_size, len(video.frames), settings.chunk, journal)
+        self.ranks = editor.ranks
+        self.own = self.ranks.own(len(video.frames))
+        unet = editor.fit(self.latent_size, self.own.stop - self.own.start, settings.chunk, journal)
         self.model = Denoiser(unet, schedule, editor.frame_index)
         self.source = Source(editor.embed(settings.source))
         self.kept: Inversion | Unkept = Unkept()
@@ -126,6 +128,8 @@ class InvertedClip:
             [settings.clip_norm, settings.chunk, settings.dtype, str(device), settings.compile],
             [kernels.choose(device), fast_cpu.signature(self.model.unet), torch.get_num_threads()],
             [fz.__version__, torch.__version__],
+            # the frames' split shows in the last digits
+            *([["processes", self.ranks.world]] if self.ranks.world > 1 else []),
         )
 
     def choose_store(self, kept: Inversion | Unkept, keep: Callable[[int], Keep]) -> None:
@@ -136,7 +140,8 @@ class InvertedClip:
         footprint = Footprint(
             editor.checkpoint.unet,
             self.latent_size,
-            len(self.video.frames),
+            # processes on a CPU share its memory
+            len(self.video.frames) if editor.device.type == "cpu" else self.own.stop - self.own.start,
             settings.chunk,
             2 if settings.guidance > 1 else 1,
             settings.offload,
@@ -145,15 +150,18 @@ class InvertedClip:
         per_step = [keep(k) for k in range(self.schedule.steps)]
         # what is free differs from run to run: said, not noted
         self.mode = choose_store(settings.store, footprint, per_step, kept.operands, editor.device, self.journal.say)
+        # passes are made together: what is computed again has to be so in all
+        self.mode = self.ranks.agree(self.mode)
         self.kept, self.keep = kept, keep_for(self.mode, keep)
 
     def encode(self) -> None:
         """The clip's z_0, from the inversion's folder if it is there."""
-        z0, device, vae = self.kept.z0(), self.editor.device, self.editor.checkpoint.vae
+        z0, device, vae = self.ranks.agree(self.kept.z0()), self.editor.device, self.editor.checkpoint.vae
         found = z0 is not None
         if not found:
             with self.journal.timed("encode", device), self.editor.resident(vae):
-                z0 = encode(vae, self.video.frames, device, self.journal.note)
+                z0 = encode(vae, self.video.frames[self.own], device, self.journal.note)
+            z0 = self.ranks.gather(z0, len(self.video.frames))
         self.source.latents[CLEAN] = z0.to(device)
         if not found:
             self.kept.save(0, self.source, self.schedule)
@@ -162,7 +170,7 @@ class InvertedClip:
         """Invert z_0: as much as the inversion's folder has of it, and the rest."""
         source, schedule, editor = self.source, self.schedule, self.editor
         source.store, source.keep = self.store("inversion"), self.keep
-        restored = self.kept.restore(source, schedule, editor.device)
+        restored = self.share(self.kept.restore(source, schedule, editor.device))
         if restored:
             self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.kept.folder}")
         with self.journal.steps("invert", "inverting", schedule.steps, editor.device) as advance:
@@ -175,8 +183,29 @@ class InvertedClip:
 
             for _ in range(restored):
                 advance()
+            given = self.ranks.given
             with editor.resident(editor.checkpoint.unet):
                 invert(self.model, source, after_step)
+            self.tell_given("of inversion", given, schedule.steps - restored)
+
+    def share(self, restored: int) -> int:
+        """What the first process found of an inversion that was done before, in all; how many steps that are."""
+        if self.ranks.world == 1:
+            return restored
+        source, device = self.source, self.editor.device
+        there = {t: (source.latents[t].cpu(), source.maps[t].cpu()) for t in source.maps} if self.ranks.leads else None
+        restored, there = self.ranks.agree((restored, there))
+        for t_prev, t in list(self.schedule.upward())[:restored]:
+            source.latents[t], source.maps[t] = (x.to(device) for x in there[t])
+            source.inputs[t] = source.latents[t_prev]
+        return restored
+
+    def tell_given(self, steps_of: str, before: int, steps: int) -> None:
+        """Say what the processes gave to each other in so many steps."""
+        if self.ranks.world > 1 and steps:
+            given, world = self.ranks.total(self.ranks.given - before), self.ranks.world
+            told = f"{given / steps / 1e6:.3f} MB a step {steps_of}"
+            self.journal.say(f"shard: {world} processes gave each other {told} ({given} bytes in {steps} steps)")
 
     def attending(self, settings: Settings, journal: Journal) -> Source:
         """Whose attention is fused: inversion's, or that of a sampling pass of the reconstruction prompt."""
@@ -234,6 +263,8 @@ class InvertedClip:
         target = editor.embed(settings.edits[0].target)
         log = self.kept.edit_log(self.edit_key(settings, plan, target, guidance.negative))
         done = leading(log, steps, editor.device) if method.resumes else []
+        if self.ranks.world > 1:
+            done = [z.to(editor.device) for z in self.ranks.agree([z.cpu() for z in done])]
         if done:
             journal.say(f"edit {number}: {len(done)} of {steps} steps are in {log.folder}")
         latents = list(done)
@@ -250,8 +281,10 @@ class InvertedClip:
             for _ in done:
                 advance()
             task = Edit(target, plan.fusion, plan.region, done)
+            given = self.ranks.given
             with editor.resident(editor.checkpoint.unet):
                 z = edit(self.model, attending, task, guidance, after_step)
+            self.tell_given("of editing", given, steps - len(done))
             if not torch.isfinite(z).all():
                 where = f"edit {number}: latents of method {settings.method} hold NaN or infinity"
                 raise NotFinite(f"{where}; expected finite values. Try --dtype float32.")
@@ -281,7 +314,8 @@ class InvertedClip:
         """Decode z_0; outside of `changes` (`changed_pixels`) the clip's pixels. (F, 3, H, W) float32 in [-1, 1]."""
         vae = self.editor.checkpoint.vae
         with self.editor.resident(vae):
-            frames = decode(vae, z, self.editor.device, journal.note)
+            frames = decode(vae, z[self.own], self.editor.device, journal.note)
+        frames = self.ranks.gather(frames, len(z))
         if changes is not None:
             frames = paste_background(frames, self.video.frames, changes)
         return frames.float().clamp(-1, 1)

@@ -123,8 +123,8 @@ def edit_tensors(i: int, edited: Edited) -> dict[str, Tensor]:
     return tensors
 
 
-def versions(device: torch.device) -> dict[str, str]:
-    """What a run's results may depend on, beside its settings."""
+def versions(device: torch.device, processes: int = 1) -> dict[str, str]:
+    """What a run's results may depend on, beside its settings. processes: that share the clip."""
     import numpy
     import transformers
 
@@ -137,4 +137,5 @@ def versions(device: torch.device) -> dict[str, str]:
         "platform": platform.platform(),
         "kernels": kernels.choose(device),
         "threads": str(torch.get_num_threads()),
+        **({"processes": str(processes)} if processes > 1 else {}),
     }
