@@ -3,7 +3,7 @@
 Called, it predicts the noise in z and checks that it is finite.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from fz.attention import Plain
 from fz.chunks import Chunks
 from fz.ddim import Schedule
 from fz.frames import FrameIndex
-from fz.model.finite import check_finite
+from fz.model.finite import Watch
 from fz.model.layers import Alter, Attend, TextContext
 from fz.model.unet import UNet
 from fz.shard import Shard
@@ -28,18 +28,25 @@ class Denoiser:
     unet: UNet | Chunks | Shard
     schedule: Schedule
     frame_index: FrameIndex = FrameIndex()
+    watch: Watch = field(default_factory=Watch, init=False, repr=False, compare=False)
+
+    def settle(self) -> None:
+        """The last call's noise is finite, or NotFinite is raised, naming the first layer that gives NaN or infinity.
+        A loop asks when it has launched all of a step, before it tells anybody of it.
+        """
+        self.watch.settle()
 
     def __call__(
         self, z: Tensor, t: int, text: TextContext, attend: Attend | None = None, alter: Alter | None = None
     ) -> Tensor:
         """attend: None is plain attention by the frame index. alter: see `UNet.forward`.
 
-        Raises NotFinite, naming the first layer that gives NaN or infinity.
+        Noise that is not finite raises NotFinite: on a CPU now, elsewhere by the next call or `settle`.
         """
         attend = attend or Plain(self.frame_index)
         extra = () if alter is None else (alter,)
         eps = self.unet(z, t, text, attend, *extra)
-        check_finite(eps, self.unet, t, lambda: self.unet(z, t, text, fresh(attend), *extra))
+        self.watch.look(eps, self.unet, t, lambda: self.unet(z, t, text, fresh(attend), *extra))
         return eps
 
 

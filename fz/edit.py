@@ -7,7 +7,7 @@ step.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from fz.attention import Plain
 from fz.ddim import Step, ddim_inverse_step, ddim_step
 from fz.denoiser import Denoiser
-from fz.fusion import Fuser, Fusion
+from fz.fusion import Fuser, Fusion, FusionStep
 from fz.guidance import Guidance, Guide
 from fz.masks import EVERYWHERE, EditRegion, blend_latents, foreground, self_masks
 from fz.model.layers import TextContext
@@ -40,6 +40,7 @@ def invert(model: Denoiser, source: Source, callback: Callback = ignore) -> Sour
         z, seen = source.latents[t_prev], source.recorder(model, t)
         eps = model(z[None], t, text, seen)[0]
         source.latents[t] = ddim_inverse_step(z, eps, schedule.alpha_bar(t_prev), schedule.alpha_bar(t))
+        model.settle()
         source.record(t, z, seen)
         callback(done, source.latents[t])
     return source
@@ -58,6 +59,7 @@ def reconstruct(model: Denoiser, source: Source, guidance: Guidance, callback: C
     for k, t, t_prev in schedule.downward():
         seen = source.recorder(model, t, branch=-1)
         eps = guide(model, z, t, seen)
+        model.settle()
         source.record(t, z, seen)
         z = ddim_step(z, eps, schedule.alpha_bar(t), schedule.alpha_bar(t_prev))
         callback(k + 1, z)
@@ -83,6 +85,8 @@ def edit(model: Denoiser, source: Source, task: Edit, guidance: Guidance, callba
     """Denoise the inverted latent under the target prompt with attention fusion (Algorithm 1, second loop; eq. 2, 5).
     Returns z_0.
     """
+    # its words and its user's mask reach the device once
+    task = replace(task, region=task.region.on(task.prompt.device))
     schedule = model.schedule
     fuse, blend = Fuse(model, source, task), Blend(model, source, task)
     guide = Guide(task.prompt, guidance, schedule)
@@ -92,6 +96,7 @@ def edit(model: Denoiser, source: Source, task: Edit, guidance: Guidance, callba
         eps = guide(model, z, step.t, attend)
         z = ddim_step(z, eps, schedule.alpha_bar(step.t), schedule.alpha_bar(step.t_prev))
         z = blend(z, step, attend)
+        model.settle()
         callback(step.k + 1, z)
     return z
 
@@ -102,6 +107,7 @@ class Fuse:
     def __init__(self, model: Denoiser, source: Source, task: Edit):
         self.model, self.source, self.task = model, source, task
         self.source_text = TextContext(source.embedding[None])
+        self.windows: dict[tuple[float, ...], FusionStep] = {}
 
     def __call__(self, step: Step) -> Plain | Fuser:
         model, source, fusion, region = self.model, self.source, self.task.fusion, self.task.region
@@ -109,13 +115,21 @@ class Fuse:
             return Plain(model.frame_index)
         return Fuser(
             model.frame_index,
-            fusion.at(step.k),
+            self.fusion_at(step.k),
             source.queries_and_keys(model, step.t, fusion.keeps(step.k), self.source_text),
             self.source_text,
             masks_of(model, source, self.task, step.k),
             region.hides_object,
             record_target=region.blends_latents_after(step.k + 1, model.schedule.steps),
         )
+
+    def fusion_at(self, k: int) -> FusionStep:
+        """`Fusion.at`; steps that fuse alike share it, so that its weights reach the device once."""
+        fusion = self.task.fusion
+        window = (fusion.replaces_self(k), *fusion.cross_window[k].tolist())
+        if window not in self.windows:
+            self.windows[window] = fusion.at(k)
+        return self.windows[window]
 
 
 def masks_of(model: Denoiser, source: Source, task: Edit, k: int) -> dict[int, Tensor] | None:

@@ -20,7 +20,7 @@ from fz.attention import Keep
 from fz.checkpoint import choose_frame_index, settled
 from fz.checkpoint import load as load_checkpoint
 from fz.chunks import Chunks
-from fz.clips.arrays import Clip, as_video
+from fz.clips.arrays import ClipLike, as_video
 from fz.clips.video import Video
 from fz.edit import Callback
 from fz.errors import FzError
@@ -133,7 +133,7 @@ class Editor:
 
     def invert(
         self,
-        clip: Clip,
+        clip: ClipLike,
         source: str,
         *,
         callback: Callback | None = None,
@@ -178,9 +178,7 @@ class Editor:
             if video is not None:
                 chunks.cut(self.frame_index, len(video.frames))
 
-    def fit(
-        self, latent_size: tuple[int, int], frames: int, chunk: int | None, journal: Journal
-    ) -> FastUNet:
+    def fit(self, latent_size: tuple[int, int], frames: int, chunk: int | None, journal: Journal) -> FastUNet:
         """The UNet made fast for clips of that size and that many frames here, `chunk` at a time or all of them. The
         last one is kept: clips of one size share it.
         """
@@ -195,7 +193,7 @@ class Editor:
             self.fitted[wanted] = fast, lines
         fast, lines = self.fitted[wanted]
         for line in lines:
-            journal.note(line)
+            journal.detail(line)
         return fast
 
     def embed(self, prompt: str) -> Tensor:

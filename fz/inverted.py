@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import fz
 from fz import kernels
+from fz.agreement import given_since, same_inversion, same_latents
 from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, named
 from fz.attention import MAP_STRIDE, Keep
 from fz.baselines import METHODS, EditFunction, editor_of
@@ -40,10 +42,14 @@ if TYPE_CHECKING:
     from fz.editor import Editor
 
 
+# an edit's step in steps of inversion: two branches, fused (bench/LOG.md); the source's once more to recompute
+EDIT_STEP = 2
+
+
 class InvertedClip:
     """A clip under its own sentence, on its way through a loaded model; made by `Editor.invert`.
 
-    settings: of the run. video: its frames. source: what inversion left, by timestep (`fz.edit.Source`).
+    settings: of the run. video: its frames. source: what inversion left, by timestep (`fz.source.Source`).
     """
 
     def __init__(self, editor: "Editor", settings: Settings, video: Video, journal: Journal):
@@ -170,12 +176,15 @@ class InvertedClip:
         """Invert z_0: as much as the inversion's folder has of it, and the rest."""
         source, schedule, editor = self.source, self.schedule, self.editor
         source.store, source.keep = self.store("inversion"), self.keep
-        restored = self.share(self.kept.restore(source, schedule, editor.device))
+        restored = same_inversion(self.ranks, source, schedule, self.kept.restore(source, schedule, editor.device))
         if restored:
             self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.kept.folder}")
         with self.journal.steps("invert", "inverting", schedule.steps, editor.device) as advance:
+            start = time.monotonic()
 
             def after_step(done: int, z: Tensor) -> None:
+                if done == restored + 1:
+                    self.tell_seconds(time.monotonic() - start, schedule.steps - done)
                 self.kept.save(done, source, schedule)
                 advance()
                 if callback:
@@ -186,26 +195,8 @@ class InvertedClip:
             given = self.ranks.given
             with editor.resident(editor.checkpoint.unet):
                 invert(self.model, source, after_step)
-            self.tell_given("of inversion", given, schedule.steps - restored)
-
-    def share(self, restored: int) -> int:
-        """What the first process found of an inversion that was done before, in all; how many steps that are."""
-        if self.ranks.world == 1:
-            return restored
-        source, device = self.source, self.editor.device
-        there = {t: (source.latents[t].cpu(), source.maps[t].cpu()) for t in source.maps} if self.ranks.leads else None
-        restored, there = self.ranks.agree((restored, there))
-        for t_prev, t in list(self.schedule.upward())[:restored]:
-            source.latents[t], source.maps[t] = (x.to(device) for x in there[t])
-            source.inputs[t] = source.latents[t_prev]
-        return restored
-
-    def tell_given(self, steps_of: str, before: int, steps: int) -> None:
-        """Say what the processes gave to each other in so many steps."""
-        if self.ranks.world > 1 and steps:
-            given, world = self.ranks.total(self.ranks.given - before), self.ranks.world
-            told = f"{given / steps / 1e6:.3f} MB a step {steps_of}"
-            self.journal.say(f"shard: {world} processes gave each other {told} ({given} bytes in {steps} steps)")
+            for line in given_since(self.ranks, given, schedule.steps - restored, "inversion"):
+                self.journal.say(line)
 
     def attending(self, settings: Settings, journal: Journal) -> Source:
         """Whose attention is fused: inversion's, or that of a sampling pass of the reconstruction prompt."""
@@ -262,9 +253,7 @@ class InvertedClip:
         edit = self.method_of(settings, guidance, journal)
         target = editor.embed(settings.edits[0].target)
         log = self.kept.edit_log(self.edit_key(settings, plan, target, guidance.negative))
-        done = leading(log, steps, editor.device) if method.resumes else []
-        if self.ranks.world > 1:
-            done = [z.to(editor.device) for z in self.ranks.agree([z.cpu() for z in done])]
+        done = same_latents(self.ranks, leading(log, steps, editor.device) if method.resumes else [], editor.device)
         if done:
             journal.say(f"edit {number}: {len(done)} of {steps} steps are in {log.folder}")
         latents = list(done)
@@ -284,7 +273,8 @@ class InvertedClip:
             given = self.ranks.given
             with editor.resident(editor.checkpoint.unet):
                 z = edit(self.model, attending, task, guidance, after_step)
-            self.tell_given("of editing", given, steps - len(done))
+            for line in given_since(self.ranks, given, steps - len(done), "editing"):
+                journal.say(line)
             if not torch.isfinite(z).all():
                 where = f"edit {number}: latents of method {settings.method} hold NaN or infinity"
                 raise NotFinite(f"{where}; expected finite values. Try --dtype float32.")
@@ -319,6 +309,16 @@ class InvertedClip:
         if changes is not None:
             frames = paste_background(frames, self.video.frames, changes)
         return frames.float().clamp(-1, 1)
+
+    def tell_seconds(self, step: float, left: int) -> None:
+        """Say how long the run will take, by the seconds of its first step of inversion and the steps that are left."""
+        settings = self.settings
+        if settings.method != "fatezero":
+            return
+        of_an_edit = EDIT_STEP + (self.mode == "recompute")
+        seconds = step * (left + of_an_edit * settings.steps * len(settings.edits))
+        shown = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+        self.journal.say(f"about {shown} to go: a step of inversion takes {step:.2g} s, one of an edit {of_an_edit:g}x")
 
     def store(self, of: str) -> Store:
         """Where queries and keys of that pass stay."""

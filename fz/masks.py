@@ -62,6 +62,21 @@ class EditRegion:
         """Are the background's latents the source's after that edit step?"""
         return self.latent_blend is not None and self.latent_blend.active(steps_done, steps)
 
+    def on(self, device: torch.device) -> "EditRegion":
+        """The same with its tensors on a device, where they then need no copy a step."""
+
+        def there(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device)
+
+        blend = self.latent_blend
+        return dataclasses.replace(
+            self,
+            mask_words=there(self.mask_words),
+            user_mask=there(self.user_mask),
+            background=there(self.background),
+            latent_blend=blend and LatentBlend(there(blend.source_words), there(blend.target_words), blend.threshold),
+        )
+
 
 EVERYWHERE = EditRegion()
 

@@ -41,7 +41,8 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
         made_by = versions(device, ranks.world)
         before = reuse.found(folder.path, settings, made_by) if ranks.leads else None
         if ranks.agree(before is not None):
-            journal.say(f"results in {folder.path}: this very run was done before, nothing was computed")
+            if ranks.leads:
+                journal.say(f"{whereabouts(folder)}: this very run was done before, nothing was computed")
             return before or result
 
         # load
@@ -86,8 +87,14 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
         result.out = str(folder.path) if ranks.leads else None
         # the command writes the report once all else is complete, and then says that it is done
         folder.finish(result, versions(editor.device, ranks.world), awaits=["report.html"] if settings.report else [])
-    journal.say(f"results in {folder.path}")
+    if ranks.leads:
+        journal.say(whereabouts(folder))
     return result
+
+
+def whereabouts(folder: ResultFolder) -> str:
+    """Where the results are, and which of them to open."""
+    return f"results in {folder.path}; open {folder.path / 'side-by-side-0.mp4'}"
 
 
 def results(settings: Settings, ranks: Alone) -> ResultFolder | NoFolder:

@@ -44,7 +44,7 @@ def answer(argv: list[str]) -> None:
         # before torch is imported, which takes seconds
         check_source(request.settings.clip.path)
         judged_by = request.clip_model if request.sweep or request.settings.report else None
-        models_of({**vars(request.settings), "clip": judged_by})
+        models_of({**vars(request.settings), "clip_model": judged_by})
     except FzError:
         if is_another(argv):
             raise SystemExit(2) from None
@@ -58,25 +58,27 @@ def answer(argv: list[str]) -> None:
     # before the run: a CLIP that cannot be read costs no minutes
     clip = choose_clip(request.clip_model, miniature=request.settings.checkpoint is None) if judges else None
     try:
-        result = pipeline.run(request.settings, Progress() if is_another(argv) else bars())
+        result = pipeline.run(request.settings, Progress() if is_another(argv) else bars(request.verbose))
     except Elsewhere:
         raise SystemExit(2) from None
     if result.out is None:
         return  # a dry run
     if request.sweep:
-        from fz.metrics.measure import table
+        from fz.metrics.measure import explained, table
         from fz.results.folder import completed
         from fz.results.sheet import write_sweep
 
-        print(table(write_sweep(result, request.sweep, clip), label="label"))
+        rows = write_sweep(result, request.sweep, clip)
+        print("\n".join([table(rows, label="label"), *(f"  {line}" for line in explained(rows))]))
         completed(Path(result.out), "sweep.png", "sweep.json", "sweep.csv")
         print(f"in {result.out}/sweep.png, .json and .csv")
     if request.settings.report:
         from fz.results.folder import completed
         from fz.results.report import write_report
 
-        write_report(result.out, clip)
-        completed(Path(result.out), "report.html")
+        page = write_report(result.out, clip)
+        completed(Path(result.out), page.name)
+        print(f"open {page}")
 
 
 def list_words(settings) -> None:

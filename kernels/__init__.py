@@ -2,7 +2,8 @@
 
 `reference` builds the maps, word for word as the paper's Algorithm 2. `torch_ops` never does (`small` is its way with
 small maps). `triton_*` are the GPU kernels.
-FZ_KERNELS=reference|torch|triton forces one; otherwise Triton runs on a GPU it supports and torch everywhere else.
+FZ_KERNELS=reference|torch|triton forces one; otherwise Triton runs on an NVIDIA GPU that it supports, and torch
+everywhere else: on CPUs, Apple's and AMD's GPUs. For AMD's the kernels compile, but nobody has seen them run there.
 """
 
 import importlib.util
@@ -38,7 +39,7 @@ def choose(device: torch.device, needs_grad: bool = False) -> str:
     # no kernel here has a backward pass; training takes torch's own
     if needs_grad:
         return forced if forced in ("reference", "torch") else "torch"
-    return forced or ("torch" if device.type != "cuda" or _triton_cannot(device) else "triton")
+    return forced or ("torch" if device.type != "cuda" or torch.version.hip or _triton_cannot(device) else "triton")
 
 
 def _triton_cannot(device: torch.device) -> str | None:

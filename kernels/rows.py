@@ -1,8 +1,8 @@
 """What the attention kernels are told about rows and frames: the order of a mask's rows, each frame's anchors once.
 
 Both come from small tensors by many small operations. So each is made once: of a mask as long as that lives and is not
-written to, of a table that lies on the CPU for as long as the process runs. A caller that passes the same again
-launches and copies nothing.
+written to, of a table that lies on the CPU for as long as the process runs, since CUDA graphs go on reading it. A
+caller that passes the same again launches and copies nothing.
 """
 
 import functools
@@ -36,7 +36,7 @@ def pack_rows(mask: Tensor) -> Made:
     return (~mask).to(torch.uint8).sort(dim=1, stable=True).indices.int(), mask.sum(1, dtype=torch.int32)
 
 
-@functools.lru_cache(64)
+@functools.cache
 def _unedited(frames: int, tokens: int, device: torch.device) -> Made:
     rows = torch.arange(tokens, dtype=torch.int32, device=device)
     return rows.expand(frames, tokens).contiguous(), torch.zeros(frames, dtype=torch.int32, device=device)
@@ -49,7 +49,7 @@ def anchors_of(frames: Tensor, device: torch.device) -> Made:
     return _merged(tuple(map(tuple, frames.tolist())), device)
 
 
-@functools.lru_cache(256)
+@functools.cache
 def _merged(table: tuple[tuple[int, ...], ...], device: torch.device) -> Made:
     return tuple(x.to(device) for x in merge_anchors(torch.tensor(table)))
 

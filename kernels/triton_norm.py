@@ -113,8 +113,9 @@ def group_norm(x, frames, groups, weight, bias, eps, *, time=None, silu=False) -
     chunks = max(1, min(MOST_CHUNKS, PROGRAMS // (columns * samples), triton.cdiv(rows, block_r)))
     rows_each = triton.cdiv(triton.cdiv(rows, chunks), block_r) * block_r
     chunks = triton.cdiv(rows, rows_each)
-    parts = torch.empty(samples, chunks, 2, channels, dtype=torch.float32, device=x.device)
-    factors = torch.empty(samples, 2, channels, dtype=torch.float32, device=x.device)
+    # both of it, since an allocation costs the host as much as a launch
+    memory = torch.empty(samples * (chunks + 1), 2, channels, dtype=torch.float32, device=x.device)
+    parts, factors = memory, memory[samples * chunks :]
     y = torch.empty_like(x)
     # rows of frames that share statistics are equal: the first is read
     given, time_step = (x, 0) if time is None else (time.contiguous(), frames * channels)

@@ -43,7 +43,7 @@ FLOORS = (
     ("fz.memory", "fz.progress", "fz.clips.arrays"),
     ("fz.metrics", "fz.checkpoint"),
     ("fz.results",),
-    ("fz.stages", "fz.arguments", "fz.tuning"),
+    ("fz.stages", "fz.agreement", "fz.arguments", "fz.tuning"),
     ("fz.inverted",),
     ("fz.editor",),
     ("fz.pipeline",),

@@ -209,6 +209,14 @@ def test_choice(monkeypatch):
         kernels.choose(cpu)
 
 
+@pytest.mark.parametrize(("device", "hip", "expected"), [("cuda", None, "triton"), ("cuda", "6.4", "torch"),
+                                                         ("mps", None, "torch"), ("cpu", None, "torch")])  # fmt: skip
+def test_triton_is_taken_on_nvidias_gpus_alone(monkeypatch, device, hip, expected):
+    monkeypatch.delenv("FZ_KERNELS", raising=False)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert kernels.choose(torch.device(device)) == expected
+
+
 def test_triton_that_is_too_old_is_not_taken(monkeypatch):
     import triton
 

@@ -1,6 +1,7 @@
 """When the predicted noise is not finite: at which timestep, and in which layer of the UNet."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +13,47 @@ class NotFinite(FzError):
     """Latents or frames hold NaN or infinity."""
 
 
-def check_finite(eps: Tensor, unet: nn.Module, t: int, again: Callable[[], Tensor]) -> None:
-    """Raise NotFinite, naming the timestep and, when a second forward pass finds it, the layer, if eps holds NaN or
-    infinity.
+@dataclass
+class Watch:
+    """Asks whether predicted noise is finite, and has the answer when a step is over, so that the host does not wait
+    for a GPU within it. On a CPU the answer comes at once.
+    """
+
+    answer: Callable[[], None] | None = None
+
+    def look(self, eps: Tensor, unet: nn.Module, t: int, again: Callable[[], Tensor]) -> None:
+        """The arguments of `refuse`. Settles what was asked before."""
+        self.settle()
+        finite = on_host(torch.isfinite(eps).all())
+        self.answer = lambda: finite() or refuse(eps, unet, t, again)
+        if eps.device.type == "cpu":
+            self.settle()
+
+    def settle(self) -> None:
+        """Raise NotFinite if the noise that was looked at last was not finite."""
+        answer, self.answer = self.answer, None
+        if answer:
+            answer()
+
+
+def on_host(flag: Tensor) -> Callable[[], bool]:
+    """The value of a flag, to be asked for later: who asks waits until it was computed, not for what came after."""
+    if not flag.is_cuda:
+        return lambda: bool(flag)
+    host = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
+    event = torch.cuda.current_stream(flag.device).record_event()
+    return lambda: event.synchronize() or bool(host)
+
+
+def refuse(eps: Tensor, unet: nn.Module, t: int, again: Callable[[], Tensor]) -> None:
+    """Raise NotFinite, naming the timestep and, when a second forward pass finds it, the layer.
 
     again: the very forward pass that gave eps, with the same attention.
     """
-    if torch.isfinite(eps).all():
-        return
     layer = first_bad_layer(unet, again)
     found = f", first in layer {layer}" if layer else ""
     # eps is float32 whatever the UNet computes in
-    dtypes = {eps.dtype, *(p.dtype for p in unet.parameters())}
+    dtypes = {eps.dtype, *(p.dtype for module in unet.modules() for p in module.parameters(recurse=False))}
     hint = " Is the checkpoint damaged?"
     if torch.float16 in dtypes:
         hint = " float16 ends at 65504: try --dtype bfloat16, or float32."

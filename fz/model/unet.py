@@ -305,7 +305,8 @@ class UNet(nn.Module):
 
     def time(self, t: int | Tensor, branches: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The activated time embedding of each branch, (B, 4·C0)."""
-        t = torch.as_tensor(t, device=device).expand(branches)
+        # a number fills a tensor where that lies; copied there, it would make the host wait
+        t = t.to(device).expand(branches) if isinstance(t, Tensor) else torch.full((branches,), t, device=device)
         config = self.config
         embedding = sinusoidal(t, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
         return F.silu(self.time_embedding(embedding.to(dtype)))

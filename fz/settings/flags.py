@@ -7,7 +7,7 @@ other `fz.settings.parse`'s.
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,8 +109,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
              edit=True),
         Flag("enhance-factor", "enhance_factor", number, "R", "by how much *", edit=True),
         Flag("mask", "mask", str, "PATH",
-             "white where the clip is edited, in place of the words' masks: an image, or a video or folder as long "
-             "as the clip *",
+             "white, or in a transparent picture opaque, where the clip is edited, in place of the words' masks: an "
+             "image, or a video or folder as long as the clip *",
              edit=True),
         Flag("keep-background", "keep_background", None, "", "outside the mask, latents and pixels are the clip's *",
              edit=True, const=True),
@@ -219,8 +219,10 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
 }  # fmt: skip
 
 
-def build_parser(numbers: Iterable[int] = ()) -> argparse.ArgumentParser:
-    """The parser, with the `.N` forms of edit flags for these edit numbers."""
+def build_parser(numbers: Iterable[int] = (), bundled: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
+    """The parser, with the `.N` forms of edit flags for these edit numbers. bundled: what other defaults the bundled
+    checkpoint has, by setting.
+    """
     parser = Parser(
         prog="python -m fz.run", description=DESCRIPTION, epilog=EPILOG, usage="%(prog)s [flags]", allow_abbrev=False,
         argument_default=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -233,7 +235,7 @@ def build_parser(numbers: Iterable[int] = ()) -> argparse.ArgumentParser:
                 flag,
                 f"--{flag.name}",
                 f"edits.*.{flag.setting}" if flag.edit else flag.setting,
-                flag.help + default_of(flag),
+                flag.help + default_of(flag, (bundled or {}).get(flag.setting)),
             )
             for n in numbers if flag.edit else ():
                 add(group, flag, f"--{flag.name}.{n}", f"edits.{n}.{flag.setting}", argparse.SUPPRESS)
@@ -249,6 +251,7 @@ def build_parser(numbers: Iterable[int] = ()) -> argparse.ArgumentParser:
     group.add_argument(
         "--list-words", action="store_true", help="show the prompts' words; without prompts, what the miniature knows"
     )
+    group.add_argument("--verbose", action="store_true", help="print how it is computed, too: products, convolutions")
     group.add_argument("--debug", action="store_true", help="show an error's traceback")
     group.add_argument("--version", action="version", version=f"fz {fz.__version__}")
     return parser
@@ -277,8 +280,8 @@ def add(group: Any, flag: Flag, name: str, dest: str, text: str) -> None:
         )
 
 
-def default_of(flag: Flag) -> str:
-    """' (default: 50)' of the settings' own defaults, '' where the help says it."""
+def default_of(flag: Flag, bundled: Any = None) -> str:
+    """' (default: 50; with the bundled miniature 20)' of the settings' own defaults, '' where the help says it."""
     owner, name = (
         (ClipSettings, flag.setting[5:])
         if flag.setting.startswith("clip.")
@@ -288,4 +291,5 @@ def default_of(flag: Flag) -> str:
     value = values.get(name, dataclasses.MISSING)
     if flag.parse is None or value in (dataclasses.MISSING, None, "", (), Crop()):
         return ""
-    return f" (default: {','.join(map(str, value)) if isinstance(value, tuple) else value})"
+    also = "" if bundled in (None, value) else f"; with the bundled miniature {bundled:g}"
+    return f" (default: {','.join(map(str, value)) if isinstance(value, tuple) else value}{also})"

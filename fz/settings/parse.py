@@ -29,6 +29,7 @@ class Request:
     list_words: bool = False
     sweep: tuple[Variant, ...] = ()
     clip_model: str | None = None  # the CLIP that judges a sweep and a report
+    verbose: bool = False
 
 
 def parse(argv: Sequence[str]) -> Request:
@@ -37,12 +38,13 @@ def parse(argv: Sequence[str]) -> Request:
     """
     argv = joined(argv)
     numbers = sorted({int(found[1]) for a in argv if (found := re.match(r"--[a-z-]+\.(\d{1,4})(?:=|$)", a))})
-    parser = build_parser(numbers)
+    parser = build_parser(numbers, of_miniature())
     given, rest = parser.parse_known_args(argv)
     if rest:
         raise FzError(unknown(rest, parser))
     given = vars(given)
     given.pop("debug", None)
+    verbose = given.pop("verbose", False)
     list_words = given.pop("list_words", False)
     sweeps, clip_model = given.pop("sweep", []), given.pop("clip_model", None)
     config, assignments = given.pop("config", None), given.pop("set", [])
@@ -87,9 +89,18 @@ def parse(argv: Sequence[str]) -> Request:
             "leave it out."
         )
     if not sweeps or list_words:
-        return Request(settings, list_words, clip_model=clip_model)
+        return Request(settings, list_words, clip_model=clip_model, verbose=verbose)
     variants = read_sweeps(sweeps)
-    return Request(expand(settings, variants), sweep=tuple(variants), clip_model=clip_model)
+    return Request(expand(settings, variants), sweep=tuple(variants), clip_model=clip_model, verbose=verbose)
+
+
+def of_miniature() -> Overlay:
+    """What the bundled checkpoint is run with unless told otherwise; nothing where it is not installed."""
+    try:
+        from fz import mini
+    except ImportError:
+        return {}
+    return mini.DEFAULTS
 
 
 def check_words(settings: Settings) -> None:

@@ -120,7 +120,7 @@ def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str
 
 
 def load(settings: TuneSettings) -> Checkpoint:
-    """In float32, on the CPU. Raises FzError if the prompt is too long for it."""
+    """In float32, on the CPU. Raises FzError if a prompt is too long for it."""
     checkpoint = load_checkpoint(
         settings.checkpoint or mini.checkpoint(),
         vae=settings.vae,
@@ -128,7 +128,8 @@ def load(settings: TuneSettings) -> Checkpoint:
         model_config=settings.model_config,
         ema=settings.ema,
     )
-    checkpoint.text.tokens(settings.prompt)
+    for prompt in (settings.prompt, settings.class_prompt or "", *settings.sample_prompts):
+        checkpoint.text.tokens(prompt)
     return checkpoint
 
 
@@ -238,23 +239,36 @@ def save(out: Path, tuner: trainer.Tuner) -> None:
     draw_losses(out / "loss.png", tuner.losses)
 
 
-def draw_losses(path: Path, losses: Sequence[float], size: tuple[int, int] = (640, 240)) -> None:
-    """Each step's loss as a dot, and their running mean over a tenth of the steps as a line."""
+def draw_losses(path: Path, losses: Sequence[float], size: tuple[int, int] = (640, 280)) -> None:
+    """Each step's loss as a dot, and their running mean over a tenth of the steps as a line, over axes of steps and
+    loss.
+    """
     width, height = size
     picture = Image.new("RGB", size, "white")
-    pen, top = ImageDraw.Draw(picture), max(losses) or 1.0
+    pen, top, last = ImageDraw.Draw(picture), max(losses) or 1.0, len(losses)
+    left, right, bottom, upper = 60, width - 14, height - 34, 24
 
     def place(i: int, loss: float) -> tuple[float, float]:
-        return 40 + (width - 50) * i / max(len(losses) - 1, 1), height - 20 - (height - 40) * loss / top
+        return left + (right - left) * i / max(last - 1, 1), bottom - (bottom - upper) * loss / top
 
+    for part in (0, 0.25, 0.5, 0.75, 1):
+        y = place(0, part * top)[1]
+        pen.line((left - 4, y, right, y), fill="black" if part == 0 else (225, 225, 225))
+        pen.text((6, y - 6), f"{part * top:.4f}", fill="black")
+    for i in sorted({round(part * (last - 1)) for part in (0, 0.25, 0.5, 0.75, 1)}):
+        x = place(i, 0)[0]
+        pen.line((x, bottom, x, bottom + 4), fill="black")
+        pen.text((min(x - 3, right - 6 * len(str(i + 1))), bottom + 6), str(i + 1), fill="black")
+    pen.line((left, upper, left, bottom), fill="black")
+    pen.text((right - 24, bottom + 20), "step", fill="black")
     for i, loss in enumerate(losses):
         x, y = place(i, loss)
         pen.ellipse((x - 1, y - 1, x + 1, y + 1), fill=(170, 170, 190))
-    window = max(1, len(losses) // 10)
-    means = [float(np.mean(losses[max(0, i + 1 - window) : i + 1])) for i in range(len(losses))]
+    window = max(1, last // 10)
+    means = [float(np.mean(losses[max(0, i + 1 - window) : i + 1])) for i in range(last)]
     if len(means) > 1:
         pen.line([place(i, mean) for i, mean in enumerate(means)], fill=(30, 60, 160), width=2)
-    pen.text((4, 4), f"loss, {len(losses)} steps; top {top:.3f}; line: mean of {window}", fill="black")
+    pen.text((4, 4), f"loss of each step; line: mean of {window}", fill="black")
     write_png(path, np.asarray(picture))
 
 

@@ -18,8 +18,9 @@ from fz.settings.limits import check_tuning
 from fz.shell import Parser, unknown
 
 DESCRIPTION = (
-    "DIR is then a checkpoint: `python -m fz.run --checkpoint DIR --video CLIP …`. Beside it are loss.csv, loss.png "
-    "and samples. The same command goes on where it was stopped. --config takes a released tuning YAML; flags are over "
+    "Tune a Stable Diffusion v1 checkpoint on one clip, so that edits of shape keep its motion. The --out folder DIR "
+    "is then a checkpoint: `python -m fz.run --checkpoint DIR --video CLIP …`. Beside it are loss.csv, loss.png and "
+    "samples. The same command goes on where it was stopped. --config takes a released tuning YAML; flags are over "
     "it."
 )
 RECIPES = ("tune-a-video", "fatezero")
@@ -85,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     out = Parser(
         prog="python -m fz.tune",
         description=DESCRIPTION,
+        usage="%(prog)s [flags]",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
@@ -150,7 +152,7 @@ def parser() -> argparse.ArgumentParser:
     )
     flag("sample-every", "sample_every", texts.whole(0), "N", "steps between samples; 0: only at the end")
     flag("sample-steps", "sample_steps", texts.whole(1), "N", "DDIM steps of a sample")
-    flag("guidance", "guidance", texts.number, "W", "of a sample")
+    flag("guidance", "guidance", texts.number, "W", "of a sample; of the miniature's 3")
     flag("save-every", "save_every", texts.whole(1), "N", "steps between states from which the same command goes on")
     flag("device", "device", str, "NAME", "auto, cpu, cuda or mps")
     flag("threads", "threads", texts.whole(1), "N", "CPU threads")
