@@ -22,13 +22,14 @@ from fz.clips.notebook import animation
 from fz.clips.video import Video
 from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
-from fz.edit import Callback, Edit, invert, masks_of, reconstruct
+from fz.edit import Callback, Edit, invert, reconstruct
 from fz.guidance import Guidance
 from fz.masks import changed_pixels, paste_background
 from fz.memory.budget import Footprint, choose_store, keep_for, kept_for
 from fz.memory.inversions import Inversion, digest, leading, model_digest
 from fz.memory.unkept import Unkept
 from fz.model import fast_cpu
+from fz.model.deep import Reuse
 from fz.model.finite import NotFinite
 from fz.progress import Journal, Progress, bars
 from fz.prompts.align import word_positions
@@ -36,7 +37,7 @@ from fz.prompts.plan import Plan
 from fz.results.result import Edited
 from fz.settings.config import Settings
 from fz.source import Source, Store, keep_nothing
-from fz.stages import decode, encode, plan_edits, with_masks
+from fz.stages import decode, encode, masks_by_size, plan_edits, with_masks
 
 if TYPE_CHECKING:
     from fz.editor import Editor
@@ -62,7 +63,7 @@ class InvertedClip:
         self.ranks = editor.ranks
         self.own = self.ranks.own(len(video.frames))
         unet = editor.fit(self.latent_size, self.own.stop - self.own.start, settings.chunk, journal)
-        self.model = Denoiser(unet, schedule, editor.frame_index)
+        self.model = Denoiser(unet, schedule, editor.frame_index, Reuse.of(settings.reuse))
         self.source = Source(editor.embed(settings.source))
         self.kept: Inversion | Unkept = Unkept()
         self.keep: Callable[[int], Keep] = keep_nothing
@@ -72,6 +73,11 @@ class InvertedClip:
     @property
     def schedule(self) -> Schedule:
         return self.model.schedule
+
+    def __repr__(self) -> str:
+        frames, _, height, width = self.video.frames.shape
+        steps = self.settings.steps
+        return f"<InvertedClip {self.settings.source!r}: {frames} frames of {height}x{width}, {steps} steps>"
 
     # ---- for Python programs -------------------------------------------------------------------------------
 
@@ -131,18 +137,19 @@ class InvertedClip:
             model_digest(self.editor.checkpoint.vae),
             [self.schedule.timesteps, [self.schedule.alpha_bar(t) for t in times]],
             dataclasses.asdict(self.editor.frame_index),
-            [settings.clip_norm, settings.chunk, settings.dtype, str(device), settings.compile],
+            [settings.clip_norm, settings.chunk, settings.dtype, str(device), settings.compile, settings.reuse,
+             settings.weights],
             [kernels.choose(device), fast_cpu.signature(self.model.unet), torch.get_num_threads()],
             [fz.__version__, torch.__version__],
             # the frames' split shows in the last digits
             *([["processes", self.ranks.world]] if self.ranks.world > 1 else []),
-        )
+        )  # fmt: skip
 
     def choose_store(self, kept: Inversion | Unkept, keep: Callable[[int], Keep]) -> None:
         """Decide where the source's queries and keys stay, of which `keep` says those that edits need. Raises FzError
         where the run cannot fit.
         """
-        settings, editor = self.settings, self.editor
+        settings, editor, reuse, steps = self.settings, self.editor, self.model.reuse, self.schedule.steps
         footprint = Footprint(
             editor.checkpoint.unet,
             self.latent_size,
@@ -152,13 +159,15 @@ class InvertedClip:
             2 if settings.guidance > 1 else 1,
             settings.offload,
             editor.checkpoint.vae,
+            reuse,
         )
-        per_step = [keep(k) for k in range(self.schedule.steps)]
+        # shallow steps fuse nothing
+        per_step = [keep(k) if reuse.is_full(k, steps) else Keep() for k in range(steps)]
         # what is free differs from run to run: said, not noted
         self.mode = choose_store(settings.store, footprint, per_step, kept.operands, editor.device, self.journal.say)
         # passes are made together: what is computed again has to be so in all
         self.mode = self.ranks.agree(self.mode)
-        self.kept, self.keep = kept, keep_for(self.mode, keep)
+        self.kept, self.keep = kept, keep_for(self.mode, per_step.__getitem__)
 
     def encode(self) -> None:
         """The clip's z_0, from the inversion's folder if it is there."""
@@ -183,6 +192,9 @@ class InvertedClip:
             start = time.monotonic()
 
             def after_step(done: int, z: Tensor) -> None:
+                # a full step may be done again, for what shallow ones take from it
+                if done <= restored:
+                    return
                 if done == restored + 1:
                     self.tell_seconds(time.monotonic() - start, schedule.steps - done)
                 self.kept.save(done, source, schedule)
@@ -254,6 +266,8 @@ class InvertedClip:
         target = editor.embed(settings.edits[0].target)
         log = self.kept.edit_log(self.edit_key(settings, plan, target, guidance.negative))
         done = same_latents(self.ranks, leading(log, steps, editor.device) if method.resumes else [], editor.device)
+        # shallow steps want the deep features of their full step, which is done again
+        done = done[: self.model.full_step(len(done))] if len(done) < steps else done
         if done:
             journal.say(f"edit {number}: {len(done)} of {steps} steps are in {log.folder}")
         latents = list(done)
@@ -316,7 +330,9 @@ class InvertedClip:
         if settings.method != "fatezero":
             return
         of_an_edit = EDIT_STEP + (self.mode == "recompute")
-        seconds = step * (left + of_an_edit * settings.steps * len(settings.edits))
+        # the step that was timed is a whole one
+        share = self.model.reuse.work(self.schedule.steps)
+        seconds = step * share * (left + of_an_edit * settings.steps * len(settings.edits))
         shown = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
         self.journal.say(f"about {shown} to go: a step of inversion takes {step:.2g} s, one of an edit {of_an_edit:g}x")
 
@@ -332,9 +348,3 @@ class InvertedClip:
         latents, times = self.source.latents, (CLEAN, *reversed(self.schedule.timesteps))
         steps = {f"inverted.{i:03d}": latents[t] for i, t in enumerate(times)} if len(latents) > 1 else {}
         return {**steps, "z0": latents[CLEAN]}
-
-
-def masks_by_size(model: Denoiser, source: Source, task: Edit) -> dict[int, dict[tuple[int, int], Tensor]]:
-    """The masks of an edit's self-attention: edit step -> (h, w) -> (F, h, w) bool."""
-    masks = {k: masks_of(model, source, task, k) for k in range(model.schedule.steps)}
-    return {k: {tuple(m.shape[-2:]): m for m in of.values()} for k, of in masks.items() if of}

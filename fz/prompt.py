@@ -95,6 +95,7 @@ def answer(argv: list[str]) -> None:
     from fz.prompts.explain import as_json
     from fz.prompts.plan import Plan, plan_edit
     from fz.results.words import check_pictures, picture_names, write_pictures
+    from fz.stages import emphasis
 
     text, steps = text_of(settings), settings.steps
     source = text.tokens(settings.source)
@@ -110,6 +111,8 @@ def answer(argv: list[str]) -> None:
         for edit, plan, target in zip(settings.edits, plans, targets, strict=True):
             print(json.dumps(as_json(edit, plan, source, target, steps)))
         return
+    for line in emphasis(settings):
+        print(line)
     print(f"source: {settings.source!r}")
     for word in source.words:
         print(f"  {word.text}  (tokens {numbers(word.positions)})")

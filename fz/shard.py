@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fz.attention import Plain, Recorder, StopForward
 from fz.crossing import OWN, Attending, Chunk, Reading, of_frames
 from fz.fusion import Fuser
+from fz.model.deep import Deep
 from fz.model.layers import ClipGroupNorm, LowRankTemporalConv, Site, TemporalAttention, TextContext
 from fz.model.swap import swapped
 from fz.model.unet import UNet
@@ -54,9 +55,16 @@ class Shard:
     def parameters(self) -> Iterator[nn.Parameter]:
         return self.unet.parameters()
 
-    def __call__(self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attending = Plain(OWN)) -> Tensor:  # noqa: B008 (frozen)
+    def __call__(
+        self,
+        z: Tensor,
+        t: int | Tensor,
+        text: TextContext,
+        attend: Attending = Plain(OWN),  # noqa: B008 (frozen)
+        deep: Deep | None = None,
+    ) -> Tensor:
         """eps of z (B, F, 4, h, w), as `UNet.forward`; attend: a Plain, Recorder or Fuser, which afterwards has maps of
-        all frames, averaged, and of queries and keys what this process's frames need.
+        all frames, averaged, and of queries and keys what this process's frames need. deep: of these frames.
         """
         frames = self.clip.frames = z.shape[1]
         key = (attend.frame_index, frames)
@@ -66,7 +74,7 @@ class Shard:
         inner, eps = of_frames(attend, exchange.chunk, "shard"), None
         try:
             reading = Reading(inner, exchange.chunk, exchange, keeps_all=True)
-            eps = self.unet(z[:, self.ranks.own(frames)], t, text, reading)
+            eps = self.unet(z[:, self.ranks.own(frames)], t, text, reading, deep=deep)
         except StopForward:
             pass
         if isinstance(attend, Recorder):

@@ -17,14 +17,18 @@ from fz import kernels
 from fz.baselines import METHODS
 from fz.clips.user_mask import read_mask
 from fz.clips.video import ClipPlan, Video, plan_clip
+from fz.denoiser import Denoiser
+from fz.edit import Edit, masks_of
 from fz.errors import FzError
 from fz.memory.budget import check_vae, pictures_at_once
 from fz.model.finite import NotFinite
 from fz.model.vae import VAE, decode_clip, encode_clip
+from fz.prompts.emphasis import notes_on
 from fz.prompts.plan import Plan, plan_edit
 from fz.prompts.text import TextEncoder
 from fz.results.result import Edited
 from fz.settings.config import Settings
+from fz.source import Source
 
 if TYPE_CHECKING:
     from fz.editor import Editor
@@ -38,6 +42,8 @@ def plan_edits(settings: Settings, text: TextEncoder, note: Note) -> list[Plan]:
     for prompt in (settings.negative, settings.reconstruction_prompt or ""):
         # one that is too long is an error now, not after encoding
         text.tokens(prompt)
+    for line in emphasis(settings):
+        note(line)
     plans = []
     for i, edit in enumerate(settings.edits):
         target = text.tokens(edit.target)
@@ -46,6 +52,15 @@ def plan_edits(settings: Settings, text: TextEncoder, note: Note) -> list[Plan]:
     for line in (line for plan in plans for line in plan.notes):
         note(line)
     return plans
+
+
+def emphasis(settings: Settings) -> list[str]:
+    """What is said of A1111's emphasis in the prompts."""
+    lines = [line for name in ("source", "negative") for line in notes_on(getattr(settings, name), name, False)]
+    fuses = METHODS[settings.method].fuses
+    for i, edit in enumerate(settings.edits):
+        lines += notes_on(edit.target, f"target {i}", fuses and edit.align != "plain")
+    return lines
 
 
 def plan_video(settings: Settings, multiple: int, note: Note) -> ClipPlan | None:
@@ -121,6 +136,12 @@ def edit_tensors(i: int, edited: Edited) -> dict[str, Tensor]:
     for k, masks in edited.masks.items():
         tensors |= {f"mask.{i}.{h}x{w}.{k:03d}": m.to(torch.uint8) for (h, w), m in masks.items()}
     return tensors
+
+
+def masks_by_size(model: Denoiser, source: Source, task: Edit) -> dict[int, dict[tuple[int, int], Tensor]]:
+    """The masks of an edit's self-attention: edit step -> (h, w) -> (F, h, w) bool."""
+    masks = {k: masks_of(model, source, task, k) for k in range(model.schedule.steps)}
+    return {k: {tuple(m.shape[-2:]): m for m in of.values()} for k, of in masks.items() if of}
 
 
 def versions(device: torch.device, processes: int = 1) -> dict[str, str]:
