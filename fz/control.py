@@ -1,22 +1,33 @@
 """The ControlNet of a run: at which steps does it act on what, and what of it do results depend on?"""
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fz.ddim import Schedule
+from fz.denoiser import Denoiser
 from fz.memory.inversions import model_digest
 from fz.model import fast_cpu
 from fz.model.control import Control, ControlNet
 from fz.settings.config import Settings
 from fz.settings.control import within
 
+if TYPE_CHECKING:
+    from fz.editor import Editor
 
-def control_of(net: ControlNet, shown: Tensor, settings: Settings, schedule: Schedule) -> Control:
-    """shown: (F, 3, H, W) in [-1, 1]."""
-    window, steps = settings.control_window, schedule.steps
-    acts = frozenset(t for k, t, _ in schedule.downward() if within(window, k, steps))
-    return Control(net, net.hint((shown + 1) / 2), settings.control_scale, acts)
+
+def controlled(
+    model: Denoiser, editor: "Editor", net: ControlNet | None, shown: Tensor | None, settings: Settings
+) -> tuple[Denoiser, Denoiser]:
+    """The model with the ControlNet, and the inversion's, which may go without. shown: (F, 3, H, W) in [-1, 1]."""
+    if net is None or shown is None:
+        return model, model
+    schedule, window = model.schedule, settings.control_window
+    with editor.resident(editor.control):
+        hint = net.hint((shown + 1) / 2)
+    acts = frozenset(t for k, t, _ in schedule.downward() if within(window, k, schedule.steps))
+    beside = replace(model, control=Control(net, hint, settings.control_scale, acts))
+    return beside, beside if settings.control_inverts else model
 
 
 def parts_of(control: Control | None) -> list[Any]:

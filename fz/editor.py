@@ -39,9 +39,11 @@ from fz.model.some_frames import some_frames_at_once
 from fz.model.unet import UNet
 from fz.progress import Journal, Progress, bars
 from fz.prompts.describe import Explained, explained
+from fz.ranks import Alone
 from fz.settings.checks import check_one_of
 from fz.settings.config import ClipSettings, EditSettings, Settings
 from fz.settings.control import OF_CONTROL
+from fz.shard import Shard
 from fz.stages import plan_edits
 from fz.weights.load import Checkpoint
 
@@ -70,11 +72,12 @@ def load(
     )
 
 
+FastUNet = UNet | Chunks | Shard
 # settings that change nothing of a loaded model; whatever else there is may
 NOT_OF_MODELS = (
     "clip", "source", "edits", "negative", "method", "strength", "steps", "guidance", "guidance_window", "attention",
     "reconstruction_prompt", "frame_index", "least_channels", "chunk", "store", "store_dtype", "cache", "seed", "out",
-    "overwrite", "save_latents", "report", "dry_run", "notes", *OF_CONTROL,
+    "overwrite", "save_latents", "report", "dry_run", "notes", "shard", "reuse", *OF_CONTROL,
 )  # fmt: skip
 
 
@@ -89,7 +92,7 @@ class Models:
     checkpoint: Checkpoint | None = None
     control: ControlNet | None = None
     vae_dtype: torch.dtype | None = None
-    fitted: dict[tuple[Any, ...], tuple[UNet | Chunks, ControlNet | None, list[str]]] = dataclasses.field(
+    fitted: dict[tuple[Any, ...], tuple[FastUNet, ControlNet | None, list[str]]] = dataclasses.field(
         default_factory=dict
     )
 
@@ -120,8 +123,17 @@ class Editor:
     of a clip are multiples of, in pixels.
     """
 
-    def __init__(self, settings: Settings, journal: Journal | None = None, models: "Models | None" = None):
-        """models: what an earlier editor has loaded, taken where it is what these settings name."""
+    def __init__(
+        self,
+        settings: Settings,
+        journal: Journal | None = None,
+        models: "Models | None" = None,
+        ranks: Alone | None = None,
+    ):
+        """models: what an earlier editor has loaded, taken where it is what these settings name. ranks: the processes
+        that have the clip's frames; one, unless given.
+        """
+        self.ranks = ranks or Alone()
         journal, models = journal or Journal(), models or Models()
         settings, _ = settled(settings)
         self.settings, self.device = settings, pick_device(settings.device)
@@ -225,9 +237,9 @@ class Editor:
 
     def fit(
         self, latent_size: tuple[int, int], frames: int, chunk: int | None, journal: Journal
-    ) -> tuple[UNet | Chunks, ControlNet | None]:
-        """The UNet made fast for clips of that size and length, `chunk` frames at a time or all of them, and the
-        ControlNet likewise. The last ones are kept: clips of one size share them.
+    ) -> tuple[FastUNet, ControlNet | None]:
+        """The UNet made fast for clips of that size and that many frames here, `chunk` at a time or all of them, and
+        the ControlNet likewise. The last ones are kept: clips of one size share them.
         """
         settings, unet, wanted = self.settings, self.checkpoint.unet, (latent_size, frames, chunk)
         if wanted not in self.fitted:
@@ -236,7 +248,7 @@ class Editor:
                 unet, line = fast_cpu.prepare(
                     unet, latent_size, chunk or frames, settings.conv, budget, settings.weights
                 )
-            fast = Chunks(unet, chunk) if chunk else unet
+            fast = Chunks(unet, chunk) if chunk else Shard(unet, self.ranks) if self.ranks.world > 1 else unet
             lines = [line, *([compile_step(fast, self.device)] if settings.compile else [])]
             control, lines_of_control = self.fit_control(latent_size, frames, chunk, journal)
             self.fitted.clear()

@@ -20,6 +20,7 @@ from fz.settings.checks import (
     check_number,
     check_one_of,
     check_sentence,
+    check_shard,
     check_whole,
     files_with,
     is_factor,
@@ -181,6 +182,7 @@ class Settings(ControlSettings):
     clip_norm: bool = True
     reuse: int | str = 1  # deep features are computed every N-th step: 3, or '3:outer'
     chunk: int | None = None  # frames that the UNet takes at a time; None: all
+    shard: bool = False  # frames are split over the processes that torchrun started
     store: str = "auto"
     store_dtype: str = "same"
     cache: str | None = None  # where inversions are kept; None: the user's cache folder; 'none': nowhere
@@ -224,8 +226,7 @@ class Settings(ControlSettings):
         check_whole("steps", self.steps, 1, 1000, "The paper uses 50.")
         check_whole("seed", self.seed, 0, 2**63 - 1)
         check_whole("least_channels", self.least_channels, 0, 10**9)
-        if self.threads is not None:
-            check_whole("threads", self.threads, 1, 1024)
+        check_whole("threads", 1 if self.threads is None else self.threads, 1, 1024)
         check_number("guidance", self.guidance, 0, 1000, "7.5 is usual, 1 is none.")
         object.__setattr__(self, "reuse", reuse(self.reuse))
         if self.reuse != 1 and self.method not in REUSING:
@@ -239,10 +240,10 @@ class Settings(ControlSettings):
                 )
             if any(e.remove for e in self.edits):
                 got = f"chunk: got {self.chunk} with an edit that removes an object"
-                raise FzError(
-                    f"{got}, expected one without: what hides the object spans chunks. Leave --chunk or --remove out."
-                )
+                expected = "expected one without: what hides the object spans chunks"
+                raise FzError(f"{got}, {expected}. Leave --chunk or --remove out.")
         check_control(self)
+        check_shard(self)
         object.__setattr__(self, "guidance_window", window(self.guidance_window, "guidance_window"))
         if self.guidance_window != (0.0, 1.0) and self.method not in ("fatezero", "ddim"):
             got = f"guidance_window: got {self.guidance_window} with method {self.method}"
