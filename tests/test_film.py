@@ -1,4 +1,4 @@
-"""Files as they come: animated pictures, the clip's own size, its sound beside the results, its rate and colour tags."""
+"""Files as they come: animated pictures, the clip's own size, its sound beside results, its rate and colour tags."""
 
 import av
 import numpy as np
