@@ -32,13 +32,10 @@ def answer(argv: list[str]) -> None:
     if request.list_words:
         list_words(request.settings)
         return
-    from fz.clips.decode import check_source
-    from fz.weights.hub import models_of
+    from fz.preflight import check_run
 
     # before torch is imported, which takes seconds
-    check_source(request.settings.clip.path)
-    judged_by = request.clip_model if request.sweep or request.settings.report else None
-    models_of({**vars(request.settings), "clip": judged_by})
+    check_run(request.settings, request.clip_model if request.sweep or request.settings.report else None)
     from fz import pipeline
     from fz.checkpoint import choose_clip
     from fz.progress import bars
@@ -74,7 +71,7 @@ def list_words(settings) -> None:
     if settings is None:
         known_words()
         return
-    from fz.checkpoint import text_of
+    from fz.preflight import text_of
 
     text = text_of(settings)
     for prompt in (settings.source, *(edit.target for edit in settings.edits)):

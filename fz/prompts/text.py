@@ -6,13 +6,15 @@ Tokenizer and text model are transformers'; what a word is, is `fz.words`'s ques
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from typing import TYPE_CHECKING
 
 from fz.errors import FzError
 from fz.words import inner, spans
+
+# prompts are checked before torch is imported, which takes seconds
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 LENGTH = 77  # CLIP's text tokens, the first and last of a prompt being its start and end
 
@@ -58,7 +60,7 @@ def encodes(text: str) -> bool:
 class TextEncoder:
     """CLIP's text tower and its tokenizer."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, model: CLIPTextModel):
+    def __init__(self, tokenizer: "CLIPTokenizer", model: "CLIPTextModel | None"):
         self.tokenizer, self.model = tokenizer, model
 
     def tokens(self, prompt: str) -> Tokens:
@@ -82,11 +84,13 @@ class TextEncoder:
         used = len(body) + 2
         return Tokens(prompt, (start, *body, end, *[pad] * (LENGTH - used)), words, used)
 
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Tensor:
+    def encode(self, prompts: Sequence[str]) -> "Tensor":
         """(n, 77, Cx) float32: the last layer's states, after the final norm."""
+        import torch
+
         ids = torch.tensor([self.tokens(prompt).ids for prompt in prompts], device=self.model.device)
-        return self.model(input_ids=ids).last_hidden_state.float()
+        with torch.no_grad():
+            return self.model(input_ids=ids).last_hidden_state.float()
 
 
 def words_of(prompt: str, starts: Sequence[int]) -> tuple[Word, ...]:
