@@ -83,7 +83,7 @@ class Compiled:
     assembly: str
 
 
-class Recorder:
+class Launched:
     """In a kernel's place: keeps what it would be launched with."""
 
     def __init__(self, kernel: object, found: list[Launch]):
@@ -107,7 +107,7 @@ def recorded(capability: int) -> Iterator[list[Launch]]:
         mock.patch.object(triton_self, "capability_of", lambda device: capability),
         mock.patch.object(triton_cross, "capability_of", lambda device: capability),
     ):
-        patches = [mock.patch.object(m, name, Recorder(getattr(m, name), found)) for m, name in KERNELS]
+        patches = [mock.patch.object(m, name, Launched(getattr(m, name), found)) for m, name in KERNELS]
         for patch in patches:
             patch.start()
         try:

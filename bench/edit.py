@@ -7,6 +7,7 @@ maps way, as the released code does it (this project's reference kernels and dir
 512 x 512 would take instead. Rows go to a CSV, if asked.
 """
 
+import argparse
 import contextlib
 import copy
 import csv
@@ -138,20 +139,12 @@ def ratio(times: dict[str, list[float]], ours: str, theirs: str) -> float:
 
 
 @torch.no_grad()
-def run(
-    frames: int,
-    size: int,
-    rounds: int,
-    maps: bool,
-    config: UNetConfig,
-    chunk: int | None = None,
-    clip_norm: bool = True,
-    vae_config: VAEConfig | None = None,
-    only: str = "",
-) -> list[dict[str, object]]:
-    """Time all steps with `only` in their names, and encoding and decoding the clip if a VAE's shape is given; returns
-    a row for each.
+def run(given: argparse.Namespace, config: UNetConfig, vae_config: VAEConfig | None = None) -> list[dict[str, object]]:
+    """Time all steps with `given.only` in their names, and encoding and decoding the clip if a VAE's shape is given;
+    returns a row for each.
     """
+    frames, size, chunk, only = given.frames, given.size, given.chunk, given.only
+    maps, clip_norm = not given.no_maps, not given.per_frame_norm
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet(config, clip_norm).eval().to(memory_format=torch.channels_last)
@@ -207,7 +200,7 @@ def run(
     chosen = {name: way for name, way in ways.items() if only in name}
     if not chosen:
         raise SystemExit(f"--only {only}: no step has this in its name; there are {', '.join(ways)}.")
-    times = measure(chosen, rounds)
+    times = measure(chosen, given.rounds)
     peak = gemm_peak(side=2048)
     source_pass = flop["forward"] * flop_of_source_pass(unet, size // 8) / flop_of_forward(unet, size // 8)
     flop |= {name: 2 * flop["forward"] for name in ("edit step, memory", "maps: edit step")}
@@ -368,17 +361,7 @@ def answer(argv: Sequence[str] | None) -> None:
         return
     torch.set_num_threads(arguments.threads)
     config, vae = (SMALL, SMALL_VAE) if arguments.small else (UNetConfig(), VAEConfig())
-    rows = run(
-        arguments.frames,
-        arguments.size,
-        arguments.rounds,
-        not arguments.no_maps,
-        config,
-        arguments.chunk,
-        not arguments.per_frame_norm,
-        vae if arguments.vae else None,
-        arguments.only,
-    )
+    rows = run(arguments, config, vae if arguments.vae else None)
     if arguments.csv:
         new = not arguments.csv.exists()
         with open(arguments.csv, "a", newline="") as file:

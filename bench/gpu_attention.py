@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.attention_ways import anchored, disc
 from fz.kernels import reference, rows, torch_ops, triton_norm, triton_ops
-from fz.kernels.triton_tiles import Config, capability_of, self_tiles
+from fz.kernels.triton_tiles import Tiles, capability_of, self_tiles
 
 Row = dict[str, object]
 WORDS = 77
@@ -213,7 +213,7 @@ def ours(x: tuple[Tensor, ...], table: Tensor, mask: Tensor) -> dict[str, Callab
     others = {"table": None, "table, not specialised": replace(self_tiles(d, v.dtype, capability_of(device), True))}
     if chosen.tma:
         stages = replace(others["table, not specialised"], stages=5 - others["table, not specialised"].stages)
-        others |= {"other stages": stages, "pointers": Config(128, 64, 8, 3)}
+        others |= {"other stages": stages, "pointers": Tiles(128, 64, 8, 3)}
     ways = {}
     for name, tiles in others.items():
         ways[f"plain, this ({name})"] = lambda t=tiles: triton_ops.self_attention(

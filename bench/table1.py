@@ -4,7 +4,7 @@ of released configs.
 A cell is one method on one clip and seed, all of the clip's edits from one inversion; it is one JSON file, written
 whole, so that a bench that was stopped goes on and a second run changes nothing. What the cells say, `bench.summary`
 makes of them: table1.md and table1.json. Held-out clips are judged by the miniature's CLIP unless told otherwise. Rows
-that cannot be had here are listed with why.
+that cannot be computed here are listed with why.
 """
 
 import argparse

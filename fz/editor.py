@@ -20,7 +20,7 @@ from fz.attention import Keep
 from fz.checkpoint import choose_frame_index, settled
 from fz.checkpoint import load as load_checkpoint
 from fz.chunks import Chunks
-from fz.clips.arrays import Clip, as_video
+from fz.clips.arrays import ClipLike, as_video
 from fz.clips.video import Video
 from fz.edit import Callback
 from fz.errors import FzError
@@ -121,7 +121,7 @@ class Editor:
 
     def invert(
         self,
-        clip: Clip,
+        clip: ClipLike,
         source: str,
         *,
         callback: Callback | None = None,

@@ -48,7 +48,7 @@ EDIT_STEP = 2
 class InvertedClip:
     """A clip under its own sentence, on its way through a loaded model; made by `Editor.invert`.
 
-    settings: of the run. video: its frames. source: what inversion left, by timestep (`fz.edit.Source`).
+    settings: of the run. video: its frames. source: what inversion left, by timestep (`fz.source.Source`).
     """
 
     def __init__(self, editor: "Editor", settings: Settings, video: Video, journal: Journal):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fz.kernels import triton_cross_fp32
 from fz.kernels.triton_self import dot
-from fz.kernels.triton_tiles import LOG2E, Config, capability_of, columns, cross_tiles, with_contiguous_heads
+from fz.kernels.triton_tiles import LOG2E, Tiles, capability_of, columns, cross_tiles, with_contiguous_heads
 
 # programs in all where there are enough tiles: about three waves of a large GPU's resident ones
 PROGRAMS = 3 * 3 * 132
@@ -62,8 +62,8 @@ def stream_queries(
             logits_b = dot(q_part, tl.trans(k_bb), logits_b, "tf32")
         logits_a = tl.where(n_a[None, :], logits_a, float("-inf"))
         logits_b = tl.where(n_b[None, :], logits_b, float("-inf"))
-        top = tl.maximum(tl.max(logits_a, 1), tl.max(logits_b, 1)) * scale
-        p_a, p_b = tl.exp2(logits_a * scale - top[:, None]), tl.exp2(logits_b * scale - top[:, None])
+        m_i = tl.maximum(tl.max(logits_a, 1), tl.max(logits_b, 1)) * scale
+        p_a, p_b = tl.exp2(logits_a * scale - m_i[:, None]), tl.exp2(logits_b * scale - m_i[:, None])
         share = 1.0 / (tl.sum(p_a, 1) + tl.sum(p_b, 1))
         p_a, p_b = p_a * share[:, None], p_b * share[:, None]
         if MAP:
@@ -130,7 +130,7 @@ def rows_each(tokens: int, block_q: int, programs: int) -> int:
 
 
 def cross_attention(
-    q, k, v, *, q_src=None, k_src=None, v_src=None, map_branch=None, map_weights=None, tiles: Config | None = None
+    q, k, v, *, q_src=None, k_src=None, v_src=None, map_branch=None, map_weights=None, tiles: Tiles | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """See `fz.kernels.cross_attention`. tiles: others than the table's, for half types."""
     fused, mapped = q_src is not None, map_branch is not None
@@ -154,7 +154,7 @@ def cross_attention(
     return out, maps if map_weights is None else maps @ map_weights.to(maps)
 
 
-def attend(q, k, v, out, q_src, k_src, v_src, maps, map_branch: int, fused: bool, mapped: bool, tiles: Config) -> None:
+def attend(q, k, v, out, q_src, k_src, v_src, maps, map_branch: int, fused: bool, mapped: bool, tiles: Tiles) -> None:
     """One launch; maps (Nh, F, N, keys, padded) is written where `mapped`."""
     branches, keys, heads, d = v.shape
     f, tokens = q.shape[1:3]

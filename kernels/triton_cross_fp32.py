@@ -34,8 +34,8 @@ def text_softmax(
         logits_b = dot(part, tl.trans(k_b), logits_b, "ieee")
     logits_a = tl.where(n_a[None, :], logits_a * scale, float("-inf"))
     logits_b = tl.where(n_b[None, :], logits_b * scale, float("-inf"))
-    top = tl.maximum(tl.max(logits_a, 1), tl.max(logits_b, 1))
-    p_a, p_b = tl.exp2(logits_a - top[:, None]), tl.exp2(logits_b - top[:, None])
+    m_i = tl.maximum(tl.max(logits_a, 1), tl.max(logits_b, 1))
+    p_a, p_b = tl.exp2(logits_a - m_i[:, None]), tl.exp2(logits_b - m_i[:, None])
     share = 1.0 / (tl.sum(p_a, 1) + tl.sum(p_b, 1))
     return p_a * share[:, None], p_b * share[:, None]
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fz.kernels.triton_tiles import LOG2E, Config, by_tma, provide_memory
+from fz.kernels.triton_tiles import LOG2E, Tiles, by_tma, provide_memory
 
 
 @triton.jit(do_not_specialize=["rows", "tokens", "clip", "slots", "tiles", "heads"])
@@ -33,8 +33,8 @@ def plain_attention_kernel(
     b_q = d_q.load([first, 0])
     if INTERPRETED and q.dtype.element_ty == tl.bfloat16:
         b_q = b_q.to(tl.float32)
-    top = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_Q], tl.float32)
+    m_i = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    l_i = tl.zeros([BLOCK_Q], tl.float32)
     part = tl.zeros([BLOCK_Q, D_PAD], tl.float32)
     for i in tl.range(0, count * tiles, num_stages=STAGES, warp_specialize=True):
         slot = i_frame * slots + i // tiles
@@ -45,18 +45,18 @@ def plain_attention_kernel(
         if INTERPRETED and q.dtype.element_ty == tl.bfloat16:
             b_k = b_k.to(tl.float32)
         logits = tl.dot(b_q, b_k.T)
-        above = tl.maximum(top, tl.max(logits, 1) * scale + weight)
+        above = tl.maximum(m_i, tl.max(logits, 1) * scale + weight)
         p = tl.exp2(logits * scale - (above - weight)[:, None])
-        fade = tl.exp2(top - above)
-        total = total * fade + tl.sum(p, 1)
-        part = part * fade[:, None]
+        alpha = tl.exp2(m_i - above)
+        l_i = l_i * alpha + tl.sum(p, 1)
+        part = part * alpha[:, None]
         b_v = d_v.load([at, 0])
         p = p.to(b_v.dtype)
         if INTERPRETED and q.dtype.element_ty == tl.bfloat16:
             p, b_v = p.to(tl.float32), b_v.to(tl.float32)
         part = tl.dot(p, b_v, part)
-        top = above
-    part = part / total[:, None]
+        m_i = above
+    part = part / l_i[:, None]
     o_d = tl.arange(0, D_PAD)
     p_out = out + i_head * D + (first + tl.arange(0, BLOCK_Q)).to(tl.int64)[:, None] * out_token + o_d[None, :]
     tl.store(p_out, part.to(out.dtype.element_ty), mask=(o_d < D)[None, :])
@@ -68,7 +68,7 @@ def evenly_spaced(x: Tensor) -> bool:
     return (f == 1 or x.stride(1) == n * x.stride(2)) and (b == 1 or x.stride(0) == f * n * x.stride(2))
 
 
-def serves(q: Tensor, k: Tensor, v: Tensor, tiles: Config) -> bool:
+def serves(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> bool:
     """Whether `attend` takes these operands, (B, F, N, Nh, D) with heads D apart."""
     tokens = v.shape[2]
     return (
@@ -81,7 +81,7 @@ def serves(q: Tensor, k: Tensor, v: Tensor, tiles: Config) -> bool:
     )
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor, Tensor], out: Tensor, tiles: Config) -> None:
+def attend(q: Tensor, k: Tensor, v: Tensor, tables: tuple[Tensor, Tensor, Tensor], out: Tensor, tiles: Tiles) -> None:
     """out = softmax(q kᵀ/√D) v over each frame's anchors; tables: anchors, weights, counts (`rows.merge_anchors`)."""
     branches, frames, tokens, heads, d = v.shape
     rows = branches * frames * tokens

@@ -17,7 +17,7 @@ from fz.kernels import triton_plain
 from fz.kernels.rows import anchors_of, rows_of
 from fz.kernels.triton_tiles import (
     LOG2E,
-    Config,
+    Tiles,
     by_tma,
     capability_of,
     columns,
@@ -65,8 +65,8 @@ def attend_tile(q_a, q_b, k, v, anchors, weights, keep, count, seen_frames, toke
     SPLIT: tl.constexpr = D > D_A
     o_a, o_b = tl.arange(0, D_A), D_A + tl.arange(0, D_B)
     m_a, m_b = o_a < D, o_b < D
-    top = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_Q], tl.float32)
+    m_i = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    l_i = tl.zeros([BLOCK_Q], tl.float32)
     out_a, out_b = tl.zeros([BLOCK_Q, D_A], tl.float32), tl.zeros([BLOCK_Q, D_B], tl.float32)
     if TMA:
         # columns from D on and tokens past a frame's end come as zeros
@@ -100,29 +100,29 @@ def attend_tile(q_a, q_b, k, v, anchors, weights, keep, count, seen_frames, toke
             elif not EVEN:
                 logits = tl.where(m_k[None, :], logits, float("-inf"))
             # an anchor that counts n times adds log2 n: nothing is read twice
-            above = tl.maximum(top, tl.max(logits, 1) * scale + weight)
+            above = tl.maximum(m_i, tl.max(logits, 1) * scale + weight)
             shift = above
             if HAS_KEEP:
                 # rows without a key so far stay -inf: subtract 0, not -inf
                 shift = tl.where(above == float("-inf"), 0.0, above)
             # the scale is one multiply-add with the subtraction
             p = tl.exp2(logits * scale - (shift - weight)[:, None])
-            fade = tl.exp2(top - shift)
-            total = total * fade + tl.sum(p, 1)
+            alpha = tl.exp2(m_i - shift)
+            l_i = l_i * alpha + tl.sum(p, 1)
             if TMA:
                 v_a = d_v.load([anchor, start, 0]).reshape(BLOCK_K, D_A)
             else:
                 v_a = load_columns(v + frame * v_frame, o_k, m_k, v_token, o_a, m_a, EVEN, D >= D_A)
             p = p.to(v_a.dtype)
-            out_a = dot(p, v_a, out_a * fade[:, None], PRECISION)
+            out_a = dot(p, v_a, out_a * alpha[:, None], PRECISION)
             if SPLIT:
                 if TMA:
                     v_b = d_v_b.load([anchor, start, D_A]).reshape(BLOCK_K, D_B)
                 else:
                     v_b = load_columns(v + frame * v_frame, o_k, m_k, v_token, o_b, m_b, EVEN, D == D_A + D_B)
-                out_b = dot(p, v_b, out_b * fade[:, None], PRECISION)
-            top = above
-    share = 1.0 / tl.where(total == 0.0, 1.0, total)
+                out_b = dot(p, v_b, out_b * alpha[:, None], PRECISION)
+            m_i = above
+    share = 1.0 / tl.where(l_i == 0.0, 1.0, l_i)
     return out_a * share[:, None], out_b * share[:, None]
 
 
@@ -206,7 +206,7 @@ def grid_of(branches: int, frames: int, tokens: int, block_q: int, fused: bool, 
 
 
 def self_attention(
-    q, k, v, frames, *, q_src=None, k_src=None, mask=None, key_mask=None, tiles: Config | None = None
+    q, k, v, frames, *, q_src=None, k_src=None, mask=None, key_mask=None, tiles: Tiles | None = None
 ) -> Tensor:
     """See `fz.kernels.self_attention`. tiles: others than the table's."""
     fused = q_src is not None

@@ -16,7 +16,7 @@ LOG2E = 1.4426950408889634
 
 
 @dataclass(frozen=True)
-class Config:
+class Tiles:
     """How a kernel is compiled: rows and keys of a tile, warps, stages of the loads' pipeline.
 
     tma: keys and values come by TMA where the operands allow it; else by pointers. special: by `triton_plain`, a warp
@@ -36,26 +36,26 @@ FAMILIES = {80: 80, 86: 86, 87: 80, 89: 86, 90: 90, 100: 100, 103: 100, 120: 86,
 
 # (family, widest head) -> tiles of half types where rows are fused
 FUSED = {
-    (80, 64): Config(128, 64, 8, 3),
-    (80, 128): Config(128, 32, 8, 3),
-    (80, 256): Config(64, 16, 4, 3),
-    (86, 64): Config(128, 64, 8, 3),
-    (86, 128): Config(128, 32, 8, 3),
-    (86, 256): Config(64, 16, 4, 2),
-    (90, 64): Config(128, 64, 4, 3, tma=True),  # 196 registers, 2 CTAs, 518; by pointers 8 warps: 144, 1 CTA, 644
-    (90, 128): Config(128, 64, 4, 2, tma=True),  # 216, 2 CTAs, 616
-    (90, 256): Config(64, 64, 4, 2, tma=True),  # 171, 2 CTAs, 868; a third stage leaves 1 CTA
-    (100, 64): Config(128, 64, 4, 3, tma=True),
-    (100, 128): Config(128, 64, 8, 3),
-    (100, 256): Config(128, 32, 8, 3),
+    (80, 64): Tiles(128, 64, 8, 3),
+    (80, 128): Tiles(128, 32, 8, 3),
+    (80, 256): Tiles(64, 16, 4, 3),
+    (86, 64): Tiles(128, 64, 8, 3),
+    (86, 128): Tiles(128, 32, 8, 3),
+    (86, 256): Tiles(64, 16, 4, 2),
+    (90, 64): Tiles(128, 64, 4, 3, tma=True),  # 196 registers, 2 CTAs, 518; by pointers 8 warps: 144, 1 CTA, 644
+    (90, 128): Tiles(128, 64, 4, 2, tma=True),  # 216, 2 CTAs, 616
+    (90, 256): Tiles(64, 64, 4, 2, tma=True),  # 171, 2 CTAs, 868; a third stage leaves 1 CTA
+    (100, 64): Tiles(128, 64, 4, 3, tma=True),
+    (100, 128): Tiles(128, 64, 8, 3),
+    (100, 256): Tiles(128, 32, 8, 3),
 }
 # tiles where nothing is fused, if they are others
-PLAIN = {(90, 64): Config(128, 128, 4, 2, tma=True, special=True)}  # 168, 12 warps, 473
+PLAIN = {(90, 64): Tiles(128, 128, 4, 2, tma=True, special=True)}  # 168, 12 warps, 473
 # the widest head -> tiles of float32 on every GPU
-FP32 = {64: Config(32, 32, 4, 1), 128: Config(32, 32, 8, 1), 256: Config(32, 16, 8, 1)}
+FP32 = {64: Tiles(32, 32, 4, 1), 128: Tiles(32, 32, 8, 1), 256: Tiles(32, 16, 8, 1)}
 
 
-def self_tiles(d: int, dtype: torch.dtype, capability: int, fused: bool) -> Config:
+def self_tiles(d: int, dtype: torch.dtype, capability: int, fused: bool) -> Tiles:
     """Tiles by head size, dtype, a GPU's compute capability (10 · major + minor; unknown ones as 80), kind of layer."""
     if dtype == torch.float32:
         return next(config for widest, config in FP32.items() if d <= widest)
@@ -64,12 +64,12 @@ def self_tiles(d: int, dtype: torch.dtype, capability: int, fused: bool) -> Conf
     return FUSED[key] if fused else PLAIN.get(key, FUSED[key])
 
 
-def cross_tiles(d: int, capability: int) -> Config:
+def cross_tiles(d: int, capability: int) -> Tiles:
     """The tiles of cross-attention for half types; all keys are one tile."""
     # a second stage of wide heads' queries spills; by fewer warps the map of the widest does on 10.0
     if d > 128 and FAMILIES.get(capability, 80) == 100:
-        return Config(64, 0, 8, 1)
-    return Config(64, 0, 4, 1 if d > 64 else 2)
+        return Tiles(64, 0, 8, 1)
+    return Tiles(64, 0, 4, 1 if d > 64 else 2)
 
 
 def columns(d: int, whole: bool = False) -> tuple[int, int]:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 # before anything imports triton, whose own library is made for one or the other at import: here kernels are interpreted
 os.environ["TRITON_INTERPRET"] = "1"
+# threads that wait for work sleep, here and in the commands that tests start: on a busy machine spinning takes the
+# cores from those that have some, and the models of tests take up to fifty times as long
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # no test asks the Hub; those that do have a server of their own
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -57,7 +60,8 @@ def _interrupts():
 
 @pytest.fixture(autouse=True, scope="session")
 def _threads():
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    # models of tests are too small to be shared among threads
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -439,20 +439,8 @@ def cache(tmp_path_factory):
 def test_every_method_runs_on_the_miniature_from_one_command(name, cache, tmp_path_factory, capsys):
     base = tmp_path_factory.getbasetemp()
     out = base / name.replace(" ", "-")
-    argv = [
-        "--method",
-        name.partition(" ")[0],
-        "--steps",
-        "2",
-        "--frames",
-        "2",
-        "--threads",
-        "1",
-        "--cache",
-        cache,
-        "--out",
-        str(out),
-    ]
+    argv = ["--method", name.partition(" ")[0], "--steps", "2", "--frames", "2", "--size", "64", "--threads", "1"]
+    argv += ["--cache", cache, "--out", str(out)]
     assert main([*argv, "--save-latents"]) == 0, capsys.readouterr().err
     latents, written = load_file(out / "latents.safetensors"), json.loads((out / "run.json").read_text())
     assert written["status"] == "done" and written["settings"]["method"] == name.partition(" ")[0]

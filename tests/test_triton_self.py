@@ -10,11 +10,11 @@ pytest.importorskip("triton")
 from attention_cases import INDICES, check, error, self_case, up  # noqa: E402
 
 from fz.kernels import reference, rows, torch_ops, triton_ops, triton_plain, triton_self  # noqa: E402
-from fz.kernels.triton_tiles import FAMILIES, FUSED, PLAIN, Config, self_tiles  # noqa: E402
+from fz.kernels.triton_tiles import FAMILIES, FUSED, PLAIN, Tiles, self_tiles  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
-SMALL = Config(32, 32, 4, 2, tma=True)
+SMALL = Tiles(32, 32, 4, 2, tma=True)
 SPECIAL = replace(SMALL, special=True)
 
 

@@ -16,7 +16,7 @@ from fz.edit import Edit, edit, invert, masks_of, reconstruct
 from fz.frames import FrameIndex
 from fz.fusion import Fuser, Fusion
 from fz.guidance import Guidance, Guide, guided
-from fz.masks import EditRegion, LatentBlend
+from fz.masks import EditRegion, LatentBlend, foreground
 from fz.memory.kept import KeptInMemory
 from fz.model.finite import NotFinite
 from fz.model.layers import TextContext
@@ -236,6 +236,32 @@ def test_words_of_both_prompts_are_edited(model, source):
         assert (latents[k] != source.latents[t_prev])[~outside].float().mean() > 0.99, "either mask is the edit's"
 
 
+def seen_in(source, cell_of, word=WORD):
+    """The source, its word seen in cell_of(i, frame) at the i-th inversion step."""
+    maps = {t: torch.zeros_like(m) for t, m in source.maps.items()}
+    for i, m in enumerate(maps.values()):
+        for frame in range(FRAMES):
+            m[frame, cell_of(i, frame), word] = 1.0
+    return dataclasses.replace(source, maps=maps)
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+def test_a_kept_background_is_the_source_s_of_the_same_level_after_every_step(model, source, fused):
+    """Without fusion there is no mask, and nothing is kept."""
+    source = seen_in(source, lambda i, frame: (5, 2)[frame])
+    task = Edit(TARGET, fusion() if fused else None, EditRegion(background=word()))
+    latents, edited = steps_of(model, source, task), cells((5, 2))
+    assert blended(latents, source, edited) == (list(range(STEPS)) if fused else [])
+    assert blended(latents, source, ~edited) == []
+
+
+def test_the_background_is_outside_the_mask_of_the_mean_map(source):
+    """What four of ten steps see is the foreground, what one sees is not (tau 0.3 of the most that is seen)."""
+    seen = seen_in(source, lambda i, frame: [15] if i < 5 else [0] if i < 9 else [12])
+    steady = foreground(EditRegion(background=word()), seen.maps, (SIDE, SIDE))
+    assert torch.equal(steady, cells((15, 15)) | cells((0, 0)))
+
+
 # ---- one step ----------------------------------------------------------------------------------------------
 
 
@@ -248,6 +274,32 @@ def test_a_plain_step_is_its_formula(model, source):
     expected = b**0.5 * (z - (1 - a) ** 0.5 * eps) / a**0.5 + (1 - b) ** 0.5 * eps
     assert relative(steps_of(model, source, Edit(TARGET))[0], expected) < 1e-5
     assert k == 0 and SCHEDULE.timesteps == tuple(range(901, 0, -100))
+
+
+def test_an_inversion_is_its_formula(model):
+    """z_t out of z_{t-1} with the noise that the source prompt, alone and unguided, predicts at t (eq. 3)."""
+    inverted, z = invert(model, Source(SOURCE, {CLEAN: Z0})), Z0
+    for t_prev, t in zip((CLEAN, *range(1, 802, 100)), range(1, 902, 100), strict=True):
+        recorder = Recorder(INDEX)
+        with torch.no_grad():
+            eps = model(z[None], t, TextContext(SOURCE[None]), recorder)[0]
+        assert torch.equal(inverted.inputs[t], z) and torch.equal(inverted.maps[t], recorder.average())
+        a, b = SCHEDULE.alpha_bars[max(t_prev, 0)], SCHEDULE.alpha_bars[t]
+        expected = b**0.5 * (z - (1 - a) ** 0.5 * eps) / a**0.5 + (1 - b) ** 0.5 * eps
+        z = inverted.latents[t]
+        assert relative(z, expected) < 1e-5, t
+
+
+def test_what_edit_step_k_needs_is_kept_at_its_timestep(model):
+    """Self-attention's of the first three steps, cross-attention's of the sixth, nothing else."""
+
+    def keep(k):
+        return Keep(k < 3, k == 5)
+
+    source = invert(model, Source(SOURCE, {CLEAN: Z0}, store=KeptInMemory(), keep=keep))
+    for k, t in enumerate(SCHEDULE.timesteps):
+        wanted = {site.name for site in model.unet.sites() if keep(k).wants(site)}
+        assert set(source.store.get(t) or {}) == wanted and bool(wanted) == (k in (0, 1, 2, 5)), k
 
 
 def test_a_reconstruction_records_its_conditional_branch(model):

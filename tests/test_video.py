@@ -136,7 +136,7 @@ def test_chooses_frames_as_released(golden):
         ([96, 95], (128, 64)),
     ],
 )
-def test_rounds_sizes_aloud(asked, given):
+def test_rounded_sizes_are_noted(asked, given):
     size, note = round_size(asked)
     assert size == given
     changed = given != (tuple(asked) if isinstance(asked, list) else asked)

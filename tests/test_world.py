@@ -88,7 +88,7 @@ def test_chance_is_as_it_says():
     for names, what in ((KINDS, "kind"), (COLOURS, "colour")):
         shares = [np.mean([getattr(s.things[0], what) == name for s in stories]) for name in names]
         assert min(shares) > 0.07 and max(shares) < 0.19
-    # told otherwise, all else stays by chance
+    # told otherwise, all else stays random
     assert all(
         len(sample_story(seed, two=False).things) == 1 and sample_story(seed, style="plain").style == "plain"
         for seed in range(20)

@@ -1,5 +1,5 @@
-"""CLIP checkpoints to `fz.model.clip_vision.Clip`: transformers' layout (a folder) and the original state dict (a file
-with `visual.*` names).
+"""CLIP checkpoints to `fz.model.clip_vision.ClipModel`: transformers' layout (a folder) and the original state
+dict (a file with `visual.*` names).
 
 Names of both are translated to transformers' by one table. A Hub name is found or fetched by `hub.py`. No code of a
 file is run, so OpenAI's own .pt files, which are programs, are refused with the way to convert them.
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from fz.errors import FzError, suggest
-from fz.model.clip_vision import Clip, ImageTower, Preprocess, ViTConfig
+from fz.model.clip_vision import ClipModel, ImageTower, Preprocess, ViTConfig
 from fz.weights.architecture import numbers, short, whole_numbers
 from fz.weights.hub import OF_CLIP, OF_TOKENIZER, located, parsed
 from fz.weights.layouts import some
@@ -50,7 +50,7 @@ LAYER = {
 IGNORED = ("logit_scale", "input_resolution", "context_length", "vocab_size")
 
 
-def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> Clip:
+def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> ClipModel:
     """Load CLIP from a transformers folder (config.json, weights, tokenizer), a file that holds the original state
     dict, or a Hub name.
 
@@ -85,7 +85,7 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> Clip:
         located(tokenizer, "tokenizer", OF_TOKENIZER) if tokenizer else own, path if path.is_dir() else path.parent
     )
     words = load_tokenizer(vocabulary, text_model.config.vocab_size)
-    return Clip(tower, text_model, words, preprocessing(path, tower.config), str(name or path.resolve().name))
+    return ClipModel(tower, text_model, words, preprocessing(path, tower.config), str(name or path.resolve().name))
 
 
 def weight_file(folder: Path) -> Path:

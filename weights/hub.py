@@ -409,7 +409,7 @@ def explained(error: Exception, name: Name, what: str) -> FzError:
 
 
 def models_of(settings: Mapping[str, Any]) -> None:
-    """Find, or fetch, all models that settings name (checkpoint, vae, tokenizer, ema, and clip): before torch is
+    """Find, or fetch, all models that settings name (checkpoint, vae, tokenizer, ema, clip_model): before torch is
     imported. Raises FzError.
     """
     vae, tokenizer = settings.get("vae"), settings.get("tokenizer")
@@ -419,5 +419,5 @@ def models_of(settings: Mapping[str, Any]) -> None:
         located(vae, "vae", OF_VAE)
     if tokenizer:
         located(tokenizer, "tokenizer", OF_TOKENIZER)
-    if settings.get("clip") not in (None, "none"):
-        located(settings["clip"], "clip", OF_CLIP)
+    if settings.get("clip_model") not in (None, "none"):
+        located(settings["clip_model"], "clip", OF_CLIP)

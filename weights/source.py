@@ -31,7 +31,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Source:
+class RawCheckpoint:
     """A checkpoint before its models are built. kind: 'diffusers folder' and the like, for the report."""
 
     kind: str
@@ -44,7 +44,7 @@ class Source:
 # ---- diffusers folders -------------------------------------------------------------------------------------
 
 
-def from_folder(path: Path, vae: Path | None, model_config: Path | None, ema: str) -> Source:
+def from_folder(path: Path, vae: Path | None, model_config: Path | None, ema: str) -> RawCheckpoint:
     """Read a diffusers folder: unet/, vae/ (unless vae is given), text_encoder/, scheduler/. model_config: whose
     configs to use instead.
     """
@@ -69,7 +69,7 @@ def from_folder(path: Path, vae: Path | None, model_config: Path | None, ema: st
         autoencoder = separate_vae(vae, known if known.exists() else None, ema)
     else:
         autoencoder = vae_part(parts["vae"])
-    return Source("diffusers folder", unet, autoencoder, text, schedule_of(configs))
+    return RawCheckpoint("diffusers folder", unet, autoencoder, text, schedule_of(configs))
 
 
 def whose_folder(path: Path) -> str:
@@ -120,7 +120,7 @@ def schedule_of(folder: Path) -> dict:
 # ---- CompVis single files ----------------------------------------------------------------------------------
 
 
-def from_single_file(path: Path, vae: Path | None, model_config: Path | None, ema: str) -> Source:
+def from_single_file(path: Path, vae: Path | None, model_config: Path | None, ema: str) -> RawCheckpoint:
     """Read a .ckpt or .safetensors of the original layout. Configs are model_config's where it has them, else inferred
     from the weights.
     """
@@ -168,7 +168,9 @@ def from_single_file(path: Path, vae: Path | None, model_config: Path | None, em
 
     scheduler = schedule_of(model_config) if model_config else dict(arch.SCHEDULE)
     check_betas(state, scheduler, path)
-    return Source(f"CompVis single file{f', {used} weights' if used else ''}", unet, autoencoder, text, scheduler)
+    return RawCheckpoint(
+        f"CompVis single file{f', {used} weights' if used else ''}", unet, autoencoder, text, scheduler
+    )
 
 
 def what_part(state: Mapping[str, Tensor]) -> str:

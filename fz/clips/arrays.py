@@ -15,7 +15,7 @@ from fz.clips.video import Video, fit, read_clip, round_size, to_float
 from fz.errors import FzError
 from fz.settings.config import ClipSettings, Crop, Size
 
-Clip = Video | np.ndarray | Tensor | Sequence[Image.Image]
+ClipLike = Video | np.ndarray | Tensor | Sequence[Image.Image]
 
 EXPECTED = (
     "expected what fz.read gives, a (F, H, W, 3) uint8 array, a (F, 3, H, W) tensor in [-1, 1], or a list of PIL images"
@@ -57,7 +57,7 @@ def read(
     return read_clip(ClipSettings(str(path), frames, start, every, size, crop), multiple or least)
 
 
-def as_video(clip: Clip, multiple: int, fps: float = FPS) -> Video:
+def as_video(clip: ClipLike, multiple: int, fps: float = FPS) -> Video:
     """The clip as the model takes it: float32 in [-1, 1], sides a multiple of `multiple` (scaled to cover, then cut, as
     `fz.clips.video.fit` does, and noted).
 

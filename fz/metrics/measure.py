@@ -1,7 +1,7 @@
 """Which numbers does an edited clip get, and how are they shown? What each means is `fz.metrics.numbers`' question.
 
-A row is a mapping from a metric's name to its value, None where it cannot be had. Which files the clips come from is
-`fz.results.measured`'s question.
+A row is a mapping from a metric's name to its value, None where it cannot be computed. Which files the clips come from
+is `fz.results.measured`'s question.
 """
 
 import csv
@@ -63,10 +63,10 @@ class Truth:
 def measure(
     source: np.ndarray, edited: np.ndarray, prompts: tuple[str, str], clip: Any = None, truth: Truth | None = None
 ) -> dict[str, Any]:
-    """All metrics of one edited clip that can be had, by name; None for those that cannot.
+    """All metrics of one edited clip that there are, by name; None for those that cannot be computed.
 
-    source, edited: (F, H, W, 3) uint8; prompts: the source's and the target's. clip: a `fz.model.clip_vision.Clip`. An
-    edit whose target is the source prompt is a reconstruction.
+    source, edited: (F, H, W, 3) uint8; prompts: the source's and the target's. clip: a
+    `fz.model.clip_vision.ClipModel`. An edit whose target is the source prompt is a reconstruction.
     """
     truth = truth or Truth()
     numbers.same_shape(source, edited)

@@ -76,8 +76,8 @@ def clip_patch_distance(a: list[Tensor], b: list[Tensor]) -> float:
     """Distance of two clips by CLIP's own patches: squared differences of unit patch states, mean over patches, frames
     and layers.
 
-    a, b: a (F, patches, D) of each layer (`Clip.patches`). In [0, 4], 0 for the same clip. Made as LPIPS is (Zhang et
-    al. 2018), but of a ViT's layers and without learned weights: its numbers are not LPIPS's.
+    a, b: a (F, patches, D) of each layer (`ClipModel.patches`). In [0, 4], 0 for the same clip. Made as LPIPS is
+    (Zhang et al. 2018), but of a ViT's layers and without learned weights: its numbers are not LPIPS's.
     """
     return float(torch.stack([((x - y) ** 2).sum(-1).mean() for x, y in zip(a, b, strict=True)]).mean())
 

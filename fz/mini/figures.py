@@ -66,7 +66,7 @@ def change(frames: np.ndarray, flow: np.ndarray, seen: np.ndarray) -> float:
 
 
 def targets(story: Story, i: int) -> dict[str, Story]:
-    """The counterfactuals of the i-th clip, one of each kind of edit, by chance."""
+    """The counterfactuals of the i-th clip, one of each kind of edit, at random."""
     rng = np.random.default_rng([i, 3])
     thing = story.things[0]
     return {
@@ -112,7 +112,7 @@ def measure_two(bench: Bench, i: int) -> Iterator[Figure]:
 
 
 @dataclass(frozen=True)
-class Clip:
+class HeldOutClip:
     """A held-out clip as the editor gets it, its caption, and its inversion."""
 
     story: Story
@@ -121,7 +121,7 @@ class Clip:
     source: Source
 
     @classmethod
-    def of(cls, bench: Bench, story: Story) -> "Clip":
+    def of(cls, bench: Bench, story: Story) -> "HeldOutClip":
         drawn, prompt = as_given(story, bench.setup.frames, bench.setup.size), caption(story)
         return cls(story, drawn, prompt, bench.invert(code(bench, drawn.frames), prompt))
 
@@ -129,7 +129,7 @@ class Clip:
 @torch.no_grad()
 def measure_clip(bench: Bench, i: int) -> Iterator[Figure]:
     """The i-th held-out clip through the VAE, reconstructed, and edited in each way, fused and plain."""
-    clip = Clip.of(bench, held_out_story(i))
+    clip = HeldOutClip.of(bench, held_out_story(i))
     drawn, prompt, source = clip.drawn, clip.prompt, clip.source
     yield Figure("vae psnr", psnr(to_uint8(decode_clip(bench.checkpoint.vae, source.latents[CLEAN])), drawn.frames))
     yield Figure("reconstruction, fused: psnr", psnr(bench.edit(source, prompt, prompt, FULL, 1.0), drawn.frames))
@@ -147,7 +147,7 @@ def measure_ablation(bench: Bench, i: int) -> Iterator[Figure]:
     """What the i-th held-out clip's edits lose without a part of the method: shape's masks, inversion's attention, and
     what is done for a removal.
     """
-    clip, wanted_stories = Clip.of(bench, held_out_story(i)), targets(held_out_story(i), i)
+    clip, wanted_stories = HeldOutClip.of(bench, held_out_story(i)), targets(held_out_story(i), i)
     for variant, settings in ABLATIONS["shape"].items():
         wished = wanted_stories["shape"]
         out = bench.edit(clip.source, clip.prompt, caption(wished), {**PRESETS["shape"], **settings})
@@ -164,7 +164,7 @@ def measure_removal(bench: Bench, i: int) -> Iterator[Figure]:
     """Removing the thing of the i-th held-out clip. How often the judge says 'no object' of the source and of the true
     empty scene is measured too: 0 and 1 if it never errs.
     """
-    clip = Clip.of(bench, held_out_story(i))
+    clip = HeldOutClip.of(bench, held_out_story(i))
     yield Figure("removal, source: no object", emptied(bench, clip, clip.drawn.frames))
     yield Figure("removal, true empty scene: no object", emptied(bench, clip, empty_scene(bench, clip.story)))
     yield from removals(bench, clip, REMOVALS)
@@ -175,13 +175,13 @@ def empty_scene(bench: Bench, story: Story) -> np.ndarray:
     return as_given(dataclasses.replace(story, things=()), bench.setup.frames, bench.setup.size).frames
 
 
-def emptied(bench: Bench, clip: Clip, frames: np.ndarray) -> bool:
+def emptied(bench: Bench, clip: HeldOutClip, frames: np.ndarray) -> bool:
     """Is the thing gone from most frames?"""
     empty, colour = empty_scene(bench, clip.story), clip.story.things[0].colour
     return bool(np.mean(remains(bench.eye, frames, empty, clip.drawn.masks[0], colour)) < 0.5)
 
 
-def removals(bench: Bench, clip: Clip, variants: dict[str, dict]) -> Iterator[Figure]:
+def removals(bench: Bench, clip: HeldOutClip, variants: dict[str, dict]) -> Iterator[Figure]:
     """The clip's thing removed in each of these ways. Truth is its scene drawn without it."""
     thing, truth = clip.story.things[0], empty_scene(bench, clip.story)
     words = f"{thing.colour} {thing.kind}"
@@ -196,7 +196,7 @@ def removals(bench: Bench, clip: Clip, variants: dict[str, dict]) -> Iterator[Fi
 @torch.no_grad()
 def measure_one_of_two(bench: Bench, i: int) -> Iterator[Figure]:
     """The i-th held-out clip of two things, one of which gets another colour."""
-    clip, which = Clip.of(bench, held_out_story(i, two=True)), i % 2
+    clip, which = HeldOutClip.of(bench, held_out_story(i, two=True)), i % 2
     things, drawn = clip.story.things, clip.drawn
     ious = [mask_iou(bench, clip.source, clip.prompt, t.kind, m) for t, m in zip(things, drawn.masks, strict=True)]
     yield Figure("blend mask of two: iou", np.mean(ious))

@@ -28,7 +28,7 @@ Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Part:
+class Polygon:
     """A polygon (x right, y down, the thing within ±0.5 high) and its paint: 'body', or a grey from 0 to 255, or
     'shade' (darker body).
     """
@@ -37,28 +37,28 @@ class Part:
     paint: str | int = "body"
 
 
-def ellipse(x: float, y: float, rx: float, ry: float, paint: str | int = "body", n: int = 40) -> Part:
-    return Part(
+def ellipse(x: float, y: float, rx: float, ry: float, paint: str | int = "body", n: int = 40) -> Polygon:
+    return Polygon(
         [(x + rx * math.cos(2 * math.pi * i / n), y + ry * math.sin(2 * math.pi * i / n)) for i in range(n)], paint
     )
 
 
-def ball() -> list[Part]:
-    return [ellipse(0, 0, 0.46, 0.46), Part([(-0.45, -0.06), (0.45, -0.06), (0.45, 0.06), (-0.45, 0.06)], 245)]
+def ball() -> list[Polygon]:
+    return [ellipse(0, 0, 0.46, 0.46), Polygon([(-0.45, -0.06), (0.45, -0.06), (0.45, 0.06), (-0.45, 0.06)], 245)]
 
 
-def box() -> list[Part]:
+def box() -> list[Polygon]:
     front = [(-0.42, -0.26), (0.26, -0.26), (0.26, 0.46), (-0.42, 0.46)]
     top = [(-0.42, -0.26), (-0.24, -0.46), (0.44, -0.46), (0.26, -0.26)]
     side = [(0.26, -0.26), (0.44, -0.46), (0.44, 0.26), (0.26, 0.46)]
     strap = [(-0.14, -0.26), (-0.02, -0.26), (-0.02, 0.46), (-0.14, 0.46)]
-    return [Part(front), Part(top, "light"), Part(side, "shade"), Part(strap, "shade")]
+    return [Polygon(front), Polygon(top, "light"), Polygon(side, "shade"), Polygon(strap, "shade")]
 
 
-def star() -> list[Part]:
+def star() -> list[Polygon]:
     radii = (0.52, 0.22)
     return [
-        Part(
+        Polygon(
             [
                 (radii[i % 2] * math.sin(math.pi * i / 5), 0.04 - radii[i % 2] * math.cos(math.pi * i / 5))
                 for i in range(10)
@@ -67,7 +67,7 @@ def star() -> list[Part]:
     ]
 
 
-def car() -> list[Part]:
+def car() -> list[Polygon]:
     body = [
         (-0.78, 0.24),
         (-0.78, 0.0),
@@ -78,54 +78,54 @@ def car() -> list[Part]:
         (0.78, 0.02),
         (0.78, 0.24),
     ]
-    windows = [Part([(-0.36, -0.07), (-0.25, -0.27), (-0.05, -0.27), (-0.05, -0.07)], 215),
-               Part([(0.02, -0.07), (0.02, -0.27), (0.21, -0.27), (0.34, -0.07)], 215)]  # fmt: skip
+    windows = [Polygon([(-0.36, -0.07), (-0.25, -0.27), (-0.05, -0.27), (-0.05, -0.07)], 215),
+               Polygon([(0.02, -0.07), (0.02, -0.27), (0.21, -0.27), (0.34, -0.07)], 215)]  # fmt: skip
     wheels = [ellipse(x, 0.24, r, r, paint) for x in (-0.44, 0.44) for r, paint in ((0.19, 30), (0.08, 170))]
-    return [Part(body), *windows, *wheels]
+    return [Polygon(body), *windows, *wheels]
 
 
-def boat() -> list[Part]:
+def boat() -> list[Polygon]:
     hull = [(-0.66, 0.18), (0.66, 0.18), (0.42, 0.48), (-0.46, 0.48)]
     return [
-        Part([(-0.04, -0.52), (0.02, -0.52), (0.02, 0.18), (-0.04, 0.18)], 70),
-        Part(hull),
-        Part([(0.06, -0.48), (0.06, 0.1), (0.52, 0.1)], "light"),
-        Part([(-0.08, -0.36), (-0.08, 0.1), (-0.44, 0.1)], 240),
+        Polygon([(-0.04, -0.52), (0.02, -0.52), (0.02, 0.18), (-0.04, 0.18)], 70),
+        Polygon(hull),
+        Polygon([(0.06, -0.48), (0.06, 0.1), (0.52, 0.1)], "light"),
+        Polygon([(-0.08, -0.36), (-0.08, 0.1), (-0.44, 0.1)], 240),
     ]
 
 
-def fish() -> list[Part]:
-    tail = Part([(-0.34, 0.0), (-0.78, -0.32), (-0.66, 0.0), (-0.78, 0.32)], "shade")
-    fin = Part([(-0.1, -0.24), (0.1, -0.46), (0.22, -0.22)], "shade")
+def fish() -> list[Polygon]:
+    tail = Polygon([(-0.34, 0.0), (-0.78, -0.32), (-0.66, 0.0), (-0.78, 0.32)], "shade")
+    fin = Polygon([(-0.1, -0.24), (0.1, -0.46), (0.22, -0.22)], "shade")
     eye = [ellipse(0.4, -0.07, 0.075, 0.075, 250), ellipse(0.42, -0.07, 0.035, 0.035, 15)]
     return [tail, fin, ellipse(0.1, 0, 0.52, 0.3), *eye,
-            Part([(0.02, 0.02), (-0.14, -0.08), (-0.14, 0.14)], "shade")]  # fmt: skip
+            Polygon([(0.02, 0.02), (-0.14, -0.08), (-0.14, 0.14)], "shade")]  # fmt: skip
 
 
-def heart() -> list[Part]:
+def heart() -> list[Polygon]:
     points = []
     for i in range(60):
         a = 2 * math.pi * i / 60
         x = 16 * math.sin(a) ** 3
         y = 13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)
         points.append((x / 33, -y / 33 - 0.05))
-    return [Part(points)]
+    return [Polygon(points)]
 
 
-def house() -> list[Part]:
+def house() -> list[Polygon]:
     walls = [(-0.4, -0.08), (0.4, -0.08), (0.4, 0.48), (-0.4, 0.48)]
     roof = [(-0.54, -0.06), (0, -0.52), (0.54, -0.06)]
-    return [Part(walls), Part(roof, "shade"), Part([(-0.1, 0.14), (0.1, 0.14), (0.1, 0.48), (-0.1, 0.48)], 60),
-            Part([(0.18, 0.06), (0.34, 0.06), (0.34, 0.22), (0.18, 0.22)], 225)]  # fmt: skip
+    return [Polygon(walls), Polygon(roof, "shade"), Polygon([(-0.1, 0.14), (0.1, 0.14), (0.1, 0.48), (-0.1, 0.48)], 60),
+            Polygon([(0.18, 0.06), (0.34, 0.06), (0.34, 0.22), (0.18, 0.22)], 225)]  # fmt: skip
 
 
-KINDS: dict[str, Callable[[], list[Part]]] = {
+KINDS: dict[str, Callable[[], list[Polygon]]] = {
     "ball": ball, "box": box, "star": star, "car": car, "boat": boat, "fish": fish, "heart": heart, "house": house,
 }  # fmt: skip
 
 
 @functools.cache
-def parts(kind: str) -> list[Part]:
+def parts(kind: str) -> list[Polygon]:
     return KINDS[kind]()
 
 

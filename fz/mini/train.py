@@ -3,7 +3,7 @@ CPU or a GPU.
 
 It starts from a checkpoint (the one that ships) and goes on, to the bit, from DIR, where it was stopped. The rate is
 constant after a warm-up and the weights that count are averages: it may be stopped at any time and go on later. Batches
-of 16x16 and 32x32 latents take turns by chance; half of them are clips, attending and normalising as the editor does.
+of 16x16 and 32x32 latents take turns at random; half of them are clips, attending and normalising as the editor does.
 Cross-attention is taught where a story's things are all along. `python -m fz.mini.export` writes the averages into a
 checkpoint folder.
 """
@@ -84,7 +84,7 @@ class Batch:
 
 
 def batch_of(shards: list[Shard], size: int, pictures: int, nothing: Tensor) -> Batch:
-    """A batch by chance: pairs of pictures or, half of the time, of clips of two to four frames, in their order.
+    """A batch at random: pairs of pictures or, half of the time, of clips of two to four frames, in their order.
 
     pictures: at most so many; nothing (77,): the empty prompt.
     """

@@ -24,7 +24,7 @@ from fz.mini.train import SHORT
 from fz.mini.train_vae import STORIES, pictures
 from fz.mini.words import write_tokenizer
 from fz.mini.world import COLOURS, KINDS, SCENES, STYLES, VERB, Story, caption, counterfactual, draw_frame, sample_story
-from fz.model.clip_vision import MEAN, STD, Clip, ImageTower, Preprocess, ViTConfig
+from fz.model.clip_vision import MEAN, STD, ClipModel, ImageTower, Preprocess, ViTConfig
 from fz.model.fast_cpu import keep_freed_memory
 from fz.shell import Parser, answered, leave
 from fz.weights.clip import fill, folder_shape, text_tower
@@ -63,14 +63,14 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     return CLIPModel(CLIPConfig(**configuration(tokenizer), attn_implementation="eager"))
 
 
-def as_clip(model: CLIPModel, tokenizer: CLIPTokenizer) -> Clip:
+def as_clip(model: CLIPModel, tokenizer: CLIPTokenizer) -> ClipModel:
     """The trained model as the metrics use it, by way of the hand-written tower."""
     vision, text = folder_shape(configuration(tokenizer), Path("config.json"))
     tower, text_model = ImageTower(ViTConfig(**vision)), text_tower(text, PROJECTION)
     state = {k: t.detach().clone() for k, t in model.state_dict().items() if k != "logit_scale"}
     fill(tower, {k: t for k, t in state.items() if k.startswith("vis")}, "clip", "Expected CLIP.")
     fill(text_model, {k: t for k, t in state.items() if k.startswith("text")}, "clip", "Expected CLIP.")
-    return Clip(tower, text_model, tokenizer, Preprocess(SIDE), "miniature")
+    return ClipModel(tower, text_model, tokenizer, Preprocess(SIDE), "miniature")
 
 
 def stories_of(captions: list[str]) -> list[Story]:
@@ -92,7 +92,7 @@ def attributes(story: Story) -> tuple:
 
 
 def otherwise(story: Story, what: str, rng: random.Random) -> Story:
-    """The same story with another colour, kind (of a thing by chance), scene or style; of an empty scene, another scene
+    """The same story with another colour, kind (of a thing at random), scene or style; of an empty scene, another scene
     or style.
     """
     if what in ("colour", "kind") and not story.things:
@@ -116,7 +116,7 @@ class Neighbours:
                 self.alike[k][named[:k] + named[k + 1 :]].append(i)
 
     def group(self, rng: random.Random, size: int) -> list[int]:
-        """A story by chance and others that differ in one attribute only, the same again where there are too few."""
+        """A story at random and others that differ in one attribute only, the same again where there are too few."""
         i, k = rng.randrange(len(self.named)), rng.randrange(4)
         near = self.alike[k][self.named[i][:k] + self.named[i][k + 1 :]]
         return [i, *rng.choices(near, k=size - 1)]
@@ -160,7 +160,7 @@ def contrast(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> Tens
     return 0.5 * (F.cross_entropy(logits, right) + F.cross_entropy(logits[:, :n].T, back.T))
 
 
-def train(state: Path, frames: Tensor, captions: list[str], minutes: float, rate: float = 1e-3) -> Clip:
+def train(state: Path, frames: Tensor, captions: list[str], minutes: float, rate: float = 1e-3) -> ClipModel:
     """Train, or go on, until the minutes are over."""
     tokenizer = write_tokenizer(state / "tokenizer-clip")
     model, rng = new_clip(tokenizer), random.Random(0)
@@ -202,7 +202,7 @@ def texts_of(model: CLIPModel | CLIPTextModelWithProjection, tokenizer: CLIPToke
     return model.text_projection(model.text_model(input_ids=ids).pooler_output)
 
 
-def retrieval(clip: Clip, count: int = 512, size: int = 128, seed: int = 0) -> dict[str, float]:
+def retrieval(clip: ClipModel, count: int = 512, size: int = 128, seed: int = 0) -> dict[str, float]:
     """Share of held-out pictures nearer to their caption than to it with one word changed; 'all': than to any with one
     word changed.
 

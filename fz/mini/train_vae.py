@@ -38,7 +38,7 @@ def pictures(state: Path, stories: int) -> tuple[Tensor, list[str]]:
 
 
 def crops(frames: Tensor, batch: int, side: int) -> Tensor:
-    """A batch of crops at chance, in [-1, 1], half of them mirrored."""
+    """A batch of crops at random, in [-1, 1], half of them mirrored."""
     out = []
     for i in torch.randint(len(frames), (batch,)).tolist():
         y, x = (int(torch.randint((full - side) // 4 + 1, ()) * 4) for full in frames.shape[-2:])

@@ -81,7 +81,7 @@ def known(what: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def sample_story(seed: int, style: str | None = None, two: bool | None = None) -> Story:
-    """A story by chance, the same for the same seed. A third is in a style other than plain, a fifth has two things,
+    """A story at random, the same for the same seed. A third is in a style other than plain, a fifth has two things,
     unless told.
     """
     rng = np.random.default_rng(seed)

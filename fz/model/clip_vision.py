@@ -168,7 +168,7 @@ class Preprocess:
         return (pictures - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.std).view(3, 1, 1)
 
 
-class Clip:
+class ClipModel:
     """Both towers, the tokenizer and the preprocessing. name: what to call it in tables."""
 
     def __init__(

@@ -37,8 +37,9 @@ MOST_MASKS = 100  # of all edits'
 
 
 def write_report(folder: str | Path, clip: Any = None) -> Path:
-    """Write FOLDER/report.html, return its path. clip: a `fz.model.clip_vision.Clip` for its metrics. Raises FzError
-    unless the run is finished.
+    """Write FOLDER/report.html, return its path. clip: a `fz.model.clip_vision.ClipModel` for its metrics.
+
+    Raises FzError unless the run is finished.
     """
     folder = Path(folder)
     rows = measure_folder(folder, clip)

@@ -9,7 +9,7 @@ from typing import Any
 
 from fz.clips.media import atomic, contact_sheet, to_uint8, write_png
 from fz.metrics.measure import TITLES, as_csv, measure, shown
-from fz.model.clip_vision import Clip
+from fz.model.clip_vision import ClipModel
 from fz.results.result import Result
 from fz.settings.sweep import Variant
 
@@ -17,9 +17,9 @@ from fz.settings.sweep import Variant
 LABELLED = ("tem_con", "frame_acc", "text_score", "warp_error", "psnr_background")
 
 
-def write_sweep(result: Result, variants: Sequence[Variant], clip: Clip | None = None) -> list[dict[str, Any]]:
+def write_sweep(result: Result, variants: Sequence[Variant], clip: ClipModel | None = None) -> list[dict[str, Any]]:
     """sweep.png, .json and .csv into a finished sweep's folder (`fz.pipeline.Result`); returns a row an edit. clip:
-    `fz.model.clip_vision.Clip`.
+    `fz.model.clip_vision.ClipModel`.
     """
     source, out = to_uint8(result.video.frames), Path(result.out)
     rows, clips, labels = [], [source], [f"source: {result.settings.source}"]

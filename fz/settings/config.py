@@ -182,7 +182,7 @@ class Settings:
     save_latents: bool = False
     report: bool = False
     dry_run: bool = False
-    notes: tuple[str, ...] = field(default=(), compare=False)  # what was decided on the user's behalf, said aloud
+    notes: tuple[str, ...] = field(default=(), compare=False)  # what was decided on the user's behalf, printed
 
     def __post_init__(self):
         check_one_of("method", self.method, METHOD_NAMES)

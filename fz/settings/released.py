@@ -29,7 +29,7 @@ DEFAULTS: Overlay = {
 
 @dataclass
 class Translation:
-    """overlay: settings. origins: from which released names each came. notes: what is said aloud."""
+    """overlay: settings. origins: from which released names each came. notes: what is printed."""
 
     overlay: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, tuple[str, ...]] = field(default_factory=dict)
