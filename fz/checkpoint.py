@@ -12,12 +12,7 @@ import torch
 from fz import mini
 from fz.frames import FrameIndex
 from fz.memory.machine import pick_device, settle_dtype
-<<<<<<< HEAD
-from fz.model.clip_vision import Clip
-=======
 from fz.model.clip_vision import ClipModel
-from fz.prompts.text import TextEncoder
->>>>>>> 5f4aa8eee1eb4f0c2b8a10690a0d913b4634057c
 from fz.settings.config import Settings
 from fz.weights.clip import load_clip
 from fz.weights.load import Checkpoint, load_checkpoint

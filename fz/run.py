@@ -35,13 +35,7 @@ def answer(argv: list[str]) -> None:
     from fz.preflight import check_run
 
     # before torch is imported, which takes seconds
-<<<<<<< HEAD
     check_run(request.settings, request.clip_model if request.sweep or request.settings.report else None)
-=======
-    check_source(request.settings.clip.path)
-    judged_by = request.clip_model if request.sweep or request.settings.report else None
-    models_of({**vars(request.settings), "clip_model": judged_by})
->>>>>>> 5f4aa8eee1eb4f0c2b8a10690a0d913b4634057c
     from fz import pipeline
     from fz.checkpoint import choose_clip
     from fz.progress import bars
