@@ -11,8 +11,8 @@ from fz.settings.config import PRESETS, EditSettings, edit_settings
 
 PATHS = ("vae", "tokenizer", "model_config")
 OF_LOADING = (*PATHS, "ema", "clip_norm", "frame_index", "least_channels", "offload", "compile", "threads", "conv",
-              "conv_memory")  # fmt: skip
-OF_INVERTING = ("steps", "chunk", "store", "store_dtype")
+              "conv_memory", "weights")  # fmt: skip
+OF_INVERTING = ("steps", "reuse", "chunk", "store", "store_dtype")
 OF_EDITING = ("negative", "method", "strength", "guidance", "guidance_window", "attention", "reconstruction_prompt",
               "seed")  # fmt: skip
 OF_AN_EDIT = tuple(f.name for f in dataclasses.fields(EditSettings) if f.name not in ("target", "lenient"))

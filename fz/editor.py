@@ -133,10 +133,12 @@ class Editor:
 
         clip: of `fz.read`, or (F, H, W, 3) uint8, or (F, 3, H, W) in [-1, 1], or a list of PIL images. callback(step,
         latents): after each step. progress: print lines and bars. cache: a folder in which the inversion is kept, and
-        found again; None writes no file. settings: steps, frame_index, least_channels, chunk, store, store_dtype.
+        found again; None writes no file. settings: steps, reuse, chunk, store, store_dtype.
         Raises FzError for what cannot be.
         """
         given, callback = named(settings, OF_INVERTING, "invert"), called(callback)
+        if not isinstance(progress, bool):
+            raise FzError(f"progress: got {progress!r}, expected True or False. A callback is callback=.")
         if given.get("store") == "disk":
             raise FzError("store: got 'disk', expected auto, memory or recompute; 'disk' is the command line's.")
         video = as_video(clip, self.multiple)
@@ -174,7 +176,9 @@ class Editor:
         if wanted not in self.fitted:
             budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9)
             with journal.timed("prepare", self.device), self.resident(unet):
-                unet, line = fast_cpu.prepare(unet, latent_size, chunk or frames, settings.conv, budget)
+                unet, line = fast_cpu.prepare(
+                    unet, latent_size, chunk or frames, settings.conv, budget, settings.weights
+                )
             fast = Chunks(unet, chunk) if chunk else unet
             lines = [line, *([compile_step(fast, self.device)] if settings.compile else [])]
             self.fitted.clear()

@@ -1,5 +1,6 @@
 """What one value of a setting may be: each raises FzError, naming the setting, or gives the value in its usual form."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,15 @@ def window(value: Any, name: str) -> Window:
             "or [0, 0.8]."
         )
     return (float(pair[0]), float(pair[1]))
+
+
+def reuse(value: Any) -> int | str:
+    """3, or '3:outer'; 1 is no reuse. Raises FzError."""
+    found = re.fullmatch(r"(\d{1,4})(:outer)?", str(value), re.ASCII)
+    if isinstance(value, bool) or not found or not 1 <= int(found[1]) <= 1000:
+        expected = "a whole number of steps from 1 (none) to 1000, as 3, or 3:outer"
+        raise FzError(f"reuse: got {value!r}, expected {expected}.")
+    return f"{int(found[1])}:outer" if found[2] and int(found[1]) > 1 else int(found[1])
 
 
 def is_factor(value: Any) -> bool:

@@ -22,6 +22,7 @@ from fz.settings.checks import (
     check_whole,
     is_factor,
     pairs,
+    reuse,
     window,
     word_groups,
 )
@@ -32,6 +33,7 @@ DTYPES = ("float32", "float16", "bfloat16", "auto")  # auto: float16 on CUDA, el
 DEVICES = ("auto", "cpu", "cuda", "mps")
 ATTENTIONS = ("inversion", "reconstruction")
 CONVS = ("auto", "direct")
+WEIGHTS = ("same", "int8")
 STORES = ("auto", "recompute", "memory", "disk")
 STORE_DTYPES = ("same", "float16", "bfloat16")
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -43,6 +45,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 ALIGNS = ("auto", "replace", "refine", "plain")
 METHOD_NAMES = ("fatezero", "ddim", "sdedit", "null-p2p", "pnp")  # the table of them is `fz.baselines.METHODS`
+REUSING = ("fatezero", "ddim")  # those that may take deep features of another step
 # the paper's ablations, as overlays of a run's settings
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     # Fig. 4 and 9: no self-attention is the source's; all of it is, everywhere and always
@@ -52,6 +55,10 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "reconstruction": {"attention": "reconstruction"},
     "no-cross": {"edits.*.cross_replace": (0.0, 0.0), "edits.*.cross_replace_words": ()},
 }
+
+
+# `--fast`, beside half of the usual steps: what bench/pareto.py found to cost least for its time
+FAST: Mapping[str, Any] = {"weights": "int8", "reuse": 3, "guidance_window": (0.0, 0.6)}
 
 
 @dataclass(frozen=True)
@@ -165,6 +172,7 @@ class Settings:
     frame_index: tuple[int | str, ...] | None = None
     least_channels: int = 0
     clip_norm: bool = True
+    reuse: int | str = 1  # deep features are computed every N-th step: 3, or '3:outer'
     chunk: int | None = None  # frames that the UNet takes at a time; None: all
     store: str = "auto"
     store_dtype: str = "same"
@@ -177,6 +185,7 @@ class Settings:
     threads: int | None = None
     conv: str = "auto"  # 3x3 convolutions on a CPU: 'auto' as Winograd's where that pays, or 'direct'
     conv_memory: float | None = None  # GB that Winograd's weights may take; None: a quarter of the machine's memory
+    weights: str = "same"  # of the large layers on a CPU: the dtype's, or 'int8'
     out: str | None = None
     overwrite: bool = False
     save_latents: bool = False
@@ -193,6 +202,7 @@ class Settings:
         check_one_of("store", self.store, STORES)
         check_one_of("store_dtype", self.store_dtype, STORE_DTYPES)
         check_one_of("conv", self.conv, CONVS)
+        check_one_of("weights", self.weights, WEIGHTS)
         if self.conv_memory is not None and not (
             isinstance(self.conv_memory, (int, float)) and 0 <= self.conv_memory < 1e6
         ):
@@ -214,6 +224,10 @@ class Settings:
             raise FzError(
                 f"guidance: got {self.guidance!r}, expected a number from 0 to 1000; 7.5 is usual, 1 is none."
             )
+        object.__setattr__(self, "reuse", reuse(self.reuse))
+        if self.reuse != 1 and self.method not in REUSING:
+            got = f"reuse: got {self.reuse} with method {self.method}"
+            raise FzError(f"{got}, expected method fatezero or ddim. Leave --reuse out.")
         if self.chunk is not None:
             check_whole("chunk", self.chunk, 1, 10**6)
             if self.method not in ("fatezero", "ddim"):

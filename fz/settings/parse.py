@@ -13,7 +13,7 @@ from typing import Any
 from fz import words
 from fz.errors import FzError
 from fz.settings import released, tree
-from fz.settings.config import ABLATIONS, PRESETS, Overlay, Settings, build
+from fz.settings.config import ABLATIONS, FAST, PRESETS, REUSING, Overlay, Settings, build
 from fz.settings.flags import build_parser
 from fz.settings.sweep import Variant, expand, read_sweeps
 from fz.shell import unknown
@@ -48,6 +48,7 @@ def parse(argv: Sequence[str]) -> Request:
     list_words = given.pop("list_words", False)
     sweeps, clip_model = given.pop("sweep", []), given.pop("clip_model", None)
     config, assignments = given.pop("config", None), given.pop("set", [])
+    fast = given.pop("fast", False)
     flags = flag_overlay(given)
 
     content = tree.read(config) if config is not None else {}
@@ -65,7 +66,11 @@ def parse(argv: Sequence[str]) -> Request:
         if not any("source" in overlay or "edits.0.target" in overlay for overlay in overlays):
             return Request(None, list_words)
         overlays.insert(0, {"clip.path": ""})  # words need no clip
-    settings = build(*bundled(overlays), *overlays, notes=tuple(translation.notes))
+    beneath, of_fast = bundled(overlays), []
+    if fast:
+        method = {**translation.overlay, **flags}.get("method", Settings.method)
+        beneath, of_fast = fast_overlay(beneath, method)
+    settings = build(*beneath, *overlays, notes=(*translation.notes, *of_fast))
     if settings.checkpoint is None:
         from fz import mini
 
@@ -101,6 +106,18 @@ def of_miniature() -> Overlay:
     except ImportError:
         return {}
     return mini.DEFAULTS
+
+
+def fast_overlay(beneath: list[Overlay], method: str) -> tuple[list[Overlay], list[str]]:
+    """What `--fast` lays over the defaults, beneath everything that was given, and a line that says so."""
+    usual = next((overlay["steps"] for overlay in beneath if "steps" in overlay), Settings.steps)
+    takes = (
+        FAST if method in REUSING else {name: FAST[name] for name in FAST if name not in ("reuse", "guidance_window")}
+    )
+    overlay = {"steps": usual // 2, **takes}
+    said = ", ".join(f"{name.replace('_', '-')} {','.join(map(str, v)) if isinstance(v, tuple) else v}"
+                     for name, v in overlay.items())  # fmt: skip
+    return [*beneath, overlay], [f"fast: {said}, unless other flags say otherwise; each is a flag of its own"]
 
 
 def check_words(settings: Settings) -> None:

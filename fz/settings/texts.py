@@ -6,7 +6,8 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 
-from fz.errors import suggest
+from fz.errors import FzError, suggest
+from fz.settings import checks
 from fz.settings.config import DEVICES, Crop
 
 
@@ -18,6 +19,13 @@ def whole(low: int) -> Callable[[str], int]:
         return int(value)
 
     return parse
+
+
+def reuse(value: str) -> int | str:
+    try:
+        return checks.reuse(value)
+    except FzError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("reuse: ")) from None
 
 
 def number(value: str) -> float:
