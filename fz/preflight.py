@@ -86,7 +86,12 @@ def check_clip(clip: ClipSettings, lenient: bool = False) -> ClipPlan | None:
 
 def check_prompts(settings: Any, prompts: Iterable[str]) -> None:
     """Raises FzError for a prompt of more than 77 tokens. settings: of a run or a tuning."""
-    text = text_of(settings)
+    try:
+        text = text_of(settings)
+    except FzError:
+        if settings.tokenizer:
+            raise
+        return  # what is wrong with the checkpoint itself is said when it is loaded
     for prompt in prompts:
         text.tokens(prompt)
 

@@ -35,7 +35,10 @@ FLOORS = (
     ("fz.stages", "fz.arguments", "fz.tuning"),
     ("fz.inverted",),
     ("fz.editor",),
-    ("fz.pipeline",),
+    (
+        "fz.pipeline",
+        "fz.preflight",
+    ),
     ("fz.queue",),
     ("fz.run", "fz.batch", "fz.tune", "fz.prompt", "fz.evaluate", "fz.report"),
     ("fz.sweep", "fz.completion", "fz.mini.*"),
