@@ -14,6 +14,7 @@ from fz.frames import FrameIndex
 from fz.memory.machine import pick_device, settle_dtype
 from fz.model.clip_vision import ClipModel
 from fz.settings.config import Settings
+from fz.weights.changes import Changes
 from fz.weights.clip import load_clip
 from fz.weights.load import Checkpoint, load_checkpoint
 
@@ -34,6 +35,7 @@ def load(settings: Settings, device: torch.device) -> Checkpoint:
         tokenizer=settings.tokenizer,
         model_config=settings.model_config,
         ema=settings.ema,
+        changes=Changes(settings.lora, settings.embedding, settings.clip_skip),
     )
     dtype = getattr(torch, settings.dtype)
     # offloaded models come to the device when they are used

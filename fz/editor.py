@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fz import mini
-from fz.arguments import OF_INVERTING, OF_LOADING, called, named, path_of
+from fz.arguments import OF_AN_EDIT, OF_INVERTING, OF_LOADING, called, edit_of, named, path_of
 from fz.attention import Keep
 from fz.checkpoint import choose_frame_index, settled
 from fz.checkpoint import load as load_checkpoint
@@ -25,6 +25,7 @@ from fz.clips.video import Video
 from fz.edit import Callback
 from fz.errors import FzError
 from fz.inverted import InvertedClip
+from fz.memory.budget import Footprint, Prediction, prediction
 from fz.memory.inversions import Inversion
 from fz.memory.machine import pick_device
 from fz.memory.offload import resident
@@ -33,7 +34,9 @@ from fz.model import fast_cpu
 from fz.model.compiled import compile_step
 from fz.model.unet import UNet
 from fz.progress import Journal, Progress, bars
+from fz.prompts.describe import Explained, explained
 from fz.settings.config import ClipSettings, EditSettings, Settings
+from fz.stages import plan_edits
 from fz.weights.load import Checkpoint
 
 
@@ -44,8 +47,9 @@ def load(
     "CompVis/stable-diffusion-v1-4", which is fetched unless it is cached; nothing: the bundled miniature.
 
     device: auto, cpu, cuda or mps. dtype: float32, float16, bfloat16, or auto: float16 on CUDA, else float32. settings:
-    others of the model, by their names on the command line: vae, tokenizer, model_config, ema, clip_norm, offload,
-    compile, threads, conv, conv_memory. Raises FzError for a checkpoint that is none and for settings that cannot be.
+    others of the model, by their names on the command line: vae, tokenizer, model_config, ema, lora (files, or pairs of
+    a file and a strength), embedding (files, or pairs of a file and a word), clip_skip, clip_norm, offload, compile,
+    threads, conv, conv_memory. Raises FzError for a checkpoint that is none and for settings that cannot be.
     """
     usual = {name: value for name, value in mini.DEFAULTS.items() if "." not in name} if checkpoint is None else {}
     unknown = Settings(ClipSettings("a clip"), "a clip", (EditSettings("a clip"),), cache="none")
@@ -142,7 +146,7 @@ class Editor:
         if given.get("store") == "disk":
             raise FzError("store: got 'disk', expected auto, memory or recompute; 'disk' is the command line's.")
         video = as_video(clip, self.multiple)
-        about = ClipSettings("a clip", len(video.frames), size=tuple(video.frames.shape[-2:]))
+        about = video.clip or ClipSettings("a clip", len(video.frames), size=tuple(video.frames.shape[-2:]))
         cache = path_of(cache, "cache")
         chosen = dataclasses.replace(self.settings, clip=about, source=source, cache=cache or "none", **given)
         journal = Journal(bars() if progress else Progress())
@@ -160,6 +164,26 @@ class Editor:
         # edits of a Python program are not resumed
         inversion.kept = Unkept()
         return inversion
+
+    def explain(
+        self, source: str, target: str | None = None, *, kind: str | None = None, steps: int | None = None, **edit: Any
+    ) -> Explained:
+        """What an edit will do to each word, before anything is inverted. edit: an edit's settings, as in
+        `InvertedClip.edit`. Raises FzError for what cannot be, as prompts that are too long.
+        """
+        asked = edit_of(source, target, kind, named(edit, OF_AN_EDIT, "explain"))
+        chosen = dataclasses.replace(self.settings, source=source, edits=(asked,), steps=steps or self.settings.steps)
+        (plan,) = plan_edits(chosen, self.checkpoint.text, lambda line: None)
+        tokens = [self.checkpoint.text.tokens(prompt) for prompt in (source, asked.target)]
+        return explained(asked, plan, *tokens, chosen.steps)
+
+    def predicted(self, frames: int, size: tuple[int, int], steps: int | None = None) -> Prediction:
+        """How much memory will inverting and editing so many frames of (H, W) take? Counted, not measured."""
+        stride, settings = self.checkpoint.vae.config.stride, self.settings
+        latent_size, branches = tuple(side // stride for side in size), 2 if settings.guidance > 1 else 1
+        unet, vae = self.checkpoint.unet, self.checkpoint.vae
+        footprint = Footprint(unet, latent_size, frames, settings.chunk, branches, settings.offload, vae)
+        return prediction(footprint, steps or settings.steps, self.device)
 
     def check_chunks(self, settings: Settings, video: Video | None) -> None:
         """Raise FzError now for a clip that cannot be done so many frames at a time."""

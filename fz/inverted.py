@@ -5,14 +5,13 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-import fz
-from fz import kernels
 from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, named
 from fz.attention import MAP_STRIDE, Keep
 from fz.baselines import METHODS, EditFunction, editor_of
@@ -22,18 +21,22 @@ from fz.clips.video import Video
 from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
 from fz.edit import Callback, Edit, invert, masks_of, reconstruct
+from fz.errors import FzError
 from fz.guidance import Guidance
-from fz.masks import changed_pixels, paste_background
+from fz.keys import key_of_edit, key_of_inversion
+from fz.masks import blend_mask, changed_pixels, paste_background
 from fz.memory.budget import Footprint, choose_store, keep_for, kept_for
-from fz.memory.inversions import Inversion, digest, leading, model_digest
+from fz.memory.inversions import Inversion, digest, leading
 from fz.memory.unkept import Unkept
-from fz.model import fast_cpu
 from fz.model.deep import Reuse
 from fz.model.finite import NotFinite
 from fz.progress import Journal, Progress, bars
+from fz.prompts import align
 from fz.prompts.align import word_positions
 from fz.prompts.plan import Plan
 from fz.results.result import Edited
+from fz.saved import save_run
+from fz.settings.checks import is_factor
 from fz.settings.config import Settings
 from fz.source import Source, Store, keep_nothing
 from fz.stages import decode, encode, plan_edits, with_masks
@@ -111,6 +114,25 @@ class InvertedClip:
         size = tuple(side // MAP_STRIDE for side in self.latent_size)
         return self.averaged_maps()[..., positions].sum(-1).unflatten(1, size)
 
+    def mask(self, words: str | Sequence[str], threshold: float = 0.3) -> Tensor:
+        """Where an edit of these words of the source may change the clip, before it is run: (F, H, W) bool at the
+        clip's size, the steady mask of `keep_background` (eq. 6 of the mean of the steps' maps). Raises FzError for a
+        word that is not in the source and for a threshold that is none.
+        """
+        if not is_factor(threshold) or not 0 <= threshold <= 1:
+            raise FzError(f"threshold: got {threshold!r}, expected a number from 0 (all) to 1 (nothing).")
+        listed = [words] if isinstance(words, str) else words
+        positions = [p for word in listed for p in word_positions(self.tokens, word, "mask")]
+        map_size = tuple(side // MAP_STRIDE for side in self.latent_size)
+        pixels = tuple(self.video.frames.shape[-2:])
+        return blend_mask(self.averaged_maps(), align.weights(positions), threshold, map_size, pixels)
+
+    def save(self, out: str | Path, *edits: Edited) -> Path:
+        """Write the folder that `fz run` writes, of these edits: clips, frames, masks, attention, run.json. Returns its
+        path. Raises FzError for a folder that holds something else, and for edits that cannot be of one run.
+        """
+        return save_run(self, out, edits)
+
     def averaged_maps(self) -> Tensor:
         """The source's cross-attention averaged over heads, layers and steps, (F, N, 77) on the CPU."""
         return torch.stack([self.source.maps[t] for t in self.schedule.timesteps]).mean(0).cpu()
@@ -122,30 +144,7 @@ class InvertedClip:
 
     def key(self) -> str:
         """A hash of all that the inverted latents depend on."""
-        settings, unet, device = self.settings, self.editor.checkpoint.unet, self.editor.device
-        times = (CLEAN, *self.schedule.timesteps)
-        return digest(
-            self.video.frames,
-            self.source.embedding,
-            # heads, groups and the like, which no weight shows
-            unet.config,
-            self.editor.checkpoint.vae.config,
-            model_digest(unet),
-            model_digest(self.editor.checkpoint.vae),
-            [self.schedule.timesteps, [self.schedule.alpha_bar(t) for t in times]],
-            dataclasses.asdict(self.editor.frame_index),
-            [
-                settings.clip_norm,
-                settings.chunk,
-                settings.dtype,
-                str(device),
-                settings.compile,
-                settings.reuse,
-                settings.weights,
-            ],
-            [kernels.choose(device), fast_cpu.signature(self.model.unet), torch.get_num_threads()],
-            [fz.__version__, torch.__version__],
-        )
+        return key_of_inversion(self)
 
     def choose_store(self, kept: Inversion | Unkept, keep: Callable[[int], Keep]) -> None:
         """Decide where the source's queries and keys stay, of which `keep` says those that edits need. Raises FzError
@@ -293,18 +292,7 @@ class InvertedClip:
 
     def edit_key(self, settings: Settings, plan: Plan, target: Tensor, negative: Tensor) -> str:
         """A hash of all that an edit of this inversion depends on."""
-        return digest(
-            settings.method,
-            target,
-            negative,
-            [settings.guidance, settings.guidance_window, settings.strength, settings.seed],
-            settings.attention,
-            self.editor.embed(settings.reconstruction_prompt or settings.source),
-            # queries and keys that are computed again are exact, those kept have the store's dtype
-            settings.store_dtype if self.mode != "recompute" else "same",
-            plan.fusion,
-            plan.region,
-        )
+        return key_of_edit(self, settings, plan, target, negative)
 
     def frames_of(self, z: Tensor, changes: Tensor | None, journal: Journal) -> Tensor:
         """Decode z_0; outside of `changes` (`changed_pixels`) the clip's pixels. (F, 3, H, W) float32 in [-1, 1]."""

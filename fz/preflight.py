@@ -85,7 +85,11 @@ def check_clip(clip: ClipSettings, lenient: bool = False) -> ClipPlan | None:
 
 
 def check_prompts(settings: Any, prompts: Iterable[str]) -> None:
-    """Raises FzError for a prompt of more than 77 tokens. settings: of a run or a tuning."""
+    """Raises FzError for a prompt of more than 77 tokens; with learned words, that is known only once they are read.
+    settings: of a run or a tuning.
+    """
+    if getattr(settings, "embedding", ()):
+        return
     try:
         text = text_of(settings)
     except FzError:
@@ -97,8 +101,16 @@ def check_prompts(settings: Any, prompts: Iterable[str]) -> None:
 
 
 def text_of(settings: Any) -> TextEncoder:
-    """A TextEncoder of the checkpoint's tokenizer alone: it has tokens of prompts, no embeddings."""
+    """A TextEncoder of the checkpoint's tokenizer and the learned words alone: it has tokens of prompts, no
+    embeddings.
+    """
     checkpoint, config = settings.checkpoint or mini.checkpoint(), settings.model_config
+    words = getattr(settings, "embedding", ())  # a tuning has none
+    if words:
+        # it takes torch to read them
+        from fz.weights.changes import read_words, tokens_of
+
+        words = read_words(words)
     if settings.tokenizer:
         found = find_tokenizer(located(settings.tokenizer, "tokenizer", OF_TOKENIZER))
     else:
@@ -107,4 +119,5 @@ def text_of(settings: Any) -> TextEncoder:
         found = find_tokenizer(
             None, None if folder.is_file() else folder, expanded(config, "model_config") if config else None
         )
-    return TextEncoder(load_tokenizer(found, 2**31), None)
+    tokenizer = load_tokenizer(found, 2**31)
+    return TextEncoder(tokenizer, None, tokens_of(words, len(tokenizer)) if words else None)

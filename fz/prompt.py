@@ -103,6 +103,7 @@ def answer(argv: list[str]) -> None:
     from fz.prompts.explain import as_json
     from fz.prompts.plan import Plan, plan_edit
     from fz.results.words import check_pictures, picture_names, write_pictures
+    from fz.stages import emphasis
 
     fuses = METHODS[settings.method].fuses
     plans = [
@@ -115,6 +116,8 @@ def answer(argv: list[str]) -> None:
         for edit, plan, target in zip(settings.edits, plans, targets, strict=True):
             print(json.dumps(as_json(edit, plan, source, target, steps)))
         return
+    for line in emphasis(settings):
+        print(line)
     print(f"source: {settings.source!r}")
     for word in source.words:
         print(f"  {word.text}  (tokens {numbers(word.positions)})")

@@ -32,7 +32,7 @@ FLOORS = (
     ("fz.memory", "fz.progress", "fz.clips.arrays"),
     ("fz.metrics", "fz.checkpoint"),
     ("fz.results",),
-    ("fz.stages", "fz.arguments", "fz.tuning"),
+    ("fz.stages", "fz.arguments", "fz.keys", "fz.program", "fz.saved", "fz.tuning"),
     ("fz.inverted",),
     ("fz.editor",),
     (
@@ -40,8 +40,9 @@ FLOORS = (
         "fz.preflight",
     ),
     ("fz.queue",),
-    ("fz.run", "fz.batch", "fz.tune", "fz.prompt", "fz.evaluate", "fz.report"),
-    ("fz.sweep", "fz.completion", "fz.mini.*"),
+    ("fz.web.*",),
+    ("fz.run", "fz.web", "fz.batch", "fz.tune", "fz.prompt", "fz.evaluate", "fz.report"),
+    ("fz.sweep", "fz.completion", "fz.web.__main__", "fz.mini.*"),
     ("fz.__main__", "fz"),
 )
 # what a command line means without a checkpoint is the miniature's; a removal's words are compared as prompts' are

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from fz.errors import FzError, suggest
 
 Window = tuple[float, float]  # the share of steps, from a to b, in which something is replaced
 LARGEST_FACTOR = 10_000  # of re-weighting; the released configs have 10
+LARGEST_STRENGTH = 100  # of a LoRA; 1 is usual
 
 
 def window(value: Any, name: str) -> Window:
@@ -51,6 +53,36 @@ def pairs(name: str, value: Any, example: str) -> tuple[tuple[str, Any], ...]:
     return tuple(tuple(pair) for pair in items)
 
 
+def files_with(name: str, value: Any, kind: type) -> tuple[tuple[str, Any], ...]:
+    """(path, value) pairs from a path, a path and a number, a list of paths or of pairs, or a dict. A path alone has
+    None. kind: of the values. Raises FzError naming the setting.
+    """
+    items = list(value.items()) if isinstance(value, Mapping) else value
+    alone = isinstance(items, (list, tuple)) and len(items) == 2 and isinstance(items[1], (int, float))
+    items = [items] if alone or isinstance(items, (str, PurePath)) else items
+    if not isinstance(items, (list, tuple)):
+        raise FzError(f"{name}: got {value!r}, expected files, as ['style.safetensors'].")
+    out = []
+    for item in items:
+        path, given = item if isinstance(item, (list, tuple)) and len(item) == 2 else (item, None)
+        if not isinstance(path, (str, PurePath)) or not str(path) or not isinstance(given, (kind, type(None))):
+            raise FzError(f"{name}: got {item!r}, expected a file, or a file and its {EACH[name]}.")
+        out.append((str(path), given))
+    return tuple(out)
+
+
+EACH = {"lora": "strength, as ('style.safetensors', 0.8)", "embedding": "word, as ('cat.pt', '<cat>')"}
+
+
+def strengths(value: Any) -> tuple[tuple[str, float], ...]:
+    """Of LoRA files; 1 where none is given."""
+    out = files_with("lora", value, (int, float))
+    for path, strength in out:
+        if isinstance(strength, bool) or (strength is not None and not abs(strength) <= LARGEST_STRENGTH):
+            raise FzError(f"lora: got {strength!r} for {path}, expected a strength, as 0.8.")
+    return tuple((path, 1.0 if strength is None else float(strength)) for path, strength in out)
+
+
 def word_groups(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(source's words, target's words) from one or two groups, each a word or several."""
     groups = (
@@ -76,3 +108,8 @@ def check_whole(name: str, value: Any, low: int, high: int, hint: str = "") -> N
         raise FzError(
             f"{name}: got {value!r}, expected a whole number from {low} to {high}.{' ' + hint if hint else ''}"
         )
+
+
+def check_number(name: str, value: Any, low: float, high: float, hint: str) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        raise FzError(f"{name}: got {value!r}, expected a number from {low} to {high}; {hint}")

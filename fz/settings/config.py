@@ -17,12 +17,15 @@ from fz.settings import applications
 from fz.settings.checks import (
     LARGEST_FACTOR,
     Window,
+    check_number,
     check_one_of,
     check_sentence,
     check_whole,
+    files_with,
     is_factor,
     pairs,
     reuse,
+    strengths,
     window,
     word_groups,
 )
@@ -161,6 +164,9 @@ class Settings:
     tokenizer: str | None = None
     model_config: str | None = None
     ema: str = "auto"
+    lora: tuple[tuple[str, float], ...] = ()  # (file, strength)
+    embedding: tuple[tuple[str, str | None], ...] = ()  # (file, word; None: the file's own)
+    clip_skip: int = 1  # as A1111 counts: 1 is the text encoder's last layer, 2 the one before it
     negative: str = ""
     method: str = "fatezero"
     strength: float = 0.75  # the share of the steps that method sdedit noises and denoises
@@ -208,6 +214,9 @@ class Settings:
         ):
             raise FzError(f"conv_memory: got {self.conv_memory!r}, expected gigabytes, as 2.5.")
         check_one_of("ema", self.ema, ("auto", "ema", "plain"))
+        object.__setattr__(self, "lora", strengths(self.lora))
+        object.__setattr__(self, "embedding", files_with("embedding", self.embedding, str))
+        check_whole("clip_skip", self.clip_skip, 1, 48, "1 is none, 2 is the layer before the last.")
         for name in ("clip_norm", "offload", "compile"):
             if not isinstance(getattr(self, name), bool):
                 raise FzError(f"{name}: got {getattr(self, name)!r}, expected True or False.")
@@ -216,14 +225,7 @@ class Settings:
         check_whole("least_channels", self.least_channels, 0, 10**9)
         if self.threads is not None:
             check_whole("threads", self.threads, 1, 1024)
-        if (
-            not isinstance(self.guidance, (int, float))
-            or isinstance(self.guidance, bool)
-            or not 0 <= self.guidance <= 1000
-        ):
-            raise FzError(
-                f"guidance: got {self.guidance!r}, expected a number from 0 to 1000; 7.5 is usual, 1 is none."
-            )
+        check_number("guidance", self.guidance, 0, 1000, "7.5 is usual, 1 is none.")
         object.__setattr__(self, "reuse", reuse(self.reuse))
         if self.reuse != 1 and self.method not in REUSING:
             got = f"reuse: got {self.reuse} with method {self.method}"

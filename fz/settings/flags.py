@@ -33,6 +33,8 @@ from fz.settings.texts import (
     crop,
     device,
     factor_of_word,
+    file_of_strength,
+    file_of_word,
     frame_index,
     number,
     number_or_none,
@@ -137,6 +139,11 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
                                                         "has none"),
         Flag("model-config", "model_config", str, "DIR", "unet/config.json and so on, for a single file that is not "
                                                          "quite SD v1's shape"),
+        Flag("lora", "lora", file_of_strength, "FILE[=R]", "a LoRA, and its strength; again for more", many=True),
+        Flag("embedding", "embedding", file_of_word, "FILE[=WORD]",
+             "a textual inversion, and the word of prompts that it stands for; again for more", many=True),
+        Flag("clip-skip", "clip_skip", whole(1), "N", "text encoder's layers left out at its end, as A1111 counts: "
+                                                      "1 is none, 2 one"),
         Flag("ema", "ema", one_of(("auto", "ema", "plain")), "WHICH", "auto, ema or plain: of a file that has two "
                                                                       "sets of weights"),
     ),

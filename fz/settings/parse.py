@@ -8,6 +8,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from fz import words
@@ -74,7 +75,8 @@ def parse(argv: Sequence[str]) -> Request:
     if settings.checkpoint is None:
         from fz import mini
 
-        strange = mini.strange_words([settings.source, *(edit.target for edit in settings.edits)])
+        prompts = [settings.source, *(edit.target for edit in settings.edits)]
+        strange = mini.strange_words(prompts, [word or PurePath(path).stem for path, word in settings.embedding])
         strange_clip = mini.strange_clip(settings.clip.path)
         settings = dataclasses.replace(settings, notes=(*settings.notes, *strange_clip, *strange))
     if given.get("ablate") and settings.method != "fatezero":
@@ -166,7 +168,7 @@ def flag_overlay(given: dict[str, Any]) -> Overlay:
                 out[dest] = general[-1]
             if len(general) < len(value):
                 out[f"{edit}.cross_replace_words"] = tuple((word, window) for word, window in value if word is not None)
-        elif name == "reweight":
+        elif name in ("reweight", "lora", "embedding"):
             out[dest] = tuple(value)
         elif name == "blend_words":
             if len(value) > 2:

@@ -26,6 +26,7 @@ from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
 from fz.edit import Edit, edit, invert
 from fz.errors import FzError
+from fz.frames import FrameIndex
 from fz.guidance import Guidance
 from fz.memory.free import free_memory
 from fz.memory.inversions import model_digest
@@ -33,12 +34,12 @@ from fz.memory.machine import pick_device
 from fz.model.unet import UNet
 from fz.model.vae import decode_clip, encode_clip
 from fz.source import Source
-from fz.tuning import trainer
+from fz.tuning import lora, trainer
 from fz.tuning.folder import TuningFolder
 from fz.tuning.settings import TuneSettings
 from fz.tuning.trainer import Lesson
 from fz.weights.load import Checkpoint, load_checkpoint
-from fz.weights.write import save_tensors, write_tuned
+from fz.weights.write import save_tensors, write_lora, write_tuned
 
 Say = Callable[[str], None]
 
@@ -75,8 +76,11 @@ def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str
     about = {"model": model, **as_json(settings)}
     folder.begin(about, settings.overwrite)
     before, out = folder.before, folder.work
-    recipe = trainer.RECIPES[settings.recipe]
-    unet = trainer.inflate(checkpoint.unet, recipe, settings.rank, settings.seed)
+    recipe = recipe_of(settings)
+    if settings.lora_rank:
+        unet = lora.adapt(checkpoint.unet, settings.lora_rank, settings.seed)
+    else:
+        unet = trainer.inflate(checkpoint.unet, recipe, settings.rank, settings.seed)
     check_memory(settings, checkpoint, unet, pictures.video.frames.shape, device, say)
     if settings.dry_run:
         say("dry run: settings, checkpoint and clip are fine; nothing was computed")
@@ -87,7 +91,8 @@ def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str
     unet.to(device)
     checkpoint.vae.to(device)
     lesson, kinds = lessons(settings, checkpoint, pictures, device)
-    tuner = trainer.Tuner(unet, recipe, alpha_bars(checkpoint), training(settings, recipe))
+    kind = lora.PictureTuner if settings.lora_rank else trainer.Tuner
+    tuner = kind(unet, recipe, alpha_bars(checkpoint), training(settings, recipe))
     losses = {"untuned": before["untuned"] if before.get("untuned") else tuner.fixed_loss(lesson)}
     state = out / "state.pt"
     if before and state.exists():
@@ -110,13 +115,24 @@ def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str
             if last or (settings.sample_every and tuner.steps % settings.sample_every == 0):
                 write_samples(out / f"samples/{tuner.steps:05d}", tuned, settings, lesson, pictures.video.fps)
     losses["tuned"] = tuner.fixed_loss(lesson)
-    write_tuned(out, tuned)
+    if settings.lora_rank:
+        made = {name: (low.up, low.down) for name, low in lora.changes(unet).items()}
+        write_lora(out / "lora.safetensors", made)
+    else:
+        write_tuned(out, tuned)
     write_json(out / "tuning.json", about | losses)
     folder.finish()
     gain = losses["tuned"] / losses["untuned"] - 1
     say(f"loss on {trainer.DRAWS} fixed draws: {losses['untuned']:.4f} -> {losses['tuned']:.4f} ({100 * gain:+.0f} %)")
-    say(f"tuned checkpoint in {folder.path}")
+    if settings.lora_rank:
+        say(f"LoRA in {folder.path / 'lora.safetensors'}: for --lora, and for whatever reads kohya's names")
+    else:
+        say(f"tuned checkpoint in {folder.path}")
     return losses
+
+
+def recipe_of(settings: TuneSettings) -> trainer.Recipe:
+    return lora.RECIPE if settings.lora_rank else trainer.RECIPES[settings.recipe]
 
 
 def load(settings: TuneSettings) -> Checkpoint:
@@ -136,6 +152,8 @@ def load(settings: TuneSettings) -> Checkpoint:
 def read(settings: TuneSettings, checkpoint: Checkpoint) -> Pictures:
     multiple = checkpoint.vae.config.stride * checkpoint.unet.config.stride
     video = read_clip(settings.clip, multiple)
+    for sentence in lora.captions(settings.clip, video.indices, settings.prompt) if settings.lora_rank else ():
+        checkpoint.text.tokens(sentence)
     if not settings.class_images:
         return Pictures(video, None)
     every = dataclasses.replace(settings.clip, path=settings.class_images, frames=None, start=0, every=1)
@@ -151,7 +169,9 @@ def check_memory(
     say: Say,
 ) -> None:
     """Say what a tuning takes. Raises FzError where that is not free."""
-    weights = trainer.trained(unet, trainer.RECIPES[settings.recipe]).values()
+    weights = trainer.trained(unet, recipe_of(settings)).values()
+    if settings.lora_rank:
+        shape = (min(shape[0], lora.PICTURES), *shape[1:])
     needed = predicted(unet, weights, shape, checkpoint.vae.config.stride, settings.recompute)
     free = free_memory(device)
     say(f"tuning needs about {needed / 1e9:.1f} GB beside the weights, of {free / 1e9:.1f} GB that are free")
@@ -174,10 +194,17 @@ def lessons(
     def latents(frames: Tensor) -> Tensor:
         return encode_clip(checkpoint.vae, frames.to(device)).float()
 
-    lesson = Lesson(latents(pictures.video.frames), embedded(settings.prompt))
+    if settings.lora_rank:
+        shown = lora.captions(settings.clip, pictures.video.indices, settings.prompt)
+        different = {sentence: embedded(sentence) for sentence in dict.fromkeys(shown)}
+        lesson = Lesson(latents(pictures.video.frames), torch.stack([different[sentence] for sentence in shown]))
+    else:
+        lesson = Lesson(latents(pictures.video.frames), embedded(settings.prompt))
     if pictures.kinds is None:
         return lesson, []
     kind = embedded(settings.class_prompt)
+    if settings.lora_rank:
+        kind = kind[None]
     return lesson, [Lesson(z[None], kind, settings.class_weight) for z in latents(pictures.kinds)]
 
 
@@ -278,8 +305,9 @@ def write_samples(path: Path, checkpoint: Checkpoint, settings: TuneSettings, le
         return
     schedule = Schedule.from_config(checkpoint.scheduler, settings.sample_steps)
     device = lesson.z.device
-    model = Denoiser(checkpoint.unet, schedule, trainer.ANCHORS)
-    source = invert(model, Source(lesson.embedding, {CLEAN: lesson.z}))
+    anchors, own = (FrameIndex(), lesson.embedding[0]) if settings.lora_rank else (trainer.ANCHORS, lesson.embedding)
+    model = Denoiser(checkpoint.unet, schedule, anchors)
+    source = invert(model, Source(own, {CLEAN: lesson.z}))
     negative, *targets = (checkpoint.text.encode([p])[0].to(device) for p in ("", *settings.sample_prompts))
     guidance = Guidance(negative, settings.guidance)
     for n, target in enumerate(targets):

@@ -45,7 +45,8 @@ PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "no": "float32", None: "flo
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """All of a tuning. rate None: the recipe's. class_images: pictures of the same kind of thing, so that it is not
+    """All of a tuning. rate None: the recipe's. lora_rank: of a LoRA, which is then made in place of a checkpoint.
+    class_images: pictures of the same kind of thing, so that it is not
     forgotten.
     """
 
@@ -61,6 +62,7 @@ class TuneSettings:
     steps: int = 100
     rate: float | None = None
     rank: int = 160
+    lora_rank: int | None = None
     accumulate: int = 1
     recompute: bool = True
     dtype: str = "float32"
@@ -127,8 +129,15 @@ def parser() -> argparse.ArgumentParser:
         "tune-a-video: queries and temporal attention; fatezero: low-rank temporal convolutions, too",
     )
     flag("steps", "steps", texts.whole(1), "N", "training steps in all")
-    flag("rate", "rate", texts.number, "R", "AdamW's rate (default: 3e-5, fatezero 1e-5)")
+    flag("rate", "rate", texts.number, "R", "AdamW's rate (default: 3e-5, fatezero 1e-5, a LoRA 1e-4)")
     flag("rank", "rank", texts.whole(1), "N", "of the temporal convolutions")
+    flag(
+        "lora-rank",
+        "lora_rank",
+        texts.whole(1),
+        "R",
+        "learn a LoRA of that rank from the pictures, each under NAME.txt beside it or the prompt",
+    )
     flag("accumulate", "accumulate", texts.whole(1), "N", "draws of noise a step")
     out.add_argument(
         "--keep-activations",
