@@ -10,8 +10,8 @@ from fz.settings.checks import check_one_of
 from fz.settings.config import PRESETS, EditSettings, edit_settings
 
 PATHS = ("vae", "tokenizer", "model_config")
-OF_LOADING = (*PATHS, "ema", "clip_norm", "frame_index", "least_channels", "offload", "compile", "threads", "conv",
-              "conv_memory")  # fmt: skip
+OF_LOADING = (*PATHS, "ema", "clip_norm", "frame_index", "least_channels", "offload", "compile", "graph", "threads",
+              "conv", "conv_memory")  # fmt: skip
 OF_INVERTING = ("steps", "chunk", "store", "store_dtype")
 OF_EDITING = ("negative", "method", "strength", "guidance", "guidance_window", "attention", "reconstruction_prompt",
               "seed")  # fmt: skip

@@ -29,6 +29,11 @@ class Denoiser:
     frame_index: FrameIndex = FrameIndex()
     watch: Watch = field(default_factory=Watch, init=False, repr=False, compare=False)
 
+    @property
+    def layers(self) -> UNet | Chunks:
+        """The UNet whose layers are called: a replayed graph calls none."""
+        return getattr(self.unet, "eager", self.unet)
+
     def settle(self) -> None:
         """The last call's noise is finite, or NotFinite is raised, naming the first layer that gives NaN or infinity.
         A loop asks when it has launched all of a step, before it tells anybody of it.
@@ -45,7 +50,7 @@ class Denoiser:
         attend = attend or Plain(self.frame_index)
         extra = () if alter is None else (alter,)
         eps = self.unet(z, t, text, attend, *extra)
-        self.watch.look(eps, self.unet, t, lambda: self.unet(z, t, text, fresh(attend), *extra))
+        self.watch.look(eps, self.layers, t, lambda: self.layers(z, t, text, fresh(attend), *extra))
         return eps
 
 

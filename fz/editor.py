@@ -24,6 +24,7 @@ from fz.clips.arrays import ClipLike, as_video
 from fz.clips.video import Video
 from fz.edit import Callback
 from fz.errors import FzError
+from fz.graphs import Graphs, graphed
 from fz.inverted import InvertedClip
 from fz.memory.inversions import Inversion
 from fz.memory.machine import pick_device
@@ -36,6 +37,8 @@ from fz.progress import Journal, Progress, bars
 from fz.settings.config import ClipSettings, EditSettings, Settings
 from fz.weights.load import Checkpoint
 
+Called = UNet | Chunks | Graphs
+
 
 def load(
     checkpoint: str | Path | None = None, *, device: Any = "auto", dtype: Any = "auto", **settings: Any
@@ -45,7 +48,8 @@ def load(
 
     device: auto, cpu, cuda or mps. dtype: float32, float16, bfloat16, or auto: float16 on CUDA, else float32. settings:
     others of the model, by their names on the command line: vae, tokenizer, model_config, ema, clip_norm, offload,
-    compile, threads, conv, conv_memory. Raises FzError for a checkpoint that is none and for settings that cannot be.
+    compile, graph, threads, conv, conv_memory. Raises FzError for a checkpoint that is none and for settings that
+    cannot be.
     """
     usual = {name: value for name, value in mini.DEFAULTS.items() if "." not in name} if checkpoint is None else {}
     unknown = Settings(ClipSettings("a clip"), "a clip", (EditSettings("a clip"),), cache="none")
@@ -78,7 +82,7 @@ class Models:
     of: dict[str, Any] = dataclasses.field(default_factory=dict)
     checkpoint: Checkpoint | None = None
     vae_dtype: torch.dtype | None = None
-    fitted: dict[tuple[Any, ...], tuple[UNet | Chunks, list[str]]] = dataclasses.field(default_factory=dict)
+    fitted: dict[tuple[Any, ...], tuple[Called, list[str]]] = dataclasses.field(default_factory=dict)
 
     def get(self, settings: Settings, device: torch.device) -> Checkpoint:
         """The settings' checkpoint on its device."""
@@ -166,7 +170,7 @@ class Editor:
             if video is not None:
                 chunks.cut(self.frame_index, len(video.frames))
 
-    def fit(self, latent_size: tuple[int, int], frames: int, chunk: int | None, journal: Journal) -> UNet | Chunks:
+    def fit(self, latent_size: tuple[int, int], frames: int, chunk: int | None, journal: Journal) -> Called:
         """The UNet made fast for clips of that size and length, `chunk` frames at a time or all of them. The last one
         is kept: clips of one size share it.
         """
@@ -177,6 +181,8 @@ class Editor:
                 unet, line = fast_cpu.prepare(unet, latent_size, chunk or frames, settings.conv, budget)
             fast = Chunks(unet, chunk) if chunk else unet
             lines = [line, *([compile_step(fast, self.device)] if settings.compile else [])]
+            fast, said = graphed(fast, settings.graph, self.device, settings.offload, journal.note)
+            lines += said
             self.fitted.clear()
             self.fitted[wanted] = fast, lines
         fast, lines = self.fitted[wanted]

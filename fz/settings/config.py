@@ -32,6 +32,7 @@ DTYPES = ("float32", "float16", "bfloat16", "auto")  # auto: float16 on CUDA, el
 DEVICES = ("auto", "cpu", "cuda", "mps")
 ATTENTIONS = ("inversion", "reconstruction")
 CONVS = ("auto", "direct")
+GRAPHS = ("auto", "on", "off")
 STORES = ("auto", "recompute", "memory", "disk")
 STORE_DTYPES = ("same", "float16", "bfloat16")
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -174,6 +175,7 @@ class Settings:
     dtype: str = "auto"
     offload: bool = False  # models on the device only while they are used, queries and keys in RAM
     compile: bool = False
+    graph: str = "auto"  # passes replayed as CUDA graphs: 'auto' where they can be, 'on' says why not, 'off'
     threads: int | None = None
     conv: str = "auto"  # 3x3 convolutions on a CPU: 'auto' as Winograd's where that pays, or 'direct'
     conv_memory: float | None = None  # GB that Winograd's weights may take; None: a quarter of the machine's memory
@@ -193,6 +195,7 @@ class Settings:
         check_one_of("store", self.store, STORES)
         check_one_of("store_dtype", self.store_dtype, STORE_DTYPES)
         check_one_of("conv", self.conv, CONVS)
+        check_one_of("graph", self.graph, GRAPHS)
         if self.conv_memory is not None and not (
             isinstance(self.conv_memory, (int, float)) and 0 <= self.conv_memory < 1e6
         ):
