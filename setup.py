@@ -40,6 +40,6 @@ setup(
     ],
     extras_require={
         "completion": ["argcomplete"],  # flags completed by the shell
-        "test": ["pytest", "ruff", "argcomplete", "diffusers"],  # diffusers: parity tests of the models only
+        "test": ["pytest", "ruff", "argcomplete", "diffusers", "peft"],  # diffusers and peft: parity tests only
     },
 )

@@ -354,6 +354,9 @@ def answer(argv: Sequence[str] | None) -> None:
     parser.add_argument("--vae", action="store_true", help="encode and decode the clip too")
     parser.add_argument("--small", action="store_true", help="a small model, to try the command")
     parser.add_argument("--model", action="store_true", help="the cost model only")
+    parser.add_argument(
+        "--fast", action="store_true", help="a whole edit, exact and with --fast, in place of the steps"
+    )
     parser.add_argument("--csv", type=Path, help="append rows to this file")
     arguments = parser.parse_args(argv)
     if arguments.model:
@@ -361,6 +364,11 @@ def answer(argv: Sequence[str] | None) -> None:
         return
     torch.set_num_threads(arguments.threads)
     config, vae = (SMALL, SMALL_VAE) if arguments.small else (UNetConfig(), VAEConfig())
+    if arguments.fast:
+        from bench import whole
+
+        whole.run(arguments.frames, arguments.size, arguments.rounds, config, vae)
+        return
     rows = run(arguments, config, vae if arguments.vae else None)
     if arguments.csv:
         new = not arguments.csv.exists()

@@ -16,6 +16,7 @@ from fz.model.clip_vision import ClipModel
 from fz.prompts.text import TextEncoder
 from fz.settings.config import Settings
 from fz.settings.place import expanded
+from fz.weights.changes import Changes, read_words, tokens_of
 from fz.weights.clip import load_clip
 from fz.weights.hub import OF_TOKENIZER, TOKENIZER_OF_CHECKPOINT, located
 from fz.weights.load import Checkpoint, load_checkpoint, load_tokenizer
@@ -38,6 +39,7 @@ def load(settings: Settings, device: torch.device) -> Checkpoint:
         tokenizer=settings.tokenizer,
         model_config=settings.model_config,
         ema=settings.ema,
+        changes=Changes(settings.lora, settings.embedding, settings.clip_skip),
     )
     dtype = getattr(torch, settings.dtype)
     # offloaded models come to the device when they are used
@@ -50,7 +52,10 @@ def load(settings: Settings, device: torch.device) -> Checkpoint:
 
 
 def text_of(settings: Settings) -> TextEncoder:
-    """A TextEncoder of the checkpoint's tokenizer alone: it has tokens of prompts, no embeddings."""
+    """A TextEncoder of the checkpoint's tokenizer and the learned words alone: it has tokens of prompts, no
+    embeddings.
+    """
+    words = read_words(settings.embedding)
     checkpoint, config = settings.checkpoint or mini.checkpoint(), settings.model_config
     if settings.tokenizer:
         found = find_tokenizer(located(settings.tokenizer, "tokenizer", OF_TOKENIZER))
@@ -60,7 +65,8 @@ def text_of(settings: Settings) -> TextEncoder:
         found = find_tokenizer(
             None, None if folder.is_file() else folder, expanded(config, "model_config") if config else None
         )
-    return TextEncoder(load_tokenizer(found, 2**31), None)
+    tokenizer = load_tokenizer(found, 2**31)
+    return TextEncoder(tokenizer, None, tokens_of(words, len(tokenizer)))
 
 
 def choose_frame_index(settings: Settings, tuned: bool, note: Callable[[str], None]) -> FrameIndex:

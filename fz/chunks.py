@@ -17,6 +17,7 @@ from fz.attention import Kept, Plain, Recorder, StopForward
 from fz.errors import FzError
 from fz.frames import ABSOLUTE, FrameIndex
 from fz.fusion import Fuser
+from fz.model.deep import Deep
 from fz.model.layers import Attend, Operands, Site, TextContext
 from fz.model.some_frames import some_frames_at_once
 from fz.model.unet import UNet
@@ -47,41 +48,43 @@ class Chunks:
         return self.unet.modules()
 
     def cut(self, index: FrameIndex, frames: int) -> "list[Chunk]":
-        """The chunks of a clip, in the order in which they run. Raises FzError where the frame index lets no order be
-        found.
-        """
+        """The chunks of a clip in the order in which they run. Raises FzError where there is none for the index."""
         frames_of = runs(range(frames), self.size) if self.layerwise else order(index, frames, self.size)
         chunks = [Chunk(index, frames, own, everything=self.layerwise) for own in frames_of]
         for i, chunk in enumerate(chunks):
             chunk.following = chunks[i + 1 :]
         return chunks
 
-    def __call__(self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attend = Plain(OWN)) -> Tensor:  # noqa: B008 (frozen)
+    def __call__(
+        self,
+        z: Tensor,
+        t: int | Tensor,
+        text: TextContext,
+        attend: Attend = Plain(OWN),  # noqa: B008 (frozen)
+        deep: Deep | None = None,
+    ) -> Tensor:
         """eps of z (B, F, 4, h, w), as `UNet.forward`; attend: a Plain, Recorder or Fuser."""
         chunks = self.cut(attend.frame_index, z.shape[1])
         if len(chunks) == 1:
-            return self.unet(z, t, text, attend)
-        run = self._layerwise if self.layerwise else self._chunkwise
-        return run(z, t, text, attend, chunks)
-
-    def _layerwise(
-        self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attending, chunks: "list[Chunk]"
-    ) -> Tensor:
+            return self.unet(z, t, text, attend, deep=deep)
+        if not self.layerwise:
+            return self._chunkwise(z, t, text, attend, chunks, deep)
         inner = [of_chunk(attend, chunk) for chunk in chunks]
         try:
-            return self.unet(z, t, text, QueriesInTurn(chunks, inner))
+            return self.unet(z, t, text, QueriesInTurn(chunks, inner), deep=deep)
         finally:
             # also after StopForward
             join(attend, chunks, [results(a) for a in inner])
 
     def _chunkwise(
-        self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attending, chunks: "list[Chunk]"
+        self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attending, chunks: "list[Chunk]", deep: Deep | None
     ) -> Tensor:
         eps, shared, found, stopped = z.new_empty(z.shape), {}, [], False
         for chunk in chunks:
             inner = of_chunk(attend, chunk)
             try:
-                eps[:, chunk.own] = self.unet(z[:, chunk.own], t, text, Sharing(inner, chunk, shared))
+                part = deep and deep.part(chunk.own)
+                eps[:, chunk.own] = self.unet(z[:, chunk.own], t, text, Sharing(inner, chunk, shared), deep=part)
             except StopForward:
                 stopped = True
             found.append(results(inner))
@@ -99,7 +102,6 @@ TUNED = (
 
 def order(index: FrameIndex, frames: int, size: int) -> list[list[int]]:
     """Which frames run together, so that each finds the keys it reads among its own and those of earlier chunks.
-
     Own and absolute frames: the absolute ones first. Earlier and own frames, and the first: as the clip runs. Else
     FzError.
     """

@@ -4,7 +4,7 @@
 
 import argparse
 
-from fz import batch, evaluate, report
+from fz import batch, evaluate, prompt, report
 from fz.settings import flags
 from fz.tuning import settings as tuning
 
@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     parsers = {
         "run": flags.build_parser(),
         "tune": tuning.parser(),
-        "prompt": flags.build_parser(),
+        "prompt": prompt.build_parser(),
         "sweep": flags.build_parser(),
         "batch": batch.build_parser(),
         "evaluate": evaluate.build_parser(),

@@ -3,7 +3,7 @@
 Called, it predicts the noise in z and checks that it is finite.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from fz.attention import Plain
 from fz.chunks import Chunks
 from fz.ddim import Schedule
 from fz.frames import FrameIndex
+from fz.model.deep import Deep, Reuse
 from fz.model.finite import Watch
 from fz.model.layers import Alter, Attend, TextContext
 from fz.model.unet import UNet
@@ -21,18 +22,33 @@ class Denoiser:
     """eps = model(z, t, text, attend): the noise in z (B, F, 4, h, w) at timestep t, given one prompt a branch.
 
     unet: what predicts it, whole or in chunks. schedule: the T timesteps of a run. frame_index: the frames that a frame
-    reads in self-attention (eq. 8).
+    reads in self-attention (eq. 8). reuse: at which steps the whole UNet runs. deep: what a loop's shallow steps take
+    from its last full one; None: every call is a full one.
     """
 
     unet: UNet | Chunks
     schedule: Schedule
     frame_index: FrameIndex = FrameIndex()
+    reuse: Reuse = Reuse()
+    deep: Deep | None = None
     watch: Watch = field(default_factory=Watch, init=False, repr=False, compare=False)
 
     @property
     def layers(self) -> UNet | Chunks:
         """The UNet whose layers are called: a replayed graph calls none."""
         return getattr(self.unet, "eager", self.unet)
+
+    def remembering(self) -> "Denoiser":
+        """The same for one loop over the schedule, whose shallow steps take the last full step's deep features."""
+        return self if self.reuse.every == 1 else replace(self, deep=Deep(self.reuse.outer))
+
+    def full_step(self, k: int) -> int:
+        """The edit step from which step k takes its deep features: itself where it is full."""
+        return self.reuse.before(k, self.schedule.steps)
+
+    def is_full(self, t: int) -> bool:
+        """Does the whole UNet run at timestep t?"""
+        return self.reuse.is_full(self.schedule.timesteps.index(t), self.schedule.steps)
 
     def settle(self) -> None:
         """The last call's noise is finite, or NotFinite is raised, naming the first layer that gives NaN or infinity.
@@ -48,9 +64,12 @@ class Denoiser:
         Noise that is not finite raises NotFinite: on a CPU now, elsewhere by the next call or `settle`.
         """
         attend = attend or Plain(self.frame_index)
-        extra = () if alter is None else (alter,)
-        eps = self.unet(z, t, text, attend, *extra)
-        self.watch.look(eps, self.layers, t, lambda: self.layers(z, t, text, fresh(attend), *extra))
+        extra = {} if alter is None else {"alter": alter}
+        if self.deep is not None:
+            self.deep.shallow = not self.is_full(t)
+            extra["deep"] = self.deep
+        eps = self.unet(z, t, text, attend, **extra)
+        self.watch.look(eps, self.layers, t, lambda: self.layers(z, t, text, fresh(attend), **extra))
         return eps
 
 

@@ -35,8 +35,8 @@ def invert(model: Denoiser, source: Source, callback: Callback = ignore) -> Sour
     source: has z_0 at CLEAN, and the steps that an interrupted inversion left, which are not done again. It is filled
     and returned.
     """
-    schedule, text = model.schedule, TextContext(source.embedding[None])
-    for done, t_prev, t in source.missing(schedule):
+    schedule, text, model = model.schedule, TextContext(source.embedding[None]), model.remembering()
+    for done, t_prev, t in source.missing(schedule, model.reuse):
         z, seen = source.latents[t_prev], source.recorder(model, t)
         eps = model(z[None], t, text, seen)[0]
         source.latents[t] = ddim_inverse_step(z, eps, schedule.alpha_bar(t_prev), schedule.alpha_bar(t))
@@ -54,7 +54,8 @@ def reconstruct(model: Denoiser, source: Source, guidance: Guidance, callback: C
     source: has the inverted latents, which stay, and the embedding to sample under; the attention of the conditional
     branch is recorded into it. It is returned.
     """
-    schedule, guide = model.schedule, Guide(source.embedding, guidance, model.schedule)
+    schedule, model = model.schedule, model.remembering()
+    guide = Guide(source.embedding, guidance, schedule, model.reuse)
     z = source.latents[schedule.timesteps[0]]
     for k, t, t_prev in schedule.downward():
         seen = source.recorder(model, t, branch=-1)
@@ -71,7 +72,7 @@ class Edit:
     """One edit of a clip, as tensors.
 
     prompt: (77, Cx), the target's embedding. fusion: None samples plainly. region: where the clip may change; counts
-    with a fusion only. done: the latents after each step that an interrupted edit had done.
+    with a fusion only. done: the latents after each step that an interrupted edit had done, up to a full step.
     """
 
     prompt: Tensor
@@ -87,9 +88,9 @@ def edit(model: Denoiser, source: Source, task: Edit, guidance: Guidance, callba
     """
     # its words and its user's mask reach the device once
     task = replace(task, region=task.region.on(task.prompt.device))
-    schedule = model.schedule
+    schedule, model = model.schedule, model.remembering()
     fuse, blend = Fuse(model, source, task), Blend(model, source, task)
-    guide = Guide(task.prompt, guidance, schedule)
+    guide = Guide(task.prompt, guidance, schedule, model.reuse)
     z = task.done[-1] if task.done else source.latents[schedule.timesteps[0]]
     for step in schedule.downward(done=len(task.done)):
         attend = fuse(step)
@@ -113,14 +114,17 @@ class Fuse:
         model, source, fusion, region = self.model, self.source, self.task.fusion, self.task.region
         if fusion is None:
             return Plain(model.frame_index)
+        # a shallow step has no fused site, and makes no map: latents are blended by that of its full step
+        full, steps = model.is_full(step.t), model.schedule.steps
+        served = model.reuse.served_by(step.k, steps) if full else ()
         return Fuser(
             model.frame_index,
             self.fusion_at(step.k),
-            source.queries_and_keys(model, step.t, fusion.keeps(step.k), self.source_text),
+            source.queries_and_keys(model, step.t, fusion.keeps(step.k), self.source_text) if full else {},
             self.source_text,
             masks_of(model, source, self.task, step.k),
             region.hides_object,
-            record_target=region.blends_latents_after(step.k + 1, model.schedule.steps),
+            record_target=any(region.blends_latents_after(k + 1, steps) for k in served),
         )
 
     def fusion_at(self, k: int) -> FusionStep:
@@ -135,8 +139,10 @@ class Fuse:
 def masks_of(model: Denoiser, source: Source, task: Edit, k: int) -> dict[int, Tensor] | None:
     """The masks of edit step k that self-attention uses, stride of a site -> (F, h, w) bool; None where it uses none.
 
-    A blend mask is used while self-attention is fused, a mask that hides keys at every step.
+    A blend mask is used while self-attention is fused, a mask that hides keys at every step. A shallow step's are those
+    of its full step.
     """
+    k = model.full_step(k)
     if task.fusion is None or not (task.fusion.replaces_self(k) or task.region.hides_object):
         return None
     t = model.schedule.timesteps[k]
@@ -147,12 +153,14 @@ class Blend:
     """z = blend(z, step, attend): outside the edited region, the source's latent of the same noise level."""
 
     def __init__(self, model: Denoiser, source: Source, task: Edit):
-        self.source, self.region = source, task.region
+        self.source, self.region, self.steps = source, task.region, model.schedule.steps
+        self.maps: tuple[Tensor, Tensor] | None = None  # the source's and the target's, of the last full step
         self.steady = foreground(task.region, source.maps, source.latent_size) if task.fusion else None
 
     def __call__(self, z: Tensor, step: Step, attend: Plain | Fuser) -> Tensor:
         if isinstance(attend, Fuser) and attend.record_target:
             source_map = self.source.maps[step.t]
-            target_map = attend.fused_target_map(source_map)
-            z = blend_latents(z, self.source.latents[step.t_prev], self.region, source_map, target_map)
+            self.maps = source_map, attend.fused_target_map(source_map)
+        if self.maps and self.region.blends_latents_after(step.k + 1, self.steps):
+            z = blend_latents(z, self.source.latents[step.t_prev], self.region, *self.maps)
         return z if self.steady is None else torch.where(self.steady[:, None], z, self.source.latents[step.t_prev])

@@ -47,9 +47,9 @@ def load(
     "CompVis/stable-diffusion-v1-4", which is fetched unless it is cached; nothing: the bundled miniature.
 
     device: auto, cpu, cuda or mps. dtype: float32, float16, bfloat16, or auto: float16 on CUDA, else float32. settings:
-    others of the model, by their names on the command line: vae, tokenizer, model_config, ema, clip_norm, offload,
-    compile, graph, threads, conv, conv_memory. Raises FzError for a checkpoint that is none and for settings that
-    cannot be.
+    others of the model, by their names on the command line: vae, tokenizer, model_config, ema, lora (files, or pairs of
+    a file and a strength), embedding (files, or pairs of a file and a word), clip_skip, clip_norm, offload, compile,
+    graph, threads, conv, conv_memory. Raises FzError for a checkpoint that is none and for settings that cannot be.
     """
     usual = {name: value for name, value in mini.DEFAULTS.items() if "." not in name} if checkpoint is None else {}
     unknown = Settings(ClipSettings("a clip"), "a clip", (EditSettings("a clip"),), cache="none")
@@ -137,10 +137,12 @@ class Editor:
 
         clip: of `fz.read`, or (F, H, W, 3) uint8, or (F, 3, H, W) in [-1, 1], or a list of PIL images. callback(step,
         latents): after each step. progress: print lines and bars. cache: a folder in which the inversion is kept, and
-        found again; None writes no file. settings: steps, frame_index, least_channels, chunk, store, store_dtype.
+        found again; None writes no file. settings: steps, reuse, chunk, store, store_dtype.
         Raises FzError for what cannot be.
         """
         given, callback = named(settings, OF_INVERTING, "invert"), called(callback)
+        if not isinstance(progress, bool):
+            raise FzError(f"progress: got {progress!r}, expected True or False. A callback is callback=.")
         if given.get("store") == "disk":
             raise FzError("store: got 'disk', expected auto, memory or recompute; 'disk' is the command line's.")
         video = as_video(clip, self.multiple)
@@ -178,7 +180,9 @@ class Editor:
         if wanted not in self.fitted:
             budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9)
             with journal.timed("prepare", self.device), self.resident(unet):
-                unet, line = fast_cpu.prepare(unet, latent_size, chunk or frames, settings.conv, budget)
+                unet, line = fast_cpu.prepare(
+                    unet, latent_size, chunk or frames, settings.conv, budget, settings.weights
+                )
             fast = Chunks(unet, chunk) if chunk else unet
             lines = [line, *([compile_step(fast, self.device)] if settings.compile else [])]
             fast, said = graphed(fast, settings.graph, self.device, settings.offload, journal.note)
@@ -187,7 +191,7 @@ class Editor:
             self.fitted[wanted] = fast, lines
         fast, lines = self.fitted[wanted]
         for line in lines:
-            journal.note(line)
+            journal.detail(line)
         return fast
 
     def embed(self, prompt: str) -> Tensor:

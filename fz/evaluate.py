@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def answer(argv: list[str]) -> None:
     given = build_parser().parse_args(argv)
     # torch takes seconds to import: --help needs none of it
-    from fz.metrics.measure import table
+    from fz.metrics.measure import explained, table
     from fz.results.folder import completed
     from fz.results.measured import clip_for, measure_folder, read_truth
     from fz.results.rows import check_replaceable, write_rows
@@ -53,7 +53,7 @@ def answer(argv: list[str]) -> None:
         measure_folder(folder, clip_for(folder, given.clip_model, given.tokenizer), truth) for folder in folders
     ]
     rows = [row for found in measured for row in found]
-    print(table(rows))
+    print("\n".join([table(rows), *(f"  {line}" for line in explained(rows))]))
     for out, found in zip(outs, [rows] if given.out else measured, strict=True):
         write_rows(out, found)
         print(f"in {out}.json and {out}.csv")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fz.ddim import Schedule
 from fz.denoiser import Denoiser
+from fz.model.deep import Reuse
 from fz.model.layers import Attend, TextContext
 
 
@@ -30,11 +31,13 @@ class Guidance:
 class Guide:
     """eps = guide(model, z, t, attend): the guided noise in z (F, 4, h, w) at t under one prompt."""
 
-    def __init__(self, target: Tensor, guidance: Guidance, schedule: Schedule):
+    def __init__(self, target: Tensor, guidance: Guidance, schedule: Schedule, reuse: Reuse = Reuse()):  # noqa: B008 (frozen)
         self.scale = guidance.scale
         first, last = guidance.window
-        # outside its window guidance is 1, and costs no unconditional branch
-        self.guided = {t for k, t, _ in schedule.downward() if first <= k / schedule.steps < last}
+        # outside its window guidance is 1, and costs no unconditional branch; a step that takes deep features has the
+        # branches of the step that it takes them from
+        full = {t: reuse.before(k, schedule.steps) for k, t, _ in schedule.downward()}
+        self.guided = {t for t, k in full.items() if first <= k / schedule.steps < last}
         self.text, self.plain_text = TextContext(guidance.prompts(target)), TextContext(target[None])
 
     def __call__(self, model: Denoiser, z: Tensor, t: int, attend: Attend | None = None) -> Tensor:

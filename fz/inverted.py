@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from fz.memory.budget import Footprint, choose_store, keep_for, kept_for
 from fz.memory.inversions import Inversion, digest, leading, model_digest
 from fz.memory.unkept import Unkept
 from fz.model import fast_cpu
+from fz.model.deep import Reuse
 from fz.model.finite import NotFinite
 from fz.progress import Journal, Progress, bars
 from fz.prompts.align import word_positions
@@ -38,6 +40,10 @@ from fz.stages import decode, encode, plan_edits, with_masks
 
 if TYPE_CHECKING:
     from fz.editor import Editor
+
+
+# an edit's step in steps of inversion: two branches, fused (bench/LOG.md); the source's once more to recompute
+EDIT_STEP = 2
 
 
 class InvertedClip:
@@ -54,7 +60,7 @@ class InvertedClip:
         editor.check_chunks(settings, video)
         self.latent_size = tuple(side // checkpoint.vae.config.stride for side in video.frames.shape[-2:])
         unet = editor.fit(self.latent_size, len(video.frames), settings.chunk, journal)
-        self.model = Denoiser(unet, schedule, editor.frame_index)
+        self.model = Denoiser(unet, schedule, editor.frame_index, Reuse.of(settings.reuse))
         self.source = Source(editor.embed(settings.source))
         self.kept: Inversion | Unkept = Unkept()
         self.keep: Callable[[int], Keep] = keep_nothing
@@ -64,6 +70,11 @@ class InvertedClip:
     @property
     def schedule(self) -> Schedule:
         return self.model.schedule
+
+    def __repr__(self) -> str:
+        frames, _, height, width = self.video.frames.shape
+        steps = self.settings.steps
+        return f"<InvertedClip {self.settings.source!r}: {frames} frames of {height}x{width}, {steps} steps>"
 
     # ---- for Python programs -------------------------------------------------------------------------------
 
@@ -123,7 +134,15 @@ class InvertedClip:
             model_digest(self.editor.checkpoint.vae),
             [self.schedule.timesteps, [self.schedule.alpha_bar(t) for t in times]],
             dataclasses.asdict(self.editor.frame_index),
-            [settings.clip_norm, settings.chunk, settings.dtype, str(device), settings.compile],
+            [
+                settings.clip_norm,
+                settings.chunk,
+                settings.dtype,
+                str(device),
+                settings.compile,
+                settings.reuse,
+                settings.weights,
+            ],
             [kernels.choose(device), fast_cpu.signature(self.model.unet), torch.get_num_threads()],
             [fz.__version__, torch.__version__],
         )
@@ -132,7 +151,7 @@ class InvertedClip:
         """Decide where the source's queries and keys stay, of which `keep` says those that edits need. Raises FzError
         where the run cannot fit.
         """
-        settings, editor = self.settings, self.editor
+        settings, editor, reuse, steps = self.settings, self.editor, self.model.reuse, self.schedule.steps
         footprint = Footprint(
             editor.checkpoint.unet,
             self.latent_size,
@@ -141,11 +160,13 @@ class InvertedClip:
             2 if settings.guidance > 1 else 1,
             settings.offload,
             editor.checkpoint.vae,
+            reuse,
         )
-        per_step = [keep(k) for k in range(self.schedule.steps)]
+        # shallow steps fuse nothing
+        per_step = [keep(k) if reuse.is_full(k, steps) else Keep() for k in range(steps)]
         # what is free differs from run to run: said, not noted
         self.mode = choose_store(settings.store, footprint, per_step, kept.operands, editor.device, self.journal.say)
-        self.kept, self.keep = kept, keep_for(self.mode, keep)
+        self.kept, self.keep = kept, keep_for(self.mode, per_step.__getitem__)
 
     def encode(self) -> None:
         """The clip's z_0, from the inversion's folder if it is there."""
@@ -166,8 +187,14 @@ class InvertedClip:
         if restored:
             self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.kept.folder}")
         with self.journal.steps("invert", "inverting", schedule.steps, editor.device) as advance:
+            start = time.monotonic()
 
             def after_step(done: int, z: Tensor) -> None:
+                # a full step may be done again, for what shallow ones take from it
+                if done <= restored:
+                    return
+                if done == restored + 1:
+                    self.tell_seconds(time.monotonic() - start, schedule.steps - done)
                 self.kept.save(done, source, schedule)
                 advance()
                 if callback:
@@ -234,6 +261,8 @@ class InvertedClip:
         target = editor.embed(settings.edits[0].target)
         log = self.kept.edit_log(self.edit_key(settings, plan, target, guidance.negative))
         done = leading(log, steps, editor.device) if method.resumes else []
+        # shallow steps want the deep features of their full step, which is done again
+        done = done[: self.model.full_step(len(done))] if len(done) < steps else done
         if done:
             journal.say(f"edit {number}: {len(done)} of {steps} steps are in {log.folder}")
         latents = list(done)
@@ -285,6 +314,18 @@ class InvertedClip:
         if changes is not None:
             frames = paste_background(frames, self.video.frames, changes)
         return frames.float().clamp(-1, 1)
+
+    def tell_seconds(self, step: float, left: int) -> None:
+        """Say how long the run will take, by the seconds of its first step of inversion and the steps that are left."""
+        settings = self.settings
+        if settings.method != "fatezero":
+            return
+        of_an_edit = EDIT_STEP + (self.mode == "recompute")
+        # the step that was timed is a whole one
+        share = self.model.reuse.work(self.schedule.steps)
+        seconds = step * share * (left + of_an_edit * settings.steps * len(settings.edits))
+        shown = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+        self.journal.say(f"about {shown} to go: a step of inversion takes {step:.2g} s, one of an edit {of_an_edit:g}x")
 
     def store(self, of: str) -> Store:
         """Where queries and keys of that pass stay."""

@@ -36,7 +36,7 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
     made_by = versions(pick_device(settings.device))  # a wrong device or FZ_KERNELS is an error now
     with ResultFolder.claim(settings) as folder:
         if (before := reuse.found(folder.path, settings, made_by)) is not None:
-            journal.say(f"results in {folder.path}: this very run was done before, nothing was computed")
+            journal.say(f"{whereabouts(folder)}: this very run was done before, nothing was computed")
             return before
 
         # load
@@ -81,8 +81,13 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
         result.out = str(folder.path)
         # the command writes the report once all else is complete, and then says that it is done
         folder.finish(result, versions(editor.device), awaits=["report.html"] if settings.report else [])
-    journal.say(f"results in {folder.path}")
+    journal.say(whereabouts(folder))
     return result
+
+
+def whereabouts(folder: ResultFolder) -> str:
+    """Where the results are, and which of them to open."""
+    return f"results in {folder.path}; open {folder.path / 'side-by-side-0.mp4'}"
 
 
 __all__ = ["Edited", "Progress", "Result", "run"]

@@ -20,14 +20,19 @@ class Progress:
     def say(self, line: str) -> None:
         """One line: what was loaded, what was decided for the user, where the results are."""
 
+    def detail(self, line: str) -> None:
+        """One line of how it is computed, for who wants to know: which layers are packed, which convolutions."""
+
     @contextlib.contextmanager
     def stage(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
         """A stage of so many steps; the function given is called after each."""
         yield lambda: None
 
 
-def bars() -> Progress:
-    """A Progress that prints lines to stdout and a bar with time left for each stage to stderr."""
+def bars(verbose: bool = False) -> Progress:
+    """A Progress that prints lines to stdout, details among them if it is verbose, and a bar with time left for each
+    stage to stderr.
+    """
     from tqdm import tqdm
 
     # a log file gets a line now and then, a terminal a living bar
@@ -37,6 +42,10 @@ def bars() -> Progress:
         def say(self, line: str) -> None:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
+
+        def detail(self, line: str) -> None:
+            if verbose:
+                self.say(line)
 
         @contextlib.contextmanager
         def stage(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
@@ -57,6 +66,11 @@ class Journal:
     def note(self, line: str) -> None:
         self.notes.append(line)
         self.progress.say(line)
+
+    def detail(self, line: str) -> None:
+        """A line for the record, told only to who wants to know."""
+        self.notes.append(line)
+        self.progress.detail(line)
 
     def say(self, line: str) -> None:
         """What differs from run to run is told, not noted."""

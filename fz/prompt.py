@@ -6,10 +6,12 @@ the source's words are: their attention over a few inversion steps (--map-steps,
 pictures. --json prints a line of JSON for each edit instead (`fz.prompts.explain.as_json` says what is in it).
 """
 
+import argparse
 import json
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +25,26 @@ if TYPE_CHECKING:
     from fz.results.words import WordMaps
 
 MAP_STEPS = 4
+DESCRIPTION = (
+    "Show what an edit will do to each word, before it is run: tokens, which words correspond, how long each has the "
+    "source's attention. With --video also where the source's words are, as pictures in --out. Flags of fz.run that "
+    "concern words count; the others are checked and change nothing."
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """fz.run's flags, and what is this command's own."""
+    from fz.settings.flags import build_parser
+    from fz.settings.parse import of_miniature
+
+    parser = build_parser(bundled=of_miniature())
+    parser.prog, parser.description, parser.epilog = "python -m fz.prompt", textwrap.fill(DESCRIPTION, 100), None
+    group = parser.add_argument_group("of fz.prompt alone")
+    group.add_argument("--json", action="store_true", help="a line of JSON for each edit instead of text")
+    group.add_argument(
+        "--map-steps", metavar="N", help=f"inversion steps over which words are shown (default: {MAP_STEPS})"
+    )
+    return parser
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], int]:
@@ -73,6 +95,7 @@ def answer(argv: list[str]) -> None:
     from fz.prompts.explain import as_json
     from fz.prompts.plan import Plan, plan_edit
     from fz.results.words import check_pictures, picture_names, write_pictures
+    from fz.stages import emphasis
 
     text, steps = text_of(settings), settings.steps
     source = text.tokens(settings.source)
@@ -88,6 +111,8 @@ def answer(argv: list[str]) -> None:
         for edit, plan, target in zip(settings.edits, plans, targets, strict=True):
             print(json.dumps(as_json(edit, plan, source, target, steps)))
         return
+    for line in emphasis(settings):
+        print(line)
     print(f"source: {settings.source!r}")
     for word in source.words:
         print(f"  {word.text}  (tokens {numbers(word.positions)})")
@@ -107,9 +132,8 @@ def answer(argv: list[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or "--help" in argv:
-        print(__doc__)
-        return 0
+    if not argv or {"--help", "-h"} & set(argv):
+        return answered(lambda: print(build_parser().format_help(), end=""))
     return answered(lambda: answer(argv), debug="--debug" in argv)
 
 

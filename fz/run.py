@@ -46,23 +46,25 @@ def answer(argv: list[str]) -> None:
     judges = bool(request.sweep or request.settings.report)
     # before the run: a CLIP that cannot be read costs no minutes
     clip = choose_clip(request.clip_model, miniature=request.settings.checkpoint is None) if judges else None
-    result = pipeline.run(request.settings, bars())
+    result = pipeline.run(request.settings, bars(request.verbose))
     if result.out is None:
         return  # a dry run
     if request.sweep:
-        from fz.metrics.measure import table
+        from fz.metrics.measure import explained, table
         from fz.results.folder import completed
         from fz.results.sheet import write_sweep
 
-        print(table(write_sweep(result, request.sweep, clip), label="label"))
+        rows = write_sweep(result, request.sweep, clip)
+        print("\n".join([table(rows, label="label"), *(f"  {line}" for line in explained(rows))]))
         completed(Path(result.out), "sweep.png", "sweep.json", "sweep.csv")
         print(f"in {result.out}/sweep.png, .json and .csv")
     if request.settings.report:
         from fz.results.folder import completed
         from fz.results.report import write_report
 
-        write_report(result.out, clip)
-        completed(Path(result.out), "report.html")
+        page = write_report(result.out, clip)
+        completed(Path(result.out), page.name)
+        print(f"open {page}")
 
 
 def list_words(settings) -> None:

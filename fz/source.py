@@ -10,10 +10,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fz.attention import Keep, Kept, Recorder
+from fz.attention import Keep, Kept, Plain, Recorder
 from fz.chunks import kept_of
 from fz.ddim import Schedule
 from fz.denoiser import Denoiser
+from fz.model.deep import Reuse
 from fz.model.layers import TextContext
 
 
@@ -46,8 +47,9 @@ class Source:
     """What a pass over the source clip leaves behind, keyed by timestep: all that editing needs of it.
 
     latents: z at noise level t (CLEAN … the noisiest). inputs: the z that the UNet saw at t, from which the source's
-    queries and keys can be computed again. maps: c_src at t averaged over heads and 1/4-level layers, (F, N, 77).
-    store: where queries and keys are kept; keep(k): which of them edit step k will need.
+    queries and keys can be computed again. maps: c_src at t averaged over heads and 1/4-level layers, (F, N, 77); at a
+    shallow step (`fz.model.deep`) that of the full one before it. store: where queries and keys are kept; keep(k):
+    which of them edit step k will need. newest_map: of the last full step.
     """
 
     embedding: Tensor
@@ -56,27 +58,39 @@ class Source:
     maps: dict[int, Tensor] = field(default_factory=dict)
     store: Store = field(default_factory=Recompute)
     keep: Callable[[int], Keep] = keep_nothing
+    newest_map: Tensor | None = None
 
     @property
     def latent_size(self) -> tuple[int, int]:
         """(h, w)."""
         return tuple(next(iter(self.latents.values())).shape[-2:])
 
-    def missing(self, schedule: Schedule) -> list[tuple[int, int, int]]:
-        """(steps done after it, t_prev, t) of each inversion step that is not there, upward."""
-        steps = ((done, t_prev, t) for done, (t_prev, t) in enumerate(schedule.upward(), start=1))
-        return [step for step in steps if step[2] not in self.latents or step[2] not in self.maps]
+    def missing(self, schedule: Schedule, reuse: Reuse = Reuse()) -> list[tuple[int, int, int]]:  # noqa: B008 (frozen)
+        """(steps done after it, t_prev, t) of each inversion step that is not there, upward.
 
-    def recorder(self, model: Denoiser, t: int, branch: int = 0) -> Recorder:
-        """Attention at t that keeps of a branch what this source is to have."""
+        With deep features to be reused, all from the full step on that the first of them follows: it is done again.
+        """
+        steps = [(done, t_prev, t) for done, (t_prev, t) in enumerate(schedule.upward(), start=1)]
+        missing = [step for step in steps if step[2] not in self.latents or step[2] not in self.maps]
+        if reuse.every == 1 or not missing:
+            return missing
+        k = schedule.steps - missing[0][0]
+        return steps[schedule.steps - 1 - reuse.after(k, schedule.steps) :]
+
+    def recorder(self, model: Denoiser, t: int, branch: int = 0) -> Recorder | Plain:
+        """Attention at t that keeps of a branch what this source is to have: nothing of a shallow step."""
+        if not model.is_full(t):
+            return Plain(model.frame_index)
         return Recorder(model.frame_index, branch, self.keep(model.schedule.timesteps.index(t)))
 
-    def record(self, t: int, z: Tensor, seen: Recorder) -> None:
+    def record(self, t: int, z: Tensor, seen: Recorder | Plain) -> None:
         """Take what a Recorder has of the pass over z at t."""
         self.inputs[t] = z
-        self.maps[t] = seen.average()
-        if seen.kept:
-            self.store.put(t, seen.kept)
+        if isinstance(seen, Recorder):
+            self.newest_map = seen.average()
+            if seen.kept:
+                self.store.put(t, seen.kept)
+        self.maps[t] = self.newest_map
 
     def queries_and_keys(self, model: Denoiser, t: int, keep: Keep, text: TextContext) -> Kept:
         """The source's queries and keys at t: those in the store, or else of a pass over the source's own latent as far

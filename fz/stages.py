@@ -21,6 +21,7 @@ from fz.errors import FzError
 from fz.memory.budget import check_vae, pictures_at_once
 from fz.model.finite import NotFinite
 from fz.model.vae import VAE, decode_clip, encode_clip
+from fz.prompts.emphasis import notes_on
 from fz.prompts.plan import Plan, plan_edit
 from fz.prompts.text import TextEncoder
 from fz.results.result import Edited
@@ -38,6 +39,8 @@ def plan_edits(settings: Settings, text: TextEncoder, note: Note) -> list[Plan]:
     for prompt in (settings.negative, settings.reconstruction_prompt or ""):
         # one that is too long is an error now, not after encoding
         text.tokens(prompt)
+    for line in emphasis(settings):
+        note(line)
     plans = []
     for i, edit in enumerate(settings.edits):
         target = text.tokens(edit.target)
@@ -46,6 +49,15 @@ def plan_edits(settings: Settings, text: TextEncoder, note: Note) -> list[Plan]:
     for line in (line for plan in plans for line in plan.notes):
         note(line)
     return plans
+
+
+def emphasis(settings: Settings) -> list[str]:
+    """What is said of A1111's emphasis in the prompts."""
+    lines = [line for name in ("source", "negative") for line in notes_on(getattr(settings, name), name, False)]
+    fuses = METHODS[settings.method].fuses
+    for i, edit in enumerate(settings.edits):
+        lines += notes_on(edit.target, f"target {i}", fuses and edit.align != "plain")
+    return lines
 
 
 def plan_video(settings: Settings, multiple: int, note: Note) -> ClipPlan | None:

@@ -2,7 +2,7 @@
 
 PyTorch sends float32 products to MKL, which takes its slow paths on CPUs that are not Intel's, less than half of
 oneDNN's speed. Which of the two a machine takes is decided by what the machine is, never by a clock: equal machines
-compute equal bits. Packing costs a second copy of the weight. Inference in float32 only.
+compute equal bits. Packing costs a second copy of the weight. Inference in float32 or bfloat16.
 """
 
 import functools
@@ -17,7 +17,9 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 class Packed:
-    """x -> x weightᵀ + bias, weight (C_out, C_in) float32 in oneDNN's own order; rows: how many x will usually have."""
+    """x -> x weightᵀ + bias, weight (C_out, C_in) float32 or bfloat16 in oneDNN's own order; rows: how many x will
+    usually have.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, rows: int = 1024):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
@@ -38,6 +40,12 @@ class Packed:
 def has_packed() -> bool:
     """Has this PyTorch oneDNN's products with packed weights?"""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+
+def multiplies_bfloat16() -> bool:
+    """Has this CPU products of bfloat16 (avx512_bf16 or AMX), and this PyTorch oneDNN's use of them?"""
+    flags = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return has_packed() and any(getattr(torch.cpu, name, lambda: False)() for name in flags)
 
 
 def vendor() -> str:

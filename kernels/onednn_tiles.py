@@ -1,8 +1,8 @@
-"""Attention of float32 on a CPU by oneDNN's products, one head and one tile of rows at a time; no map, no gradients.
+"""Attention on a CPU by oneDNN's products, one head and one tile of rows at a time; no map, no gradients.
 
 `scaled_dot_product_attention` multiplies by MKL, which runs at less than half of oneDNN's speed on CPUs that are not
-Intel's. Keys and values are copied from where the anchors lie straight into the order that the products read. Where it
-pays is `fz.kernels.gemm`'s to say.
+Intel's. Keys and values are copied from where the anchors lie straight into the order that the products read; those of
+bfloat16 as float32, as its logits would have too few digits. Where it pays is `fz.kernels.gemm`'s to say.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,7 +39,11 @@ class Laid:
         out, held = self._buffers[key]
         for i, anchor in enumerate(anchors):
             if held[i] != anchor:
-                torch.mul(self.x[b, anchor].transpose(0, 1), self.scale, out=out[:, i * tokens : (i + 1) * tokens])
+                place = out[:, i * tokens : (i + 1) * tokens]
+                if self.x.dtype == out.dtype:
+                    torch.mul(self.x[b, anchor].transpose(0, 1), self.scale, out=place)
+                else:  # scaled as float32, not rounded once more
+                    place.copy_(self.x[b, anchor].transpose(0, 1)).mul_(self.scale)
                 held[i] = anchor
         return out
 
@@ -66,7 +70,7 @@ def serves(q: Tensor, k: Tensor, v: Tensor, anchors: Sequence[int], rows: int) -
     """Does `attend` take these operands and pay for so many rows? q: (B, Nq, Nh, D); k, v: (B, F, N, Nh, D)."""
     if rows * len(anchors) * k.shape[2] * q.shape[3] < LEAST:
         return False
-    if not all(x.device.type == "cpu" and x.dtype == torch.float32 for x in (q, k, v)):
+    if not all(x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) for x in (q, k, v)):
         return False
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         return False
@@ -84,12 +88,13 @@ def attend(q: Tensor, k: Laid, v: Laid, anchors: Sequence[int], out: Tensor, ind
         for rows in tiles(q.shape[1] if index is None else len(index), keys.shape[1], q[b].numel()):
             chosen = None if index is None else index[rows]
             for head in range(q.shape[2]):
-                p = product(q[b, rows, head] if chosen is None else q[b, :, head].index_select(0, chosen), keys[head])
+                queries = q[b, rows, head] if chosen is None else q[b, :, head].index_select(0, chosen)
+                p = product(queries.float(), keys[head])
                 result = product(torch.softmax(p, -1, out=p), values[head].t())
                 if chosen is None:
                     out[b, rows, head] = result
                 else:
-                    out[b, :, head].index_copy_(0, chosen, result)
+                    out[b, :, head].index_copy_(0, chosen, result.to(out.dtype))
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:

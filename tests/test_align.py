@@ -162,6 +162,21 @@ def test_window_of_a_word(text):
     # int(a n) to int(b n), n = T + 1
     assert beta[:, 1].nonzero().flatten().tolist() == list(range(8))
     assert beta[:, tokens.words[1].positions[0]].nonzero().flatten().tolist() == [2, 3, 4]
+    # of T = 5 steps half are 3, for a word as for all
+    beta = align.cross_window(tokens, 5, (0.0, 0.5), {"grey": (0.2, 0.5)})
+    assert beta[:, 1].nonzero().flatten().tolist() == [0, 1, 2]
+    assert beta[:, tokens.words[1].positions[0]].nonzero().flatten().tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("words", [("red", "antidisestablishmentarian"), ("antidisestablishmentarian", "red")], ids=str)
+def test_padding_follows_the_end_token(text, words):
+    """Also where a word of the target has more tokens than the source's, or fewer."""
+    source, target = (text.tokens(f"a {word} car") for word in words)
+    assert source.used != target.used
+    mapper, ends = align.replacement(source, target), (source.used - 1, target.used - 1)
+    for k in range(LENGTH - ends[1]):
+        assert mapper[:, ends[1] + k].nonzero().flatten().tolist() == [min(ends[0] + k, LENGTH - 1)], k
+    assert torch.allclose(mapper.sum(0), torch.ones(LENGTH))
 
 
 def test_differing_words(text):

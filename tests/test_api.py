@@ -159,6 +159,13 @@ def test_save(result, tmp_path):
     assert fz.read(tmp_path / "red.mp4", frames=2, size=128).frames.shape == result.frames.shape
     with pytest.raises(fz.FzError, match="got 'red.avi', expected .mp4, .gif"):
         result.save(tmp_path / "red.avi")
+    with pytest.raises(fz.FzError, match="save: got int, expected a path"):
+        result.save(3)
+
+
+def test_shown_in_a_line(result, inversion):
+    assert repr(result) == f"<Edited {TARGET!r}: 2 frames of 128x128>"
+    assert repr(inversion) == f"<InvertedClip {SOURCE!r}: 2 frames of 128x128, 2 steps>"
 
 
 def test_shown_in_a_notebook(result, inversion, clip):
@@ -196,6 +203,7 @@ BAD = {
     "a number as a source": (lambda e, i: e.invert(fz.read(frames=1, size=64), 5), "source: got 5"),
     "steps": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, steps="9"), "steps: got '9'"),
     "a callback": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, callback=3), "callback: got 3"),
+    "progress": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, progress=print), "expected True or False"),
     "a setting of inverting": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, guidance=3), "unknown"),
     "disk": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, store="disk"), "store: got 'disk'"),
     "no target": (lambda e, i: i.edit(), "target: got none"),

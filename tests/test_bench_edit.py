@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from bench import edit as bench
+from bench import whole
+from fz.model.deep import Reuse
 from fz.model.unet import UNet, UNetConfig
 
 
@@ -52,3 +54,26 @@ def test_the_command_prints_a_share_of_the_peak(flags, monkeypatch, capsys):
         and ("frames at a time" in out) == ("--chunk" in flags)
     )
     assert ("with maps" in out) == ("--only" not in flags)
+
+
+@pytest.mark.slow
+def test_a_whole_edit_is_summed_of_its_steps(capsys):
+    line = ["--small", "--size", "64", "--frames", "2", "--rounds", "1", "--threads", "1", "--fast"]
+    assert bench.main(line) == 0
+    out = capsys.readouterr().out
+    assert "fast: edit step, one branch, shallow" in out and "x as fast" in out
+
+
+def test_the_steps_of_fast_are_those_of_its_schedule():
+    """25 steps: whole ones are 0, 3, … 24, of which those before 15 are guided with what follows them."""
+    counts = {}
+
+    class Taken(dict):
+        def __missing__(self, name):
+            counts[name] = counts.get(name, 0) + 1
+            return 1.0
+
+    assert whole.fast_steps(Taken(), Reuse(3), 25) == 50
+    assert counts["fast: inversion step"] == 9 and counts["fast: inversion step, shallow"] == 16
+    assert counts["fast: edit step"] == 5 and counts["fast: edit step, shallow"] == 10
+    assert counts["fast: edit step, one branch"] == 4 and counts["fast: edit step, one branch, shallow"] == 6

@@ -89,6 +89,8 @@ def test_flags_alone_are_the_defaults():
         ("--cache none", "cache", "none"),
         ("--conv direct", "conv", "direct"),
         ("--graph off", "graph", "off"),
+        ("--weights int8", "weights", "int8"),
+        ("--reuse 3:outer", "reuse", "3:outer"),
         ("--conv-memory 2.5", "conv_memory", 2.5),
         ("--threads 2", "threads", 2),
         ("--out o", "out", "o"),

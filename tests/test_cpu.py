@@ -2,16 +2,19 @@
 gradients.
 """
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fz.kernels import gemm
+from fz.kernels import gemm, int8, onednn_tiles, torch_ops
 from fz.kernels.winograd import Winograd
 from fz.model import fast_cpu
 from fz.model.fast_cpu import PackedGEGLU, PackedLinear
 from fz.model.layers import GEGLU, Conv3x3, TextContext
+from fz.model.reduced_cpu import REDUCED, Int8Conv3x3, PackedConv3x3
 from fz.model.unet import UNet, UNetConfig
 
 CONFIG = UNetConfig(
@@ -109,3 +112,77 @@ def test_gradients_take_the_plain_layers(unet):
     plain = gradient(unet)
     fast, _ = fast_cpu.prepare(unet, (16, 16), 2)
     assert torch.equal(gradient(fast), plain)
+
+
+@pytest.mark.skipif(not int8.has_int8(), reason="this CPU or PyTorch has no products of eight bits")
+@pytest.mark.parametrize("then", ["none", "gelu"])
+@torch.no_grad()
+def test_eight_bit_products_are_the_products(then):
+    """Within what 8 bits of weights and of activations leave: each step is 1 / 255 of the range."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 30, 48) * 2 + 0.3, torch.randn(96, 48), torch.randn(96)
+    for b in (bias, None):
+        exact = F.linear(x.double(), weight.double(), b if b is None else b.double())
+        exact = F.gelu(exact) if then == "gelu" else exact
+        out = int8.Linear8(weight, b, 60)(x, then)
+        assert 1e-3 < ((out - exact).norm() / exact.norm()).item() < 1.5e-2
+
+
+@pytest.mark.skipif(not int8.has_int8(), reason="this CPU or PyTorch has no products of eight bits")
+@pytest.mark.parametrize("stride", [1, 2])
+@torch.no_grad()
+def test_eight_bit_convolutions_are_the_convolution_and_padding_is_exactly_nothing(stride):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(40, 24, 3, 3), torch.randn(40)
+    # far from zero: a border that is padded with anything else than zero shows
+    x = (torch.randn(3, 24, 9, 10) + 5).contiguous(memory_format=torch.channels_last)
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), stride, padding=1)
+    out = int8.Conv8(weight, bias, stride)(x)
+    error = (out - exact).abs().amax((0, 1)) / exact.abs().max()
+    assert out.is_contiguous(memory_format=torch.channels_last) and error.max().item() < 2e-2
+    assert torch.isnan(int8.Conv8(weight, bias, stride)(torch.full_like(x, float("inf")))).all()
+
+
+@pytest.mark.parametrize("way, bound", [("bfloat16", 2e-2), ("int8", 5e-2)])
+@torch.no_grad()
+def test_fewer_bits_stay_near_float32(unet, way, bound):
+    can = gemm.multiplies_bfloat16() if way == "bfloat16" else int8.has_int8()
+    if not can:
+        pytest.skip("this CPU has no such products")
+    z, text = torch.randn(2, 3, 4, 16, 24), torch.randn(2, 77, 48)
+    exact = unet(z, 500, TextContext(text))
+    plain = copy.deepcopy(unet).bfloat16() if way == "bfloat16" else unet
+    fast, line = fast_cpu.prepare(plain, (16, 24), 3, weights="int8" if way == "int8" else "same")
+    out = fast(z, 500, TextContext(text))
+    assert out.dtype == torch.float32 and 1e-4 < ((out - exact).norm() / exact.norm()).item() < bound
+    assert way in line and torch.equal(out, fast(z, 500, TextContext(text)))
+    made = [layer for layer in fast.modules() if isinstance(layer, REDUCED)]
+    kind = Int8Conv3x3 if way == "int8" else PackedConv3x3
+    wide = [c for c in unet.modules() if isinstance(c, Conv3x3) and min(c.in_channels, c.out_channels) >= 32]
+    assert sum(isinstance(layer, kind) for layer in made) == len(wide)
+    assert not [n for n, m in fast.named_modules() if isinstance(m, REDUCED) and ("to_out" in n or "time" in n)]
+    assert list(fast.state_dict()) == list(unet.state_dict()) and fast_cpu.signature(fast) != fast_cpu.signature(unet)
+
+
+def test_where_a_cpu_has_no_such_products_it_is_said_and_float32(unet, monkeypatch):
+    plain = fast_cpu.signature(fast_cpu.prepare(unet, (16, 24), 3)[0])
+    monkeypatch.setattr(fast_cpu, "has_int8", lambda: False)
+    monkeypatch.setattr(fast_cpu, "multiplies_bfloat16", lambda: False)
+    fast, line = fast_cpu.prepare(unet, (16, 24), 3, weights="int8")
+    assert "int8 is left out, this CPU" in line and fast_cpu.signature(fast) == plain
+    half = copy.deepcopy(unet).bfloat16()
+    fast, line = fast_cpu.prepare(half, (16, 24), 3, weights="int8")
+    assert fast is half and "float32 is faster" in line and "left out" in line
+
+
+def test_attention_of_bfloat16_has_the_softmax_of_float32(monkeypatch):
+    """The tiles' error is that of rounding operands and result, not of rounding logits."""
+    if not gemm.has_packed():
+        pytest.skip("this PyTorch has no packed product")
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 64, 2, 48) * s for s in (3, 3, 1))
+    table, half = torch.tensor([[0, 1], [1, 0]]), [x.bfloat16() for x in (q, k, v)]
+    exact = torch_ops.self_attention(*(x.double() for x in half), table)
+    monkeypatch.setattr(onednn_tiles, "serves", lambda *_: True)
+    out = torch_ops.self_attention(*half, table)
+    assert out.dtype == torch.bfloat16 and ((out - exact).norm() / exact.norm()).item() < 2.5e-3

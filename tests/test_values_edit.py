@@ -16,7 +16,7 @@ from fz.edit import Edit, edit, invert, masks_of, reconstruct
 from fz.frames import FrameIndex
 from fz.fusion import Fuser, Fusion
 from fz.guidance import Guidance, Guide, guided
-from fz.masks import EditRegion, LatentBlend, foreground
+from fz.masks import EditRegion, LatentBlend, blend_latents, edit_mask, foreground
 from fz.memory.kept import KeptInMemory
 from fz.model.finite import NotFinite
 from fz.model.layers import TextContext
@@ -122,6 +122,11 @@ def test_steps_inside_the_window_are_guided(window, steps):
     assert calls == [(t, 2 if k in steps else 1) for k, t, _ in SCHEDULE.downward()]
 
 
+def test_the_batch_has_an_unconditional_branch_only_where_there_is_guidance():
+    for scale, prompts in ((7.5, [NEGATIVE, TARGET]), (1.01, [NEGATIVE, TARGET]), (1.0, [TARGET]), (0.0, [TARGET])):
+        assert torch.equal(Guidance(NEGATIVE, scale).prompts(TARGET), torch.stack(prompts)), scale
+
+
 # ---- windows -----------------------------------------------------------------------------------------------
 
 
@@ -160,6 +165,32 @@ def test_masks_are_of_the_step_s_own_timestep(model, source, unet):
         assert set(masks) == set(given[t]) == {2, 4, 8}
         for of in (masks, given[t]):
             assert torch.equal(of[2], expected[:, ::2, ::2]) and torch.equal(of[4], expected[:, ::4, ::4])
+
+
+def test_masks_of_a_clip_that_is_wider_than_high():
+    """Maps are read row by row: (h / 4, w / 4) cells of the latent."""
+    maps = torch.zeros(1, 2 * 6, WORDS)
+    maps[0, 6 + 4, WORD] = 1.0  # row 1 of 2, column 4 of 6
+    expected = torch.zeros(1, 8, 24, dtype=torch.bool)
+    expected[:, :, 12:24] = True
+    assert torch.equal(edit_mask(EditRegion(word()), maps, (8, 24), (8, 24)), expected)
+    region = EditRegion(latent_blend=LatentBlend(word(), word()))
+    z, background = numbers(1, 1, 4, 8, 24), numbers(2, 1, 4, 8, 24)
+    blended = blend_latents(z, background, region, maps, torch.zeros_like(maps))
+    assert torch.equal(blended, torch.where(expected[:, None], z, background))
+
+
+def test_each_mask_has_its_own_threshold():
+    """tau of the blend mask is not that of the latents' masks."""
+    maps = torch.zeros(1, 16, WORDS)
+    maps[0, 0, WORD], maps[0, 15, WORD] = 1.0, 0.5
+    z, background = numbers(1, 1, 4, 16, 16), numbers(2, 1, 4, 16, 16)
+    for tau, latents_tau in ((0.3, 0.7), (0.7, 0.3)):
+        region = EditRegion(word(), tau, latent_blend=LatentBlend(word(), word(), latents_tau))
+        corners = {0.7: cells((0, 0))[:1], 0.3: (cells((0, 0)) | cells((15, 15)))[:1]}
+        assert torch.equal(edit_mask(region, maps, (16, 16), (16, 16)), corners[tau])
+        blended = blend_latents(z, background, region, maps, maps)
+        assert torch.equal(blended, torch.where(corners[latents_tau][:, None], z, background))
 
 
 def test_a_mask_is_used_while_self_attention_is_fused(model, source):
@@ -317,6 +348,27 @@ def test_a_reconstruction_records_its_conditional_branch(model):
         for name, operands in seen[1].kept.items():
             assert all(torch.equal(a, b) for a, b in zip(again.store.get(t)[name], operands, strict=True))
         z = ddim_step(z, guided(both[1], 3.0), SCHEDULE.alpha_bar(t), SCHEDULE.alpha_bar(t_prev))
+
+
+@pytest.mark.parametrize("cross", [0.0, 0.5], ids=["plain", "fused"])
+@torch.no_grad()
+def test_the_target_s_map_is_the_conditional_branch_s(model, source, cross):
+    """At every 1/4-level site. Fused layers before the first one have changed its queries, but not to the other's."""
+    sites = [s.name for s in model.unet.sites() if s.kind == "cross" and s.stride == 4]
+    z, text = source.latents[801], TextContext(torch.stack([NEGATIVE, TARGET]))
+    maps = []
+    for branch in (0, 1):
+        model.unet(z.expand(2, *z.shape), 801, text, seen := Recorder(INDEX, branch))
+        maps.append(seen)
+    kept = source.queries_and_keys(model, 801, Keep(False, cross > 0), TextContext(SOURCE[None])) if cross else {}
+    attend = Fuser(INDEX, fusion((0, 0), cross).at(1), kept, TextContext(SOURCE[None]), record_target=True)
+    model.unet(z.expand(2, *z.shape), 801, text, attend)
+    assert list(attend.target_maps) == sites
+    null, conditional = (seen.maps[sites[0]] for seen in maps)
+    ours = attend.target_maps[sites[0]]
+    assert relative(ours, conditional) < (0.25 * relative(ours, null) if cross else 1e-5)
+    if not cross:
+        assert relative(attend.fused_target_map(null), maps[1].average()) < 1e-5
 
 
 def test_columns_weights_are_placed_once_a_step():

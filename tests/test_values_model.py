@@ -5,15 +5,25 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from random_weights import numbers, randomize, relative
 
 from fz.chunks import Chunks
 from fz.frames import FrameIndex, frame_table
 from fz.kernels import gemm
 from fz.model import fast_cpu
-from fz.model.layers import ClipGroupNorm, Site, TextContext
+from fz.model.layers import (
+    ClipGroupNorm,
+    FeedForward,
+    LowRankTemporalConv,
+    ResnetBlock,
+    Site,
+    TemporalAttention,
+    TextContext,
+)
 from fz.model.swap import swapped
-from fz.model.unet import UNet, UNetConfig
+from fz.model.unet import UNet, UNetConfig, sinusoidal
+from fz.model.vae import VAE, Resample, VAEConfig, decode_clip, encode_clip
 
 SHAPE = dict(
     block_out_channels=(16, 32, 32, 32),
@@ -23,6 +33,11 @@ SHAPE = dict(
     norm_num_groups=8,
 )
 SITE = Site("attn1", "self", 2, 16)
+SD1 = {
+    "block_out_channels": [320, 640, 1280, 1280],
+    "down_block_types": 3 * ["CrossAttnDownBlock2D"] + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + 3 * ["CrossAttnUpBlock2D"],
+}
 
 
 @pytest.mark.parametrize("frames", [1, 2, 6], ids=lambda f: f"statistics of {f}")
@@ -40,6 +55,122 @@ def test_clip_norm_is_its_formula(frames):
     expected = expected * norm.weight[:, None, None] + norm.bias[:, None, None]
     with torch.no_grad():
         assert relative(norm(x, frames).double(), expected) < 1e-6
+
+
+@torch.no_grad()
+def test_a_feed_forward_is_its_formula():
+    """Of the first projection one half is the value, the other, through gelu, its gate (Shazeer 2020)."""
+    ff, x = randomize(FeedForward(8)).double(), numbers(1, 5, 8).double()
+    value, gate = (x @ ff.net[0].proj.weight.T + ff.net[0].proj.bias).split(32, -1)
+    gated = value * gate * 0.5 * (1 + torch.erf(gate / 2**0.5))
+    assert relative(ff(x), gated @ ff.net[2].weight.T + ff.net[2].bias) < 1e-12
+
+
+@torch.no_grad()
+def test_time_is_its_formula():
+    """cos(t w_i), then sin(t w_i), w_i = 10000^(-i / half); then two linear layers, SiLU after each."""
+    half = 8
+    w = 10000.0 ** (-torch.arange(half).double() / half)
+    for t in (0, 1, 500, 999):
+        expected = torch.cat([(t * w).cos(), (t * w).sin()])
+        assert torch.allclose(sinusoidal(torch.tensor([t]), 16, True, 0)[0].double(), expected, atol=1e-4)
+        assert torch.allclose(sinusoidal(torch.tensor([t]), 16, False, 0)[0].double(), expected.roll(half), atol=1e-4)
+    unet = randomize(UNet(UNetConfig(**SHAPE))).double()
+    first, second = unet.time_embedding.linear_1, unet.time_embedding.linear_2
+    t = torch.tensor([300, 7])
+    x = torch.cat([(t[:, None] * w).cos(), (t[:, None] * w).sin()], -1)
+    x = F.silu(F.silu(x @ first.weight.T + first.bias) @ second.weight.T + second.bias)
+    assert relative(unet.time(t, 2, torch.device("cpu"), torch.float64), x) < 1e-5
+    assert UNetConfig.from_json(SD1).flip_sin_to_cos and UNetConfig.from_json(SD1).freq_shift == 0
+
+
+@torch.no_grad()
+def test_a_resnet_block_is_its_formula():
+    """norm, SiLU, 3x3, + time, norm, SiLU, 3x3, + the input, by a 1x1 where the widths differ."""
+    block = randomize(ResnetBlock(8, 16, 12, 4, 1e-5, lambda c: None)).double()
+    x, time = numbers(1, 3, 8, 6, 6).double(), numbers(2, 3, 12).double()
+    h = F.conv2d(F.silu(F.group_norm(x, 4, block.norm1.weight, block.norm1.bias, 1e-5)), block.conv1.weight, None, 1, 1)
+    added = time @ block.time_emb_proj.weight.T + block.time_emb_proj.bias + block.conv1.bias
+    h = h + added[..., None, None]
+    h = F.silu(F.group_norm(h, 4, block.norm2.weight, block.norm2.bias, 1e-5))
+    expected = F.conv2d(h, block.conv2.weight, block.conv2.bias, 1, 1)
+    expected = expected + F.conv2d(x, block.conv_shortcut.weight, block.conv_shortcut.bias)
+    assert relative(block(x, time, 3, 1), expected) < 1e-10
+
+
+@torch.no_grad()
+def test_temporal_attention_is_of_one_pixel_in_all_frames():
+    layer, x = randomize(TemporalAttention(8, 2)).double(), numbers(1, 2, 5, 3, 8).double()
+    expected = torch.empty_like(x)
+    for b in range(2):
+        for n in range(3):
+            q, k, v = (linear(x[b, :, n]).unflatten(-1, (2, 4)) for linear in (layer.to_q, layer.to_k, layer.to_v))
+            s = torch.einsum("fhd,ghd->hfg", q, k).div(2.0).softmax(-1)
+            expected[b, :, n] = layer.to_out[0](torch.einsum("hfg,ghd->fhd", s, v).flatten(1))
+    assert relative(layer(x), expected) < 1e-12
+
+
+@torch.no_grad()
+def test_a_low_rank_convolution_over_time_is_a_residual():
+    layer, x = randomize(LowRankTemporalConv(6, 2)).double(), numbers(1, 4, 6, 5).double()
+    down = F.conv1d(x, layer.down.weight, None, 1, 1)
+    assert relative(layer(x), x + F.conv1d(down, layer.up.weight, None, 1, 1)) < 1e-12
+
+
+@torch.no_grad()
+def test_latents_are_the_posterior_s_mean_scaled_and_go_back_unscaled():
+    """z_0 = 0.18215 mean; whatever so many frames at a time."""
+    vae = randomize(VAE(VAEConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)))
+    frames, z = numbers(1, 3, 3, 16, 16), numbers(2, 3, 4, 8, 8)
+    mean = vae.quant_conv(vae.encoder(frames))[:, :4]
+    decoded = vae.decoder(vae.post_quant_conv(z / 0.18215))
+    for at_once in (1, 3):
+        assert relative(encode_clip(vae, frames, at_once), 0.18215 * mean) < 1e-5
+        assert relative(decode_clip(vae, z, at_once), decoded) < 1e-5
+
+
+@torch.no_grad()
+def test_a_picture_is_padded_on_the_right_and_below_as_it_is_halved():
+    down, up = randomize(Resample(4, down=True)).double(), randomize(Resample(4, down=False)).double()
+    x = numbers(1, 1, 4, 6, 6).double()
+    padded = torch.zeros(1, 4, 7, 7).double()
+    padded[:, :, :6, :6] = x
+    assert relative(down(x), F.conv2d(padded, down.conv.weight, down.conv.bias, 2)) < 1e-12
+    doubled = x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    assert relative(up(x), F.conv2d(doubled, up.conv.weight, up.conv.bias, 1, 1)) < 1e-12
+
+
+@torch.no_grad()
+def test_skips_come_after_what_comes_from_below():
+    """The first channels of what the decoder's ResNets get are the level below's, the others the encoder's."""
+    unet, given = randomize(UNet(UNetConfig(**SHAPE))), []
+    first = unet.up_blocks[0].resnets[0]
+    first.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].clone()))
+    below = []
+    unet.mid_block.resnets[1].register_forward_hook(lambda module, inputs, out: below.append(out.clone()))
+    unet(numbers(3, 1, 2, 4, 16, 16), 300, TextContext(numbers(4, 1, 77, 24)))
+    assert torch.equal(given[0][:, :32], below[0]) and given[0].shape[1] == 64
+
+
+@pytest.mark.parametrize("clip_norm", [True, False], ids=["clip", "frame"])
+@torch.no_grad()
+def test_which_norms_see_the_whole_clip(clip_norm, monkeypatch):
+    """Those of ResNet blocks and the last one, unless each frame has its own statistics; transformers' never do."""
+    unet, seen, norm = randomize(UNet(UNetConfig(**SHAPE), clip_norm)), {}, ClipGroupNorm.forward
+    name_of = {module: name for name, module in unet.named_modules()}
+
+    def spy(self, x, frames, *rest, **options):
+        seen[name_of[self]] = frames
+        return norm(self, x, frames, *rest, **options)
+
+    monkeypatch.setattr(ClipGroupNorm, "forward", spy)
+    z, text = numbers(3, 1, 3, 4, 16, 16), TextContext(numbers(4, 1, 77, 24))
+    whole = unet(z, 300, text)
+    assert len(seen) == sum(isinstance(m, ClipGroupNorm) for m in unet.modules())
+    for name, frames in seen.items():
+        assert frames == (3 if clip_norm and ".attentions." not in name else 1), name
+    alone = torch.cat([unet(z[:, f : f + 1], 300, text) for f in range(3)], 1)
+    assert (relative(whole, alone) < 1e-5) == (not clip_norm) and relative(whole, alone) < 1
 
 
 @pytest.mark.parametrize(("frames", "mid"), [(1, 0), (2, 0), (3, 1), (4, 1), (5, 2), (8, 3), (9, 4)])

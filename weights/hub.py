@@ -409,9 +409,13 @@ def explained(error: Exception, name: Name, what: str) -> FzError:
 
 
 def models_of(settings: Mapping[str, Any]) -> None:
-    """Find, or fetch, all models that settings name (checkpoint, vae, tokenizer, ema, clip_model): before torch is
-    imported. Raises FzError.
+    """Find, or fetch, all models that settings name (checkpoint, vae, tokenizer, ema, clip_model), and find the files
+    of lora and embedding: before torch is imported. Raises FzError.
     """
+    for what in ("lora", "embedding"):
+        for path, _ in settings.get(what) or ():
+            if not expanded(path, what).exists():
+                raise FzError(f"{what}: {path} does not exist. Expected a .safetensors, .pt or .bin file.")
     vae, tokenizer = settings.get("vae"), settings.get("tokenizer")
     if checkpoint := settings.get("checkpoint"):
         located(checkpoint, "checkpoint", of_checkpoint(settings.get("ema") or "auto", not vae, not tokenizer))

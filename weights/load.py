@@ -20,6 +20,7 @@ from fz.model.vae import VAE, VAEConfig
 from fz.prompts.text import TextEncoder
 from fz.settings.place import expanded
 from fz.weights.architecture import check_unet
+from fz.weights.changes import NOTHING, Changes
 from fz.weights.hub import OF_TOKENIZER, OF_VAE, located, of_checkpoint, parsed
 from fz.weights.layouts import TEMPORAL_ATTENTION, TEMPORAL_CONV, some
 from fz.weights.read import LFS, Weights, read_json, text_of
@@ -66,6 +67,7 @@ def load_checkpoint(
     tokenizer: str | Path | None = None,
     model_config: str | Path | None = None,
     ema: str = "auto",
+    changes: Changes = NOTHING,
 ) -> Checkpoint:
     """Load a diffusers folder or a CompVis single file (.ckpt, .safetensors), tuned (FateZero, Tune-A-Video) or not.
 
@@ -73,14 +75,16 @@ def load_checkpoint(
     tokenizer, a folder of CLIP's vocabulary for a checkpoint that has none: `hub.py` finds or fetches them.
     model_config: folder whose unet/, vae/, text_encoder/config.json and scheduler/ say the architecture, for a single
     file that is not quite Stable Diffusion v1's. ema: which set of a single file that has two: 'ema', 'plain' or 'auto'
-    (EMA where it is there). Raises FzError, in one line, for anything that is not a whole and sound Stable Diffusion v1
-    checkpoint.
+    (EMA where it is there). changes: LoRA, textual inversions, clip skip. Raises FzError, in one line, for anything
+    that is not a whole and sound Stable Diffusion v1 checkpoint.
     """
     if ema not in EMA:
         raise FzError(f"ema: got {ema!r}, expected one of {', '.join(EMA)}.")
     names = [shown(path), shown(vae) if vae else ""]
     model_config = expanded(model_config, "model_config") if model_config is not None else None
     check_model_config(model_config)
+    # before a checkpoint is looked for: what is to be put on it
+    on_top = changes.read()
     path = located(path, "checkpoint", of_checkpoint(ema, vae is None, tokenizer is None))
     vae = located(vae, "vae", OF_VAE) if vae is not None else None
     tokenizer = located(tokenizer, "tokenizer", OF_TOKENIZER) if tokenizer is not None else None
@@ -88,13 +92,15 @@ def load_checkpoint(
     source = (from_folder if path.is_dir() else from_single_file)(path, vae, model_config, ema)
     vocabulary = find_tokenizer(tokenizer, path if path.is_dir() else None, model_config)
 
-    unet, text_model = build_unet(source.unet), build_text(source.text)
+    changed, words = on_top.applied(source)
+    unet, text_model = build_unet(changed.unet), build_text(changed.text)
     width = text_model.config.hidden_size
     if width != unet.config.cross_attention_dim:
         got = f"{path}: its text encoder is {width} wide, its UNet's cross-attention {unet.config.cross_attention_dim}"
         raise FzError(f"{got}. Expected the same; the parts are not of one model.")
     autoencoder = build_vae(source.vae)
-    text = TextEncoder(load_tokenizer(vocabulary, text_model.config.vocab_size), text_model)
+    own_tokens = text_model.config.vocab_size - sum(map(len, words.values()))
+    text = TextEncoder(load_tokenizer(vocabulary, own_tokens), text_model, words)
 
     parts = ", ".join(
         f"{name} {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M ({part.weights.precision} "
@@ -105,7 +111,7 @@ def load_checkpoint(
             ("text encoder", text_model, source.text),
         )
     )
-    report = f"{names[0]}: {source.kind}, {parts}, {tuning(unet.config.temporal)}"
+    report = f"{names[0]}: {source.kind}, {parts}, {tuning(unet.config.temporal)}{on_top}"
     return Checkpoint(unet, autoencoder, text, source.scheduler, unet.config.temporal is not None, report)
 
 

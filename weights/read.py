@@ -9,6 +9,7 @@ import json
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -79,6 +80,16 @@ def read_weights(path: Path) -> Weights:
     ending = path.suffix.lstrip(".")
     known = form == "safetensors" or ending in ("", "safetensors")
     return Weights(tensors, ("safetensors" if form == "safetensors" else "pickle") if known else ending, path)
+
+
+def read_any(path: Path) -> Any:
+    """All that a PyTorch file holds, tensors or not; the tensors of a safetensors file. Raises FzError, naming the
+    file.
+    """
+    form = sniff(path)
+    if form == "safetensors":
+        return read_safetensors(path)
+    return {"zip": read_zip, "pickle": read_old_pickle}[form](path, whole=True)
 
 
 def read_shards(index: Path) -> Weights:

@@ -10,7 +10,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -72,7 +72,21 @@ class Inert:
         pass
 
 
-def read_zip(path: Path) -> dict[str, Tensor]:
+class Parameters(Inert):
+    """Stands for the dictionary of parameters that textual inversion's first code wrote; a mapping, as it was."""
+
+    def __setstate__(self, state):
+        found = state.get("_parameters") if isinstance(state, Mapping) else None
+        self.parameters = dict(found) if isinstance(found, Mapping) else {}
+
+
+# PyTorch finds it by these names
+PARAMETERS = ("torch.nn.modules.container", "ParameterDict")
+Parameters.__module__, Parameters.__qualname__ = PARAMETERS
+
+
+def read_zip(path: Path, whole: bool = False) -> Any:
+    """A file's tensors by name; all that it holds where it is asked for as a whole."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -92,17 +106,19 @@ def read_zip(path: Path) -> dict[str, Tensor]:
         raise
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, LookupError, NotImplementedError) as error:
         raise FzError(f"{path}: damaged or cut short ({first_line(error)}). Download it again.") from None
-    return unpickle(path, wanted, mmap=True)
+    value = unpickle(path, wanted, mmap=True)
+    return value if whole else state_of(path, value)
 
 
-def read_old_pickle(path: Path) -> dict[str, Tensor]:
+def read_old_pickle(path: Path, whole: bool = False) -> Any:
     try:
         with path.open("rb") as file:
             # magic number, protocol, machine; then the object
             wanted = [name for _ in range(4) for name in globals_of(file)]
     except (ValueError, EOFError, LookupError, OverflowError) as error:
         raise FzError(f"{path}: is no PyTorch file, or cut short ({first_line(error)}). Download it again.") from None
-    return unpickle(path, wanted, mmap=False)
+    value = unpickle(path, wanted, mmap=False)
+    return value if whole else state_of(path, value)
 
 
 def globals_of(file: BinaryIO) -> list[tuple[str, str]]:
@@ -175,10 +191,13 @@ def stand_in(module: str, name: str) -> Callable | None:
     return body
 
 
-def unpickle(path: Path, wanted: list[tuple[str, str]], mmap: bool) -> dict[str, Tensor]:
-    """The state dict of a PyTorch file whose pickle asks for the `wanted` globals."""
+def unpickle(path: Path, wanted: list[tuple[str, str]], mmap: bool) -> Any:
+    """What is in a PyTorch file whose pickle asks for the `wanted` globals."""
     stand_ins = {}
     for module, name in wanted:
+        if (module, name) == PARAMETERS:
+            stand_ins[module, name] = Parameters
+            continue
         if module.split(".")[0] == "torch" or (module, name) in PYTORCHS:
             continue  # PyTorch's own list decides
         body = stand_in(module, name)
@@ -208,7 +227,7 @@ def unpickle(path: Path, wanted: list[tuple[str, str]], mmap: bool) -> dict[str,
         RecursionError,
     ) as error:
         raise FzError(f"{path}: damaged or cut short ({first_line(error)}). Download it again.") from None
-    return state_of(path, value)
+    return value
 
 
 def state_of(path: Path, value: object) -> dict[str, Tensor]:

@@ -1,10 +1,12 @@
 """Writes a tuned model as a folder that `fz.run` and the released code can read: diffusers' layout of that time,
-weights in .bin files.
+weights in .bin files; and a LoRA as a file of kohya's names.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fz.clips.media import atomic, write_json
@@ -120,6 +122,24 @@ def vae_json(config: VAEConfig) -> dict:
         "sample_size": 512,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
     }
+
+
+def write_lora(path: Path, layers: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """(up (O, r), down (r, I)) of the UNet's layers, by kohya's names; alpha is each layer's rank, so that strength 1
+    is what was learned. Whole or not at all.
+    """
+    state = {}
+    for layer, (up, down) in layers.items():
+        name = f"lora_unet_{layer.replace('.', '_')}"
+        # convolutions of 1x1, in the checkpoint as in kohya's files
+        ends = (1, 1) if layer.endswith(("proj_in", "proj_out")) else ()
+        for half, t in (("up", up), ("down", down)):
+            state[f"{name}.lora_{half}.weight"] = t.detach().cpu().float().reshape(*t.shape, *ends).contiguous()
+        state[f"{name}.alpha"] = torch.tensor(float(len(down)))
+    # one entry: safetensors writes several in any order, and the same training is to give the same bytes
+    about = {"ss_base_model_version": "sd_v1"}
+    with atomic(path) as part:
+        save_file(state, part, metadata=about)
 
 
 def write_weights(path: Path, state: dict[str, Tensor]) -> None:

@@ -15,6 +15,8 @@ UNREAD = (".heic", ".heif", ".jxl", ".jp2", ".exr", ".tga", ".dng", ".hdr", ".ps
 KINDS = "a video (mp4, webm, gif), an image, a folder of images or a glob"
 # 8192 x 8192
 MAX_PIXELS = 2**26
+# how a pointer begins that git-lfs has in place of a file
+LFS = b"version https://git-lfs"
 # frames a second that mp4 and gif can be written at
 SLOWEST, FASTEST = 1 / 600, 1000
 
@@ -31,6 +33,11 @@ def check_regular(path: Path) -> None:
             stat.S_IFDIR: "a folder",
         }
         raise FzError(f"video: {path} is {kinds.get(stat.S_IFMT(mode), 'no file')}, expected {KINDS}")
+    with open(path, "rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise FzError(
+                f"video: {path} is a git-lfs pointer, not the file. Run `git lfs pull`, or download the file itself"
+            )
 
 
 def check_pixels(path: Path, width: int, height: int) -> None:

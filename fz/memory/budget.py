@@ -5,6 +5,7 @@ Predictions count tensors: queries and keys exactly, activations by a factor mea
 instead of RAM.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from fz.fusion import Fusion
 from fz.memory.free import free_disk, free_memory, gb
 from fz.memory.kept import KeptInMemory, KeptOnDisk, Say
 from fz.memory.offload import CPU, Copier, KeptInRam
+from fz.model.deep import Reuse
 from fz.model.unet import UNet
 from fz.model.vae import VAE
 from fz.source import Recompute, Store, keep_nothing
@@ -61,7 +63,8 @@ def kept_bytes(unet: UNet, latent_size: tuple[int, int], frames: int, keep: Keep
 @dataclass(frozen=True)
 class Footprint:
     """What memory a run takes depends on. chunk: frames that the UNet takes at a time, None for all. branches: of the
-    largest batch. offload: models on the device only while they are used, what is kept in RAM.
+    largest batch. offload: models on the device only while they are used, what is kept in RAM. reuse: of the deep
+    features, which stay from step to step.
     """
 
     unet: UNet
@@ -71,6 +74,7 @@ class Footprint:
     branches: int = 1
     offload: bool = False
     vae: VAE | None = None
+    reuse: Reuse = Reuse()
 
     def working(self, kept: int, device: torch.device) -> int:
         """Bytes of activations: of the UNet, with the queries and keys of one step that are computed again, `kept` in
@@ -82,10 +86,18 @@ class Footprint:
         # frames whose operands are recomputed at once: those of a chunk where chunks run alone
         alone = self.frames if self.unet.clip_norm else min(self.chunk or self.frames, self.frames)
         live = live_maps(self.frames, self.chunk, self.unet.clip_norm)
-        unet = live * feature_map + kept * alone // self.frames
+        unet = live * feature_map + kept * alone // self.frames + self.reused(dtype)
         if self.vae is None:
             return unet
         return max(unet, vae_bytes(self.vae, h * self.vae.config.stride, w * self.vae.config.stride, device))
+
+    def reused(self, dtype: torch.dtype) -> int:
+        """Bytes of the deep features that shallow steps take: as wide as the level from which they come."""
+        if self.reuse.every == 1:
+            return 0
+        own, below = self.unet.config.block_out_channels[:2]
+        width = own if self.reuse.outer else below
+        return self.branches * self.frames * math.prod(self.latent_size) * width * dtype.itemsize
 
     def kept(self, keep: Keep) -> int:
         """Bytes of the queries and keys that one step keeps."""
@@ -131,7 +143,7 @@ def choose_store(
                 "recompute."
             )
     on_disk = f" and {gb(sum(per_step))} of disk" if mode == "disk" else ""
-    say(f"this edit needs about {gb(need[mode])} of {gb(free)} of memory{on_disk}; {mode}")
+    say(f"this edit needs about {gb(need[mode])} of {gb(free)} of memory{on_disk}; store: {mode}")
     return mode
 
 

@@ -28,6 +28,20 @@ TITLES = {
     "patch_distance": "patch dist",
     "psnr_reconstruction": "recon PSNR",
 }
+# what each number says, and which way is better
+MEANINGS = {
+    "tem_con": "likeness of neighbouring frames to CLIP; higher is smoother",
+    "frame_acc": "share of frames nearer, to CLIP, to the target's sentence than to the source's; higher is better",
+    "text_score": "likeness of frames and target's sentence to CLIP; higher is better",
+    "warp_error": "squared difference, in thousandths, of frames along the source's motion; lower is steadier",
+    "psnr_background": "likeness to the source outside the mask, in dB; higher keeps more",
+    "ssim_background": "the same by structure, 1 is equal",
+    "psnr_truth": "likeness to the true edit, in dB; higher is better",
+    "psnr_truth_masked": "the same within the mask",
+    "ssim_truth": "likeness to the true edit by structure, 1 is equal",
+    "patch_distance": "distance to the true edit, or else to the source, by CLIP's patches; lower is nearer",
+    "psnr_reconstruction": "likeness to the source of an edit to its own sentence, in dB; higher is better",
+}
 # the warp error is shown in thousandths
 SHOWN = {
     "warp_error": lambda v: f"{1000 * v:.3f}",
@@ -94,6 +108,11 @@ def table(rows: Sequence[Mapping[str, Any]], label: str = "target") -> str:
         cells.append([str(row[label]), *(shown(name, row.get(name)) for name in names)])
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells)
+
+
+def explained(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each metric that any row has: what it says, and which way is better."""
+    return [f"{TITLES[name]}: {MEANINGS[name]}" for name in TITLES if any(row.get(name) is not None for row in rows)]
 
 
 def shown(name: str, value: float | None) -> str:

@@ -54,12 +54,14 @@ def strange_clip(path: str) -> list[str]:
     ]
 
 
-def strange_words(prompts: Iterable[str]) -> list[str]:
-    """A line for each word that no caption of the miniature's training had, and what may have been meant."""
+def strange_words(prompts: Iterable[str], learned: Iterable[str] = ()) -> list[str]:
+    """A line for each word that no caption of the miniature's training had, and what may have been meant. learned:
+    words that embeddings bring.
+    """
     from fz.mini.world import vocabulary
     from fz.words import bare, is_punctuation, split
 
-    known = vocabulary()
+    known = [*vocabulary(), *map(bare, learned)]
     words = dict.fromkeys(bare(word) for prompt in prompts for word in split(prompt))
     strange = [word for word in words if word not in known and not all(map(is_punctuation, word))]
     return [

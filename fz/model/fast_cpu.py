@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fz.kernels.gemm import Packed, prefers_onednn
+from fz.kernels.gemm import Packed, multiplies_bfloat16, prefers_onednn
+from fz.kernels.int8 import has_int8
 from fz.kernels.winograd import Winograd, seconds_of, weight_bytes
 from fz.model.layers import GEGLU, Conv3x3, Pointwise
+from fz.model.reduced_cpu import NARROWEST, REDUCED, PackedConv3x3, int8_layer, is_wide
 from fz.model.swap import swapped
 from fz.model.unet import UNet
 
 TILES = (2, 4)
-# narrower layers (the first and the last) have no product worth the transforms
-NARROWEST = 32
 
 
 class PackedLinear(nn.Linear):
@@ -83,7 +83,7 @@ class WinogradConv3x3(Conv3x3):
         return super().convolve(x) if torch.is_grad_enabled() else self.winograd(x)
 
 
-FAST = (PackedLinear, PackedPointwise, PackedGEGLU, WinogradConv3x3)
+FAST = (PackedLinear, PackedPointwise, PackedGEGLU, WinogradConv3x3, *REDUCED)
 
 
 @dataclass(frozen=True)
@@ -104,19 +104,32 @@ class Site3x3:
 
 
 def prepare(
-    unet: UNet, latent_size: tuple[int, int], frames: int, conv: str = "auto", budget: int | None = None
+    unet: UNet,
+    latent_size: tuple[int, int],
+    frames: int,
+    conv: str = "auto",
+    budget: int | None = None,
+    weights: str = "same",
 ) -> tuple[UNet, str]:
     """The UNet made fast for clips of so many frames and latents of that (h, w), and a line that says how and what it
     costs. The given one stays as it is; their parameters are the same.
 
     conv: 'auto' (3x3 convolutions as Winograd's, as far as `budget` bytes go; by default a quarter of the machine's
-    memory, which does not vary from run to run), or 'direct'. Nothing is done unless the weights are float32 on a CPU.
+    memory, which does not vary from run to run), or 'direct'. weights: 'int8' multiplies eight bits where the CPU has
+    them. Nothing is done unless the weights are float32 or bfloat16 on a CPU.
     """
-    weight = unet.conv_in.weight
+    weight, rows = unet.conv_in.weight, frames * latent_size[0] * latent_size[1]
+    if weights == "int8" and (weight.device.type, weight.dtype) != ("cpu", torch.float32):
+        unet, line = prepare(unet, latent_size, frames, conv, budget)
+        return unet, f"{line}; weights: int8 is for float32 on a CPU, and left out"
+    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16:
+        return of_bfloat16(unet, rows)
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return unet, "convolutions: direct"
     keep_freed_memory()
-    packs, rows = prefers_onednn(), frames * latent_size[0] * latent_size[1]
+    if weights == "int8" and has_int8():
+        return of_int8(unet, rows)
+    packs = prefers_onednn()
     sites = convolutions(unet, latent_size)
     budget = total_memory() // 4 if budget is None else budget
     chosen = {} if conv == "direct" else {id(s.conv): (s, m) for s, m in choose(sites, frames, budget)}
@@ -130,12 +143,40 @@ def prepare(
     fast = swapped(unet, replace)
     packed = sum(packed_bytes(layer) for layer in fast.modules())
     linear = f"linear layers: packed for oneDNN ({packed / 1e9:.2f} GB)" if packed else "linear layers: plain"
+    linear += "; weights: int8 is left out, this CPU has no VNNI" if weights == "int8" else ""
     if conv == "direct":
         return fast, f"{linear}; convolutions: direct"
     tiles = [m for _, m in chosen.values()]
     spent = sum(site.bytes(m) for site, m in chosen.values())
     counts = f"{tiles.count(4)} Winograd F(4,3), {tiles.count(2)} F(2,3) ({spent / 1e9:.2f} GB)"
     return fast, f"{linear}; convolutions: {counts}, {len(sites) - len(tiles)} direct"
+
+
+def of_bfloat16(unet: UNet, rows: int) -> tuple[UNet, str]:
+    """A UNet of bfloat16 made fast: everything packed, convolutions direct, which beat Winograd's of float32 there."""
+    if not multiplies_bfloat16():
+        return unet, "bfloat16: this CPU has no products of it, float32 is faster; convolutions: direct"
+    keep_freed_memory()
+
+    def replace(name: str, layer: nn.Module) -> nn.Module | None:
+        if is_wide(layer):
+            return PackedConv3x3(layer)
+        return packed_layer(name, layer, rows, unet.config.cross_attention_dim)
+
+    return swapped(unet, replace), "bfloat16: linear layers and convolutions packed for oneDNN"
+
+
+def of_int8(unet: UNet, rows: int) -> tuple[UNet, str]:
+    """A UNet of float32 whose large products are of eight bits; the others are packed where that pays."""
+    packs, text_channels = prefers_onednn(), unet.config.cross_attention_dim
+
+    def replace(name: str, layer: nn.Module) -> nn.Module | None:
+        eight = int8_layer(name, layer, rows, text_channels)
+        return eight or (packed_layer(name, layer, rows, text_channels) if packs else None)
+
+    fast = swapped(unet, replace)
+    of_eight = sum(isinstance(layer, REDUCED) for layer in fast.modules())
+    return fast, f"int8: {of_eight} layers; attention's output, the time's, the first and the last in float32"
 
 
 def packed_layer(name: str, layer: nn.Module, rows: int, text_channels: int) -> nn.Module | None:

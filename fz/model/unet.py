@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fz import kernels
 from fz.errors import FzError
+from fz.model.deep import Deep
 from fz.model.layers import (
     Alter,
     Attend,
@@ -265,10 +266,16 @@ class UNet(nn.Module):
                     yield from (layer.attn1, layer.attn2)
 
     def forward(
-        self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attend = own_frame, alter: Alter | None = None
+        self,
+        z: Tensor,
+        t: int | Tensor,
+        text: TextContext,
+        attend: Attend = own_frame,
+        alter: Alter | None = None,
+        deep: Deep | None = None,
     ) -> Tensor:
         """z: (B, F, 4, h, w), h and w multiples of `config.stride`; t: one timestep, or (B,) of them; alter: of the
-        decoder's ResNets.
+        decoder's ResNets; deep: takes what a shallow pass will need of this one, or has it for this shallow one.
 
         Returns eps, shape and dtype of z; the layers compute in the weights' dtype.
         """
@@ -278,30 +285,49 @@ class UNet(nn.Module):
         x = z.flatten(0, 1).to(dtype).contiguous(memory_format=torch.channels_last)
         time = self.time(t, branches, z.device, dtype).repeat_interleave(frames, 0)  # (B·F, 4·C0)
 
+        # every decoder layer takes one skip; the outermost ones are all that a shallow pass computes
+        encoder, decoder = self.encoder(), self.decoder()
+        outer = len(decoder) if deep is None else deep.layers(self.config.layers_per_block)
+        shallow = deep is not None and deep.shallow
         x = self.conv_in(x, frames)
         skips = [x]
-        for block in self.down_blocks:
-            for resnet, transformer in block.layers():
-                x = resnet(x, time, frames, norm_frames)
-                x = transformer(x, frames, text, attend) if transformer else x
-                skips.append(x)
-            for downsample in getattr(block, "downsamplers", ()):
-                x = downsample(x, frames)
-                skips.append(x)
+        for resnet, transformer, downsample in encoder[: outer - 1] if shallow else encoder:
+            x = downsample(x, frames) if downsample else resnet(x, time, frames, norm_frames)
+            x = transformer(x, frames, text, attend) if transformer else x
+            skips.append(x)
 
-        x = self.mid_block.resnets[0](x, time, frames, norm_frames)
-        x = self.mid_block.attentions[0](x, frames, text, attend)
-        x = self.mid_block.resnets[1](x, time, frames, norm_frames)
+        if shallow:
+            x = deep.taken(len(x))
+        else:
+            x = self.mid_block.resnets[0](x, time, frames, norm_frames)
+            x = self.mid_block.attentions[0](x, frames, text, attend)
+            x = self.mid_block.resnets[1](x, time, frames, norm_frames)
 
-        for block in self.up_blocks:
-            for resnet, transformer in block.layers():
-                x = resnet(torch.cat([x, skips.pop()], dim=1), time, frames, norm_frames, alter)
-                x = transformer(x, frames, text, attend) if transformer else x
-            for upsample in getattr(block, "upsamplers", ()):
-                x = upsample(x, frames)
+        for resnet, transformer, upsample in decoder[-outer:] if shallow else decoder:
+            if deep is not None and len(skips) == outer:
+                deep.features = x
+            x = resnet(torch.cat([x, skips.pop()], dim=1), time, frames, norm_frames, alter)
+            x = transformer(x, frames, text, attend) if transformer else x
+            x = upsample(x, frames) if upsample else x
 
         eps = self.conv_out(self.conv_norm_out(x, norm_frames, silu=True), frames)
         return eps.unflatten(0, (branches, frames)).to(z.dtype)
+
+    def encoder(self) -> list[tuple[ResnetBlock | None, Transformer | None, Downsample | None]]:
+        """The encoder's layers, each of which leaves a skip: a ResNet and its transformer, or a change of size."""
+        layers = []
+        for block in self.down_blocks:
+            layers += [(resnet, transformer, None) for resnet, transformer in block.layers()]
+            layers += [(None, None, downsample) for downsample in getattr(block, "downsamplers", ())]
+        return layers
+
+    def decoder(self) -> list[tuple[ResnetBlock, Transformer | None, Upsample | None]]:
+        """The decoder's layers, each of which takes a skip; the last of a level with its change of size."""
+        layers = []
+        for block in self.up_blocks:
+            (*inner, (resnet, transformer)), (upsample,) = block.layers(), getattr(block, "upsamplers", (None,))
+            layers += [(*layer, None) for layer in inner] + [(resnet, transformer, upsample)]
+        return layers
 
     def time(self, t: int | Tensor, branches: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The activated time embedding of each branch, (B, 4·C0)."""

@@ -3,8 +3,9 @@
 Tokenizer and text model are transformers'; what a word is, is `fz.words`'s question. Files are not read here.
 """
 
+import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,10 +57,19 @@ def encodes(text: str) -> bool:
 
 
 class TextEncoder:
-    """CLIP's text tower and its tokenizer."""
+    """CLIP's text tower and its tokenizer.
 
-    def __init__(self, tokenizer: CLIPTokenizer, model: CLIPTextModel):
+    learned: words of textual inversion, and the tokens that each becomes; found in any case of letters, as a whole.
+    """
+
+    def __init__(
+        self, tokenizer: CLIPTokenizer, model: CLIPTextModel, learned: Mapping[str, tuple[int, ...]] | None = None
+    ):
         self.tokenizer, self.model = tokenizer, model
+        self.learned = {word.lower(): ids for word, ids in (learned or {}).items()}
+        # the longest first: '<cat>-2' is not '<cat>'
+        words = sorted(self.learned, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(as_whole, words)), re.IGNORECASE) if words else None
 
     def tokens(self, prompt: str) -> Tokens:
         """The prompt's tokens. Raises FzError if there are more than 77, naming the words that fall off."""
@@ -67,9 +77,8 @@ class TextEncoder:
             raise FzError(f"prompt: got {prompt!r}, expected a sentence.")
         if not encodes(prompt):
             raise FzError(f"prompt: {prompt[:60]!r} has bytes that are no text, expected UTF-8. Write it again.")
-        read = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        body = read["input_ids"]
-        words = words_of(prompt, [start for start, _ in read["offset_mapping"]])
+        body, starts = self.read(prompt)
+        words = words_of(prompt, starts)
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         if len(body) > LENGTH - 2:
             lost = [word.text for word in words if word.positions[-1] > LENGTH - 2]
@@ -82,11 +91,42 @@ class TextEncoder:
         used = len(body) + 2
         return Tokens(prompt, (start, *body, end, *[pad] * (LENGTH - used)), words, used)
 
+    def read(self, prompt: str) -> tuple[list[int], list[int]]:
+        """(token ids, without start and end; the character at which each begins)."""
+        ids: list[int] = []
+        starts: list[int] = []
+
+        def plain(begin: int, end: int) -> None:
+            read = self.tokenizer(
+                prompt[begin:end], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )
+            ids.extend(read["input_ids"])
+            starts.extend(begin + start for start, _ in read["offset_mapping"])
+
+        at = 0
+        for found in self.pattern.finditer(prompt) if self.pattern else ():
+            if prompt[at : found.start()].strip():
+                plain(at, found.start())
+            tokens = self.learned[found[0].lower()]
+            ids.extend(tokens)
+            # the character that the word is compared by, not a bracket before it
+            starts.extend([found.start() + inner(found[0])[0]] * len(tokens))
+            at = found.end()
+        if at == 0 or prompt[at:].strip():
+            plain(at, len(prompt))
+        return ids, starts
+
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """(n, 77, Cx) float32: the last layer's states, after the final norm."""
         ids = torch.tensor([self.tokens(prompt).ids for prompt in prompts], device=self.model.device)
         return self.model(input_ids=ids).last_hidden_state.float()
+
+
+def as_whole(word: str) -> str:
+    """A pattern of the word where it is not a part of another."""
+    before = r"(?<!\w)" if re.match(r"\w", word) else ""
+    return before + re.escape(word) + (r"(?!\w)" if re.search(r"\w$", word) else "")
 
 
 def words_of(prompt: str, starts: Sequence[int]) -> tuple[Word, ...]:

@@ -54,6 +54,8 @@ SCHEMA = {
         "method?": str,
         "checkpoint?": (str, None),
         "frame_index?": ([(int, str)], None),
+        "lora?": [lambda pair: fits(pair, list) and len(pair) == 2 and fits(pair[0], str) and fits(pair[1], NUMBER)],
+        "embedding?": [lambda pair: fits(pair, [(str, None)]) and len(pair) == 2 and pair[0] is not None],
     },
     "files?": [str],
     "awaits?": [str],
@@ -280,6 +282,7 @@ def stamp_of(settings: Any) -> str:
     """
     given = [settings.clip.path, *(edit.mask for edit in settings.edits)]
     given += [settings.checkpoint, settings.vae, settings.tokenizer, settings.model_config]
+    given += [path for path, _ in (*settings.lora, *settings.embedding)]
     sha = hashlib.sha256()
     for path in filter(None, given):
         if commit := commit_of(path):

@@ -117,7 +117,7 @@ class ResultFolder:
         maps = torch.stack([source.maps[t] for t in schedule.timesteps]).mean(0).cpu()  # (F, N, 77)
         rows, labels = [], []
         for word in tokens.words:
-            word_map = maps[..., list(word.positions)].sum(-1).unflatten(1, (h, w))
+            word_map = maps[..., list(word.core)].sum(-1).unflatten(1, (h, w))
             name = f"attention/{word.index:02d}-{slug(word.text, 24)}.png"
             self.picture(name, contact_sheet([overlay(frames, word_map)], [word.text]))
             rows.append(enlarged(heat(word_map), frames.shape[2]))

@@ -19,7 +19,7 @@ from PIL import Image
 from fz.clips.images import opened_image
 from fz.clips.media import atomic
 from fz.errors import FzError
-from fz.metrics.measure import TITLES, shown
+from fz.metrics.measure import TITLES, explained, shown
 from fz.results.folder import read_run, slug
 from fz.results.measured import measure_folder, picture, read_frames
 from fz.results.page import PAGE
@@ -160,7 +160,7 @@ def fill_page(
         "TITLE": html.escape("; ".join(dict.fromkeys(edit["target"] for edit in settings["edits"]))),
         "SOURCE": html.escape(settings["source"]),
         "METRICS": metrics_table(rows, labels(settings["edits"])),
-        "COMMAND": html.escape(command(settings, folder.name)),
+        "COMMAND": html.escape(command(settings, str(folder))),
         "NOTES": "".join(f"<p>{html.escape(str(note))}</p>" for note in notes),
         "STAGES": stages_table(run.get("stages", {})),
         "SETTINGS": html.escape(json.dumps(settings, indent=1, ensure_ascii=False)),
@@ -183,7 +183,10 @@ def metrics_table(rows: Sequence[Mapping[str, Any]], called: Sequence[str]) -> s
         sorted({f"motion {r['flow']}, masks {r['masks'] or 'none'}, CLIP {r['clip'] or 'none'}" for r in rows})
     )
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<table><tr><th scope="col">edit</th>{head}</tr>{body}</table><p class="soft">{html.escape(how)}</p>'
+    meanings = f'<p class="soft">{"<br>".join(html.escape(line) for line in explained(rows))}</p>'
+    return (
+        f'<table><tr><th scope="col">edit</th>{head}</tr>{body}</table>{meanings}<p class="soft">{html.escape(how)}</p>'
+    )
 
 
 def stages_table(stages: Mapping[str, Mapping[str, float]]) -> str:

@@ -17,7 +17,7 @@ from fz.source import Source
 WRITERS = {".mp4": write_mp4, ".gif": write_gif}
 
 
-@dataclass
+@dataclass(repr=False)
 class Edited:
     """One edit's result.
 
@@ -47,6 +47,8 @@ class Edited:
 
         Raises FzError for another ending and where it cannot be written.
         """
+        if not isinstance(path, (str, Path)):
+            raise FzError(f"save: got {type(path).__name__}, expected a path, as 'red.mp4'.")
         path = Path(path).expanduser()
         if path.suffix and path.suffix.lower() not in WRITERS:
             raise FzError(
@@ -57,6 +59,10 @@ class Edited:
         else:
             write_pngs(path, self.uint8())
         return path
+
+    def __repr__(self) -> str:
+        frames, _, height, width = self.frames.shape
+        return f"<Edited {self.target!r}: {frames} frames of {height}x{width}>"
 
     def _repr_html_(self) -> str:
         return animation(self.uint8(), self.fps, self.target)

@@ -1,12 +1,15 @@
 """What one value of a setting may be: each raises FzError, naming the setting, or gives the value in its usual form."""
 
+import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from fz.errors import FzError, suggest
 
 Window = tuple[float, float]  # the share of steps, from a to b, in which something is replaced
 LARGEST_FACTOR = 10_000  # of re-weighting; the released configs have 10
+LARGEST_STRENGTH = 100  # of a LoRA; 1 is usual
 
 
 def window(value: Any, name: str) -> Window:
@@ -19,6 +22,15 @@ def window(value: Any, name: str) -> Window:
             "or [0, 0.8]."
         )
     return (float(pair[0]), float(pair[1]))
+
+
+def reuse(value: Any) -> int | str:
+    """3, or '3:outer'; 1 is no reuse. Raises FzError."""
+    found = re.fullmatch(r"(\d{1,4})(:outer)?", str(value), re.ASCII)
+    if isinstance(value, bool) or not found or not 1 <= int(found[1]) <= 1000:
+        expected = "a whole number of steps from 1 (none) to 1000, as 3, or 3:outer"
+        raise FzError(f"reuse: got {value!r}, expected {expected}.")
+    return f"{int(found[1])}:outer" if found[2] and int(found[1]) > 1 else int(found[1])
 
 
 def is_factor(value: Any) -> bool:
@@ -39,6 +51,36 @@ def pairs(name: str, value: Any, example: str) -> tuple[tuple[str, Any], ...]:
     ):
         raise FzError(f"{name}: got {value!r}, expected words and their values, as {example}.")
     return tuple(tuple(pair) for pair in items)
+
+
+def files_with(name: str, value: Any, kind: type) -> tuple[tuple[str, Any], ...]:
+    """(path, value) pairs from a path, a path and a number, a list of paths or of pairs, or a dict. A path alone has
+    None. kind: of the values. Raises FzError naming the setting.
+    """
+    items = list(value.items()) if isinstance(value, Mapping) else value
+    alone = isinstance(items, (list, tuple)) and len(items) == 2 and isinstance(items[1], (int, float))
+    items = [items] if alone or isinstance(items, (str, PurePath)) else items
+    if not isinstance(items, (list, tuple)):
+        raise FzError(f"{name}: got {value!r}, expected files, as ['style.safetensors'].")
+    out = []
+    for item in items:
+        path, given = item if isinstance(item, (list, tuple)) and len(item) == 2 else (item, None)
+        if not isinstance(path, (str, PurePath)) or not str(path) or not isinstance(given, (kind, type(None))):
+            raise FzError(f"{name}: got {item!r}, expected a file, or a file and its {EACH[name]}.")
+        out.append((str(path), given))
+    return tuple(out)
+
+
+EACH = {"lora": "strength, as ('style.safetensors', 0.8)", "embedding": "word, as ('cat.pt', '<cat>')"}
+
+
+def strengths(value: Any) -> tuple[tuple[str, float], ...]:
+    """Of LoRA files; 1 where none is given."""
+    out = files_with("lora", value, (int, float))
+    for path, strength in out:
+        if isinstance(strength, bool) or (strength is not None and not abs(strength) <= LARGEST_STRENGTH):
+            raise FzError(f"lora: got {strength!r} for {path}, expected a strength, as 0.8.")
+    return tuple((path, 1.0 if strength is None else float(strength)) for path, strength in out)
 
 
 def word_groups(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -66,3 +108,8 @@ def check_whole(name: str, value: Any, low: int, high: int, hint: str = "") -> N
         raise FzError(
             f"{name}: got {value!r}, expected a whole number from {low} to {high}.{' ' + hint if hint else ''}"
         )
+
+
+def check_number(name: str, value: Any, low: float, high: float, hint: str) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        raise FzError(f"{name}: got {value!r}, expected a number from {low} to {high}; {hint}")

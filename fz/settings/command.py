@@ -72,6 +72,8 @@ def said(flag: Flag, name: str, value: Any) -> list[str]:
         return [name]
     if flag.setting == "reweight":
         return [part for word, factor in value for part in (name, f"{word}={factor}")]
+    if flag.setting in ("lora", "embedding"):
+        return [part for path, own in value for part in (name, path if own is None else f"{path}={own}")]
     if flag.setting == "blend_words":
         return [name, *(" ".join(group) for group in value)]
     if flag.setting == "clip.crop":

@@ -17,11 +17,15 @@ from fz.settings import applications
 from fz.settings.checks import (
     LARGEST_FACTOR,
     Window,
+    check_number,
     check_one_of,
     check_sentence,
     check_whole,
+    files_with,
     is_factor,
     pairs,
+    reuse,
+    strengths,
     window,
     word_groups,
 )
@@ -33,6 +37,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 ATTENTIONS = ("inversion", "reconstruction")
 CONVS = ("auto", "direct")
 GRAPHS = ("auto", "on", "off")
+WEIGHTS = ("same", "int8")
 STORES = ("auto", "recompute", "memory", "disk")
 STORE_DTYPES = ("same", "float16", "bfloat16")
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -44,6 +49,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 ALIGNS = ("auto", "replace", "refine", "plain")
 METHOD_NAMES = ("fatezero", "ddim", "sdedit", "null-p2p", "pnp")  # the table of them is `fz.baselines.METHODS`
+REUSING = ("fatezero", "ddim")  # those that may take deep features of another step
 # the paper's ablations, as overlays of a run's settings
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     # Fig. 4 and 9: no self-attention is the source's; all of it is, everywhere and always
@@ -53,6 +59,10 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "reconstruction": {"attention": "reconstruction"},
     "no-cross": {"edits.*.cross_replace": (0.0, 0.0), "edits.*.cross_replace_words": ()},
 }
+
+
+# `--fast`, beside half of the usual steps: what bench/pareto.py found to cost least for its time
+FAST: Mapping[str, Any] = {"weights": "int8", "reuse": 3, "guidance_window": (0.0, 0.6)}
 
 
 @dataclass(frozen=True)
@@ -155,6 +165,9 @@ class Settings:
     tokenizer: str | None = None
     model_config: str | None = None
     ema: str = "auto"
+    lora: tuple[tuple[str, float], ...] = ()  # (file, strength)
+    embedding: tuple[tuple[str, str | None], ...] = ()  # (file, word; None: the file's own)
+    clip_skip: int = 1  # as A1111 counts: 1 is the text encoder's last layer, 2 the one before it
     negative: str = ""
     method: str = "fatezero"
     strength: float = 0.75  # the share of the steps that method sdedit noises and denoises
@@ -166,6 +179,7 @@ class Settings:
     frame_index: tuple[int | str, ...] | None = None
     least_channels: int = 0
     clip_norm: bool = True
+    reuse: int | str = 1  # deep features are computed every N-th step: 3, or '3:outer'
     chunk: int | None = None  # frames that the UNet takes at a time; None: all
     store: str = "auto"
     store_dtype: str = "same"
@@ -179,6 +193,7 @@ class Settings:
     threads: int | None = None
     conv: str = "auto"  # 3x3 convolutions on a CPU: 'auto' as Winograd's where that pays, or 'direct'
     conv_memory: float | None = None  # GB that Winograd's weights may take; None: a quarter of the machine's memory
+    weights: str = "same"  # of the large layers on a CPU: the dtype's, or 'int8'
     out: str | None = None
     overwrite: bool = False
     save_latents: bool = False
@@ -196,11 +211,15 @@ class Settings:
         check_one_of("store_dtype", self.store_dtype, STORE_DTYPES)
         check_one_of("conv", self.conv, CONVS)
         check_one_of("graph", self.graph, GRAPHS)
+        check_one_of("weights", self.weights, WEIGHTS)
         if self.conv_memory is not None and not (
             isinstance(self.conv_memory, (int, float)) and 0 <= self.conv_memory < 1e6
         ):
             raise FzError(f"conv_memory: got {self.conv_memory!r}, expected gigabytes, as 2.5.")
         check_one_of("ema", self.ema, ("auto", "ema", "plain"))
+        object.__setattr__(self, "lora", strengths(self.lora))
+        object.__setattr__(self, "embedding", files_with("embedding", self.embedding, str))
+        check_whole("clip_skip", self.clip_skip, 1, 48, "1 is none, 2 is the layer before the last.")
         for name in ("clip_norm", "offload", "compile"):
             if not isinstance(getattr(self, name), bool):
                 raise FzError(f"{name}: got {getattr(self, name)!r}, expected True or False.")
@@ -209,14 +228,11 @@ class Settings:
         check_whole("least_channels", self.least_channels, 0, 10**9)
         if self.threads is not None:
             check_whole("threads", self.threads, 1, 1024)
-        if (
-            not isinstance(self.guidance, (int, float))
-            or isinstance(self.guidance, bool)
-            or not 0 <= self.guidance <= 1000
-        ):
-            raise FzError(
-                f"guidance: got {self.guidance!r}, expected a number from 0 to 1000; 7.5 is usual, 1 is none."
-            )
+        check_number("guidance", self.guidance, 0, 1000, "7.5 is usual, 1 is none.")
+        object.__setattr__(self, "reuse", reuse(self.reuse))
+        if self.reuse != 1 and self.method not in REUSING:
+            got = f"reuse: got {self.reuse} with method {self.method}"
+            raise FzError(f"{got}, expected method fatezero or ddim. Leave --reuse out.")
         if self.chunk is not None:
             check_whole("chunk", self.chunk, 1, 10**6)
             if self.method not in ("fatezero", "ddim"):

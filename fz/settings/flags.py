@@ -7,7 +7,7 @@ other `fz.settings.parse`'s.
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from fz.settings.config import (
     PRESETS,
     STORE_DTYPES,
     STORES,
+    WEIGHTS,
     ClipSettings,
     Crop,
     EditSettings,
@@ -33,10 +34,13 @@ from fz.settings.texts import (
     crop,
     device,
     factor_of_word,
+    file_of_strength,
+    file_of_word,
     frame_index,
     number,
     number_or_none,
     one_of,
+    reuse,
     sentence,
     share,
     share_of_word,
@@ -65,6 +69,10 @@ Flags marked * count for every target; add .N to mean target N, from 0: --thresh
 SWEEP = (
     "an edit for each combination, from one inversion, and one sheet of them with metrics: "
     "self_replace=0.2:0.9:0.1 blend_th=0.2,0.3,none reweight.WORD=1,5"
+)
+FASTER = (
+    "several times as fast, near the same result: half the steps, --reuse 3, --guidance-window 0.6 and, on a CPU that "
+    "has them, --weights int8; flags that are given go before"
 )
 MEASURED_BY = (
     "CLIP: a folder in transformers' layout, a file with the original state dict, or a Hub name; 'none'. Default: the "
@@ -110,8 +118,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
              edit=True),
         Flag("enhance-factor", "enhance_factor", number, "R", "by how much *", edit=True),
         Flag("mask", "mask", str, "PATH",
-             "white where the clip is edited, in place of the words' masks: an image, or a video or folder as long "
-             "as the clip *",
+             "white, or in a transparent picture opaque, where the clip is edited, in place of the words' masks: an "
+             "image, or a video or folder as long as the clip *",
              edit=True),
         Flag("keep-background", "keep_background", None, "", "outside the mask, latents and pixels are the clip's *",
              edit=True, const=True),
@@ -132,6 +140,11 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
                                                         "has none"),
         Flag("model-config", "model_config", str, "DIR", "unet/config.json and so on, for a single file that is not "
                                                          "quite SD v1's shape"),
+        Flag("lora", "lora", file_of_strength, "FILE[=R]", "a LoRA, and its strength; again for more", many=True),
+        Flag("embedding", "embedding", file_of_word, "FILE[=WORD]",
+             "a textual inversion, and the word of prompts that it stands for; again for more", many=True),
+        Flag("clip-skip", "clip_skip", whole(1), "N", "text encoder's layers left out at its end, as A1111 counts: "
+                                                      "1 is none, 2 one"),
         Flag("ema", "ema", one_of(("auto", "ema", "plain")), "WHICH", "auto, ema or plain: of a file that has two "
                                                                       "sets of weights"),
     ),
@@ -140,6 +153,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("guidance", "guidance", number, "W", "classifier-free guidance; 1 is none"),
         Flag("guidance-window", "guidance_window", share, "R|A,B", "share of the edit steps with guidance; the "
                                                                    "others cost a branch less"),
+        Flag("reuse", "reuse", reuse, "N|N:outer", "compute all but the UNet's full-size level only every N-th step; "
+                                                   "outer: all but its last layer"),
         Flag("attention", "attention", one_of(ATTENTIONS), "WHICH",
              "take the source's attention from inversion or from a reconstruction pass"),
         Flag("reconstruction-prompt", "reconstruction_prompt", sentence, "TEXT", "what that pass samples; default: "
@@ -189,6 +204,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("device", "device", device, "NAME", "auto, cpu, cuda, mps, or one of several GPUs, as cuda:1"),
         Flag("dtype", "dtype", one_of(DTYPES), "NAME",
              "float32, float16, bfloat16, or auto: float16 on CUDA, else float32"),
+        Flag("weights", "weights", one_of(WEIGHTS), "WHICH", "int8: large layers of float32 multiply eight bits on a "
+                                                             "CPU that can; same: they do not"),
         Flag("offload", "offload", None, "", "models on the GPU only while they are used, what is "
                                              "kept in RAM", const=True),
         Flag("compile", "compile", None, "", "compile the UNet's layers for a GPU", const=True),
@@ -220,8 +237,10 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
 }  # fmt: skip
 
 
-def build_parser(numbers: Iterable[int] = ()) -> argparse.ArgumentParser:
-    """The parser, with the `.N` forms of edit flags for these edit numbers."""
+def build_parser(numbers: Iterable[int] = (), bundled: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
+    """The parser, with the `.N` forms of edit flags for these edit numbers. bundled: what other defaults the bundled
+    checkpoint has, by setting.
+    """
     parser = Parser(
         prog="python -m fz.run", description=DESCRIPTION, epilog=EPILOG, usage="%(prog)s [flags]", allow_abbrev=False,
         argument_default=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -234,7 +253,7 @@ def build_parser(numbers: Iterable[int] = ()) -> argparse.ArgumentParser:
                 flag,
                 f"--{flag.name}",
                 f"edits.*.{flag.setting}" if flag.edit else flag.setting,
-                flag.help + default_of(flag),
+                flag.help + default_of(flag, (bundled or {}).get(flag.setting)),
             )
             for n in numbers if flag.edit else ():
                 add(group, flag, f"--{flag.name}.{n}", f"edits.{n}.{flag.setting}", argparse.SUPPRESS)
@@ -243,6 +262,8 @@ def build_parser(numbers: Iterable[int] = ()) -> argparse.ArgumentParser:
             group.add_argument(
                 "--set", action="append", metavar="KEY=VALUE", help="a value of it, as model_config.least_sc_channel=64"
             )
+        if title == "sampling":
+            group.add_argument("--fast", action="store_true", help=FASTER)
     group = parser.add_argument_group("many settings")
     group.add_argument("--sweep", nargs="+", action="extend", metavar="NAME=VALUES", help=SWEEP)
     add_renamed(group, "--clip-model", "--clip", metavar="PATH", help=JUDGE)
@@ -250,6 +271,7 @@ def build_parser(numbers: Iterable[int] = ()) -> argparse.ArgumentParser:
     group.add_argument(
         "--list-words", action="store_true", help="show the prompts' words; without prompts, what the miniature knows"
     )
+    group.add_argument("--verbose", action="store_true", help="print how it is computed, too: products, convolutions")
     group.add_argument("--debug", action="store_true", help="show an error's traceback")
     group.add_argument("--version", action="version", version=f"fz {fz.__version__}")
     return parser
@@ -278,8 +300,8 @@ def add(group: Any, flag: Flag, name: str, dest: str, text: str) -> None:
         )
 
 
-def default_of(flag: Flag) -> str:
-    """' (default: 50)' of the settings' own defaults, '' where the help says it."""
+def default_of(flag: Flag, bundled: Any = None) -> str:
+    """' (default: 50; with the bundled miniature 20)' of the settings' own defaults, '' where the help says it."""
     owner, name = (
         (ClipSettings, flag.setting[5:])
         if flag.setting.startswith("clip.")
@@ -289,4 +311,5 @@ def default_of(flag: Flag) -> str:
     value = values.get(name, dataclasses.MISSING)
     if flag.parse is None or value in (dataclasses.MISSING, None, "", (), Crop()):
         return ""
-    return f" (default: {','.join(map(str, value)) if isinstance(value, tuple) else value})"
+    also = "" if bundled in (None, value) else f"; with the bundled miniature {bundled:g}"
+    return f" (default: {','.join(map(str, value)) if isinstance(value, tuple) else value}{also})"

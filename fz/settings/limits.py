@@ -9,6 +9,7 @@ from fz.settings.checks import check_whole
 WHOLE = {
     "steps": (1, 10**7),
     "rank": (1, 10_000),
+    "lora_rank": (1, 10_000),
     "accumulate": (1, 10_000),
     "seed": (0, 2**63 - 1),
     "sample_every": (0, 10**7),

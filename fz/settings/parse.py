@@ -8,12 +8,13 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from fz import words
 from fz.errors import FzError
 from fz.settings import released, tree
-from fz.settings.config import ABLATIONS, PRESETS, Overlay, Settings, build
+from fz.settings.config import ABLATIONS, FAST, PRESETS, REUSING, Overlay, Settings, build
 from fz.settings.flags import build_parser
 from fz.settings.sweep import Variant, expand, read_sweeps
 from fz.shell import unknown
@@ -29,6 +30,7 @@ class Request:
     list_words: bool = False
     sweep: tuple[Variant, ...] = ()
     clip_model: str | None = None  # the CLIP that judges a sweep and a report
+    verbose: bool = False
 
 
 def parse(argv: Sequence[str]) -> Request:
@@ -37,15 +39,17 @@ def parse(argv: Sequence[str]) -> Request:
     """
     argv = joined(argv)
     numbers = sorted({int(found[1]) for a in argv if (found := re.match(r"--[a-z-]+\.(\d{1,4})(?:=|$)", a))})
-    parser = build_parser(numbers)
+    parser = build_parser(numbers, of_miniature())
     given, rest = parser.parse_known_args(argv)
     if rest:
         raise FzError(unknown(rest, parser))
     given = vars(given)
     given.pop("debug", None)
+    verbose = given.pop("verbose", False)
     list_words = given.pop("list_words", False)
     sweeps, clip_model = given.pop("sweep", []), given.pop("clip_model", None)
     config, assignments = given.pop("config", None), given.pop("set", [])
+    fast = given.pop("fast", False)
     flags = flag_overlay(given)
 
     content = tree.read(config) if config is not None else {}
@@ -63,11 +67,16 @@ def parse(argv: Sequence[str]) -> Request:
         if not any("source" in overlay or "edits.0.target" in overlay for overlay in overlays):
             return Request(None, list_words)
         overlays.insert(0, {"clip.path": ""})  # words need no clip
-    settings = build(*bundled(overlays), *overlays, notes=tuple(translation.notes))
+    beneath, of_fast = bundled(overlays), []
+    if fast:
+        method = {**translation.overlay, **flags}.get("method", Settings.method)
+        beneath, of_fast = fast_overlay(beneath, method)
+    settings = build(*beneath, *overlays, notes=(*translation.notes, *of_fast))
     if settings.checkpoint is None:
         from fz import mini
 
-        strange = mini.strange_words([settings.source, *(edit.target for edit in settings.edits)])
+        prompts = [settings.source, *(edit.target for edit in settings.edits)]
+        strange = mini.strange_words(prompts, [word or PurePath(path).stem for path, word in settings.embedding])
         strange_clip = mini.strange_clip(settings.clip.path)
         settings = dataclasses.replace(settings, notes=(*settings.notes, *strange_clip, *strange))
     if given.get("ablate") and settings.method != "fatezero":
@@ -87,9 +96,30 @@ def parse(argv: Sequence[str]) -> Request:
             "leave it out."
         )
     if not sweeps or list_words:
-        return Request(settings, list_words, clip_model=clip_model)
+        return Request(settings, list_words, clip_model=clip_model, verbose=verbose)
     variants = read_sweeps(sweeps)
-    return Request(expand(settings, variants), sweep=tuple(variants), clip_model=clip_model)
+    return Request(expand(settings, variants), sweep=tuple(variants), clip_model=clip_model, verbose=verbose)
+
+
+def of_miniature() -> Overlay:
+    """What the bundled checkpoint is run with unless told otherwise; nothing where it is not installed."""
+    try:
+        from fz import mini
+    except ImportError:
+        return {}
+    return mini.DEFAULTS
+
+
+def fast_overlay(beneath: list[Overlay], method: str) -> tuple[list[Overlay], list[str]]:
+    """What `--fast` lays over the defaults, beneath everything that was given, and a line that says so."""
+    usual = next((overlay["steps"] for overlay in beneath if "steps" in overlay), Settings.steps)
+    takes = (
+        FAST if method in REUSING else {name: FAST[name] for name in FAST if name not in ("reuse", "guidance_window")}
+    )
+    overlay = {"steps": usual // 2, **takes}
+    said = ", ".join(f"{name.replace('_', '-')} {','.join(map(str, v)) if isinstance(v, tuple) else v}"
+                     for name, v in overlay.items())  # fmt: skip
+    return [*beneath, overlay], [f"fast: {said}, unless other flags say otherwise; each is a flag of its own"]
 
 
 def check_words(settings: Settings) -> None:
@@ -128,7 +158,7 @@ def flag_overlay(given: dict[str, Any]) -> Overlay:
                 out[dest] = general[-1]
             if len(general) < len(value):
                 out[f"{edit}.cross_replace_words"] = tuple((word, window) for word, window in value if word is not None)
-        elif name == "reweight":
+        elif name in ("reweight", "lora", "embedding"):
             out[dest] = tuple(value)
         elif name == "blend_words":
             if len(value) > 2:

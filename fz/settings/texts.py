@@ -3,10 +3,12 @@ message.
 """
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Sequence
 
-from fz.errors import suggest
+from fz.errors import FzError, suggest
+from fz.settings import checks
 from fz.settings.config import DEVICES, Crop
 
 
@@ -18,6 +20,13 @@ def whole(low: int) -> Callable[[str], int]:
         return int(value)
 
     return parse
+
+
+def reuse(value: str) -> int | str:
+    try:
+        return checks.reuse(value)
+    except FzError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("reuse: ")) from None
 
 
 def number(value: str) -> float:
@@ -106,6 +115,20 @@ def factor_of_word(value: str) -> tuple[str, float]:
         return (word, float(factor)) if word else ("", float("x"))
     except ValueError:
         raise argparse.ArgumentTypeError(f"got {value!r}, expected WORD=FACTOR, as watercolor=10.") from None
+
+
+def file_of_strength(value: str) -> tuple[str, float | None]:
+    path, equals, strength = value.rpartition("=")
+    try:
+        return (path, float(strength)) if path and equals else (value, None)
+    except ValueError:
+        return value, None  # a path that has a '=' in it
+
+
+def file_of_word(value: str) -> tuple[str, str | None]:
+    path, equals, word = value.rpartition("=")
+    whole = not (path and equals and word) or "/" in word or os.path.isfile(value)
+    return (value, None) if whole else (path, word)
 
 
 def sentence(value: str) -> str:

@@ -36,10 +36,11 @@ FREE = (
 )
 # what a tuning writes; tokenizers of other versions of transformers have other files
 FILES = re.compile(
-    r"tuning\.json|state\.pt|loss\.(csv|png)|model_index\.json|samples/\d+-\d+\.gif|tokenizer/[^/]+\.(json|txt)"
+    r"tuning\.json|state\.pt|lora\.safetensors|loss\.(csv|png)|model_index\.json|samples/\d+-\d+\.gif|tokenizer/[^/]+\.(json|txt)"
     r"|scheduler/scheduler_config\.json|(unet|vae|text_encoder)/config\.json"
     r"|(unet|vae)/diffusion_pytorch_model\.bin|text_encoder/pytorch_model\.bin"
 )
+CHECKPOINT = re.compile(r"model_index\.json|(tokenizer|scheduler|unet|vae|text_encoder)/[^/]+")
 LOSS = within(1e-12, 1e12)
 SCHEMA = {
     "model": str,
@@ -47,6 +48,7 @@ SCHEMA = {
     "clip": {"path": str},
     "steps": int,
     "sample_every?": int,
+    "lora_rank?": (int, None),
     "untuned?": LOSS,
     "tuned?": LOSS,
 }
@@ -158,6 +160,9 @@ class TuningFolder:
         stale = [
             n for n in files_in(self.path) if n.startswith("samples/") and n not in new and sample_step(n) != steps
         ]
+        # and a checkpoint's where a LoRA takes its place, or the other way
+        others = CHECKPOINT.fullmatch if record.get("lora_rank") else "lora.safetensors".__eq__
+        own.remove(self.path, [name for name in files_in(self.path) if others(name)])
         if not record.get("sample_every"):
             own.remove(self.path, stale)
         own.move(stage, self.path, [RECORD])

@@ -26,6 +26,7 @@ from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
 from fz.edit import Edit, edit, invert
 from fz.errors import FzError
+from fz.frames import FrameIndex
 from fz.guidance import Guidance
 from fz.memory.free import free_memory
 from fz.memory.inversions import model_digest
@@ -33,12 +34,12 @@ from fz.memory.machine import pick_device
 from fz.model.unet import UNet
 from fz.model.vae import decode_clip, encode_clip
 from fz.source import Source
-from fz.tuning import trainer
+from fz.tuning import lora, trainer
 from fz.tuning.folder import TuningFolder
 from fz.tuning.settings import TuneSettings
 from fz.tuning.trainer import Lesson
 from fz.weights.load import Checkpoint, load_checkpoint
-from fz.weights.write import save_tensors, write_tuned
+from fz.weights.write import save_tensors, write_lora, write_tuned
 
 Say = Callable[[str], None]
 
@@ -75,8 +76,11 @@ def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str
     about = {"model": model, **as_json(settings)}
     folder.begin(about, settings.overwrite)
     before, out = folder.before, folder.work
-    recipe = trainer.RECIPES[settings.recipe]
-    unet = trainer.inflate(checkpoint.unet, recipe, settings.rank, settings.seed)
+    recipe = recipe_of(settings)
+    if settings.lora_rank:
+        unet = lora.adapt(checkpoint.unet, settings.lora_rank, settings.seed)
+    else:
+        unet = trainer.inflate(checkpoint.unet, recipe, settings.rank, settings.seed)
     check_memory(settings, checkpoint, unet, pictures.video.frames.shape, device, say)
     if settings.dry_run:
         say("dry run: settings, checkpoint and clip are fine; nothing was computed")
@@ -87,7 +91,8 @@ def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str
     unet.to(device)
     checkpoint.vae.to(device)
     lesson, kinds = lessons(settings, checkpoint, pictures, device)
-    tuner = trainer.Tuner(unet, recipe, alpha_bars(checkpoint), training(settings, recipe))
+    kind = lora.PictureTuner if settings.lora_rank else trainer.Tuner
+    tuner = kind(unet, recipe, alpha_bars(checkpoint), training(settings, recipe))
     losses = {"untuned": before["untuned"] if before.get("untuned") else tuner.fixed_loss(lesson)}
     state = out / "state.pt"
     if before and state.exists():
@@ -110,17 +115,28 @@ def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str
             if last or (settings.sample_every and tuner.steps % settings.sample_every == 0):
                 write_samples(out / f"samples/{tuner.steps:05d}", tuned, settings, lesson, pictures.video.fps)
     losses["tuned"] = tuner.fixed_loss(lesson)
-    write_tuned(out, tuned)
+    if settings.lora_rank:
+        made = {name: (low.up, low.down) for name, low in lora.changes(unet).items()}
+        write_lora(out / "lora.safetensors", made)
+    else:
+        write_tuned(out, tuned)
     write_json(out / "tuning.json", about | losses)
     folder.finish()
     gain = losses["tuned"] / losses["untuned"] - 1
     say(f"loss on {trainer.DRAWS} fixed draws: {losses['untuned']:.4f} -> {losses['tuned']:.4f} ({100 * gain:+.0f} %)")
-    say(f"tuned checkpoint in {folder.path}")
+    if settings.lora_rank:
+        say(f"LoRA in {folder.path / 'lora.safetensors'}: for --lora, and for whatever reads kohya's names")
+    else:
+        say(f"tuned checkpoint in {folder.path}")
     return losses
 
 
+def recipe_of(settings: TuneSettings) -> trainer.Recipe:
+    return lora.RECIPE if settings.lora_rank else trainer.RECIPES[settings.recipe]
+
+
 def load(settings: TuneSettings) -> Checkpoint:
-    """In float32, on the CPU. Raises FzError if the prompt is too long for it."""
+    """In float32, on the CPU. Raises FzError if a prompt is too long for it."""
     checkpoint = load_checkpoint(
         settings.checkpoint or mini.checkpoint(),
         vae=settings.vae,
@@ -128,13 +144,16 @@ def load(settings: TuneSettings) -> Checkpoint:
         model_config=settings.model_config,
         ema=settings.ema,
     )
-    checkpoint.text.tokens(settings.prompt)
+    for prompt in (settings.prompt, settings.class_prompt or "", *settings.sample_prompts):
+        checkpoint.text.tokens(prompt)
     return checkpoint
 
 
 def read(settings: TuneSettings, checkpoint: Checkpoint) -> Pictures:
     multiple = checkpoint.vae.config.stride * checkpoint.unet.config.stride
     video = read_clip(settings.clip, multiple)
+    for sentence in lora.captions(settings.clip, video.indices, settings.prompt) if settings.lora_rank else ():
+        checkpoint.text.tokens(sentence)
     if not settings.class_images:
         return Pictures(video, None)
     every = dataclasses.replace(settings.clip, path=settings.class_images, frames=None, start=0, every=1)
@@ -150,7 +169,9 @@ def check_memory(
     say: Say,
 ) -> None:
     """Say what a tuning takes. Raises FzError where that is not free."""
-    weights = trainer.trained(unet, trainer.RECIPES[settings.recipe]).values()
+    weights = trainer.trained(unet, recipe_of(settings)).values()
+    if settings.lora_rank:
+        shape = (min(shape[0], lora.PICTURES), *shape[1:])
     needed = predicted(unet, weights, shape, checkpoint.vae.config.stride, settings.recompute)
     free = free_memory(device)
     say(f"tuning needs about {needed / 1e9:.1f} GB beside the weights, of {free / 1e9:.1f} GB that are free")
@@ -173,10 +194,17 @@ def lessons(
     def latents(frames: Tensor) -> Tensor:
         return encode_clip(checkpoint.vae, frames.to(device)).float()
 
-    lesson = Lesson(latents(pictures.video.frames), embedded(settings.prompt))
+    if settings.lora_rank:
+        shown = lora.captions(settings.clip, pictures.video.indices, settings.prompt)
+        different = {sentence: embedded(sentence) for sentence in dict.fromkeys(shown)}
+        lesson = Lesson(latents(pictures.video.frames), torch.stack([different[sentence] for sentence in shown]))
+    else:
+        lesson = Lesson(latents(pictures.video.frames), embedded(settings.prompt))
     if pictures.kinds is None:
         return lesson, []
     kind = embedded(settings.class_prompt)
+    if settings.lora_rank:
+        kind = kind[None]
     return lesson, [Lesson(z[None], kind, settings.class_weight) for z in latents(pictures.kinds)]
 
 
@@ -238,23 +266,36 @@ def save(out: Path, tuner: trainer.Tuner) -> None:
     draw_losses(out / "loss.png", tuner.losses)
 
 
-def draw_losses(path: Path, losses: Sequence[float], size: tuple[int, int] = (640, 240)) -> None:
-    """Each step's loss as a dot, and their running mean over a tenth of the steps as a line."""
+def draw_losses(path: Path, losses: Sequence[float], size: tuple[int, int] = (640, 280)) -> None:
+    """Each step's loss as a dot, and their running mean over a tenth of the steps as a line, over axes of steps and
+    loss.
+    """
     width, height = size
     picture = Image.new("RGB", size, "white")
-    pen, top = ImageDraw.Draw(picture), max(losses) or 1.0
+    pen, top, last = ImageDraw.Draw(picture), max(losses) or 1.0, len(losses)
+    left, right, bottom, upper = 60, width - 14, height - 34, 24
 
     def place(i: int, loss: float) -> tuple[float, float]:
-        return 40 + (width - 50) * i / max(len(losses) - 1, 1), height - 20 - (height - 40) * loss / top
+        return left + (right - left) * i / max(last - 1, 1), bottom - (bottom - upper) * loss / top
 
+    for part in (0, 0.25, 0.5, 0.75, 1):
+        y = place(0, part * top)[1]
+        pen.line((left - 4, y, right, y), fill="black" if part == 0 else (225, 225, 225))
+        pen.text((6, y - 6), f"{part * top:.4f}", fill="black")
+    for i in sorted({round(part * (last - 1)) for part in (0, 0.25, 0.5, 0.75, 1)}):
+        x = place(i, 0)[0]
+        pen.line((x, bottom, x, bottom + 4), fill="black")
+        pen.text((min(x - 3, right - 6 * len(str(i + 1))), bottom + 6), str(i + 1), fill="black")
+    pen.line((left, upper, left, bottom), fill="black")
+    pen.text((right - 24, bottom + 20), "step", fill="black")
     for i, loss in enumerate(losses):
         x, y = place(i, loss)
         pen.ellipse((x - 1, y - 1, x + 1, y + 1), fill=(170, 170, 190))
-    window = max(1, len(losses) // 10)
-    means = [float(np.mean(losses[max(0, i + 1 - window) : i + 1])) for i in range(len(losses))]
+    window = max(1, last // 10)
+    means = [float(np.mean(losses[max(0, i + 1 - window) : i + 1])) for i in range(last)]
     if len(means) > 1:
         pen.line([place(i, mean) for i, mean in enumerate(means)], fill=(30, 60, 160), width=2)
-    pen.text((4, 4), f"loss, {len(losses)} steps; top {top:.3f}; line: mean of {window}", fill="black")
+    pen.text((4, 4), f"loss of each step; line: mean of {window}", fill="black")
     write_png(path, np.asarray(picture))
 
 
@@ -264,8 +305,9 @@ def write_samples(path: Path, checkpoint: Checkpoint, settings: TuneSettings, le
         return
     schedule = Schedule.from_config(checkpoint.scheduler, settings.sample_steps)
     device = lesson.z.device
-    model = Denoiser(checkpoint.unet, schedule, trainer.ANCHORS)
-    source = invert(model, Source(lesson.embedding, {CLEAN: lesson.z}))
+    anchors, own = (FrameIndex(), lesson.embedding[0]) if settings.lora_rank else (trainer.ANCHORS, lesson.embedding)
+    model = Denoiser(checkpoint.unet, schedule, anchors)
+    source = invert(model, Source(own, {CLEAN: lesson.z}))
     negative, *targets = (checkpoint.text.encode([p])[0].to(device) for p in ("", *settings.sample_prompts))
     guidance = Guidance(negative, settings.guidance)
     for n, target in enumerate(targets):

@@ -18,8 +18,9 @@ from fz.settings.limits import check_tuning
 from fz.shell import Parser, unknown
 
 DESCRIPTION = (
-    "DIR is then a checkpoint: `python -m fz.run --checkpoint DIR --video CLIP …`. Beside it are loss.csv, loss.png "
-    "and samples. The same command goes on where it was stopped. --config takes a released tuning YAML; flags are over "
+    "Tune a Stable Diffusion v1 checkpoint on one clip, so that edits of shape keep its motion. The --out folder DIR "
+    "is then a checkpoint: `python -m fz.run --checkpoint DIR --video CLIP …`. Beside it are loss.csv, loss.png and "
+    "samples. The same command goes on where it was stopped. --config takes a released tuning YAML; flags are over "
     "it."
 )
 RECIPES = ("tune-a-video", "fatezero")
@@ -44,7 +45,8 @@ PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "no": "float32", None: "flo
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """All of a tuning. rate None: the recipe's. class_images: pictures of the same kind of thing, so that it is not
+    """All of a tuning. rate None: the recipe's. lora_rank: of a LoRA, which is then made in place of a checkpoint.
+    class_images: pictures of the same kind of thing, so that it is not
     forgotten.
     """
 
@@ -60,6 +62,7 @@ class TuneSettings:
     steps: int = 100
     rate: float | None = None
     rank: int = 160
+    lora_rank: int | None = None
     accumulate: int = 1
     recompute: bool = True
     dtype: str = "float32"
@@ -85,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     out = Parser(
         prog="python -m fz.tune",
         description=DESCRIPTION,
+        usage="%(prog)s [flags]",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
@@ -125,8 +129,15 @@ def parser() -> argparse.ArgumentParser:
         "tune-a-video: queries and temporal attention; fatezero: low-rank temporal convolutions, too",
     )
     flag("steps", "steps", texts.whole(1), "N", "training steps in all")
-    flag("rate", "rate", texts.number, "R", "AdamW's rate (default: 3e-5, fatezero 1e-5)")
+    flag("rate", "rate", texts.number, "R", "AdamW's rate (default: 3e-5, fatezero 1e-5, a LoRA 1e-4)")
     flag("rank", "rank", texts.whole(1), "N", "of the temporal convolutions")
+    flag(
+        "lora-rank",
+        "lora_rank",
+        texts.whole(1),
+        "R",
+        "learn a LoRA of that rank from the pictures, each under NAME.txt beside it or the prompt",
+    )
     flag("accumulate", "accumulate", texts.whole(1), "N", "draws of noise a step")
     out.add_argument(
         "--keep-activations",
@@ -150,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
     )
     flag("sample-every", "sample_every", texts.whole(0), "N", "steps between samples; 0: only at the end")
     flag("sample-steps", "sample_steps", texts.whole(1), "N", "DDIM steps of a sample")
-    flag("guidance", "guidance", texts.number, "W", "of a sample")
+    flag("guidance", "guidance", texts.number, "W", "of a sample; of the miniature's 3")
     flag("save-every", "save_every", texts.whole(1), "N", "steps between states from which the same command goes on")
     flag("device", "device", str, "NAME", "auto, cpu, cuda or mps")
     flag("threads", "threads", texts.whole(1), "N", "CPU threads")

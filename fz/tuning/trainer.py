@@ -31,11 +31,12 @@ FIXED = 2**40  # their seed begins here, out of the reach of any step
 @dataclass(frozen=True)
 class Recipe:
     """What is trained and how fast. conv: low-rank convolutions over time are added and trained beside temporal
-    attention.
+    attention. low_rank: changes of the layers that are there, and nothing else (`fz.tuning.lora`).
     """
 
     rate: float
     conv: bool
+    low_rank: bool = False
 
 
 RECIPES = {"tune-a-video": Recipe(3e-5, conv=False), "fatezero": Recipe(1e-5, conv=True)}
@@ -88,7 +89,10 @@ def trained(unet: UNet, recipe: Recipe) -> dict[str, nn.Parameter]:
     unet.requires_grad_(False)
     chosen = {}
     for name, parameter in unet.named_parameters():
-        if name.endswith("to_q.weight") or ".attn_temporal." in name or (recipe.conv and ".conv_temporal." in name):
+        if recipe.low_rank:
+            if name.endswith((".parametrizations.weight.0.up", ".parametrizations.weight.0.down")):
+                chosen[name] = parameter.requires_grad_(True)
+        elif name.endswith("to_q.weight") or ".attn_temporal." in name or (recipe.conv and ".conv_temporal." in name):
             chosen[name] = parameter.requires_grad_(True)
     return chosen
 
