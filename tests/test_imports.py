@@ -18,7 +18,7 @@ FLOORS = (
         "fz.words",
         "fz.errors",
     ),
-    ("fz.frames", "fz.shell", "fz.records"),
+    ("fz.frames", "fz.shell", "fz.records", "fz.whole"),
     ("fz.settings",),
     ("fz.kernels", "fz.memory.free"),
     ("fz.clips",),
