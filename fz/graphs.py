@@ -22,8 +22,8 @@ from fz.memory.free import free_memory, gb
 from fz.model.layers import Alter, Attend, Site, TextContext
 from fz.model.unet import UNet
 
-# kinds of passes that a run has: inversion's, the source's again, edits' with both fusions, one, none, guided or not
-MOST = 8
+# an edit's passes are of few kinds at a time: its own, the source's again, and before and after it others
+MOST = 4
 OWN = FrameIndex(())
 Run = Callable[[], Tensor | None]
 Prompts = tuple[TextContext, TextContext | None]
@@ -189,8 +189,12 @@ def of_operands(attend: Plain | Recorder | Fuser, tensors: list[Tensor]) -> Plai
 
 def fill(places: list[Tensor], tensors: list[Tensor], t: int) -> None:
     """Copy tensors, and the timestep, to where a captured pass reads them."""
-    # one launch for all of a dtype
-    torch._foreach_copy_(places[:-1], tensors)
+    kinds: dict[tuple, list[tuple[Tensor, Tensor]]] = {}
+    for place, x in zip(places, tensors, strict=False):
+        kinds.setdefault((x.dtype, x.is_contiguous()), []).append((place, x))
+    # one launch for all of a kind
+    for pairs in kinds.values():
+        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
     places[-1].fill_(t)
 
 
