@@ -25,7 +25,7 @@ from fz.denoiser import Denoiser
 from fz.guidance import Guidance
 from fz.memory.inversions import digest
 from fz.mini.edited import ORDER, Bench, Setup
-from fz.mini.figures import Clip, held_out_story, judge, targets
+from fz.mini.figures import HeldOutClip, held_out_story, judge, targets
 from fz.mini.measure import load_eye
 from fz.mini.world import caption
 from fz.model import fast_cpu
@@ -47,7 +47,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "10 steps": {"steps": 10},
     "50 steps": {"steps": 50},
     "10 steps, reuse 3, window 0.6": {"steps": 10, "reuse": 3, "guidance_window": (0.0, 0.6)},
-    "--fast": {"steps": STEPS // 2, **FAST},
+    "fast": {"steps": STEPS // 2, **FAST},
 }
 # of an edit of each kind, what is to be right
 ASKED = {"attribute": "colour", "shape": "kind", "style": "style"}
@@ -84,7 +84,7 @@ class Way(Bench):
 def measured(way: Way, i: int) -> Row:
     """The i-th held-out clip inverted and edited three times: means over the edits, seconds of this process."""
     start, story = time.process_time(), held_out_story(i)
-    clip = Clip.of(way, story)
+    clip = HeldOutClip.of(way, story)
     outs = {}
     for kind, wished in targets(story, i).items():
         outs[kind] = way.edit(clip.source, clip.prompt, caption(wished), dict(PRESETS[kind])), wished
@@ -163,7 +163,7 @@ def drawing(rows: Mapping[str, Mapping[int, Row]], size: tuple[int, int] = (900,
     draw.text((margin, 30), "background PSNR to the source, dB", fill="black")
     for name, point in points.items():
         x, y = place(*point)
-        draw.ellipse([x - 5, y - 5, x + 5, y + 5], fill="crimson" if name == "--fast" else "steelblue")
+        draw.ellipse([x - 5, y - 5, x + 5, y + 5], fill="crimson" if name == "fast" else "steelblue")
         draw.text((x + 8, y - 12), name, fill="black")
     return picture
 

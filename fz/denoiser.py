@@ -15,18 +15,19 @@ from fz.model.deep import Deep, Reuse
 from fz.model.finite import Watch
 from fz.model.layers import Alter, Attend, TextContext
 from fz.model.unet import UNet
+from fz.shard import Shard
 
 
 @dataclass(frozen=True)
 class Denoiser:
     """eps = model(z, t, text, attend): the noise in z (B, F, 4, h, w) at timestep t, given one prompt a branch.
 
-    unet: what predicts it, whole or in chunks. schedule: the T timesteps of a run. frame_index: the frames that a frame
-    reads in self-attention (eq. 8). reuse: at which steps the whole UNet runs. deep: what a loop's shallow steps take
-    from its last full one; None: every call is a full one.
+    unet: what predicts it, whole, in chunks or on several processes. schedule: the T timesteps of a run. frame_index:
+    the frames that a frame reads in self-attention (eq. 8). reuse: at which steps the whole UNet runs. deep: what a
+    loop's shallow steps take from its last full one; None: every call is a full one.
     """
 
-    unet: UNet | Chunks
+    unet: UNet | Chunks | Shard
     schedule: Schedule
     frame_index: FrameIndex = FrameIndex()
     reuse: Reuse = Reuse()

@@ -16,22 +16,22 @@ from torch import Tensor, nn
 from fz import kernels
 from fz.attention import Plain, Recorder, StopForward
 from fz.chunks import Chunks, results
-from fz.frames import FrameIndex
+from fz.crossing import OWN
 from fz.fusion import Fuser
 from fz.memory.free import free_memory, gb
 from fz.model.layers import Alter, Attend, Site, TextContext
 from fz.model.unet import UNet
+from fz.shard import Shard
 
 # an edit's passes are of few kinds at a time: its own, the source's again, and before and after it others
 MOST = 4
-OWN = FrameIndex(())
 Run = Callable[[], Tensor | None]
 Prompts = tuple[TextContext, TextContext | None]
 
 
 def graphed(
-    unet: UNet | Chunks, wanted: str, device: torch.device, offload: bool, note: Callable[[str], None]
-) -> "tuple[UNet | Chunks | Graphs, list[str]]":
+    unet: UNet | Chunks | Shard, wanted: str, device: torch.device, offload: bool, note: Callable[[str], None]
+) -> "tuple[UNet | Chunks | Shard | Graphs, list[str]]":
     """The UNet as `--graph` wants it, and lines to be noted: 'auto', where graphs can be; 'on' says why they cannot;
     'off'. note: is told later, if capturing fails.
     """
@@ -41,14 +41,14 @@ def graphed(
     return Graphs(unet, note), ["graph: passes that come again are replayed as CUDA graphs; --graph off leaves it out"]
 
 
-def cannot(unet: UNet | Chunks, device: torch.device, offload: bool) -> str | None:
+def cannot(unet: UNet | Chunks | Shard, device: torch.device, offload: bool) -> str | None:
     """Why passes are not captured; None if they can be."""
     if device.type != "cuda":
         return f"on {device.type} there are no CUDA graphs"
     if kernels.choose(device) != "triton":
         return "attention without Triton's kernels asks the GPU for numbers"
-    if isinstance(unet, Chunks):
-        return "with --chunk passes differ"
+    if not isinstance(unet, UNet):
+        return "with --chunk and --shard passes differ"
     if offload:
         return "with --offload the model has no fixed place"
     return None

@@ -126,6 +126,7 @@ def test_eight_bit_products_are_the_products(then):
         exact = F.gelu(exact) if then == "gelu" else exact
         out = int8.Linear8(weight, b, 60)(x, then)
         assert 1e-3 < ((out - exact).norm() / exact.norm()).item() < 1.5e-2
+        assert int8.Linear8(weight, b, 60)(x[:0], then).shape == (0, 30, 96)
 
 
 @pytest.mark.skipif(not int8.has_int8(), reason="this CPU or PyTorch has no products of eight bits")

@@ -4,6 +4,7 @@ Choice, crop and resizing follow the released code's ImageSequenceDataset for a 
 offsets, short side to N (antialiased bilinear), centre crop. Sizes that are not square are this project's own. How
 files are decoded is `fz.clips.decode`'s question."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,20 +28,28 @@ COPIES = 3
 @dataclass(frozen=True)
 class Video:
     """frames (F, 3, H, W) float32 in [-1, 1]; fps after `every`; indices: the source's frame numbers; notes: what the
-    user should know.
+    user should know. Of a clip that was read from files: clip, what was asked for, and picture, the (H, W) of the
+    files' pictures before they were cropped and resized.
     """
 
     frames: torch.Tensor
     fps: float
     indices: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    clip: ClipSettings | None = None
+    picture: tuple[int, int] | None = None
 
-    def _repr_html_(self) -> str:
-        from fz.clips.media import to_uint8
-        from fz.clips.notebook import animation
-
-        frames = to_uint8(self.frames)
-        return animation(frames, self.fps, f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]}")
+    def some(self, count: int) -> "Video":
+        """`count` of its frames, or all if there are fewer, evenly apart from the first on: for a quick look at what an
+        edit does. Raises FzError for fewer than one.
+        """
+        if count < 1:
+            raise FzError(f"some: got {count} frames, expected at least 1.")
+        count = min(count, len(self.frames))
+        step = len(self.frames) // count
+        places = slice(0, count * step, step)
+        clip = self.clip and dataclasses.replace(self.clip, frames=count, every=self.clip.every * step)
+        return Video(self.frames[places], self.fps / step, self.indices[places], self.notes, clip, self.picture)
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class ClipPlan:
             # a channel at a time: large pictures in float32 are larger still
             for c in range(3):
                 out[places[index], c] = fit(to_float(part[..., c : c + 1]), self.size)
-        return Video(out, self.fps, self.indices, (*self.source.notes, *notes))
+        return Video(out, self.fps, self.indices, (*self.source.notes, *notes), self.clip, tuple(shape[:2]))
 
     def _seen(self, part: np.ndarray) -> list[str]:
         """What to tell of the part of the picture that is seen, and of what is left out of the source. Raises FzError

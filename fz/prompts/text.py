@@ -4,6 +4,7 @@ Tokenizer and text model are transformers'; what a word is, is `fz.words`'s ques
 """
 
 import re
+import threading
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,8 @@ class TextEncoder:
         self, tokenizer: CLIPTokenizer, model: CLIPTextModel, learned: Mapping[str, tuple[int, ...]] | None = None
     ):
         self.tokenizer, self.model = tokenizer, model
+        # transformers' fast tokenizers refuse two threads at once
+        self.lock = threading.Lock()
         self.learned = {word.lower(): ids for word, ids in (learned or {}).items()}
         # the longest first: '<cat>-2' is not '<cat>'
         words = sorted(self.learned, key=len, reverse=True)
@@ -77,7 +80,8 @@ class TextEncoder:
             raise FzError(f"prompt: got {prompt!r}, expected a sentence.")
         if not encodes(prompt):
             raise FzError(f"prompt: {prompt[:60]!r} has bytes that are no text, expected UTF-8. Write it again.")
-        body, starts = self.read(prompt)
+        with self.lock:
+            body, starts = self.read(prompt)
         words = words_of(prompt, starts)
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         if len(body) > LENGTH - 2:

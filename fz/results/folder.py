@@ -196,6 +196,23 @@ class ResultFolder:
         write_json(self.work / RUN, content)
 
 
+class NoFolder:
+    """Where a process writes whose results another one writes: nowhere."""
+
+    path = None
+
+    def __enter__(self) -> "NoFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def nothing(self, *content: Any, **more: Any) -> None:
+        pass
+
+    start = write_source = write_edit = add_latents = finish = nothing
+
+
 def frame_names(name: str, count: int) -> list[str]:
     return [f"frames/{name}/{i:05d}.png" for i in range(count)]
 
@@ -212,4 +229,4 @@ def completed(path: Path, *names: str) -> None:
     write_json(path / RUN, {**run, "files": sorted({*run["files"], *names})})
 
 
-__all__ = ["RUN", "ResultFolder", "as_json", "completed", "default_path", "read_run", "slug"]
+__all__ = ["RUN", "NoFolder", "ResultFolder", "as_json", "completed", "default_path", "read_run", "slug"]

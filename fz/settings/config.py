@@ -20,6 +20,7 @@ from fz.settings.checks import (
     check_number,
     check_one_of,
     check_sentence,
+    check_shard,
     check_whole,
     files_with,
     is_factor,
@@ -181,6 +182,7 @@ class Settings:
     clip_norm: bool = True
     reuse: int | str = 1  # deep features are computed every N-th step: 3, or '3:outer'
     chunk: int | None = None  # frames that the UNet takes at a time; None: all
+    shard: bool = False  # frames are split over the processes that torchrun started
     store: str = "auto"
     store_dtype: str = "same"
     cache: str | None = None  # where inversions are kept; None: the user's cache folder; 'none': nowhere
@@ -244,6 +246,7 @@ class Settings:
                 raise FzError(
                     f"{got}, expected one without: what hides the object spans chunks. Leave --chunk or --remove out."
                 )
+        check_shard(self)
         object.__setattr__(self, "guidance_window", window(self.guidance_window, "guidance_window"))
         if self.guidance_window != (0.0, 1.0) and self.method not in ("fatezero", "ddim"):
             got = f"guidance_window: got {self.guidance_window} with method {self.method}"

@@ -215,6 +215,9 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("threads", "threads", whole(1), "N", "CPU threads"),
         Flag("chunk", "chunk", whole(1), "N",
              "frames that the UNet takes at a time: less memory; with --per-frame-norm it does not grow with the clip"),
+        Flag("shard", "shard", None, "",
+             "split the clip's frames over the processes that torchrun started: torchrun --nproc-per-node N -m fz.run "
+             "--shard", const=True),
         Flag("store", "store", one_of(STORES), "WHICH",
              "the source's queries and keys: recompute them while editing, keep them in memory or on disk, or auto, "
              "by what is free"),

@@ -1,0 +1,40 @@
+"""The bench of `--fast`'s parts: paired, resumed, drawn. Nothing here says how good or fast anything is."""
+
+import numpy as np
+import pytest
+
+from bench import pareto
+from fz.settings.config import FAST
+
+
+def rows(**changes):
+    base = {"background psnr": 25.0, "outline iou": 0.8, "right": 1.0, "seconds": 40.0}
+    return {i: base | {"background psnr": 25.0 + i} | {k: v + i for k, v in changes.items()} for i in range(3)}
+
+
+def test_differences_are_paired():
+    found = pareto.table({"exact": rows(), "fast": rows(**{"background psnr": 24.0, "seconds": 8.0})})
+    line = next(line for line in found.splitlines() if line.startswith("| fast"))
+    # clips differ by 1 dB each, the ways by exactly 1: no interval but 0
+    assert "(-1.00 ± 0.00)" in line and line.startswith("| fast | 3 | 0.2")
+
+
+def test_the_fast_way_is_what_the_flag_takes():
+    assert pareto.WAYS["fast"] == {"steps": 10, **FAST}
+
+
+def test_a_point_stands_where_its_figures_say():
+    picture = np.array(pareto.drawing({"exact": rows(), "fast": rows(**{"seconds": 10.0, "background psnr": 20.0})}))
+    red = np.argwhere((picture == (220, 20, 60)).all(-1)).mean(0)
+    blue = np.argwhere((picture == (70, 130, 180)).all(-1)).mean(0)
+    assert red[1] < blue[1] and red[0] > blue[0], "further left, as it took less, and lower"
+
+
+@pytest.mark.slow
+def test_a_clip_is_measured_once(tmp_path, capsys):
+    line = ["--frames", "2", "--size", "64", "--clips", "1", "--ways", "fast", "--out", str(tmp_path)]
+    assert pareto.main(line) == 0
+    first = capsys.readouterr().out
+    assert "clip 0, fast:" in first and (tmp_path / "pareto.png").stat().st_size > 1000
+    assert pareto.main(line) == 0
+    assert "clip 0" not in capsys.readouterr().out
