@@ -381,7 +381,7 @@ def cache(tmp_path_factory):
     return ["--cache", str(tmp_path_factory.mktemp("cache"))]
 
 
-RUN = ["--steps", "4", "--frames", "2", "--threads", "1", "--device", "cpu", "--guidance", "4"]
+RUN = ["--steps", "4", "--frames", "2", "--size", "64", "--threads", "1", "--device", "cpu", "--guidance", "4"]
 BLUE = ["--target", "a blue car moving on the sand"]
 
 
