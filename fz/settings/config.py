@@ -50,6 +50,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 ALIGNS = ("auto", "replace", "refine", "plain")
 METHOD_NAMES = ("fatezero", "ddim", "sdedit", "null-p2p", "pnp")  # the table of them is `fz.baselines.METHODS`
+KNOWN = {"method": METHOD_NAMES, "dtype": DTYPES, "attention": ATTENTIONS, "store": STORES, "store_dtype": STORE_DTYPES,
+         "conv": CONVS, "graph": GRAPHS, "weights": WEIGHTS}  # fmt: skip
 REUSING = ("fatezero", "ddim")  # those that may take deep features of another step
 # the paper's ablations, as overlays of a run's settings
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
@@ -204,16 +206,10 @@ class Settings:
     notes: tuple[str, ...] = field(default=(), compare=False)  # what was decided on the user's behalf, printed
 
     def __post_init__(self):
-        check_one_of("method", self.method, METHOD_NAMES)
+        for name, known in KNOWN.items():
+            check_one_of(name, getattr(self, name), known)
         # one of several GPUs: cuda:1
         check_one_of("device", re.sub(r"^cuda:\d+$", "cuda", str(self.device)), DEVICES)
-        check_one_of("dtype", self.dtype, DTYPES)
-        check_one_of("attention", self.attention, ATTENTIONS)
-        check_one_of("store", self.store, STORES)
-        check_one_of("store_dtype", self.store_dtype, STORE_DTYPES)
-        check_one_of("conv", self.conv, CONVS)
-        check_one_of("graph", self.graph, GRAPHS)
-        check_one_of("weights", self.weights, WEIGHTS)
         if self.conv_memory is not None and not (
             isinstance(self.conv_memory, (int, float)) and 0 <= self.conv_memory < 1e6
         ):
