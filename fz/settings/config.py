@@ -30,8 +30,7 @@ from fz.settings.checks import (
     window,
     word_groups,
 )
-
-Size = int | tuple[int, int]
+from fz.settings.clip import ClipSettings, Crop, Size  # noqa: F401 (asked for here, too)
 
 DTYPES = ("float32", "float16", "bfloat16", "auto")  # auto: float16 on CUDA, else float32
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -66,32 +65,6 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 
 # `--fast`, beside half of the usual steps: what bench/pareto.py found to cost least for its time
 FAST: Mapping[str, Any] = {"weights": "int8", "reuse": 3, "guidance_window": (0.0, 0.6)}
-
-
-@dataclass(frozen=True)
-class Crop:
-    """Pixels cut from each side of the upright source picture before it is resized (the released configs' `offset`)."""
-
-    left: int = 0
-    right: int = 0
-    top: int = 0
-    bottom: int = 0
-
-
-@dataclass(frozen=True)
-class ClipSettings:
-    """Frames start, start + every, ... of a video file, gif, folder or glob of images, or single image.
-
-    frames: how many; None = all. size: N (short side to N, centre crop to N x N) or (H, W) (scaled to cover, keeping
-    its aspect ratio, then centre crop).
-    """
-
-    path: str
-    frames: int | None = 8
-    start: int = 0
-    every: int = 1
-    size: Size = 512
-    crop: Crop = Crop()
 
 
 @dataclass(frozen=True)

@@ -125,12 +125,14 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
              edit=True, const=True),
     ),
     "clip": (
-        Flag("size", "clip.size", size, "N|HxW", "short side to N and a square cut from the centre, or any height "
-                                                 "and width"),
+        Flag("size", "clip.size", size, "N|HxW", "short side to N and a square cut from the centre, any height and "
+                                                 "width, or original: the clip's own"),
         Flag("frames", "clip.frames", count, "N|all", "how many frames"),
         Flag("start", "clip.start", whole(0), "N", "the first frame, from 0"),
         Flag("every", "clip.every", whole(1), "N", "take every N-th frame"),
         Flag("crop", "clip.crop", crop, "L,R,T,B", "pixels to cut from left, right, top and bottom first"),
+        Flag("fps", "clip.fps", number, "R", "frames a second of the results; default: the clip's"),
+        Flag("no-audio", "clip.audio", None, "", "leave the clip's sound out of the results", const=False),
     ),
     "model": (
         Flag("checkpoint", "checkpoint", str, "PATH|NAME", "a diffusers folder, a .ckpt or .safetensors file, or a Hub "
