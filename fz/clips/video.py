@@ -14,6 +14,7 @@ import numpy as np
 
 from fz.clips.decode import Flatten, Frames, on_white, open_source
 from fz.clips.files import FASTEST, MAX_PIXELS, SLOWEST, check_rate
+from fz.clips.film import Colours, Sound, read_sound
 from fz.clips.taken import left_out
 from fz.errors import FzError
 from fz.memory.free import free_memory, gb
@@ -30,8 +31,7 @@ COPIES = 3
 @dataclass(frozen=True)
 class Video:
     """frames (F, 3, H, W) float32 in [-1, 1]; fps after `every`; indices: the source's frame numbers; notes: what the
-    user should know. Of a clip that was read from files: clip, what was asked for, and picture, the (H, W) of the
-    files' pictures before they were cropped and resized.
+    user should know; sound: the source's, while these frames are shown; colours: the source's tags.
     """
 
     frames: "torch.Tensor"
@@ -40,6 +40,8 @@ class Video:
     notes: tuple[str, ...] = ()
     clip: ClipSettings | None = None
     picture: tuple[int, int] | None = None
+    sound: Sound | None = None
+    colours: Colours = Colours()
 
     def some(self, count: int) -> "Video":
         """`count` of its frames, or all if there are fewer, evenly apart from the first on: for a quick look at what an
@@ -51,14 +53,24 @@ class Video:
         step = len(self.frames) // count
         places = slice(0, count * step, step)
         clip = self.clip and dataclasses.replace(self.clip, frames=count, every=self.clip.every * step)
-        return Video(self.frames[places], self.fps / step, self.indices[places], self.notes, clip, self.picture)
+        return Video(
+            self.frames[places],
+            self.fps / step,
+            self.indices[places],
+            self.notes,
+            clip,
+            self.picture,
+            None,
+            self.colours,
+        )
 
 
 @dataclass(frozen=True)
 class ClipPlan:
     """A clip whose file is open and whose choice and size are checked, but of which no picture is decoded.
 
-    positions: on the source's timeline; size (H, W); fps after `every`; multiple: of the model's sizes; notes.
+    positions: on the source's timeline; size (H, W); fps of the results; natural: the source's after `every`;
+    multiple: of the model's sizes; notes.
     """
 
     clip: ClipSettings
@@ -68,6 +80,7 @@ class ClipPlan:
     fps: float
     multiple: int
     notes: tuple[str, ...]
+    natural: float = 0.0
 
     @property
     def indices(self) -> tuple[int, ...]:
@@ -96,7 +109,24 @@ class ClipPlan:
             # a channel at a time: large pictures in float32 are larger still
             for c in range(3):
                 out[places[index], c] = fit(to_float(part[..., c : c + 1]), self.size)
-        return Video(out, self.fps, self.indices, (*self.source.notes, *notes), self.clip, tuple(shape[:2]))
+        sound = None if self.silent() else read_sound(self.source.path, *self.time())
+        if sound is None and not self.silent() and self.source.audio:
+            notes.append(f"{self.source.name}: none of its audio is in the time of these frames, or it cannot be read")
+        colours = getattr(self.source, "colours", Colours())
+        notes = (*self.source.notes, *notes)
+        return Video(out, self.fps, self.indices, notes, self.clip, tuple(shape[:2]), sound, colours)
+
+    def time(self) -> tuple[float, float]:
+        """(when the first frame is shown on the source's clock, how long all of them are), in seconds."""
+        return self.source.begins + self.positions[0] / self.source.fps, len(self.positions) / self.fps
+
+    def silent(self) -> str | None:
+        """Why there is no sound to keep, None where there is."""
+        if not self.source.audio:
+            return "there is none"
+        if not self.clip.audio:
+            return "--no-audio"
+        return "--fps changes the time" if self.clip.fps and self.clip.fps != self.natural else None
 
     def _seen(self, part: np.ndarray) -> list[str]:
         """What to tell of the part of the picture that is seen, and of what is left out of the source. Raises FzError
@@ -113,7 +143,9 @@ class ClipPlan:
         scale = max(height / h, width / w)
         if scale > 1.5:
             notes.append(f"{name} is {w}x{h} (width x height), enlarged {scale:.3g} times to cover {width}x{height}")
-        line = left_out(self.positions, self.source, (h, w), self.size, self.multiple)
+        line = left_out(
+            self.positions, self.source, (h, w), self.size, self.multiple, self.silent() if self.source.audio else None
+        )
         return [*notes, line] if line else notes
 
 
@@ -121,12 +153,17 @@ def plan_clip(clip: ClipSettings, multiple: int = 64, flatten: Flatten = on_whit
     """Open a clip's file and check the choice of frames, the size, the rate and the memory they take; decode no picture
     of files with an index. H and W are rounded to `multiple` (see round_size). Raises FzError for what cannot be.
     """
-    size, note = round_size(clip.size, multiple)
     _check(clip)
+    source = None
+    if clip.size == "original":
+        source = open_source(clip.path, flatten)
+        size, note = round_size(original_size(clip, source), multiple)
+    else:
+        size, note = round_size(clip.size, multiple)
     height, width = (size, size) if isinstance(size, int) else size
     if clip.frames is not None:
         check_memory(clip.frames, height, width)
-    source = open_source(clip.path, flatten)
+    source = source or open_source(clip.path, flatten)
     frames, notes = clip.frames, [note] if note else []
     if source.still and frames is not None and frames > 1:
         notes.append(f"{source.name} is one image: a clip of 1 frame, not {frames}")
@@ -136,7 +173,14 @@ def plan_clip(clip: ClipSettings, multiple: int = 64, flatten: Flatten = on_whit
     fps = source.fps
     if source.rated:
         fps = check_rate(source.fps / clip.every, _advice(source.fps, clip.every, source.name))
-    return ClipPlan(clip, source, positions, (height, width), fps, multiple, tuple(notes))
+    return ClipPlan(clip, source, positions, (height, width), clip.fps or fps, multiple, tuple(notes), fps)
+
+
+def original_size(clip: ClipSettings, source: Frames) -> tuple[int, int]:
+    """(H, W) of the source's picture within the crop; decodes one. Raises FzError for pictures that are too small."""
+    first = source.order[min(clip.start, source.count - 1)]
+    (_, picture), *_ = source.read([first])
+    return cut(picture, clip.crop).shape[:2]
 
 
 def read_clip(clip: ClipSettings, multiple: int = 64) -> Video:
@@ -263,6 +307,8 @@ def scaled_size(part: Sequence[int], size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _check(clip: ClipSettings):
+    if clip.fps is not None:
+        check_rate(clip.fps)
     lowest = {"start": 0, "every": 1, "frames": 1}
     for name, low in lowest.items():
         value = getattr(clip, name)

@@ -43,7 +43,16 @@ EDIT = {
     "lenient?": bool,
 }
 CROP = {"left": int, "right": int, "top": int, "bottom": int}
-CLIP = {"path": str, "frames?": (int, None), "start?": int, "every?": int, "size?": (int, [int]), "crop?": CROP}
+CLIP = {
+    "path": str,
+    "frames?": (int, None),
+    "start?": int,
+    "every?": int,
+    "size?": (int, [int], str),
+    "crop?": CROP,
+    "fps?": (*NUMBER, None),
+    "audio?": bool,
+}
 SCHEMA = {
     # 'finishing': all but what the run's own command adds, as its report
     "status": {"running", "finishing", "done"},
