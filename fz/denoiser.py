@@ -37,6 +37,11 @@ class Denoiser:
     control: Control | None = None
     watch: Watch = field(default_factory=Watch, init=False, repr=False, compare=False)
 
+    @property
+    def layers(self) -> UNet | Chunks:
+        """The UNet whose layers are called: a replayed graph calls none."""
+        return getattr(self.unet, "eager", self.unet)
+
     def remembering(self) -> "Denoiser":
         """The same for one loop over the schedule, whose shallow steps take the last full step's deep features."""
         return self if self.reuse.every == 1 else replace(self, deep=Deep(self.reuse.outer))
@@ -67,11 +72,11 @@ class Denoiser:
         if self.deep is not None:
             self.deep.shallow = not self.is_full(t)
             extra["deep"] = self.deep
-        models: dict[str, nn.Module | Chunks] = {"": self.unet}
+        models: dict[str, nn.Module | Chunks] = {"": self.layers}
         if control := self.control and self.control.at(t):
             extra["control"], models["control: "] = control, control.net
         eps = self.unet(z, t, text, attend, **extra)
-        self.watch.look(eps, models, t, lambda: self.unet(z, t, text, fresh(attend), **extra))
+        self.watch.look(eps, models, t, lambda: self.layers(z, t, text, fresh(attend), **extra))
         return eps
 
 

@@ -46,6 +46,8 @@ def check_control(settings: Any) -> None:
     if settings.reuse != 1:
         expected = "expected 1: the deep features of another step would lack its control. Leave --reuse out"
         raise FzError(f"control: got reuse {settings.reuse}, {expected}.")
+    if settings.graph == "on":
+        raise FzError("control: got --graph on, expected auto or off: passes with a ControlNet are not replayed.")
     if settings.shard:
         raise FzError("control: got --shard, expected one without the other. Leave one of them out.")
     if "canny" in given and settings.control_video not in (None, "canny"):

@@ -18,6 +18,7 @@ from fz.settings.config import (
     ATTENTIONS,
     CONVS,
     DTYPES,
+    GRAPHS,
     METHOD_NAMES,
     PRESETS,
     STORE_DTYPES,
@@ -222,6 +223,9 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("offload", "offload", None, "", "models on the GPU only while they are used, what is "
                                              "kept in RAM", const=True),
         Flag("compile", "compile", None, "", "compile the UNet's layers for a GPU", const=True),
+        Flag("graph", "graph", one_of(GRAPHS), "WHICH",
+             "replay passes as CUDA graphs, with the same result: auto, where that can be, on, which says why not, or "
+             "off"),
         Flag("threads", "threads", whole(1), "N", "CPU threads"),
         Flag("chunk", "chunk", whole(1), "N",
              "frames that the UNet takes at a time: less memory; with --per-frame-norm it does not grow with the clip"),
