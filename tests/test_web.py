@@ -284,6 +284,10 @@ def test_forms_are_checked():
     for bad in (
         {"kind": "x"},
         {"frames": 1000},
+        {"size": 8192},
+        {"steps": 10**9},
+        {"area_limit": float("nan")},
+        {"source": "a " * 600},
         {"frames": "8"},
         {"area": 1},
         {"weights": {"a": "b"}},
