@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fz.agreement import given_since, same_inversion, same_latents
 from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, named
 from fz.attention import MAP_STRIDE, Keep
 from fz.baselines import METHODS, EditFunction, editor_of
@@ -20,7 +21,7 @@ from fz.clips.notebook import animation
 from fz.clips.video import Video
 from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
-from fz.edit import Callback, Edit, invert, masks_of, reconstruct
+from fz.edit import Callback, Edit, invert, reconstruct
 from fz.errors import FzError
 from fz.guidance import Guidance
 from fz.keys import key_of_edit, key_of_inversion
@@ -39,7 +40,7 @@ from fz.saved import save_run
 from fz.settings.checks import is_factor
 from fz.settings.config import Settings
 from fz.source import Source, Store, keep_nothing
-from fz.stages import decode, encode, plan_edits, with_masks
+from fz.stages import decode, encode, masks_by_size, plan_edits, with_masks
 
 if TYPE_CHECKING:
     from fz.editor import Editor
@@ -62,7 +63,9 @@ class InvertedClip:
         self.tokens = checkpoint.text.tokens(settings.source)
         editor.check_chunks(settings, video)
         self.latent_size = tuple(side // checkpoint.vae.config.stride for side in video.frames.shape[-2:])
-        unet = editor.fit(self.latent_size, len(video.frames), settings.chunk, journal)
+        self.ranks = editor.ranks
+        self.own = self.ranks.own(len(video.frames))
+        unet = editor.fit(self.latent_size, self.own.stop - self.own.start, settings.chunk, journal)
         self.model = Denoiser(unet, schedule, editor.frame_index, Reuse.of(settings.reuse))
         self.source = Source(editor.embed(settings.source))
         self.kept: Inversion | Unkept = Unkept()
@@ -154,7 +157,8 @@ class InvertedClip:
         footprint = Footprint(
             editor.checkpoint.unet,
             self.latent_size,
-            len(self.video.frames),
+            # processes on a CPU share its memory
+            len(self.video.frames) if editor.device.type == "cpu" else self.own.stop - self.own.start,
             settings.chunk,
             2 if settings.guidance > 1 else 1,
             settings.offload,
@@ -165,15 +169,18 @@ class InvertedClip:
         per_step = [keep(k) if reuse.is_full(k, steps) else Keep() for k in range(steps)]
         # what is free differs from run to run: said, not noted
         self.mode = choose_store(settings.store, footprint, per_step, kept.operands, editor.device, self.journal.say)
+        # passes are made together: what is computed again has to be so in all
+        self.mode = self.ranks.agree(self.mode)
         self.kept, self.keep = kept, keep_for(self.mode, per_step.__getitem__)
 
     def encode(self) -> None:
         """The clip's z_0, from the inversion's folder if it is there."""
-        z0, device, vae = self.kept.z0(), self.editor.device, self.editor.checkpoint.vae
+        z0, device, vae = self.ranks.agree(self.kept.z0()), self.editor.device, self.editor.checkpoint.vae
         found = z0 is not None
         if not found:
             with self.journal.timed("encode", device), self.editor.resident(vae):
-                z0 = encode(vae, self.video.frames, device, self.journal.note)
+                z0 = encode(vae, self.video.frames[self.own], device, self.journal.note)
+            z0 = self.ranks.gather(z0, len(self.video.frames))
         self.source.latents[CLEAN] = z0.to(device)
         if not found:
             self.kept.save(0, self.source, self.schedule)
@@ -182,7 +189,7 @@ class InvertedClip:
         """Invert z_0: as much as the inversion's folder has of it, and the rest."""
         source, schedule, editor = self.source, self.schedule, self.editor
         source.store, source.keep = self.store("inversion"), self.keep
-        restored = self.kept.restore(source, schedule, editor.device)
+        restored = same_inversion(self.ranks, source, schedule, self.kept.restore(source, schedule, editor.device))
         if restored:
             self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.kept.folder}")
         with self.journal.steps("invert", "inverting", schedule.steps, editor.device) as advance:
@@ -201,8 +208,11 @@ class InvertedClip:
 
             for _ in range(restored):
                 advance()
+            given = self.ranks.given
             with editor.resident(editor.checkpoint.unet):
                 invert(self.model, source, after_step)
+            for line in given_since(self.ranks, given, schedule.steps - restored, "inversion"):
+                self.journal.say(line)
 
     def attending(self, settings: Settings, journal: Journal) -> Source:
         """Whose attention is fused: inversion's, or that of a sampling pass of the reconstruction prompt."""
@@ -259,7 +269,7 @@ class InvertedClip:
         edit = self.method_of(settings, guidance, journal)
         target = editor.embed(settings.edits[0].target)
         log = self.kept.edit_log(self.edit_key(settings, plan, target, guidance.negative))
-        done = leading(log, steps, editor.device) if method.resumes else []
+        done = same_latents(self.ranks, leading(log, steps, editor.device) if method.resumes else [], editor.device)
         # shallow steps want the deep features of their full step, which is done again
         done = done[: self.model.full_step(len(done))] if len(done) < steps else done
         if done:
@@ -278,8 +288,11 @@ class InvertedClip:
             for _ in done:
                 advance()
             task = Edit(target, plan.fusion, plan.region, done)
+            given = self.ranks.given
             with editor.resident(editor.checkpoint.unet):
                 z = edit(self.model, attending, task, guidance, after_step)
+            for line in given_since(self.ranks, given, steps - len(done), "editing"):
+                journal.say(line)
             if not torch.isfinite(z).all():
                 where = f"edit {number}: latents of method {settings.method} hold NaN or infinity"
                 raise NotFinite(f"{where}; expected finite values. Try --dtype float32.")
@@ -298,7 +311,8 @@ class InvertedClip:
         """Decode z_0; outside of `changes` (`changed_pixels`) the clip's pixels. (F, 3, H, W) float32 in [-1, 1]."""
         vae = self.editor.checkpoint.vae
         with self.editor.resident(vae):
-            frames = decode(vae, z, self.editor.device, journal.note)
+            frames = decode(vae, z[self.own], self.editor.device, journal.note)
+        frames = self.ranks.gather(frames, len(z))
         if changes is not None:
             frames = paste_background(frames, self.video.frames, changes)
         return frames.float().clamp(-1, 1)
@@ -327,9 +341,3 @@ class InvertedClip:
         latents, times = self.source.latents, (CLEAN, *reversed(self.schedule.timesteps))
         steps = {f"inverted.{i:03d}": latents[t] for i, t in enumerate(times)} if len(latents) > 1 else {}
         return {**steps, "z0": latents[CLEAN]}
-
-
-def masks_by_size(model: Denoiser, source: Source, task: Edit) -> dict[int, dict[tuple[int, int], Tensor]]:
-    """The masks of an edit's self-attention: edit step -> (h, w) -> (F, h, w) bool."""
-    masks = {k: masks_of(model, source, task, k) for k in range(model.schedule.steps)}
-    return {k: {tuple(m.shape[-2:]): m for m in of.values()} for k, of in masks.items() if of}

@@ -16,8 +16,9 @@ from fz.model.finite import NotFinite, Watch
 from fz.settings.place import expanded
 from fz.weights import architecture as arch
 from fz.weights import layouts
-from fz.weights.load import load_checkpoint, load_tokenizer
+from fz.weights.load import load_checkpoint
 from fz.weights.read import read_json, read_weights
+from fz.weights.tokenizer import load_tokenizer
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4).half(), "e": torch.empty(0, 3)}
 
