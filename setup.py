@@ -20,11 +20,12 @@ setup(
         "fz.tuning",
         "fz.baselines",
         "fz.mini",
+        "fz.web",
         "fz.kernels",
         "fz.weights",
     ],
     package_dir={"fz": "fz", "fz.kernels": "kernels", "fz.weights": "weights"},
-    package_data={"fz": ["py.typed"], "fz.weights": ["mini/**/*"]},
+    package_data={"fz": ["py.typed"], "fz.web": ["*.js", "*.css", "*.svg"], "fz.weights": ["mini/**/*"]},
     entry_points={"console_scripts": ["fz = fz.__main__:main"]},
     install_requires=[
         "torch>=2.6",
@@ -39,7 +40,9 @@ setup(
         "triton>=3.2; platform_system == 'Linux' and platform_machine == 'x86_64'",
     ],
     extras_require={
+        "web": ["gradio>=6"],  # `fz web`: the page to edit with
         "completion": ["argcomplete"],  # flags completed by the shell
         "test": ["pytest", "ruff", "argcomplete", "diffusers", "peft"],  # diffusers and peft: parity tests only
+        "web-test": ["selenium"],  # drives the page in Chromium
     },
 )

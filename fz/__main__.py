@@ -14,6 +14,7 @@ COMMANDS = {
     "tune": "tune a checkpoint on a clip, for edits of shape",
     "prompt": "show what an edit will do to each word, before it is run",
     "sweep": "many settings of an edit from one inversion, on one sheet",
+    "web": "a page to edit with, in the browser",
     "batch": "many clips, a benchmark, many GPUs: one table of all results",
     "evaluate": "measure folders of results",
     "report": "write a page of a folder of results",

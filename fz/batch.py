@@ -74,7 +74,7 @@ def answer(argv: list[str]) -> None:
     from fz.results.batch import text_table, write_batch
 
     place = Place.of_environment()
-    queue = Queue(jobs, out, place, bars(), getattr(given, "clip_model", None))
+    queue = Queue(jobs, out, place, bars(getattr(given, "verbose", False)), getattr(given, "clip_model", None))
     if dry_run:
         if place.rank == 0:
             say_checked(queue.check())

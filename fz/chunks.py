@@ -1,6 +1,6 @@
 """Long clips: a UNet whose forward pass takes N frames at a time, with the result of taking all of them.
 
-Three things cross frames: clip GroupNorm, keys and values of other frames, a tuned model's temporal layers. With clip
+Three things cross frames (`fz.crossing`): clip GroupNorm, keys and values of other frames, temporal layers. With clip
 statistics every norm needs all frames: activations stay whole and the layers with large workspaces take N frames each.
 With statistics per frame, whole chunks run through the UNet and share keys and values only, so that memory does not
 grow with the clip.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fz.attention import Kept, Plain, Recorder, StopForward
+from fz.crossing import OWN, Attending, Chunk, Reading, of_frames
 from fz.errors import FzError
 from fz.frames import ABSOLUTE, FrameIndex
 from fz.fusion import Fuser
@@ -21,10 +22,9 @@ from fz.model.deep import Deep
 from fz.model.layers import Attend, Operands, Site, TextContext
 from fz.model.some_frames import some_frames_at_once
 from fz.model.unet import UNet
+from fz.shard import Shard
 
-Attending = Plain | Recorder | Fuser
 Shared = dict[tuple[str, str], dict[int, Tensor]]  # (site, 'k' or 'v') -> frame -> (B, N, Nh, D)
-OWN = FrameIndex(())
 
 
 class Chunks:
@@ -83,8 +83,8 @@ class Chunks:
         for chunk in chunks:
             inner = of_chunk(attend, chunk)
             try:
-                part = deep and deep.part(chunk.own)
-                eps[:, chunk.own] = self.unet(z[:, chunk.own], t, text, Sharing(inner, chunk, shared), deep=part)
+                part, reading = deep and deep.part(chunk.own), Reading(inner, chunk, Earlier(chunk, shared))
+                eps[:, chunk.own] = self.unet(z[:, chunk.own], t, text, reading, deep=part)
             except StopForward:
                 stopped = True
             found.append(results(inner))
@@ -128,58 +128,13 @@ def runs(frames, size: int) -> list[list[int]]:
     return [frames[i : i + size] for i in range(0, len(frames), size)]
 
 
-@dataclass
-class Chunk:
-    """Some frames of a clip that are computed together; takes a FrameIndex's place in the attention of these frames.
-
-    everything: keys of all frames are there; else of these, and, after them, of the others that these read.
-    """
-
-    index: FrameIndex
-    frames: int
-    own: list[int]
-    everything: bool = False
-    following: "list[Chunk]" = field(default_factory=list, repr=False)
-    _seen: dict[str, list[int]] = field(default_factory=dict, repr=False)
-    _tables: dict[str, Tensor] = field(default_factory=dict, repr=False)
-
-    def seen(self, site: Site) -> list[int]:
-        """The frames whose keys and values are there at this site, in their order."""
-        if self.everything:
-            return list(range(self.frames))
-        if site.name not in self._seen:
-            read = set(self.index.table(site, self.frames)[self.own].flatten().tolist())
-            self._seen[site.name] = self.own + sorted(read - set(self.own))
-        return self._seen[site.name]
-
-    def lacks(self, site: Site) -> list[int]:
-        """Frames that these read and that are not theirs."""
-        return self.seen(site)[len(self.own) :]
-
-    def table(self, site: Site, frames: int) -> Tensor:
-        """(own, R) int64: places in `seen` of the frames that each own frame attends to; made once for each site."""
-        if site.name not in self._tables:
-            place = torch.zeros(self.frames, dtype=torch.int64)
-            seen = self.seen(site)
-            place[seen] = torch.arange(len(seen))
-            self._tables[site.name] = place[self.index.table(site, self.frames)[self.own]]
-        return self._tables[site.name]
-
-
 def of_chunk(attend: Attending, chunk: Chunk) -> Attending:
     """The same attention of some frames: its masks and the source's operands are these frames' only."""
-    if isinstance(attend, Plain):
-        return Plain(chunk)
-    if isinstance(attend, Recorder):
-        return replace(attend, frame_index=chunk, maps={}, kept={})
-    if attend.hides_object:
-        raise FzError(
-            "chunk: got an edit that removes an object, expected one without: what hides it spans chunks. Leave out "
-            "--chunk."
-        )
-    masks = attend.masks and {stride: mask[chunk.own] for stride, mask in attend.masks.items()}
+    inner = of_frames(attend, chunk, "chunk")
+    if not isinstance(attend, Fuser):
+        return inner
     kept = attend.kept.chunk(chunk) if isinstance(attend.kept, Deferred) else KeptOfChunk(attend.kept, chunk)
-    return replace(attend, frame_index=chunk, masks=masks, kept=kept)
+    return replace(inner, kept=kept)
 
 
 @dataclass
@@ -276,45 +231,22 @@ class Queries(Operands):
 
 
 @dataclass
-class Sharing:
-    """Attention of one chunk, whose keys and values are its own and those that earlier chunks have left in `shared`."""
+class Earlier:
+    """The keys and values that earlier chunks left in `shared`, where later ones read them: `Others` of a chunk."""
 
-    inner: Attending
     chunk: Chunk
     shared: Shared
-    keeps_all: bool = False  # of the keys that the chunk reads, rather than its own
 
-    def __call__(self, site: Site, x: Operands) -> Tensor:
-        if site.kind == "cross":
-            return self.inner(site, x)
-        return self.inner(site, SharedOperands(x, site, self))
-
-
-class SharedOperands(Operands):
-    """A chunk's operands; its keys and values are followed by those of other frames that it reads."""
-
-    def __init__(self, x: Operands, site: Site, sharing: Sharing):
-        super().__init__(x.layer, x.tokens, x.text)
-        self.site, self.chunk, self.shared = site, sharing.chunk, sharing.shared
-        self.chunk.seen(site)
-        self.own = slice(None) if sharing.keeps_all else slice(len(self.chunk.own))
-
-    def k(self, branches: slice = slice(None)) -> Tensor:
-        return self._with_others("k", super().k(branches))
-
-    def v(self, branches: slice = slice(None)) -> Tensor:
-        return self._with_others("v", super().v(branches))
-
-    def _with_others(self, which: str, own: Tensor) -> Tensor:
-        known = self.shared.get((self.site.name, which), {})
-        lacking = [known[f] for f in self.chunk.lacks(self.site)]
-        wanted = {f for chunk in self.chunk.following for f in chunk.lacks(self.site)}
+    def with_others(self, site: Site, which: str, own: Tensor) -> Tensor:
+        known = self.shared.get((site.name, which), {})
+        lacking = [known[f] for f in self.chunk.lacks(site)]
+        wanted = {f for chunk in self.chunk.following for f in chunk.lacks(site)}
         mine = {f: own[:, i].clone() for i, f in enumerate(self.chunk.own) if f in wanted}
-        self.shared[self.site.name, which] = {f: x for f, x in known.items() if f in wanted} | mine
+        self.shared[site.name, which] = {f: x for f, x in known.items() if f in wanted} | mine
         return torch.cat([own, torch.stack(lacking, dim=1)], dim=1) if lacking else own
 
 
-def kept_of(unet: UNet | Chunks, seen: Recorder, z: Tensor, t: int, text: TextContext) -> "Kept | Deferred":
+def kept_of(unet: UNet | Chunks | Shard, seen: Recorder, z: Tensor, t: int, text: TextContext) -> "Kept | Deferred":
     """What a Recorder keeps of a pass that it may break off; of chunks that run alone only when the same chunk is fused
     with it.
     """
@@ -341,5 +273,6 @@ class Deferred:
     def chunk(self, chunk: Chunk) -> dict[str, tuple[Tensor, ...]]:
         seen = of_chunk(self.recorder, chunk)
         with contextlib.suppress(StopForward):
-            self.unet(self.z[:, chunk.own], self.t, self.text, Sharing(seen, chunk, self.shared, keeps_all=True))
+            reading = Reading(seen, chunk, Earlier(chunk, self.shared), keeps_all=True)
+            self.unet(self.z[:, chunk.own], self.t, self.text, reading)
         return seen.kept

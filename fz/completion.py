@@ -4,7 +4,7 @@
 
 import argparse
 
-from fz import batch, evaluate, prompt, report
+from fz import batch, evaluate, prompt, report, web
 from fz.settings import flags
 from fz.tuning import settings as tuning
 
@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         "tune": tuning.parser(),
         "prompt": prompt.build_parser(),
         "sweep": flags.build_parser(),
+        "web": web.build_parser(),
         "batch": batch.build_parser(),
         "evaluate": evaluate.build_parser(),
         "report": report.build_parser(),

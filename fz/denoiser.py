@@ -15,23 +15,29 @@ from fz.model.deep import Deep, Reuse
 from fz.model.finite import Watch
 from fz.model.layers import Alter, Attend, TextContext
 from fz.model.unet import UNet
+from fz.shard import Shard
 
 
 @dataclass(frozen=True)
 class Denoiser:
     """eps = model(z, t, text, attend): the noise in z (B, F, 4, h, w) at timestep t, given one prompt a branch.
 
-    unet: what predicts it, whole or in chunks. schedule: the T timesteps of a run. frame_index: the frames that a frame
-    reads in self-attention (eq. 8). reuse: at which steps the whole UNet runs. deep: what a loop's shallow steps take
-    from its last full one; None: every call is a full one.
+    unet: what predicts it, whole, in chunks or on several processes. schedule: the T timesteps of a run. frame_index:
+    the frames that a frame reads in self-attention (eq. 8). reuse: at which steps the whole UNet runs. deep: what a
+    loop's shallow steps take from its last full one; None: every call is a full one.
     """
 
-    unet: UNet | Chunks
+    unet: UNet | Chunks | Shard
     schedule: Schedule
     frame_index: FrameIndex = FrameIndex()
     reuse: Reuse = Reuse()
     deep: Deep | None = None
     watch: Watch = field(default_factory=Watch, init=False, repr=False, compare=False)
+
+    @property
+    def layers(self) -> UNet | Chunks:
+        """The UNet whose layers are called: a replayed graph calls none."""
+        return getattr(self.unet, "eager", self.unet)
 
     def remembering(self) -> "Denoiser":
         """The same for one loop over the schedule, whose shallow steps take the last full step's deep features."""
@@ -64,7 +70,7 @@ class Denoiser:
             self.deep.shallow = not self.is_full(t)
             extra["deep"] = self.deep
         eps = self.unet(z, t, text, attend, **extra)
-        self.watch.look(eps, self.unet, t, lambda: self.unet(z, t, text, fresh(attend), **extra))
+        self.watch.look(eps, self.layers, t, lambda: self.layers(z, t, text, fresh(attend), **extra))
         return eps
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fz import mini
-from fz.arguments import OF_INVERTING, OF_LOADING, called, named, path_of
+from fz.arguments import OF_AN_EDIT, OF_INVERTING, OF_LOADING, called, edit_of, named, path_of
 from fz.attention import Keep
 from fz.checkpoint import choose_frame_index, settled
 from fz.checkpoint import load as load_checkpoint
@@ -24,7 +24,9 @@ from fz.clips.arrays import ClipLike, as_video
 from fz.clips.video import Video
 from fz.edit import Callback
 from fz.errors import FzError
+from fz.graphs import Graphs, graphed
 from fz.inverted import InvertedClip
+from fz.memory.budget import Footprint, Prediction, prediction
 from fz.memory.inversions import Inversion
 from fz.memory.machine import pick_device
 from fz.memory.offload import resident
@@ -33,7 +35,11 @@ from fz.model import fast_cpu
 from fz.model.compiled import compile_step
 from fz.model.unet import UNet
 from fz.progress import Journal, Progress, bars
+from fz.prompts.describe import Explained, explained
+from fz.ranks import Alone
 from fz.settings.config import ClipSettings, EditSettings, Settings
+from fz.shard import Shard
+from fz.stages import plan_edits
 from fz.weights.load import Checkpoint
 
 
@@ -46,7 +52,7 @@ def load(
     device: auto, cpu, cuda or mps. dtype: float32, float16, bfloat16, or auto: float16 on CUDA, else float32. settings:
     others of the model, by their names on the command line: vae, tokenizer, model_config, ema, lora (files, or pairs of
     a file and a strength), embedding (files, or pairs of a file and a word), clip_skip, clip_norm, offload, compile,
-    threads, conv, conv_memory. Raises FzError for a checkpoint that is none and for settings that cannot be.
+    graph, threads, conv, conv_memory. Raises FzError for a checkpoint that is none and for settings that cannot be.
     """
     usual = {name: value for name, value in mini.DEFAULTS.items() if "." not in name} if checkpoint is None else {}
     unknown = Settings(ClipSettings("a clip"), "a clip", (EditSettings("a clip"),), cache="none")
@@ -61,11 +67,12 @@ def load(
     )
 
 
+FastUNet = UNet | Chunks | Shard | Graphs
 # settings that change nothing of a loaded model; whatever else there is may
 NOT_OF_MODELS = (
     "clip", "source", "edits", "negative", "method", "strength", "steps", "guidance", "guidance_window", "attention",
     "reconstruction_prompt", "frame_index", "least_channels", "chunk", "store", "store_dtype", "cache", "seed", "out",
-    "overwrite", "save_latents", "report", "dry_run", "notes",
+    "overwrite", "save_latents", "report", "dry_run", "notes", "shard", "reuse",
 )  # fmt: skip
 
 
@@ -79,7 +86,7 @@ class Models:
     of: dict[str, Any] = dataclasses.field(default_factory=dict)
     checkpoint: Checkpoint | None = None
     vae_dtype: torch.dtype | None = None
-    fitted: dict[tuple[Any, ...], tuple[UNet | Chunks, list[str]]] = dataclasses.field(default_factory=dict)
+    fitted: dict[tuple[Any, ...], tuple[FastUNet, list[str]]] = dataclasses.field(default_factory=dict)
 
     def get(self, settings: Settings, device: torch.device) -> Checkpoint:
         """The settings' checkpoint on its device."""
@@ -105,8 +112,17 @@ class Editor:
     checkpoint: its parts. device: where it runs. multiple: what the sides of a clip are multiples of, in pixels.
     """
 
-    def __init__(self, settings: Settings, journal: Journal | None = None, models: "Models | None" = None):
-        """models: what an earlier editor has loaded, taken where it is what these settings name."""
+    def __init__(
+        self,
+        settings: Settings,
+        journal: Journal | None = None,
+        models: "Models | None" = None,
+        ranks: Alone | None = None,
+    ):
+        """models: what an earlier editor has loaded, taken where it is what these settings name. ranks: the processes
+        that have the clip's frames; one, unless given.
+        """
+        self.ranks = ranks or Alone()
         journal, models = journal or Journal(), models or Models()
         settings, _ = settled(settings)
         self.settings, self.device = settings, pick_device(settings.device)
@@ -143,7 +159,7 @@ class Editor:
         if given.get("store") == "disk":
             raise FzError("store: got 'disk', expected auto, memory or recompute; 'disk' is the command line's.")
         video = as_video(clip, self.multiple)
-        about = ClipSettings("a clip", len(video.frames), size=tuple(video.frames.shape[-2:]))
+        about = video.clip or ClipSettings("a clip", len(video.frames), size=tuple(video.frames.shape[-2:]))
         cache = path_of(cache, "cache")
         chosen = dataclasses.replace(self.settings, clip=about, source=source, cache=cache or "none", **given)
         journal = Journal(bars() if progress else Progress())
@@ -162,6 +178,26 @@ class Editor:
         inversion.kept = Unkept()
         return inversion
 
+    def explain(
+        self, source: str, target: str | None = None, *, kind: str | None = None, steps: int | None = None, **edit: Any
+    ) -> Explained:
+        """What an edit will do to each word, before anything is inverted. edit: an edit's settings, as in
+        `InvertedClip.edit`. Raises FzError for what cannot be, as prompts that are too long.
+        """
+        asked = edit_of(source, target, kind, named(edit, OF_AN_EDIT, "explain"))
+        chosen = dataclasses.replace(self.settings, source=source, edits=(asked,), steps=steps or self.settings.steps)
+        (plan,) = plan_edits(chosen, self.checkpoint.text, lambda line: None)
+        tokens = [self.checkpoint.text.tokens(prompt) for prompt in (source, asked.target)]
+        return explained(asked, plan, *tokens, chosen.steps)
+
+    def predicted(self, frames: int, size: tuple[int, int], steps: int | None = None) -> Prediction:
+        """How much memory will inverting and editing so many frames of (H, W) take? Counted, not measured."""
+        stride, settings = self.checkpoint.vae.config.stride, self.settings
+        latent_size, branches = tuple(side // stride for side in size), 2 if settings.guidance > 1 else 1
+        unet, vae = self.checkpoint.unet, self.checkpoint.vae
+        footprint = Footprint(unet, latent_size, frames, settings.chunk, branches, settings.offload, vae)
+        return prediction(footprint, steps or settings.steps, self.device)
+
     def check_chunks(self, settings: Settings, video: Video | None) -> None:
         """Raise FzError now for a clip that cannot be done so many frames at a time."""
         if settings.chunk is not None:
@@ -169,9 +205,9 @@ class Editor:
             if video is not None:
                 chunks.cut(self.frame_index, len(video.frames))
 
-    def fit(self, latent_size: tuple[int, int], frames: int, chunk: int | None, journal: Journal) -> UNet | Chunks:
-        """The UNet made fast for clips of that size and length, `chunk` frames at a time or all of them. The last one
-        is kept: clips of one size share it.
+    def fit(self, latent_size: tuple[int, int], frames: int, chunk: int | None, journal: Journal) -> FastUNet:
+        """The UNet made fast for clips of that size and that many frames here, `chunk` at a time or all of them. The
+        last one is kept: clips of one size share it.
         """
         settings, unet, wanted = self.settings, self.checkpoint.unet, (latent_size, frames, chunk)
         if wanted not in self.fitted:
@@ -180,8 +216,10 @@ class Editor:
                 unet, line = fast_cpu.prepare(
                     unet, latent_size, chunk or frames, settings.conv, budget, settings.weights
                 )
-            fast = Chunks(unet, chunk) if chunk else unet
+            fast = Chunks(unet, chunk) if chunk else Shard(unet, self.ranks) if self.ranks.world > 1 else unet
             lines = [line, *([compile_step(fast, self.device)] if settings.compile else [])]
+            fast, said = graphed(fast, settings.graph, self.device, settings.offload, journal.note)
+            lines += said
             self.fitted.clear()
             self.fitted[wanted] = fast, lines
         fast, lines = self.fitted[wanted]

@@ -5,14 +5,14 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-import fz
-from fz import kernels
+from fz.agreement import given_since, same_inversion, same_latents
 from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, named
 from fz.attention import MAP_STRIDE, Keep
 from fz.baselines import METHODS, EditFunction, editor_of
@@ -21,22 +21,26 @@ from fz.clips.notebook import animation
 from fz.clips.video import Video
 from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
-from fz.edit import Callback, Edit, invert, masks_of, reconstruct
+from fz.edit import Callback, Edit, invert, reconstruct
+from fz.errors import FzError
 from fz.guidance import Guidance
-from fz.masks import changed_pixels, paste_background
+from fz.keys import key_of_edit, key_of_inversion
+from fz.masks import blend_mask, changed_pixels, paste_background
 from fz.memory.budget import Footprint, choose_store, keep_for, kept_for
-from fz.memory.inversions import Inversion, digest, leading, model_digest
+from fz.memory.inversions import Inversion, digest, leading
 from fz.memory.unkept import Unkept
-from fz.model import fast_cpu
 from fz.model.deep import Reuse
 from fz.model.finite import NotFinite
 from fz.progress import Journal, Progress, bars
+from fz.prompts import align
 from fz.prompts.align import word_positions
 from fz.prompts.plan import Plan
 from fz.results.result import Edited
+from fz.saved import save_run
+from fz.settings.checks import is_factor
 from fz.settings.config import Settings
 from fz.source import Source, Store, keep_nothing
-from fz.stages import decode, encode, plan_edits, with_masks
+from fz.stages import decode, encode, masks_by_size, plan_edits, with_masks
 
 if TYPE_CHECKING:
     from fz.editor import Editor
@@ -59,7 +63,9 @@ class InvertedClip:
         self.tokens = checkpoint.text.tokens(settings.source)
         editor.check_chunks(settings, video)
         self.latent_size = tuple(side // checkpoint.vae.config.stride for side in video.frames.shape[-2:])
-        unet = editor.fit(self.latent_size, len(video.frames), settings.chunk, journal)
+        self.ranks = editor.ranks
+        self.own = self.ranks.own(len(video.frames))
+        unet = editor.fit(self.latent_size, self.own.stop - self.own.start, settings.chunk, journal)
         self.model = Denoiser(unet, schedule, editor.frame_index, Reuse.of(settings.reuse))
         self.source = Source(editor.embed(settings.source))
         self.kept: Inversion | Unkept = Unkept()
@@ -111,6 +117,25 @@ class InvertedClip:
         size = tuple(side // MAP_STRIDE for side in self.latent_size)
         return self.averaged_maps()[..., positions].sum(-1).unflatten(1, size)
 
+    def mask(self, words: str | Sequence[str], threshold: float = 0.3) -> Tensor:
+        """Where an edit of these words of the source may change the clip, before it is run: (F, H, W) bool at the
+        clip's size, the steady mask of `keep_background` (eq. 6 of the mean of the steps' maps). Raises FzError for a
+        word that is not in the source and for a threshold that is none.
+        """
+        if not is_factor(threshold) or not 0 <= threshold <= 1:
+            raise FzError(f"threshold: got {threshold!r}, expected a number from 0 (all) to 1 (nothing).")
+        listed = [words] if isinstance(words, str) else words
+        positions = [p for word in listed for p in word_positions(self.tokens, word, "mask")]
+        map_size = tuple(side // MAP_STRIDE for side in self.latent_size)
+        pixels = tuple(self.video.frames.shape[-2:])
+        return blend_mask(self.averaged_maps(), align.weights(positions), threshold, map_size, pixels)
+
+    def save(self, out: str | Path, *edits: Edited) -> Path:
+        """Write the folder that `fz run` writes, of these edits: clips, frames, masks, attention, run.json. Returns its
+        path. Raises FzError for a folder that holds something else, and for edits that cannot be of one run.
+        """
+        return save_run(self, out, edits)
+
     def averaged_maps(self) -> Tensor:
         """The source's cross-attention averaged over heads, layers and steps, (F, N, 77) on the CPU."""
         return torch.stack([self.source.maps[t] for t in self.schedule.timesteps]).mean(0).cpu()
@@ -122,30 +147,7 @@ class InvertedClip:
 
     def key(self) -> str:
         """A hash of all that the inverted latents depend on."""
-        settings, unet, device = self.settings, self.editor.checkpoint.unet, self.editor.device
-        times = (CLEAN, *self.schedule.timesteps)
-        return digest(
-            self.video.frames,
-            self.source.embedding,
-            # heads, groups and the like, which no weight shows
-            unet.config,
-            self.editor.checkpoint.vae.config,
-            model_digest(unet),
-            model_digest(self.editor.checkpoint.vae),
-            [self.schedule.timesteps, [self.schedule.alpha_bar(t) for t in times]],
-            dataclasses.asdict(self.editor.frame_index),
-            [
-                settings.clip_norm,
-                settings.chunk,
-                settings.dtype,
-                str(device),
-                settings.compile,
-                settings.reuse,
-                settings.weights,
-            ],
-            [kernels.choose(device), fast_cpu.signature(self.model.unet), torch.get_num_threads()],
-            [fz.__version__, torch.__version__],
-        )
+        return key_of_inversion(self)
 
     def choose_store(self, kept: Inversion | Unkept, keep: Callable[[int], Keep]) -> None:
         """Decide where the source's queries and keys stay, of which `keep` says those that edits need. Raises FzError
@@ -155,7 +157,8 @@ class InvertedClip:
         footprint = Footprint(
             editor.checkpoint.unet,
             self.latent_size,
-            len(self.video.frames),
+            # processes on a CPU share its memory
+            len(self.video.frames) if editor.device.type == "cpu" else self.own.stop - self.own.start,
             settings.chunk,
             2 if settings.guidance > 1 else 1,
             settings.offload,
@@ -166,15 +169,18 @@ class InvertedClip:
         per_step = [keep(k) if reuse.is_full(k, steps) else Keep() for k in range(steps)]
         # what is free differs from run to run: said, not noted
         self.mode = choose_store(settings.store, footprint, per_step, kept.operands, editor.device, self.journal.say)
+        # passes are made together: what is computed again has to be so in all
+        self.mode = self.ranks.agree(self.mode)
         self.kept, self.keep = kept, keep_for(self.mode, per_step.__getitem__)
 
     def encode(self) -> None:
         """The clip's z_0, from the inversion's folder if it is there."""
-        z0, device, vae = self.kept.z0(), self.editor.device, self.editor.checkpoint.vae
+        z0, device, vae = self.ranks.agree(self.kept.z0()), self.editor.device, self.editor.checkpoint.vae
         found = z0 is not None
         if not found:
             with self.journal.timed("encode", device), self.editor.resident(vae):
-                z0 = encode(vae, self.video.frames, device, self.journal.note)
+                z0 = encode(vae, self.video.frames[self.own], device, self.journal.note)
+            z0 = self.ranks.gather(z0, len(self.video.frames))
         self.source.latents[CLEAN] = z0.to(device)
         if not found:
             self.kept.save(0, self.source, self.schedule)
@@ -183,7 +189,7 @@ class InvertedClip:
         """Invert z_0: as much as the inversion's folder has of it, and the rest."""
         source, schedule, editor = self.source, self.schedule, self.editor
         source.store, source.keep = self.store("inversion"), self.keep
-        restored = self.kept.restore(source, schedule, editor.device)
+        restored = same_inversion(self.ranks, source, schedule, self.kept.restore(source, schedule, editor.device))
         if restored:
             self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.kept.folder}")
         with self.journal.steps("invert", "inverting", schedule.steps, editor.device) as advance:
@@ -202,8 +208,11 @@ class InvertedClip:
 
             for _ in range(restored):
                 advance()
+            given = self.ranks.given
             with editor.resident(editor.checkpoint.unet):
                 invert(self.model, source, after_step)
+            for line in given_since(self.ranks, given, schedule.steps - restored, "inversion"):
+                self.journal.say(line)
 
     def attending(self, settings: Settings, journal: Journal) -> Source:
         """Whose attention is fused: inversion's, or that of a sampling pass of the reconstruction prompt."""
@@ -260,7 +269,7 @@ class InvertedClip:
         edit = self.method_of(settings, guidance, journal)
         target = editor.embed(settings.edits[0].target)
         log = self.kept.edit_log(self.edit_key(settings, plan, target, guidance.negative))
-        done = leading(log, steps, editor.device) if method.resumes else []
+        done = same_latents(self.ranks, leading(log, steps, editor.device) if method.resumes else [], editor.device)
         # shallow steps want the deep features of their full step, which is done again
         done = done[: self.model.full_step(len(done))] if len(done) < steps else done
         if done:
@@ -279,8 +288,11 @@ class InvertedClip:
             for _ in done:
                 advance()
             task = Edit(target, plan.fusion, plan.region, done)
+            given = self.ranks.given
             with editor.resident(editor.checkpoint.unet):
                 z = edit(self.model, attending, task, guidance, after_step)
+            for line in given_since(self.ranks, given, steps - len(done), "editing"):
+                journal.say(line)
             if not torch.isfinite(z).all():
                 where = f"edit {number}: latents of method {settings.method} hold NaN or infinity"
                 raise NotFinite(f"{where}; expected finite values. Try --dtype float32.")
@@ -293,24 +305,14 @@ class InvertedClip:
 
     def edit_key(self, settings: Settings, plan: Plan, target: Tensor, negative: Tensor) -> str:
         """A hash of all that an edit of this inversion depends on."""
-        return digest(
-            settings.method,
-            target,
-            negative,
-            [settings.guidance, settings.guidance_window, settings.strength, settings.seed],
-            settings.attention,
-            self.editor.embed(settings.reconstruction_prompt or settings.source),
-            # queries and keys that are computed again are exact, those kept have the store's dtype
-            settings.store_dtype if self.mode != "recompute" else "same",
-            plan.fusion,
-            plan.region,
-        )
+        return key_of_edit(self, settings, plan, target, negative)
 
     def frames_of(self, z: Tensor, changes: Tensor | None, journal: Journal) -> Tensor:
         """Decode z_0; outside of `changes` (`changed_pixels`) the clip's pixels. (F, 3, H, W) float32 in [-1, 1]."""
         vae = self.editor.checkpoint.vae
         with self.editor.resident(vae):
-            frames = decode(vae, z, self.editor.device, journal.note)
+            frames = decode(vae, z[self.own], self.editor.device, journal.note)
+        frames = self.ranks.gather(frames, len(z))
         if changes is not None:
             frames = paste_background(frames, self.video.frames, changes)
         return frames.float().clamp(-1, 1)
@@ -339,9 +341,3 @@ class InvertedClip:
         latents, times = self.source.latents, (CLEAN, *reversed(self.schedule.timesteps))
         steps = {f"inverted.{i:03d}": latents[t] for i, t in enumerate(times)} if len(latents) > 1 else {}
         return {**steps, "z0": latents[CLEAN]}
-
-
-def masks_by_size(model: Denoiser, source: Source, task: Edit) -> dict[int, dict[tuple[int, int], Tensor]]:
-    """The masks of an edit's self-attention: edit step -> (h, w) -> (F, h, w) bool."""
-    masks = {k: masks_of(model, source, task, k) for k in range(model.schedule.steps)}
-    return {k: {tuple(m.shape[-2:]): m for m in of.values()} for k, of in masks.items() if of}

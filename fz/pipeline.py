@@ -3,6 +3,7 @@
 `run(settings)` is what the command line calls. It says and shows nothing itself: a `Progress` is told what happens.
 """
 
+import contextlib
 import dataclasses
 
 import torch
@@ -14,9 +15,11 @@ from fz.inverted import InvertedClip
 from fz.memory.budget import wanted
 from fz.memory.inversions import Inversion
 from fz.memory.machine import pick_device
+from fz.memory.unkept import Unkept
 from fz.progress import Journal, Progress
+from fz.ranks import Alone, Ranks
 from fz.results import reuse
-from fz.results.folder import ResultFolder
+from fz.results.folder import NoFolder, ResultFolder
 from fz.results.result import Edited, Result
 from fz.settings.config import Settings
 from fz.stages import check_clip, edit_tensors, plan_edits, read_video, versions, with_masks
@@ -33,15 +36,18 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
     result = Result(settings, journal.notes, stages=journal.stages)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    made_by = versions(pick_device(settings.device))  # a wrong device or FZ_KERNELS is an error now
-    with ResultFolder.claim(settings) as folder:
-        if (before := reuse.found(folder.path, settings, made_by)) is not None:
-            journal.say(f"{whereabouts(folder)}: this very run was done before, nothing was computed")
-            return before
+    device = pick_device(settings.device)  # a wrong device or FZ_KERNELS is an error now
+    with contextlib.closing(Ranks(device) if settings.shard else Alone()) as ranks, results(settings, ranks) as folder:
+        made_by = versions(device, ranks.world)
+        before = reuse.found(folder.path, settings, made_by) if ranks.leads else None
+        if ranks.agree(before is not None):
+            if ranks.leads:
+                journal.say(f"{whereabouts(folder)}: this very run was done before, nothing was computed")
+            return before or result
 
         # load
         check_clip(settings)
-        editor = Editor(settings, journal, models)
+        editor = Editor(settings, journal, models, ranks)
 
         # plan
         plans = plan_edits(settings, editor.checkpoint.text, journal.note)
@@ -54,7 +60,7 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
         folder.start(settings)
         inversion = InvertedClip(editor, settings, result.video, journal)
         keep = wanted([plan.fusion for plan in plans if plan.fusion and method.keeps], settings.store_dtype)
-        with Inversion.open(settings.cache, inversion.key(), journal.say) as kept:
+        with opened(settings, inversion, ranks) as kept:
             inversion.choose_store(kept, keep)
 
             # encode
@@ -78,16 +84,29 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
                 if settings.save_latents:
                     folder.add_latents(edit_tensors(i, edited))
             kept.finished()
-        result.out = str(folder.path)
+        result.out = str(folder.path) if ranks.leads else None
         # the command writes the report once all else is complete, and then says that it is done
-        folder.finish(result, versions(editor.device), awaits=["report.html"] if settings.report else [])
-    journal.say(whereabouts(folder))
+        folder.finish(result, versions(editor.device, ranks.world), awaits=["report.html"] if settings.report else [])
+    if ranks.leads:
+        journal.say(whereabouts(folder))
     return result
 
 
 def whereabouts(folder: ResultFolder) -> str:
     """Where the results are, and which of them to open."""
     return f"results in {folder.path}; open {folder.path / 'side-by-side-0.mp4'}"
+
+
+def results(settings: Settings, ranks: Alone) -> ResultFolder | NoFolder:
+    """The run's folder, claimed; of several processes, the first one's."""
+    return ranks.first(lambda: ResultFolder.claim(settings)) or NoFolder()
+
+
+def opened(settings: Settings, inversion: InvertedClip, ranks: Alone) -> contextlib.AbstractContextManager:
+    """The inversion's folder in the cache; of several processes, the first one's."""
+    if not ranks.leads:
+        return contextlib.nullcontext(Unkept())
+    return Inversion.open(settings.cache, inversion.key(), inversion.journal.say)
 
 
 __all__ = ["Edited", "Progress", "Result", "run"]

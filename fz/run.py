@@ -22,31 +22,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     return answered(lambda: answer(argv), goes_on, debug="--debug" in argv)
 
 
+def is_another(argv: list[str]) -> bool:
+    """Is this one of several processes of `--shard`, and not the first, which speaks for all?"""
+    return "--shard" in argv and os.environ.get("RANK", "0") != "0"
+
+
 def answer(argv: list[str]) -> None:
     # transformers warns of long prompts, which fz answers itself
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # torch takes seconds to import: inside, so that Ctrl-C is answered then too
     from fz.settings.parse import parse
 
-    request = parse(argv)
-    if request.list_words:
-        list_words(request.settings)
-        return
-    from fz.clips.decode import check_source
-    from fz.weights.hub import models_of
+    try:
+        request = parse(argv)
+        if request.list_words:
+            list_words(request.settings)
+            return
+        from fz.preflight import check_run
 
-    # before torch is imported, which takes seconds
-    check_source(request.settings.clip.path)
-    judged_by = request.clip_model if request.sweep or request.settings.report else None
-    models_of({**vars(request.settings), "clip_model": judged_by})
+        # before torch is imported, which takes seconds
+        check_run(request.settings, request.clip_model if request.sweep or request.settings.report else None)
+    except FzError:
+        if is_another(argv):
+            raise SystemExit(2) from None
+        raise
     from fz import pipeline
     from fz.checkpoint import choose_clip
-    from fz.progress import bars
+    from fz.progress import Progress, bars
+    from fz.ranks import Elsewhere
 
     judges = bool(request.sweep or request.settings.report)
     # before the run: a CLIP that cannot be read costs no minutes
     clip = choose_clip(request.clip_model, miniature=request.settings.checkpoint is None) if judges else None
-    result = pipeline.run(request.settings, bars(request.verbose))
+    try:
+        result = pipeline.run(request.settings, Progress() if is_another(argv) else bars(request.verbose))
+    except Elsewhere:
+        raise SystemExit(2) from None
     if result.out is None:
         return  # a dry run
     if request.sweep:
@@ -74,7 +85,7 @@ def list_words(settings) -> None:
     if settings is None:
         known_words()
         return
-    from fz.checkpoint import text_of
+    from fz.preflight import text_of
 
     text = text_of(settings)
     for prompt in (settings.source, *(edit.target for edit in settings.edits)):

@@ -17,6 +17,8 @@ from fz import kernels
 from fz.baselines import METHODS
 from fz.clips.user_mask import read_mask
 from fz.clips.video import ClipPlan, Video, plan_clip
+from fz.denoiser import Denoiser
+from fz.edit import Edit, masks_of
 from fz.errors import FzError
 from fz.memory.budget import check_vae, pictures_at_once
 from fz.model.finite import NotFinite
@@ -26,6 +28,7 @@ from fz.prompts.plan import Plan, plan_edit
 from fz.prompts.text import TextEncoder
 from fz.results.result import Edited
 from fz.settings.config import Settings
+from fz.source import Source
 
 if TYPE_CHECKING:
     from fz.editor import Editor
@@ -135,8 +138,14 @@ def edit_tensors(i: int, edited: Edited) -> dict[str, Tensor]:
     return tensors
 
 
-def versions(device: torch.device) -> dict[str, str]:
-    """What a run's results may depend on, beside its settings."""
+def masks_by_size(model: Denoiser, source: Source, task: Edit) -> dict[int, dict[tuple[int, int], Tensor]]:
+    """The masks of an edit's self-attention: edit step -> (h, w) -> (F, h, w) bool."""
+    masks = {k: masks_of(model, source, task, k) for k in range(model.schedule.steps)}
+    return {k: {tuple(m.shape[-2:]): m for m in of.values()} for k, of in masks.items() if of}
+
+
+def versions(device: torch.device, processes: int = 1) -> dict[str, str]:
+    """What a run's results may depend on, beside its settings. processes: that share the clip."""
     import numpy
     import transformers
 
@@ -149,4 +158,5 @@ def versions(device: torch.device) -> dict[str, str]:
         "platform": platform.platform(),
         "kernels": kernels.choose(device),
         "threads": str(torch.get_num_threads()),
+        **({"processes": str(processes)} if processes > 1 else {}),
     }

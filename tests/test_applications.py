@@ -34,8 +34,7 @@ from fz.settings.applications import enhanced, target_of, without
 from fz.settings.command import command
 from fz.settings.config import ClipSettings, Crop, EditSettings, build
 from fz.settings.parse import parse
-from fz.weights.load import load_tokenizer
-from fz.weights.source import find_tokenizer
+from fz.weights.tokenizer import find_tokenizer, load_tokenizer
 
 needs_miniature = pytest.mark.skipif(not (mini.FOLDER / "unet").is_dir(), reason="weights/mini has no checkpoint yet")
 
@@ -381,7 +380,7 @@ def cache(tmp_path_factory):
     return ["--cache", str(tmp_path_factory.mktemp("cache"))]
 
 
-RUN = ["--steps", "4", "--frames", "2", "--threads", "1", "--device", "cpu", "--guidance", "4"]
+RUN = ["--steps", "4", "--frames", "2", "--size", "64", "--threads", "1", "--device", "cpu", "--guidance", "4"]
 BLUE = ["--target", "a blue car moving on the sand"]
 
 

@@ -300,12 +300,16 @@ def twelve(tmp_path, example):
     return write(tmp_path / "jobs.yaml", {"jobs": jobs})
 
 
-def torchrun(path, out, cache, *more):
+def environment(cache):
+    return os.environ | {"OMP_NUM_THREADS": "1", "FZ_CACHE": str(cache)}
+
+
+def torchrun(path, out, cache):
     """The batch by two processes, each of one thread."""
-    flags = [str(path), *SMALL, "--out", str(out), "--cache", str(cache), *more]
+    flags = [str(path), *SMALL, "--out", str(out)]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617"]
     return subprocess.Popen(
-        [*command, "-m", "fz.batch", *flags], env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+        [*command, "-m", "fz.batch", *flags], env=environment(cache), start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
@@ -329,8 +333,8 @@ def ranks(group):
 def test_two_ranks_one_killed_and_restarted_give_one_processs_bytes(tmp_path, example):
     path = twelve(tmp_path, example)
     alone = tmp_path / "alone"
-    flags = [str(path), *SMALL, "--out", str(alone), "--cache", str(tmp_path / "cache-1")]
-    done = subprocess.run([sys.executable, "-m", "fz.batch", *flags], env=os.environ | {"OMP_NUM_THREADS": "1"},
+    flags = [str(path), *SMALL, "--out", str(alone)]
+    done = subprocess.run([sys.executable, "-m", "fz.batch", *flags], env=environment(tmp_path / "cache-1"),
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     out, cache = tmp_path / "ranks", tmp_path / "cache-2"

@@ -54,6 +54,8 @@ def run_case(golden, case, tmp_path, *flags):
             str(out),
             "--device",
             "cpu",
+            "--cache",
+            str(tmp_path.parent / "cache"),
             *flags,
         ]
     )
@@ -79,10 +81,15 @@ def check_case(tensors, ours):
             assert torch.equal(masks[f"mask.0.{side}x{side}.{step:03d}"], mask), f"{key} at step {step}"
 
 
-@pytest.mark.parametrize("store", ["recompute", "memory"])
 @pytest.mark.parametrize("case", CASES)
-def test_golden_run(golden, case, store, tmp_path):
-    check_case(*run_case(golden, case, tmp_path, "--store", store))
+def test_golden_run(golden, case, tmp_path):
+    check_case(*run_case(golden, case, tmp_path, "--store", "memory"))
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=() if c == "02_shape" else pytest.mark.slow) for c in CASES])
+def test_golden_run_that_recomputes(golden, case, tmp_path):
+    """All stores give the same bits (test_edit.py): one case stands for the others by default."""
+    check_case(*run_case(golden, case, tmp_path, "--store", "recompute"))
 
 
 @pytest.mark.parametrize("case", LARGE)
@@ -90,10 +97,10 @@ def test_golden_run_at_256(golden, case, tmp_path):
     check_case(*run_case(golden, case, tmp_path))
 
 
-@pytest.mark.parametrize("kernels", ["reference", "torch"])
-def test_golden_run_with_forced_kernels(golden, kernels, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("kernels", "case"), [("reference", "02_shape"), ("torch", "07_single_frame")])
+def test_golden_run_with_forced_kernels(golden, kernels, case, tmp_path, monkeypatch):
     monkeypatch.setenv("FZ_KERNELS", kernels)
-    check_case(*run_case(golden, "02_shape", tmp_path))
+    check_case(*run_case(golden, case, tmp_path, "--cache", "none"))
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["versions"]["kernels"] == kernels
 

@@ -46,7 +46,7 @@ def test_processes_beside_others_leave_with_the_one_that_started_them(tmp_path):
     script.write_text(POOL)
     pool = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert len(pool.stdout.readline().split()) == 2 and len(alive(pool.pid)) > 2
-    time.sleep(8)  # they are at work by now, or about to begin: both must end
+    time.sleep(3)  # they are at work by now, or about to begin: both must end
     pool.send_signal(signal.SIGKILL)
     pool.wait()
     deadline = time.monotonic() + 120

@@ -491,11 +491,13 @@ def test_refuses_folders_without_images(tmp_path):
     refused("matches 2 files, none of them an image", path=str(tmp_path / "*"))
 
 
-def test_refuses_animated_images(tmp_path):
+def test_refuses_animated_images_among_others(tmp_path):
     pictures = [Image.fromarray(f) for f in grey(3, step=50)]
     for name in ("a.webp", "a.png"):
-        pictures[0].save(tmp_path / name, save_all=True, append_images=pictures[1:], duration=100)
-        refused("animation of 3 frames", path=str(tmp_path / name))
+        (tmp_path / name[2:]).mkdir()
+        pictures[0].save(tmp_path / name[2:] / name, save_all=True, append_images=pictures[1:], duration=100)
+        pictures[0].save(tmp_path / name[2:] / "b.png")
+        refused("animation of 3 frames among images", path=str(tmp_path / name[2:]))
 
 
 def test_hdr_is_said(tmp_path):

@@ -63,15 +63,15 @@ def as_video(clip: ClipLike, multiple: int, fps: float = FPS) -> Video:
 
     Raises FzError for anything that is no clip.
     """
-    if isinstance(clip, Video):
-        frames, fps, indices, notes = clip.frames, clip.fps, clip.indices, clip.notes
-    else:
-        frames, notes = to_tensor(clip), ()
-        indices = tuple(range(len(frames)))
-    size, note = round_size(tuple(frames.shape[-2:]), multiple)
+    if not isinstance(clip, Video):
+        frames = to_tensor(clip)
+        clip = Video(frames, fps, tuple(range(len(frames))))
+    size, note = round_size(tuple(clip.frames.shape[-2:]), multiple)
     if note:
-        frames, notes = torch.stack([fit(frame, size) for frame in frames]).clamp(-1, 1), (*notes, note)
-    return Video(frames, fps, indices, notes)
+        # no reading of the files gives these pixels
+        frames = torch.stack([fit(frame, size) for frame in clip.frames]).clamp(-1, 1)
+        clip = Video(frames, clip.fps, clip.indices, (*clip.notes, note))
+    return clip
 
 
 def to_tensor(clip: np.ndarray | Tensor | Sequence[Image.Image]) -> Tensor:

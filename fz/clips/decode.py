@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 
+from fz.clips.animation import Animation, frames_in
 from fz.clips.files import IMAGES, KINDS, check_regular, denied, missing
 from fz.clips.images import Flatten, Images, images_in, in_order, on_white, opened_image
 from fz.clips.movie import Movie
@@ -17,7 +18,9 @@ from fz.clips.stream import opened
 from fz.errors import FzError
 from fz.settings.place import expanded
 
-Frames = Images | Movie
+Frames = Images | Movie | Animation
+# endings of pictures that may be animated
+ANIMATED = (".webp", ".avif", ".png")
 
 
 def check_source(path: str) -> None:
@@ -42,8 +45,10 @@ def open_source(path: str, flatten: Flatten = on_white) -> Frames:
             return Images(images_in(place), str(path), flatten)
         if place.exists():
             check_regular(place)
-            image = place.suffix.lower() in IMAGES
-            return Images([place], place.name, flatten) if image else Movie(place, flatten)
+            if place.suffix.lower() not in IMAGES:
+                return Movie(place, flatten)
+            moving = place.suffix.lower() in ANIMATED and frames_in(place) > 1
+            return Animation(place, flatten) if moving else Images([place], place.name, flatten)
     except PermissionError as error:
         raise denied(path) from error
     if re.search(r"[*?\[]", str(place)):

@@ -132,18 +132,23 @@ def read_picture(path: Path, flatten: Flatten = on_white) -> tuple[np.ndarray, b
         moving = getattr(image, "n_frames", 1) if image.format in ("WEBP", "PNG", "AVIF") else 1
         if moving > 1:
             raise FzError(
-                f"video: {path} is an animation of {moving} frames in an image format, expected mp4, webm or gif; "
-                "convert it first"
+                f"video: {path} is an animation of {moving} frames among images, expected pictures of one frame; pass "
+                "it alone, or take it out"
             )
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode == "F":
-            raise FzError(f"video: {path} has floating-point pixels, expected 8 or 16 bits a channel; convert it first")
-        if upright.mode.startswith("I"):
-            # 16 bit grey; 257 takes 65535 to 255.
-            grey = (np.asarray(upright).astype(np.float64).clip(0, 65535) / 257).round().astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=2), False
-        if "A" in upright.mode or upright.mode == "La" or "transparency" in upright.info:
-            rgba = np.array(upright.convert("RGBA"))
-            return flatten(rgba), bool((rgba[..., 3] < 255).any())
-        return np.array(upright.convert("RGB")), False
+        return as_pixels(image, path, flatten)
+
+
+def as_pixels(image: Image.Image, path: Path, flatten: Flatten) -> tuple[np.ndarray, bool]:
+    """A loaded image as (H, W, 3) uint8, upright, and whether any of it is transparent."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == "F":
+        raise FzError(f"video: {path} has floating-point pixels, expected 8 or 16 bits a channel; convert it first")
+    if upright.mode.startswith("I"):
+        # 16 bit grey; 257 takes 65535 to 255.
+        grey = (np.asarray(upright).astype(np.float64).clip(0, 65535) / 257).round().astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2), False
+    if "A" in upright.mode or upright.mode == "La" or "transparency" in upright.info:
+        rgba = np.array(upright.convert("RGBA"))
+        return flatten(rgba), bool((rgba[..., 3] < 255).any())
+    return np.array(upright.convert("RGB")), False

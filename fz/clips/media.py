@@ -1,7 +1,7 @@
 """What a run leaves to look at: mp4, gif and png files, side by side clips, sheets of masks and attention maps.
 
 Pictures are numpy (F, H, W, 3) uint8 throughout. Every file is written under a temporary name beside its place and
-moved there when complete (`atomic`), so an interrupted run leaves no half file. Reading is `fz.clips.decode`'s
+moved there when complete (`fz.whole.atomic`), so an interrupted run leaves no half file. Reading is `fz.clips.decode`'s
 question."""
 
 import json
@@ -10,8 +10,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.nn.functional import interpolate
 
 from fz.clips.files import check_rate
+from fz.clips.film import Colours, Sound, add_sound, encode_sound
 from fz.clips.pyav import av, need_av
 from fz.errors import FzError
+from fz.whole import atomic
 
 # Colours from cold to hot at equal steps, dark to bright in grey as well.
 HEAT = (
@@ -36,32 +37,10 @@ HEAT = (
     (250, 193, 39),
     (252, 255, 164),
 )
-BT709 = 1
-
-
-@contextmanager
-def atomic(path) -> Iterator[Path]:
-    """A place to write path's content to: its own name, in a hidden folder beside it, whose name has the process's
-    number. Moved to path when the block ends well and removed when it does not.
-
-    The name is path's own, as formats write it into files: zip archives of torch.save. Raises FzError where the folder
-    cannot be written to.
-    """
-    path = Path(path)
-    hidden = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # left by a killed process of that number
-        shutil.rmtree(hidden, ignore_errors=True)
-        hidden.mkdir()
-        yield hidden / path.name
-        os.replace(hidden / path.name, path)
-    except OSError as error:
-        no_folder = isinstance(error, FileExistsError | NotADirectoryError) and not path.parent.is_dir()
-        why = f"{path.parent} is not a folder" if no_folder else error.strerror or error
-        raise FzError(f"out: {path} cannot be written ({why}). Free the place or choose another --out") from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+COLOURS = Colours()
+LIMITED = 1
+# swscale calls both codes of BT.601 by one
+SWSCALE = {6: 5}
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -89,9 +68,9 @@ def to_uint8(frames: torch.Tensor) -> np.ndarray:
 SAME_BYTES = {"x264-params": "asm=avx2"} if platform.machine().lower() in ("x86_64", "amd64") else {}
 
 
-def write_mp4(path, frames: np.ndarray, fps: float):
-    """H.264, yuv420p, BT.709, index at the front: plays in a browser. frames (F, H, W, 3); odd sides gain one repeated
-    row or column.
+def write_mp4(path, frames: np.ndarray, fps: float, sound: Sound | None = None, colours: Colours = COLOURS):
+    """H.264, yuv420p, index at the front: plays in a browser. frames (F, H, W, 3); odd sides gain one repeated row or
+    column. sound: beside the pictures, from the first one's time on; colours: tags, and the matrix from RGB.
     """
     need_av(path)
     frames = _even(_checked(frames, path, colour=True))
@@ -102,21 +81,21 @@ def write_mp4(path, frames: np.ndarray, fps: float):
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         codec = stream.codec_context
-        codec.colorspace = codec.color_primaries = codec.color_trc = codec.color_range = (
-            BT709  # 1: also the code of limited range
-        )
+        codec.colorspace, codec.color_primaries = colours.matrix, colours.primaries
+        codec.color_trc, codec.color_range = colours.transfer, LIMITED
+        voice = add_sound(box, sound) if sound is not None else None
         for number, picture in enumerate(frames):
-            frame = _yuv_frame(picture)
+            frame = _yuv_frame(picture, colours)
             frame.pts, frame.time_base = number, 1 / rate
             box.mux(stream.encode(frame))
         box.mux(stream.encode())
+        if voice is not None:
+            encode_sound(box, voice, sound)
 
 
-def _yuv_frame(picture: np.ndarray) -> "av.VideoFrame":
-    from av.video.reformatter import Colorspace
-
+def _yuv_frame(picture: np.ndarray, colours: Colours) -> "av.VideoFrame":
     return av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
-        format="yuv420p", dst_colorspace=Colorspace.ITU709
+        format="yuv420p", dst_colorspace=SWSCALE.get(colours.matrix, colours.matrix)
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from fz.clips.files import check_pixels
+from fz.clips.film import colours_of
 from fz.clips.images import IMAGE_FPS, Flatten, on_white
 from fz.clips.pyav import av
 from fz.clips.stream import DELAYED, INDEXED, Decoding, Packets, kind_of, opened, scan
@@ -26,7 +27,8 @@ REORDERED = 16
 class Movie:
     """A video file.
 
-    count; fps (average rate); order: timeline position -> frame; audio: whether it has sound; notes. The timeline has a
+    count; fps (average rate); order: timeline position -> frame; audio: whether it has sound; begins: seconds of its
+    clock at the first frame; colours: its tags; notes. The timeline has a
     constant rate from the first frame's time on, each position filled by the frame nearest in time. At a constant rate
     that is every frame once; where frames stand unevenly (variable rate) some are taken twice and some not at all, and
     a note says so; the last frame of a gif is repeated for as long as it rests there.
@@ -39,7 +41,7 @@ class Movie:
         self.path, self.name, self.flatten, self.notes = path, path.name, flatten, []
         with opened(path) as (box, stream):
             rate, tick, kind = stream.average_rate or stream.guessed_rate, stream.time_base, kind_of(box)
-            self.audio = bool(box.streams.audio)
+            self.audio, self.colours = bool(box.streams.audio), colours_of(stream.codec_context)
             if stream.codec_context.color_trc in HDR:
                 self.notes.append(f"{self.name} is an HDR video: its colours are not tone mapped and come out pale")
             claim = box.duration / av.time_base if box.duration and len(box.streams) == 1 else 0
@@ -66,7 +68,7 @@ class Movie:
         if not seconds:
             raise FzError(f"video: {path} holds no frames (0 could be read). Is it complete?")
         self.fps, self.order = timeline(seconds, float(rate) if rate else None, last if kind in DELAYED else None)
-        self.count = len(self.order)
+        self.count, self.begins = len(self.order), seconds[0]
         self._note_times(seconds, last, claim)
 
     def _note_times(self, seconds: list[float], last: float, claim: float) -> None:

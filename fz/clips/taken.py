@@ -37,15 +37,22 @@ def whole_size(part: Sequence[int], size: Sequence[int], multiple: int) -> tuple
     return tuple(max(multiple, round(side / multiple) * multiple) for side in sides)
 
 
-def left_out(positions: range, source: Frames, part: Sequence[int], size: Sequence[int], multiple: int) -> str | None:
-    """The line; None where nothing is left out.
+def left_out(
+    positions: range,
+    source: Frames,
+    part: Sequence[int],
+    size: Sequence[int],
+    multiple: int,
+    silent: str | None = None,
+) -> str | None:
+    """The line; None where nothing is left out. silent: why the source's sound is not kept, None where it is.
 
     source: an open source of frames; part (h, w): its picture within the user's crop; size (H, W): what the model sees.
     """
     told, hints = [], []
     middle = seen(part, size)
     fewer, trimmed = len(positions) < source.count, middle != tuple(part)
-    if not (fewer or trimmed or source.audio):
+    if not (fewer or trimmed or silent):
         return None
     if not source.still:
         told.append(frames_line(positions, source.count, source.fps if source.rated else None))
@@ -60,6 +67,6 @@ def left_out(positions: range, source: Frames, part: Sequence[int], size: Sequen
         keeps = whole_size(part, size, multiple)
         if keeps != tuple(size):
             hints.append(f"--size {keeps[0]}x{keeps[1]}")
-    if source.audio:
-        told.append("no audio")
+    if silent:
+        told.append(f"no audio ({silent})")
     return ", ".join(told) + ("; " + ", ".join(hints) if hints else "")

@@ -2,22 +2,26 @@
 
 Choice, crop and resizing follow the released code's ImageSequenceDataset for a square size: to [-1, 1], cut the
 offsets, short side to N (antialiased bilinear), centre crop. Sizes that are not square are this project's own. How
-files are decoded is `fz.clips.decode`'s question."""
+files are decoded is `fz.clips.decode`'s question. A plan is made without torch, which takes seconds to import."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch.nn.functional import interpolate
 
 from fz.clips.decode import Flatten, Frames, on_white, open_source
 from fz.clips.files import FASTEST, MAX_PIXELS, SLOWEST, check_rate
+from fz.clips.film import Colours, Sound, read_sound
 from fz.clips.taken import left_out
 from fz.errors import FzError
 from fz.memory.free import free_memory, gb
 from fz.settings.config import ClipSettings, Crop, Size
+
+if TYPE_CHECKING:
+    import torch
 
 LARGEST = 8192
 # of a clip's frames in float32: as read, edited, and being written
@@ -27,27 +31,46 @@ COPIES = 3
 @dataclass(frozen=True)
 class Video:
     """frames (F, 3, H, W) float32 in [-1, 1]; fps after `every`; indices: the source's frame numbers; notes: what the
-    user should know.
+    user should know; sound: the source's, while these frames are shown; colours: the source's tags.
     """
 
-    frames: torch.Tensor
+    frames: "torch.Tensor"
     fps: float
     indices: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    clip: ClipSettings | None = None
+    picture: tuple[int, int] | None = None
+    sound: Sound | None = None
+    colours: Colours = Colours()
 
-    def _repr_html_(self) -> str:
-        from fz.clips.media import to_uint8
-        from fz.clips.notebook import animation
-
-        frames = to_uint8(self.frames)
-        return animation(frames, self.fps, f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]}")
+    def some(self, count: int) -> "Video":
+        """`count` of its frames, or all if there are fewer, evenly apart from the first on: for a quick look at what an
+        edit does. Raises FzError for fewer than one.
+        """
+        if count < 1:
+            raise FzError(f"some: got {count} frames, expected at least 1.")
+        count = min(count, len(self.frames))
+        step = len(self.frames) // count
+        places = slice(0, count * step, step)
+        clip = self.clip and dataclasses.replace(self.clip, frames=count, every=self.clip.every * step)
+        return Video(
+            self.frames[places],
+            self.fps / step,
+            self.indices[places],
+            self.notes,
+            clip,
+            self.picture,
+            None,
+            self.colours,
+        )
 
 
 @dataclass(frozen=True)
 class ClipPlan:
     """A clip whose file is open and whose choice and size are checked, but of which no picture is decoded.
 
-    positions: on the source's timeline; size (H, W); fps after `every`; multiple: of the model's sizes; notes.
+    positions: on the source's timeline; size (H, W); fps of the results; natural: the source's after `every`;
+    multiple: of the model's sizes; notes.
     """
 
     clip: ClipSettings
@@ -57,6 +80,7 @@ class ClipPlan:
     fps: float
     multiple: int
     notes: tuple[str, ...]
+    natural: float = 0.0
 
     @property
     def indices(self) -> tuple[int, ...]:
@@ -65,6 +89,8 @@ class ClipPlan:
 
     def read(self) -> Video:
         """Decode, crop and resize; one picture at a time is held at full size."""
+        import torch
+
         places: dict[int, list[int]] = {}
         for place, index in enumerate(self.indices):
             places.setdefault(index, []).append(place)
@@ -83,7 +109,24 @@ class ClipPlan:
             # a channel at a time: large pictures in float32 are larger still
             for c in range(3):
                 out[places[index], c] = fit(to_float(part[..., c : c + 1]), self.size)
-        return Video(out, self.fps, self.indices, (*self.source.notes, *notes))
+        sound = None if self.silent() else read_sound(self.source.path, *self.time())
+        if sound is None and not self.silent() and self.source.audio:
+            notes.append(f"{self.source.name}: none of its audio is in the time of these frames, or it cannot be read")
+        colours = getattr(self.source, "colours", Colours())
+        notes = (*self.source.notes, *notes)
+        return Video(out, self.fps, self.indices, notes, self.clip, tuple(shape[:2]), sound, colours)
+
+    def time(self) -> tuple[float, float]:
+        """(when the first frame is shown on the source's clock, how long all of them are), in seconds."""
+        return self.source.begins + self.positions[0] / self.source.fps, len(self.positions) / self.fps
+
+    def silent(self) -> str | None:
+        """Why there is no sound to keep, None where there is."""
+        if not self.source.audio:
+            return "there is none"
+        if not self.clip.audio:
+            return "--no-audio"
+        return "--fps changes the time" if self.clip.fps and self.clip.fps != self.natural else None
 
     def _seen(self, part: np.ndarray) -> list[str]:
         """What to tell of the part of the picture that is seen, and of what is left out of the source. Raises FzError
@@ -100,7 +143,9 @@ class ClipPlan:
         scale = max(height / h, width / w)
         if scale > 1.5:
             notes.append(f"{name} is {w}x{h} (width x height), enlarged {scale:.3g} times to cover {width}x{height}")
-        line = left_out(self.positions, self.source, (h, w), self.size, self.multiple)
+        line = left_out(
+            self.positions, self.source, (h, w), self.size, self.multiple, self.silent() if self.source.audio else None
+        )
         return [*notes, line] if line else notes
 
 
@@ -108,12 +153,17 @@ def plan_clip(clip: ClipSettings, multiple: int = 64, flatten: Flatten = on_whit
     """Open a clip's file and check the choice of frames, the size, the rate and the memory they take; decode no picture
     of files with an index. H and W are rounded to `multiple` (see round_size). Raises FzError for what cannot be.
     """
-    size, note = round_size(clip.size, multiple)
     _check(clip)
+    source = None
+    if clip.size == "original":
+        source = open_source(clip.path, flatten)
+        size, note = round_size(original_size(clip, source), multiple)
+    else:
+        size, note = round_size(clip.size, multiple)
     height, width = (size, size) if isinstance(size, int) else size
     if clip.frames is not None:
         check_memory(clip.frames, height, width)
-    source = open_source(clip.path, flatten)
+    source = source or open_source(clip.path, flatten)
     frames, notes = clip.frames, [note] if note else []
     if source.still and frames is not None and frames > 1:
         notes.append(f"{source.name} is one image: a clip of 1 frame, not {frames}")
@@ -123,7 +173,14 @@ def plan_clip(clip: ClipSettings, multiple: int = 64, flatten: Flatten = on_whit
     fps = source.fps
     if source.rated:
         fps = check_rate(source.fps / clip.every, _advice(source.fps, clip.every, source.name))
-    return ClipPlan(clip, source, positions, (height, width), fps, multiple, tuple(notes))
+    return ClipPlan(clip, source, positions, (height, width), clip.fps or fps, multiple, tuple(notes), fps)
+
+
+def original_size(clip: ClipSettings, source: Frames) -> tuple[int, int]:
+    """(H, W) of the source's picture within the crop; decodes one. Raises FzError for pictures that are too small."""
+    first = source.order[min(clip.start, source.count - 1)]
+    (_, picture), *_ = source.read([first])
+    return cut(picture, clip.crop).shape[:2]
 
 
 def read_clip(clip: ClipSettings, multiple: int = 64) -> Video:
@@ -138,7 +195,7 @@ def read_clip(clip: ClipSettings, multiple: int = 64) -> Video:
 
 def check_memory(frames: int, height: int, width: int) -> None:
     """Raises FzError where so many frames do not fit in free memory."""
-    need, free = COPIES * frames * 3 * height * width * 4, free_memory(torch.device("cpu"))
+    need, free = COPIES * frames * 3 * height * width * 4, free_memory()
     if need > free:
         raise FzError(
             f"memory: {_frames(frames)} of {width}x{height} need about {gb(need)}, and {gb(free)} are free. Take fewer "
@@ -206,8 +263,10 @@ def round_size(size: Size, multiple: int = 64) -> tuple[Size, str | None]:
     return (rounded[0] if isinstance(size, int) else rounded), note
 
 
-def to_float(picture: np.ndarray) -> torch.Tensor:
+def to_float(picture: np.ndarray) -> "torch.Tensor":
     """(H, W, C) uint8 -> (C, H, W) float32 in [-1, 1]."""
+    import torch
+
     return torch.from_numpy(picture).permute(2, 0, 1).float().div_(255).mul_(2).sub_(1)
 
 
@@ -223,12 +282,14 @@ def cut(picture: np.ndarray, crop: Crop) -> np.ndarray:
     return picture[crop.top : height - crop.bottom, crop.left : width - crop.right]
 
 
-def fit(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def fit(image: "torch.Tensor", size: tuple[int, int]) -> "torch.Tensor":
     """image (C, h, w) -> (C, H, W): scaled to cover, keeping its aspect ratio (antialiased bilinear), then centre crop.
 
     For H = W this is the released short side scaling and centre crop, number for number: the side that fits tightly
     becomes exact, the other is rounded down.
     """
+    from torch.nn.functional import interpolate
+
     height, width = size
     scaled = scaled_size(image.shape[-2:], size)
     if scaled != tuple(image.shape[-2:]):
@@ -246,6 +307,8 @@ def scaled_size(part: Sequence[int], size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _check(clip: ClipSettings):
+    if clip.fps is not None:
+        check_rate(clip.fps)
     lowest = {"start": 0, "every": 1, "frames": 1}
     for name, low in lowest.items():
         value = getattr(clip, name)

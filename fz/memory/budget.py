@@ -147,6 +147,28 @@ def choose_store(
     return mode
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """Bytes. kept: with the source's queries and keys in memory; least: where they are computed again; free: what is
+    free now on the device.
+    """
+
+    kept: int
+    least: int
+    free: int
+
+    @property
+    def fits(self) -> bool:
+        return self.least <= self.free
+
+
+def prediction(footprint: Footprint, steps: int, device: torch.device) -> Prediction:
+    """Of an edit that needs whatever any edit could."""
+    per_step = footprint.kept(Keep(True, True))
+    working = footprint.working(per_step, device)
+    return Prediction(working + steps * per_step, working, free_memory(device))
+
+
 def live_maps(frames: int, chunk: int | None, clip_norm: bool) -> int:
     """Activations of a forward pass that are alive at once, counted in one branch's full-size feature maps of one
     frame.

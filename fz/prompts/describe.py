@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fz.fusion import Fusion
+from fz.prompts.align import differing_words
 from fz.prompts.explain import mask_words
 from fz.prompts.plan import Plan
 from fz.prompts.text import Tokens
@@ -44,6 +45,37 @@ def columns(fusion: Fusion, source: Tokens, target: Tokens, steps: int) -> list[
         span = None if what == "own" or (what == "new" and weight == 1) else (on[0] + 1, on[-1] + 1)
         out.append(Column(word.text, word.positions, what, sources if on else (), span, weight))
     return out
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What an edit will do to each word. target: its sentence. source_words: as they stand in the source. columns: a
+    word of the target each, none where nothing is fused. gone: numbers of the source's words that the target has not.
+    mask_words: the source's words whose place the edit follows, numbers of them; none where there is no such mask.
+    notes: what was decided for the user.
+    """
+
+    target: str
+    source_words: tuple[str, ...]
+    columns: tuple[Column, ...]
+    gone: tuple[int, ...]
+    mask_words: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+def explained(edit: EditSettings, plan: Plan, source: Tokens, target: Tokens, steps: int) -> Explained:
+    """Of one edit over T = steps edit steps."""
+    region = plan.region
+    weights = region.background if region.mask_words is None else region.mask_words
+    masked = [word.index for word in source.words if weights is not None and weights[list(word.core)].any()]
+    return Explained(
+        edit.target,
+        tuple(word.text for word in source.words),
+        tuple(columns(plan.fusion, source, target, steps)) if plan.fusion else (),
+        tuple(word.index for word in differing_words(source, target)[0]),
+        tuple(masked),
+        plan.notes,
+    )
 
 
 def describe(edit: EditSettings, plan: Plan, source: Tokens, target: Tokens, steps: int) -> list[str]:

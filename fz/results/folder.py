@@ -110,7 +110,7 @@ class ResultFolder:
     def write_source(self, video: Video, source: Source, tokens: Tokens, schedule: Schedule) -> None:
         """The clip as the model saw it, and each of its words' attention averaged over steps, if it was inverted."""
         frames = to_uint8(video.frames)
-        self.write_clip("source", frames, video.fps)
+        self.write_clip("source", frames, video)
         if not source.maps:
             return
         h, w = (side // MAP_STRIDE for side in next(iter(source.latents.values())).shape[-2:])
@@ -128,26 +128,26 @@ class ResultFolder:
     def write_edit(self, i: int, video: Video, edited: "Edited") -> None:
         """The edited clip, beside its source, and its blend masks: a contact sheet a step for the largest mask."""
         source, frames = to_uint8(video.frames), to_uint8(edited.frames)
-        self.write_clip(f"edit-{i}", frames, video.fps)
+        self.write_clip(f"edit-{i}", frames, video)
         pair = side_by_side([source, frames], ["source", edited.target])
-        self.clip(f"side-by-side-{i}.mp4", pair, video.fps)
+        self.clip(f"side-by-side-{i}.mp4", pair, video)
         for k, masks in edited.masks.items():
             size = max(masks)
             self.picture(
                 f"masks/edit-{i}-step-{k:03d}.png", contact_sheet([overlay(source, masks[size].cpu())], [f"step {k}"])
             )
 
-    def write_clip(self, name: str, frames: Any, fps: float) -> None:
-        self.clip(f"{name}.mp4", frames, fps)
+    def write_clip(self, name: str, frames: Any, video: Video) -> None:
+        self.clip(f"{name}.mp4", frames, video)
         (gif,) = self.reserve(f"{name}.gif")
-        write_gif(gif, frames, fps)
+        write_gif(gif, frames, video.fps)
         # one by one: what else is in their folder is the user's
         for place, frame in zip(self.reserve(*frame_names(name, len(frames))), frames, strict=True):
             write_png(place, frame)
 
-    def clip(self, name: str, frames: Any, fps: float) -> None:
+    def clip(self, name: str, frames: Any, video: Video) -> None:
         (place,) = self.reserve(name)
-        write_mp4(place, frames, fps)
+        write_mp4(place, frames, video.fps, video.sound, video.colours)
 
     def picture(self, name: str, picture: Any) -> None:
         (place,) = self.reserve(name)
@@ -196,6 +196,23 @@ class ResultFolder:
         write_json(self.work / RUN, content)
 
 
+class NoFolder:
+    """Where a process writes whose results another one writes: nowhere."""
+
+    path = None
+
+    def __enter__(self) -> "NoFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def nothing(self, *content: Any, **more: Any) -> None:
+        pass
+
+    start = write_source = write_edit = add_latents = finish = nothing
+
+
 def frame_names(name: str, count: int) -> list[str]:
     return [f"frames/{name}/{i:05d}.png" for i in range(count)]
 
@@ -212,4 +229,4 @@ def completed(path: Path, *names: str) -> None:
     write_json(path / RUN, {**run, "files": sorted({*run["files"], *names})})
 
 
-__all__ = ["RUN", "ResultFolder", "as_json", "completed", "default_path", "read_run", "slug"]
+__all__ = ["RUN", "NoFolder", "ResultFolder", "as_json", "completed", "default_path", "read_run", "slug"]

@@ -110,6 +110,19 @@ def check_whole(name: str, value: Any, low: int, high: int, hint: str = "") -> N
         )
 
 
+def check_shard(settings: Any) -> None:
+    """Raise FzError for what several processes cannot do to one clip."""
+    wrong = {
+        f"method {settings.method}": settings.method not in ("fatezero", "ddim"),
+        "an edit that removes an object": any(e.remove for e in settings.edits),
+        "--chunk": settings.chunk is not None,
+        "--compile": settings.compile,
+        "--store disk": settings.store == "disk",
+    }
+    if settings.shard and (got := [what for what, is_so in wrong.items() if is_so]):
+        raise FzError(f"shard: got it with {got[0]}, expected one without the other. Leave one of them out.")
+
+
 def check_number(name: str, value: Any, low: float, high: float, hint: str) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
         raise FzError(f"{name}: got {value!r}, expected a number from {low} to {high}; {hint}")

@@ -20,6 +20,7 @@ from fz.settings.checks import (
     check_number,
     check_one_of,
     check_sentence,
+    check_shard,
     check_whole,
     files_with,
     is_factor,
@@ -29,13 +30,13 @@ from fz.settings.checks import (
     window,
     word_groups,
 )
-
-Size = int | tuple[int, int]
+from fz.settings.clip import ClipSettings, Crop, Size  # noqa: F401 (asked for here, too)
 
 DTYPES = ("float32", "float16", "bfloat16", "auto")  # auto: float16 on CUDA, else float32
 DEVICES = ("auto", "cpu", "cuda", "mps")
 ATTENTIONS = ("inversion", "reconstruction")
 CONVS = ("auto", "direct")
+GRAPHS = ("auto", "on", "off")
 WEIGHTS = ("same", "int8")
 STORES = ("auto", "recompute", "memory", "disk")
 STORE_DTYPES = ("same", "float16", "bfloat16")
@@ -48,6 +49,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 ALIGNS = ("auto", "replace", "refine", "plain")
 METHOD_NAMES = ("fatezero", "ddim", "sdedit", "null-p2p", "pnp")  # the table of them is `fz.baselines.METHODS`
+KNOWN = {"method": METHOD_NAMES, "dtype": DTYPES, "attention": ATTENTIONS, "store": STORES, "store_dtype": STORE_DTYPES,
+         "conv": CONVS, "graph": GRAPHS, "weights": WEIGHTS}  # fmt: skip
 REUSING = ("fatezero", "ddim")  # those that may take deep features of another step
 # the paper's ablations, as overlays of a run's settings
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
@@ -62,32 +65,6 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 
 # `--fast`, beside half of the usual steps: what bench/pareto.py found to cost least for its time
 FAST: Mapping[str, Any] = {"weights": "int8", "reuse": "3:outer", "guidance_window": (0.0, 0.6)}
-
-
-@dataclass(frozen=True)
-class Crop:
-    """Pixels cut from each side of the upright source picture before it is resized (the released configs' `offset`)."""
-
-    left: int = 0
-    right: int = 0
-    top: int = 0
-    bottom: int = 0
-
-
-@dataclass(frozen=True)
-class ClipSettings:
-    """Frames start, start + every, ... of a video file, gif, folder or glob of images, or single image.
-
-    frames: how many; None = all. size: N (short side to N, centre crop to N x N) or (H, W) (scaled to cover, keeping
-    its aspect ratio, then centre crop).
-    """
-
-    path: str
-    frames: int | None = 8
-    start: int = 0
-    every: int = 1
-    size: Size = 512
-    crop: Crop = Crop()
 
 
 @dataclass(frozen=True)
@@ -180,6 +157,7 @@ class Settings:
     clip_norm: bool = True
     reuse: int | str = 1  # deep features are computed every N-th step: 3, or '3:outer'
     chunk: int | None = None  # frames that the UNet takes at a time; None: all
+    shard: bool = False  # frames are split over the processes that torchrun started
     store: str = "auto"
     store_dtype: str = "same"
     cache: str | None = None  # where inversions are kept; None: the user's cache folder; 'none': nowhere
@@ -188,6 +166,7 @@ class Settings:
     dtype: str = "auto"
     offload: bool = False  # models on the device only while they are used, queries and keys in RAM
     compile: bool = False
+    graph: str = "auto"  # passes replayed as CUDA graphs: 'auto' where they can be, 'on' says why not, 'off'
     threads: int | None = None
     conv: str = "auto"  # 3x3 convolutions on a CPU: 'auto' as Winograd's where that pays, or 'direct'
     conv_memory: float | None = None  # GB that Winograd's weights may take; None: a quarter of the machine's memory
@@ -200,15 +179,10 @@ class Settings:
     notes: tuple[str, ...] = field(default=(), compare=False)  # what was decided on the user's behalf, printed
 
     def __post_init__(self):
-        check_one_of("method", self.method, METHOD_NAMES)
+        for name, known in KNOWN.items():
+            check_one_of(name, getattr(self, name), known)
         # one of several GPUs: cuda:1
         check_one_of("device", re.sub(r"^cuda:\d+$", "cuda", str(self.device)), DEVICES)
-        check_one_of("dtype", self.dtype, DTYPES)
-        check_one_of("attention", self.attention, ATTENTIONS)
-        check_one_of("store", self.store, STORES)
-        check_one_of("store_dtype", self.store_dtype, STORE_DTYPES)
-        check_one_of("conv", self.conv, CONVS)
-        check_one_of("weights", self.weights, WEIGHTS)
         if self.conv_memory is not None and not (
             isinstance(self.conv_memory, (int, float)) and 0 <= self.conv_memory < 1e6
         ):
@@ -241,6 +215,7 @@ class Settings:
                 raise FzError(
                     f"{got}, expected one without: what hides the object spans chunks. Leave --chunk or --remove out."
                 )
+        check_shard(self)
         object.__setattr__(self, "guidance_window", window(self.guidance_window, "guidance_window"))
         if self.guidance_window != (0.0, 1.0) and self.method not in ("fatezero", "ddim"):
             got = f"guidance_window: got {self.guidance_window} with method {self.method}"

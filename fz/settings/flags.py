@@ -18,6 +18,7 @@ from fz.settings.config import (
     ATTENTIONS,
     CONVS,
     DTYPES,
+    GRAPHS,
     METHOD_NAMES,
     PRESETS,
     STORE_DTYPES,
@@ -124,12 +125,14 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
              edit=True, const=True),
     ),
     "clip": (
-        Flag("size", "clip.size", size, "N|HxW", "short side to N and a square cut from the centre, or any height "
-                                                 "and width"),
+        Flag("size", "clip.size", size, "N|HxW", "short side to N and a square cut from the centre, any height and "
+                                                 "width, or original: the clip's own"),
         Flag("frames", "clip.frames", count, "N|all", "how many frames"),
         Flag("start", "clip.start", whole(0), "N", "the first frame, from 0"),
         Flag("every", "clip.every", whole(1), "N", "take every N-th frame"),
         Flag("crop", "clip.crop", crop, "L,R,T,B", "pixels to cut from left, right, top and bottom first"),
+        Flag("fps", "clip.fps", number, "R", "frames a second of the results; default: the clip's"),
+        Flag("no-audio", "clip.audio", None, "", "leave the clip's sound out of the results", const=False),
     ),
     "model": (
         Flag("checkpoint", "checkpoint", str, "PATH|NAME", "a diffusers folder, a .ckpt or .safetensors file, or a Hub "
@@ -208,9 +211,15 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("offload", "offload", None, "", "models on the GPU only while they are used, what is "
                                              "kept in RAM", const=True),
         Flag("compile", "compile", None, "", "compile the UNet's layers for a GPU", const=True),
+        Flag("graph", "graph", one_of(GRAPHS), "WHICH",
+             "replay passes as CUDA graphs, with the same result: auto, where that can be, on, which says why not, or "
+             "off"),
         Flag("threads", "threads", whole(1), "N", "CPU threads"),
         Flag("chunk", "chunk", whole(1), "N",
              "frames that the UNet takes at a time: less memory; with --per-frame-norm it does not grow with the clip"),
+        Flag("shard", "shard", None, "",
+             "split the clip's frames over the processes that torchrun started: torchrun --nproc-per-node N -m fz.run "
+             "--shard", const=True),
         Flag("store", "store", one_of(STORES), "WHICH",
              "the source's queries and keys: recompute them while editing, keep them in memory or on disk, or auto, "
              "by what is free"),

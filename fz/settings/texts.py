@@ -54,11 +54,13 @@ def count(value: str) -> int | None:
         raise argparse.ArgumentTypeError(f"got {value!r}, expected a whole number of at least 1, or all.") from None
 
 
-def size(value: str) -> int | tuple[int, int]:
+def size(value: str) -> int | tuple[int, int] | str:
+    if value == "original":
+        return value
     found = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", value, re.ASCII)
     if not found:
         raise argparse.ArgumentTypeError(
-            f"got {value!r}, expected a number (a square) or HEIGHTxWIDTH, as 512 or 384x640."
+            f"got {value!r}, expected a number (a square), HEIGHTxWIDTH or original, as 512 or 384x640."
         )
     return (int(found[1]), int(found[2])) if found[2] else int(found[1])
 

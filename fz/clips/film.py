@@ -1,0 +1,108 @@
+"""What does a source have beside its pictures that results keep: its sound, for the time of the frames taken, and its
+colour tags.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fz.clips.pyav import av
+from fz.clips.stream import opened
+
+if TYPE_CHECKING:
+    from av.container import OutputContainer
+
+# of AAC; others are resampled to the last
+RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+BT709 = 1
+# H.273 codes whose matrix swscale converts to: BT.709, FCC, BT.601 in its two names, SMPTE 240M, BT.2020
+MATRICES = (1, 4, 5, 6, 7, 9)
+
+
+@dataclass(frozen=True)
+class Sound:
+    """samples (channels, n) float32, of one or two channels, at `rate` a second; 0 is the first frame's time."""
+
+    samples: np.ndarray
+    rate: int
+
+    @property
+    def layout(self) -> str:
+        return "mono" if len(self.samples) == 1 else "stereo"
+
+
+@dataclass(frozen=True)
+class Colours:
+    """H.273 codes: of the matrix from RGB, of primaries and of the transfer function."""
+
+    matrix: int = BT709
+    primaries: int = BT709
+    transfer: int = BT709
+
+
+def colours_of(context: "av.VideoCodecContext") -> Colours:
+    """A stream's own where they say how its RGB is had, else BT.709's."""
+    if context.colorspace not in MATRICES:
+        return Colours()
+    return Colours(int(context.colorspace), int(context.color_primaries), int(context.color_trc))
+
+
+def read_sound(path: Path, start: float, seconds: float) -> Sound | None:
+    """The first sound of a file, from `start` seconds of its clock on, as long as it goes within `seconds`; None where
+    it has none then, or none that can be decoded.
+    """
+    try:
+        with opened(path) as (box, _):
+            if not box.streams.audio:
+                return None
+            stream = box.streams.audio[0]
+            rate = stream.codec_context.sample_rate
+            rate = rate if rate in RATES else RATES[-1]
+            layout = "mono" if stream.codec_context.channels == 1 else "stereo"
+            resampler = av.AudioResampler("fltp", layout, rate)
+            count = round(seconds * rate)
+            samples, filled = np.zeros((1 if layout == "mono" else 2, count), np.float32), 0
+            place = None
+            for frame in box.decode(stream):
+                if place is None:
+                    # where the first sample stands, from the first frame taken
+                    began = 0.0 if frame.pts is None else float(frame.pts * frame.time_base)
+                    place = round((began - start) * rate)
+                for part in resampler.resample(frame):
+                    place, filled = put(samples, part.to_ndarray(), place, filled)
+                if place >= count:
+                    break
+            if place is not None and place < count:
+                for part in resampler.resample(None):
+                    place, filled = put(samples, part.to_ndarray(), place, filled)
+    except (av.FFmpegError, ValueError, OSError):
+        return None
+    return Sound(samples[:, :filled], rate) if filled else None
+
+
+def put(samples: np.ndarray, part: np.ndarray, place: int, filled: int) -> tuple[int, int]:
+    """Put a part where it belongs; returns the next part's place and how far samples are filled."""
+    low, high = max(place, 0), min(place + part.shape[1], samples.shape[1])
+    if low < high:
+        samples[:, low:high] = part[:, low - place : high - place]
+        filled = high
+    return place + part.shape[1], filled
+
+
+def add_sound(box: "OutputContainer", sound: Sound) -> "av.AudioStream":
+    """A stream of AAC for a sound: all streams have to be there before anything is muxed."""
+    return box.add_stream("aac", rate=sound.rate, layout=sound.layout)
+
+
+def encode_sound(box: "OutputContainer", stream: "av.AudioStream", sound: Sound) -> None:
+    """All of the sound, into its stream."""
+    size = stream.codec_context.frame_size or 1024
+    for begin in range(0, sound.samples.shape[1], size):
+        part = np.ascontiguousarray(sound.samples[:, begin : begin + size])
+        frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=sound.layout)
+        frame.sample_rate, frame.pts, frame.time_base = sound.rate, begin, Fraction(1, sound.rate)
+        box.mux(stream.encode(frame))
+    box.mux(stream.encode(None))

@@ -1,0 +1,157 @@
+"""What do the page's controls mean? From their values to arguments of `fz.read`, `Editor.invert` and
+`InvertedClip.edit`.
+
+A form is a flat dict that is JSON: it is kept beside each result, so that its settings can be taken again.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fz.errors import FzError
+from fz.settings.config import FAST, PRESETS
+from fz.settings.sweep import NAMES, read_sweeps
+
+Form = Mapping[str, Any]
+
+KINDS = {"A colour or material": "attribute", "The whole style": "style", "The shape of something": "shape"}
+PREVIEW_FRAMES, PREVIEW_STEPS = 2, 6
+MOST_FRAMES = 64
+MOST_TILES = 12
+LONGEST = 1000  # letters of a sentence
+# of the page's sliders, for whoever sends something else
+BOUNDS = {
+    "frames": (1, MOST_FRAMES), "start": (0, 10**6), "every": (1, 1000), "size": (64, 768), "steps": (2, 100),
+    "guidance": (1, 15), "keep_shape": (0, 100), "keep_place": (0, 100), "area_limit": (0, 1),
+}  # fmt: skip
+# of the paper's 50 steps, what a drawn world needs
+USUAL: dict[str, Any] = {
+    "model": "", "source": "", "target": "", "kind": "attribute",
+    "frames": 8, "start": 0, "every": 1, "size": 128,
+    "keep_shape": 80, "keep_place": 70, "area": False, "area_limit": 0.3,
+    "weights": {}, "keep_background": False, "remove": "", "enhance": "", "mask": "",
+    "steps": 20, "guidance": 3.0, "fast": False, "stays": True,
+}  # fmt: skip
+# what a sheet can vary, by its name on the page: settings' names, and values
+VARIED = {
+    "How much of the shape is kept": ("self_replace", "0.2,0.4,0.6,0.8,1"),
+    "How long words keep their place": ("cross_replace", "0.2,0.4,0.6,0.8,1"),
+    "How large the changed area is": ("threshold", "0.1,0.2,0.3,0.45,0.6,none"),
+    "How strong the new words are": ("reweight", "0.5,1,2,4,8"),
+}
+
+
+def of_preset(kind: str) -> dict[str, Any]:
+    """The controls' values for one of the paper's presets."""
+    preset = PRESETS[kind]
+    return {
+        "keep_shape": round(100 * preset["self_replace"][1]),
+        "keep_place": round(100 * preset["cross_replace"][1]),
+        "area": preset["threshold"] is not None,
+        "area_limit": preset["threshold"] or 0.3,
+    }
+
+
+def checked(form: Form) -> dict[str, Any]:
+    """The form with every control's value in its kind. Raises FzError for what no control can give."""
+    out = {}
+    for name, usual in USUAL.items():
+        value = form.get(name, usual)
+        kinds = (int, float) if isinstance(usual, (int, float)) and not isinstance(usual, bool) else type(usual)
+        if value is None or not isinstance(value, kinds) or isinstance(value, bool) != isinstance(usual, bool):
+            raise FzError(f"The page sent no proper value for {name.replace('_', ' ')}. Load it again.")
+        out[name] = int(value) if isinstance(usual, int) and not isinstance(usual, bool) else value
+    if out["kind"] not in PRESETS:
+        raise FzError("Choose what is to change: a colour, the style or a shape.")
+    if not all(isinstance(w, str) and isinstance(f, (int, float)) for w, f in out["weights"].items()):
+        raise FzError("The page sent no proper weights of words. Load it again.")
+    for name, (low, high) in BOUNDS.items():
+        if not low <= out[name] <= high:
+            raise FzError(f"The page sent {out[name]} for {name.replace('_', ' ')}, expected {low} to {high}.")
+    for name in ("source", "target", "remove", "enhance"):
+        if len(out[name]) > LONGEST:
+            raise FzError(f"A sentence has {len(out[name])} letters, expected at most {LONGEST}. Shorten it.")
+    if len(out["weights"]) > LONGEST:
+        raise FzError("The page sent no proper weights of words. Load it again.")
+    return out
+
+
+def reading(form: Form) -> dict[str, Any]:
+    """Arguments of `fz.read`."""
+    return {name: form[name] for name in ("frames", "start", "every", "size")}
+
+
+def steps_of(form: Form, quick: bool) -> int:
+    """Of an edit; quick: of a preview, which is fast already."""
+    whole = max(1, form["steps"] // 2) if form["fast"] else form["steps"]
+    return min(whole, PREVIEW_STEPS) if quick else whole
+
+
+def inverting(form: Form, quick: bool) -> dict[str, Any]:
+    """Arguments of `Editor.invert`."""
+    return {"steps": steps_of(form, quick)} | ({"reuse": FAST["reuse"]} if form["fast"] and not quick else {})
+
+
+def guiding(form: Form, quick: bool) -> dict[str, Any]:
+    """Arguments of an edit that are the run's."""
+    window = {"guidance_window": FAST["guidance_window"]} if form["fast"] and not quick else {}
+    return {"guidance": form["guidance"], **window}
+
+
+def sentence(form: Form) -> str | None:
+    """The target; None where removing or enhancing makes it."""
+    target = form["target"].strip()
+    return target or (None if form["remove"].strip() or form["enhance"].strip() else "")
+
+
+def editing(form: Form, mask: Path | None = None) -> dict[str, Any]:
+    """Arguments of an edit itself, which `Editor.explain` takes, too."""
+    out: dict[str, Any] = {
+        "kind": form["kind"],
+        "self_replace": form["keep_shape"] / 100,
+        "cross_replace": form["keep_place"] / 100,
+        "threshold": form["area_limit"] if form["area"] or mask is not None else None,
+        "keep_background": form["keep_background"],
+    }
+    if weights := {word: factor for word, factor in form["weights"].items() if factor != 1}:
+        out["reweight"] = weights
+    out |= {name: form[name].strip() for name in ("remove", "enhance") if form[name].strip()}
+    return out | ({"mask": str(mask)} if mask is not None else {})
+
+
+def varied(form: Form, what: str, words: list[str]) -> list[dict[str, Any]]:
+    """The form once for each value of what a sheet varies. words: the target's that the source has not. Raises FzError
+    for what cannot be varied.
+    """
+    if what not in VARIED:
+        raise FzError("Choose what to try.")
+    name, values = VARIED[what]
+    if name == "reweight" and not words:
+        raise FzError("No word of the new sentence is new, so there is none to make stronger.")
+    text = f"{name}={values}" if name in NAMES else f"reweight.{words[0]}={values}"
+    out = []
+    for ((_, value),) in read_sweeps([text])[:MOST_TILES]:
+        if name == "threshold":
+            out.append(
+                {**form, "area": value is not None, "area_limit": form["area_limit"] if value is None else value}
+            )
+        elif name == "reweight":
+            out.append({**form, "weights": {**form["weights"], **dict.fromkeys(words, value)}})
+        else:
+            out.append({**form, "keep_shape" if name == "self_replace" else "keep_place": round(100 * value)})
+    return out
+
+
+def label(form: Form, before: Form) -> str:
+    """What differs in a form from another, in the page's words."""
+    told = []
+    if form["keep_shape"] != before["keep_shape"]:
+        told.append(f"shape kept {form['keep_shape']} %")
+    if form["keep_place"] != before["keep_place"]:
+        told.append(f"places kept {form['keep_place']} %")
+    if (form["area"], form["area_limit"]) != (before["area"], before["area_limit"]):
+        told.append(f"area {form['area_limit']:g}" if form["area"] else "everywhere")
+    for word, factor in form["weights"].items():
+        if before["weights"].get(word, 1) != factor:
+            told.append(f"{word} ×{factor:g}")
+    return ", ".join(told) or "as it is now"

@@ -1,0 +1,425 @@
+"""The page without a browser: its command, what is kept of whom, the queue, the controls, who may ask for what."""
+
+import dataclasses
+import json
+import socket
+import threading
+import time
+
+import pytest
+
+from fz.errors import FzError
+from fz.web import form as forms
+from fz.web import guard, main
+from fz.web.folder import DAY, Clip, Folder, Visitor, new_id, safe_name
+from fz.web.jobs import MOST_WAITING, Job, Queue
+from fz.web.options import Options, options_of
+
+SECRET, OTHER = "a" * 32, "b" * 32
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = Folder(tmp_path / "root", 1000)
+    yield made
+    made.lock.release()
+
+
+# ---- the command -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--host", "0.0.0.0"], "Pass --password"),
+        (["--share"], "Pass --password"),
+        (["--port", "70000"], "expected 1 to 65535"),
+        (["--prot", "1"], "Did you mean '--port'?"),
+        (["--checkpoint", "/nowhere/sd"], "/nowhere/sd does not exist"),
+    ],
+)
+def test_mistakes_are_one_line(argv, line, capsys):
+    assert main(argv) == 2
+    said = capsys.readouterr().err
+    assert line in said and said.count("\n") == 1
+
+
+def test_options(monkeypatch, tmp_path):
+    monkeypatch.delenv("FZ_WEB_PASSWORD", raising=False)
+    assert options_of([]).local and options_of(["--host", "::1"]).local
+    assert not options_of(["--host", "0.0.0.0", "--no-password"]).local
+    monkeypatch.setenv("FZ_WEB_PASSWORD", "open sesame")
+    assert options_of(["--host", "0.0.0.0"]).password == "open sesame"
+    assert options_of(["--folder", str(tmp_path)]).folder == tmp_path
+
+
+def test_without_gradio_the_command_says_so(monkeypatch, capsys):
+    monkeypatch.setattr("fz.web.find_spec", lambda name: None)
+    assert main([]) == 2
+    said = capsys.readouterr().err
+    assert "pip install" in said and "[web]" in said and said.count("\n") == 1
+
+
+def test_a_port_in_use_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fz.web.find_spec", lambda name: True)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert main(["--port", str(taken.getsockname()[1]), "--folder", str(tmp_path)]) == 2
+    assert "Pass another --port" in capsys.readouterr().err
+
+
+# ---- the folder ------------------------------------------------------------------------------------------------
+
+
+def clip_of(visitor, name="clip.mp4"):
+    clip = Clip(new_id(), name, str(visitor.path / "x"), (64, 64), 8, 8.0)
+    visitor.keep(clip)
+    return clip
+
+
+def test_visitors_do_not_see_each_other(folder):
+    one, other = folder.visitor(SECRET), folder.visitor(OTHER)
+    clip = clip_of(one)
+    assert one.clip(clip.id) == clip and SECRET not in str(one.path)
+    for ask in (lambda: other.clip(clip.id), lambda: other.result(clip.id, new_id()), lambda: folder.visitor("short")):
+        with pytest.raises(FzError):
+            ask()
+
+
+@pytest.mark.parametrize(
+    "bad", ["", ".", "..", "../..", "/etc", "a" * 16 + "/..", "A" * 16, "0" * 15, "0" * 17, "0" * 16 + "\n"]
+)
+def test_ids_lead_nowhere(folder, bad):
+    visitor = folder.visitor(SECRET)
+    for ask in (
+        visitor.place,
+        visitor.clip,
+        lambda bad: visitor.result("0" * 16, bad),
+        lambda bad: folder.batch(visitor, bad),
+    ):
+        with pytest.raises(FzError):
+            ask(bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("clip.mp4", "clip.mp4"),
+        ("../../etc/passwd", "passwd"),
+        ("..\\..\\x.GIF", "x.gif"),
+        ("<img src=x onerror=alert(1)>.mp4", "img-src-x-onerror-alert-1.mp4"),
+        (".bashrc", "bashrc"),
+        ("a" * 400 + ".mp4", "a" * 60 + ".mp4"),
+        ("\0\n.mp4", "clip.mp4"),
+        ("...", "clip"),
+    ],
+)
+def test_names_of_uploads_are_made_safe(name, safe):
+    assert safe_name(name) == safe
+
+
+def test_uploads_go_after_a_day_and_results_stay(folder):
+    visitor = folder.visitor(SECRET)
+    plain, edited = clip_of(visitor), clip_of(visitor)
+    for clip in (plain, edited):
+        (visitor.place(clip.id) / "upload").mkdir()
+        (visitor.place(clip.id) / "upload" / "clip.mp4").write_bytes(b"x" * 10)
+    result = visitor.place(edited.id) / "results" / new_id()
+    result.mkdir(parents=True)
+    (result / "about.json").write_text("{}")
+    assert folder.forget() == []
+    assert len(folder.forget(time.time() + DAY + 5)) == 2
+    assert not visitor.place(plain.id).exists() and visitor.results(edited.id) == [result.name]
+    assert not (visitor.place(edited.id) / "upload").exists()
+
+
+def test_uploads_are_bounded(folder):
+    place = folder.batch(folder.visitor(SECRET), new_id())
+    path, left = folder.room(place, "a.mp4")
+    assert left == 1000 and path.parent == place
+    path.write_bytes(b"x" * 1000)
+    with pytest.raises(FzError, match="no room"):
+        folder.room(place, "b.mp4")
+
+
+def test_one_server_has_the_folder(folder):
+    with pytest.raises(FzError, match="is in use by"):
+        Folder(folder.root, 1000)
+
+
+def test_lines_tell_no_folder(folder):
+    line = folder.without_paths(f"video: {folder.visitors}/abc/0123/upload/clip.mp4 is no video. Use --frames 3")
+    assert line == "video: clip.mp4 is no video. Use frames 3"
+
+
+# ---- the queue -------------------------------------------------------------------------------------------------
+
+
+class Slow:
+    """Work that waits to be told, a step at a time."""
+
+    def __init__(self):
+        self.go, self.done = threading.Semaphore(0), []
+
+    def __call__(self, job):
+        job.of = 3
+        for _ in range(3):
+            assert self.go.acquire(timeout=20)
+            job.step(1)
+        self.done.append(job.id)
+        return "made"
+
+
+def until(true):
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def queue(folder):
+    made = Queue(folder, Slow())
+    made.start(lambda: None)
+    yield made
+    for job in made.jobs:
+        job.unwanted = True
+    made.close()
+    made.do.go.release(1000)
+
+
+def job_of(visitor="v" * 32, n=0, stays=True):
+    return Job(visitor, "0" * 16, "run", {"n": n}, stays)
+
+
+def test_one_at_a_time_in_order_and_places(queue):
+    jobs = [queue.submit(job_of(visitor)) for visitor in ("a", "b", "c")]
+    until(lambda: jobs[0].state == "running")
+    assert [queue.place(job) for job in jobs] == [0, 1, 2] and jobs[1].state == "waiting"
+    queue.do.go.release(9)
+    until(lambda: all(job.over for job in jobs))
+    assert queue.do.done == [job.id for job in jobs] and {job.state for job in jobs} == {"done"}
+
+
+def test_fifty_clicks_are_one_job(queue):
+    assert len({queue.submit(job_of()).id for _ in range(50)}) == 1
+    for n in range(1, MOST_WAITING):
+        queue.submit(job_of(n=n))
+    with pytest.raises(FzError, match="waiting"):
+        queue.submit(job_of(n=99))
+    # and nobody else is kept out
+    queue.submit(job_of("w"))
+
+
+def test_cancel_now_and_while_waiting(queue):
+    running, waiting = queue.submit(job_of(n=1)), queue.submit(job_of(n=2))
+    until(lambda: running.state == "running")
+    assert not queue.cancel("another", running.id)
+    assert queue.cancel(waiting.visitor, waiting.id) and waiting.state == "cancelled"
+    assert queue.cancel(running.visitor, running.id)
+    queue.do.go.release(1)
+    until(lambda: running.over)
+    assert running.state == "cancelled" and not queue.do.done and not list(queue.folder.visitors.glob("*/jobs/*"))
+
+
+def test_a_closed_page_leaves_what_stays(queue):
+    gone, stays = queue.submit(job_of(n=1, stays=False)), queue.submit(job_of(n=2))
+    until(lambda: gone.state == "running")
+    queue.left_alone(gone.visitor)
+    queue.do.go.release(4)
+    until(lambda: gone.over and stays.over)
+    assert (gone.state, stays.state) == ("cancelled", "done")
+
+
+def test_time_left(queue):
+    job = queue.submit(job_of())
+    until(lambda: job.state == "running")
+    assert job.left() is None
+    queue.do.go.release(1)
+    until(lambda: job.work == 1)
+    assert 0 < job.left() < 60 and queue.told(job.visitor)[0]["share"] == 0.333
+
+
+def test_a_killed_server_takes_its_jobs_up(folder):
+    first = Queue(folder, Slow())
+    left, leaves = first.submit(job_of(n=1)), first.submit(job_of(n=2, stays=False))
+    again = Queue(folder, lambda job: "made")
+    assert [(job.id, job.form) for job in again.jobs] == [(left.id, {"n": 1})] and not first.path(leaves).exists()
+    again.start(lambda: None)
+    until(lambda: again.jobs[0].over)
+    assert again.jobs[0].state == "done" and not first.path(left).exists()
+
+
+def test_a_job_that_kills_the_server_ends(folder):
+    first = Queue(folder, Slow())
+    job = first.submit(job_of())
+    for _ in range(2):
+        job.tries += 1
+        first.write(job)
+    again = Queue(folder, Slow())
+    assert again.jobs[0].state == "failed" and "smaller" in again.jobs[0].line
+
+
+def test_mistakes_of_a_job(folder, capsys):
+    def work(job):
+        if job.form["n"]:
+            raise FzError(f"video: {folder.root}/visitors/x/clip.mp4 is broken")
+        raise RuntimeError("a bug")
+
+    queue = Queue(folder, work)
+    jobs = [queue.submit(job_of(n=n)) for n in (0, 1)]
+    queue.start(lambda: None)
+    until(lambda: all(job.over for job in jobs))
+    assert "not your doing" in jobs[0].line and "a bug" in capsys.readouterr().out
+    assert jobs[1].line == "video: clip.mp4 is broken"
+
+
+# ---- the form --------------------------------------------------------------------------------------------------
+
+
+def test_forms_are_checked():
+    assert forms.checked({}) == forms.USUAL
+    for bad in (
+        {"kind": "x"},
+        {"frames": 1000},
+        {"size": 8192},
+        {"steps": 10**9},
+        {"area_limit": float("nan")},
+        {"source": "a " * 600},
+        {"frames": "8"},
+        {"area": 1},
+        {"weights": {"a": "b"}},
+        {"source": None},
+    ):
+        with pytest.raises(FzError):
+            forms.checked(bad)
+
+
+def test_what_the_controls_mean():
+    form = {**forms.USUAL, **forms.of_preset("shape"), "kind": "shape", "weights": {"blue": 2, "car": 1}}
+    expected = {"kind": "shape", "self_replace": 0.5, "cross_replace": 0.5, "threshold": 0.3, "keep_background": False}
+    assert forms.editing(form) == {**expected, "reweight": {"blue": 2}}
+    assert forms.editing({**forms.USUAL})["threshold"] is None
+    assert forms.sentence({**form, "remove": "red car"}) is None and forms.sentence(form) == ""
+
+
+@pytest.mark.parametrize("what", forms.VARIED)
+def test_sheets_vary_one_thing(what):
+    tried = forms.varied(forms.USUAL, what, ["blue"])
+    assert 4 < len(tried) <= forms.MOST_TILES and len({json.dumps(form) for form in tried}) == len(tried)
+    assert all(forms.checked(form) == form for form in tried)
+    labels = [forms.label(form, forms.USUAL) for form in tried]
+    assert len(set(labels)) == len(labels)
+
+
+# ---- the guard -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def options(tmp_path):
+    return Options((None,), "cpu", 1, "127.0.0.1", 7860, None, False, tmp_path, 1000)
+
+
+def asked(options, path="/", method="GET", body=b"", **headers):
+    """(status, headers, whether the app behind was reached)"""
+    import asyncio
+
+    reached, sent = [], []
+
+    async def app(scope, receive, send):
+        reached.append(scope)
+        while (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    headers = {"host": "127.0.0.1:7860", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    scope = {"type": "http", "path": path, "method": method}
+    scope["headers"] = [(name.encode(), value.encode()) for name, value in headers.items()]
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive():
+        return next(messages)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(guard.Guard(app, options)(scope, receive, send))
+    return sent[0]["status"], {k.decode(): v.decode() for k, v in sent[0]["headers"]}, reached
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/gradio_api/file=/etc/passwd", "/gradio_api/upload", "/gradio_api/proxy=http://x", "/file/x", "/monitoring",
+     "/gradio_api/vibe-edit/", "/gradio_api/process_recording", "/assets/../x?", "/gradio_api/openapi.json", "/docs"],
+)  # fmt: skip
+def test_what_serves_or_takes_files_is_closed(options, path):
+    status, _, reached = asked(options, path)
+    assert status in (403, 404) and not reached
+
+
+def test_a_visitor_gets_a_secret_once(options):
+    _, headers, _ = asked(options)
+    cookie = headers["set-cookie"]
+    assert "HttpOnly" in cookie and "SameSite=Lax" in cookie and len(cookie.split(";")[0].split("=")[1]) >= 32
+    _, headers, reached = asked(options, cookie=cookie.split(";")[0])
+    assert "set-cookie" not in headers and reached[0]["fz_secret"] == cookie.split(";")[0].split("=")[1]
+    assert "default-src 'self'" in headers["content-security-policy"]
+
+
+def test_other_sites_may_not_ask(options):
+    assert asked(options, host="evil.example:7860")[0] == 403
+    assert asked(options, "/fz/cancel/x", "POST", origin="http://evil.example")[0] == 403
+    assert asked(options, "/fz/cancel/x", "POST", origin="http://127.0.0.1:7860")[0] == 200
+    assert asked(dataclasses.replace(options, host="0.0.0.0", password="x"), host="a.example")[0] == 401
+
+
+def test_too_much_is_refused_before_and_while_it_comes(options):
+    status, _, reached = asked(options, "/fz/upload/a/b", "PUT", content_length=str(2 * 10**9))
+    assert status == 413 and not reached
+    assert asked(options, "/fz/upload/a/b", "PUT", body=b"x" * 1001)[0] == 413
+    assert asked(options, "/fz/upload/a/b", "PUT", body=b"x" * 1000)[0] == 200
+    assert asked(options, "/gradio_api/run/predict", "POST", body=b"x" * (guard.MOST_SENT + 1))[0] == 413
+
+
+def test_the_password(options):
+    import base64
+
+    closed = dataclasses.replace(options, host="0.0.0.0", password="naïve: yes")
+    for given in (None, "Basic !!!", "Basic " + base64.b64encode(b"me:wrong").decode(), "Bearer naive"):
+        status, headers, reached = asked(closed, **({"authorization": given} if given else {}))
+        assert status == 401 and "www-authenticate" in headers and not reached
+    right = "Basic " + base64.b64encode("me:naïve: yes".encode()).decode()
+    assert asked(closed, authorization=right)[0] == 200
+
+
+def test_visitors_are_made_of_secrets(folder):
+    assert isinstance(folder.visitor(SECRET), Visitor) and folder.visitor(SECRET).path != folder.visitor(OTHER).path
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("frames 0–1 of 8 (0.2 of 1.0 s), no audio; --frames all", "Frames 1–2 of 8 (0.2 of 1.0 s), no audio"),
+        ("frame 3 of 8; --frames all", "Frame 4 of 8"),
+        ("frames 0, 2, …, 8 of 12", "Frames 1, 3, …, 9 of 12"),
+        ("centre 128×128 → 128×128; --size 64x128", "centre 128×128 → 128×128"),
+    ],
+)
+def test_notes_of_clips_for_people(line, shown):
+    from fz.web.show import without_flags
+
+    assert without_flags(line) == shown
+
+
+def test_what_visitors_write_is_text():
+    from fz.web import show
+
+    wicked = "<script>alert(1)</script> \"'onload=x"
+    for piece in (show.note(wicked), show.weights(wicked, {wicked: 2}), show.word_button(wicked, "", True),
+                  show.player([], [], 8, wicked)):  # fmt: skip
+        assert "<script" not in piece and "\"'onload" not in piece
+    about = {"form": {}, "target": wicked, "frames": 1, "fps": 8, "texts": {"command": wicked, "python": wicked}}
+    for piece in (show.result("0" * 16, "1" * 16, about), show.history("0" * 16, [("1" * 16, about)], "")):
+        assert "<script" not in piece and "\"'onload" not in piece
