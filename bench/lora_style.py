@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 import fz
-from fz import mini, tune
+from fz import tune
 from fz.clips.media import to_uint8, write_json, write_png
 from fz.mini.data import HELD_OUT, as_given
 from fz.mini.styles import blurred
@@ -43,12 +43,12 @@ def target_of(story: Story) -> str:
     return f"{STYLE} of {caption(story)}"
 
 
-def write_pictures(folder: Path, count: int) -> None:
+def write_pictures(folder: Path, count: int, size: int) -> None:
     """What is learned from: a picture of each of the first `count` stories, and its caption."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(count):
         story = plain(seed)
-        Image.fromarray(blueprint(draw(story, 1, mini.SIZE).frames[0])).save(folder / f"{seed:03d}.png")
+        Image.fromarray(blueprint(draw(story, 1, size).frames[0])).save(folder / f"{seed:03d}.png")
         (folder / f"{seed:03d}.txt").write_text(target_of(story), encoding="utf-8")
 
 
@@ -65,12 +65,14 @@ def style_of(frames: np.ndarray, story: Story) -> str:
     return min(drawn, key=lambda s: float(np.abs(small(drawn[s]) - small(frames)).mean()))
 
 
-def edited(lora: Sequence[Path], stories: Sequence[Story], frames: int) -> tuple[list[str], list[np.ndarray]]:
+def edited(
+    lora: Sequence[Path], stories: Sequence[Story], frames: int, size: int
+) -> tuple[list[str], list[np.ndarray]]:
     """Each story's style after the edit, and its first frame."""
     editor = fz.load(lora=[str(path) for path in lora])
     found, pictures = [], []
     for story in stories:
-        clip = as_given(story, frames, mini.SIZE).frames
+        clip = as_given(story, frames, size).frames
         inversion = editor.invert(clip, caption(story), steps=20)
         result = to_uint8(inversion.edit(target_of(story), kind="style", guidance=3.0).frames)
         found.append(style_of(result, story))
@@ -80,16 +82,16 @@ def edited(lora: Sequence[Path], stories: Sequence[Story], frames: int) -> tuple
 
 def work(given) -> None:
     out = Path(given.out)
-    write_pictures(out / "pictures", given.pictures)
-    argv = ["--video", str(out / "pictures"), "--frames", "all", "--prompt", STYLE, "--size", str(mini.SIZE),
+    write_pictures(out / "pictures", given.pictures, given.size)
+    argv = ["--video", str(out / "pictures"), "--frames", "all", "--prompt", STYLE, "--size", str(given.size),
             "--lora-rank", str(given.rank), "--steps", str(given.steps), "--rate", str(given.rate),
             "--keep-activations", "--out", str(out / "lora")]  # fmt: skip
     if (code := tune.main(argv)) != 0:
         raise SystemExit(code)
     stories = [plain(HELD_OUT + FIRST + i) for i in range(given.clips)]
-    rows, sheets = {}, [[as_given(story, 1, mini.SIZE).frames[0] for story in stories]]
+    rows, sheets = {}, [[as_given(story, 1, given.size).frames[0] for story in stories]]
     for name, lora in (("without", []), ("with", [out / "lora" / "lora.safetensors"])):
-        styles, pictures = edited(lora, stories, given.frames)
+        styles, pictures = edited(lora, stories, given.frames, given.size)
         rows[name] = {style: styles.count(style) for style in (*STYLES, STYLE)}
         print(f"{name} the LoRA: {styles.count(STYLE)} of {len(stories)} clips are a {STYLE}; {rows[name]}", flush=True)
         sheets.append(pictures)
@@ -101,7 +103,7 @@ def work(given) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m bench.lora_style", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--out", metavar="DIR", required=True)
-    for name, default in (("pictures", 48), ("rank", 8), ("steps", 300), ("clips", 24), ("frames", 2)):
+    for name, default in (("pictures", 48), ("rank", 8), ("steps", 300), ("clips", 24), ("frames", 2), ("size", 128)):
         parser.add_argument(f"--{name}", type=int, metavar="N", default=default)
     parser.add_argument("--rate", type=float, metavar="R", default=1e-3)
     given = parser.parse_args(argv)

@@ -11,7 +11,7 @@ from fz.settings.config import PRESETS, EditSettings, edit_settings
 
 PATHS = ("vae", "tokenizer", "model_config")
 OF_LOADING = (*PATHS, "ema", "lora", "embedding", "clip_skip", "clip_norm", "frame_index", "least_channels", "offload",
-              "compile", "threads", "conv", "conv_memory", "weights")  # fmt: skip
+              "compile", "graph", "threads", "conv", "conv_memory", "weights")  # fmt: skip
 OF_INVERTING = ("steps", "reuse", "chunk", "store", "store_dtype")
 OF_EDITING = ("negative", "method", "strength", "guidance", "guidance_window", "attention", "reconstruction_prompt",
               "seed")  # fmt: skip

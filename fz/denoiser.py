@@ -34,6 +34,11 @@ class Denoiser:
     deep: Deep | None = None
     watch: Watch = field(default_factory=Watch, init=False, repr=False, compare=False)
 
+    @property
+    def layers(self) -> UNet | Chunks:
+        """The UNet whose layers are called: a replayed graph calls none."""
+        return getattr(self.unet, "eager", self.unet)
+
     def remembering(self) -> "Denoiser":
         """The same for one loop over the schedule, whose shallow steps take the last full step's deep features."""
         return self if self.reuse.every == 1 else replace(self, deep=Deep(self.reuse.outer))
@@ -65,7 +70,7 @@ class Denoiser:
             self.deep.shallow = not self.is_full(t)
             extra["deep"] = self.deep
         eps = self.unet(z, t, text, attend, **extra)
-        self.watch.look(eps, self.unet, t, lambda: self.unet(z, t, text, fresh(attend), **extra))
+        self.watch.look(eps, self.layers, t, lambda: self.layers(z, t, text, fresh(attend), **extra))
         return eps
 
 

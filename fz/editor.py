@@ -24,6 +24,7 @@ from fz.clips.arrays import ClipLike, as_video
 from fz.clips.video import Video
 from fz.edit import Callback
 from fz.errors import FzError
+from fz.graphs import Graphs, graphed
 from fz.inverted import InvertedClip
 from fz.memory.budget import Footprint, Prediction, prediction
 from fz.memory.inversions import Inversion
@@ -51,7 +52,7 @@ def load(
     device: auto, cpu, cuda or mps. dtype: float32, float16, bfloat16, or auto: float16 on CUDA, else float32. settings:
     others of the model, by their names on the command line: vae, tokenizer, model_config, ema, lora (files, or pairs of
     a file and a strength), embedding (files, or pairs of a file and a word), clip_skip, clip_norm, offload, compile,
-    threads, conv, conv_memory. Raises FzError for a checkpoint that is none and for settings that cannot be.
+    graph, threads, conv, conv_memory. Raises FzError for a checkpoint that is none and for settings that cannot be.
     """
     usual = {name: value for name, value in mini.DEFAULTS.items() if "." not in name} if checkpoint is None else {}
     unknown = Settings(ClipSettings("a clip"), "a clip", (EditSettings("a clip"),), cache="none")
@@ -66,7 +67,7 @@ def load(
     )
 
 
-FastUNet = UNet | Chunks | Shard
+FastUNet = UNet | Chunks | Shard | Graphs
 # settings that change nothing of a loaded model; whatever else there is may
 NOT_OF_MODELS = (
     "clip", "source", "edits", "negative", "method", "strength", "steps", "guidance", "guidance_window", "attention",
@@ -217,6 +218,8 @@ class Editor:
                 )
             fast = Chunks(unet, chunk) if chunk else Shard(unet, self.ranks) if self.ranks.world > 1 else unet
             lines = [line, *([compile_step(fast, self.device)] if settings.compile else [])]
+            fast, said = graphed(fast, settings.graph, self.device, settings.offload, journal.note)
+            lines += said
             self.fitted.clear()
             self.fitted[wanted] = fast, lines
         fast, lines = self.fitted[wanted]

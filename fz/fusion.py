@@ -78,6 +78,11 @@ class FusionStep:
             self._placed[key] = self.source_weights.to(like), self.edit_weights.to(like)
         return self._placed[key]
 
+    def of_weights(self, source_weights: Tensor, edit_weights: Tensor) -> "FusionStep":
+        """The same of `weights` that lie elsewhere, where they may come to be others that fuse alike."""
+        placed = {"edits": self.edits_cross}
+        return replace(self, source_weights=source_weights, edit_weights=edit_weights, _placed=placed)
+
     @property
     def edits_cross(self) -> bool:
         """Has any column of the fused map a part of the edit's own?"""

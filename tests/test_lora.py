@@ -203,7 +203,9 @@ def test_an_adapter_folder_of_pefts(models, source, tmp_path):
 def test_stable_diffusions_own_shapes(models, tmp_path):
     """v1.4's UNet with random weights, and LoCon's convolutions of it."""
     diffusers = pytest.importorskip("diffusers")
-    unet = randomize(diffusers.UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, sample_size=64))
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, sample_size=64)
+    unet = randomize(unet.to_empty(device="cpu"))
     text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
     text = randomize(CLIPTextModel(text))
     folder = tmp_path / "sd"
@@ -231,12 +233,8 @@ def test_each_layer_has_an_alpha_of_its_own(source, tmp_path):
         for (of, layer), (up, down, alpha) in lora.items():
             if of == part:
                 rank, before = len(down), weights[f"{layer}.weight"].double()
-                change = (
-                    0.6
-                    * (alpha if alpha is not None else rank)
-                    / rank
-                    * (up.double().flatten(1) @ down.double().flatten(1))
-                )
+                scale = 0.6 * (alpha if alpha is not None else rank) / rank
+                change = scale * (up.double().flatten(1) @ down.double().flatten(1))
                 assert relative(out[f"{layer}.weight"].double() - before, change.reshape(before.shape)) < 1e-4
                 assert (out[f"{layer}.weight"] - before - change.reshape(before.shape)).abs().max() < 1e-6
 

@@ -26,8 +26,7 @@ from fz.prompts.plan import plan_edit
 from fz.prompts.text import TextEncoder
 from fz.settings.config import EditSettings, build
 from fz.source import Source
-from fz.weights.load import load_tokenizer
-from fz.weights.source import find_tokenizer
+from fz.weights.tokenizer import find_tokenizer, load_tokenizer
 
 WORDS, STEPS, FRAMES, SIDE = 77, 10, 2, 16
 SCHEDULE = Schedule.from_config({}, STEPS)

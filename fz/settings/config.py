@@ -36,6 +36,7 @@ DTYPES = ("float32", "float16", "bfloat16", "auto")  # auto: float16 on CUDA, el
 DEVICES = ("auto", "cpu", "cuda", "mps")
 ATTENTIONS = ("inversion", "reconstruction")
 CONVS = ("auto", "direct")
+GRAPHS = ("auto", "on", "off")
 WEIGHTS = ("same", "int8")
 STORES = ("auto", "recompute", "memory", "disk")
 STORE_DTYPES = ("same", "float16", "bfloat16")
@@ -48,6 +49,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 ALIGNS = ("auto", "replace", "refine", "plain")
 METHOD_NAMES = ("fatezero", "ddim", "sdedit", "null-p2p", "pnp")  # the table of them is `fz.baselines.METHODS`
+KNOWN = {"method": METHOD_NAMES, "dtype": DTYPES, "attention": ATTENTIONS, "store": STORES, "store_dtype": STORE_DTYPES,
+         "conv": CONVS, "graph": GRAPHS, "weights": WEIGHTS}  # fmt: skip
 REUSING = ("fatezero", "ddim")  # those that may take deep features of another step
 # the paper's ablations, as overlays of a run's settings
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
@@ -61,7 +64,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 
 
 # `--fast`, beside half of the usual steps: what bench/pareto.py found to cost least for its time
-FAST: Mapping[str, Any] = {"weights": "int8", "reuse": 3, "guidance_window": (0.0, 0.6)}
+FAST: Mapping[str, Any] = {"weights": "int8", "reuse": "3:outer", "guidance_window": (0.0, 0.6)}
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,7 @@ class Settings:
     dtype: str = "auto"
     offload: bool = False  # models on the device only while they are used, queries and keys in RAM
     compile: bool = False
+    graph: str = "auto"  # passes replayed as CUDA graphs: 'auto' where they can be, 'on' says why not, 'off'
     threads: int | None = None
     conv: str = "auto"  # 3x3 convolutions on a CPU: 'auto' as Winograd's where that pays, or 'direct'
     conv_memory: float | None = None  # GB that Winograd's weights may take; None: a quarter of the machine's memory
@@ -175,15 +179,10 @@ class Settings:
     notes: tuple[str, ...] = field(default=(), compare=False)  # what was decided on the user's behalf, printed
 
     def __post_init__(self):
-        check_one_of("method", self.method, METHOD_NAMES)
+        for name, known in KNOWN.items():
+            check_one_of(name, getattr(self, name), known)
         # one of several GPUs: cuda:1
         check_one_of("device", re.sub(r"^cuda:\d+$", "cuda", str(self.device)), DEVICES)
-        check_one_of("dtype", self.dtype, DTYPES)
-        check_one_of("attention", self.attention, ATTENTIONS)
-        check_one_of("store", self.store, STORES)
-        check_one_of("store_dtype", self.store_dtype, STORE_DTYPES)
-        check_one_of("conv", self.conv, CONVS)
-        check_one_of("weights", self.weights, WEIGHTS)
         if self.conv_memory is not None and not (
             isinstance(self.conv_memory, (int, float)) and 0 <= self.conv_memory < 1e6
         ):

@@ -18,6 +18,7 @@ from fz.settings.config import (
     ATTENTIONS,
     CONVS,
     DTYPES,
+    GRAPHS,
     METHOD_NAMES,
     PRESETS,
     STORE_DTYPES,
@@ -70,8 +71,8 @@ SWEEP = (
     "self_replace=0.2:0.9:0.1 blend_th=0.2,0.3,none reweight.WORD=1,5"
 )
 FASTER = (
-    "several times as fast, near the same result: half the steps, --reuse 3, --guidance-window 0.6 and, on a CPU that "
-    "has them, --weights int8; flags that are given go before"
+    "several times as fast, near the same result: half the steps, --reuse 3:outer, --guidance-window 0.6 and, on a CPU "
+    "that can, --weights int8; flags that are given go before"
 )
 MEASURED_BY = (
     "CLIP: a folder in transformers' layout, a file with the original state dict, or a Hub name; 'none'. Default: the "
@@ -210,6 +211,9 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("offload", "offload", None, "", "models on the GPU only while they are used, what is "
                                              "kept in RAM", const=True),
         Flag("compile", "compile", None, "", "compile the UNet's layers for a GPU", const=True),
+        Flag("graph", "graph", one_of(GRAPHS), "WHICH",
+             "replay passes as CUDA graphs, with the same result: auto, where that can be, on, which says why not, or "
+             "off"),
         Flag("threads", "threads", whole(1), "N", "CPU threads"),
         Flag("chunk", "chunk", whole(1), "N",
              "frames that the UNet takes at a time: less memory; with --per-frame-norm it does not grow with the clip"),
