@@ -2,7 +2,8 @@
 
 Stages: 0 the card and its ceilings; 1 every binary compiled; 2 right against float64 (a wrong kernel is not timed);
 3 attention alone, with its rivals; 4 norms, products and convolutions against the ceilings; 5 whole steps; 6 a profile.
-Each prints, leaves a JSON file in --out, and is skipped when it is late. Needs torch, triton and numpy only. `--dry`
+Each prints, leaves a JSON file in --out, and is skipped when it is late; what follows from them is printed last. Needs
+torch, triton, numpy, safetensors and transformers only. `--dry`
 does all of it in small on a CPU, its kernels interpreted, so that it fails there and not on the day.
 """
 
@@ -12,86 +13,42 @@ import faulthandler
 import json
 import multiprocessing
 import os
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Row = dict[str, object]
-# seconds from the start by which a stage should be done
-ENDS = {0: 10, 1: 60, 2: 130, 3: 220, 4: 250, 5: 370, 6: 400}
+from bench.gpu_run import Row, Run
+
 # what is expected of an H100 at 512 x 512, 8 frames, fp16, written before any run: (stage, row) -> ms, or GB
 PREDICTIONS = {
     (3, "D40 N4096", "plain, this (table)"): 0.95,
+    (3, "D40 N4096", "plain, this (table, not specialised)"): 1.05,
     (3, "D40 N4096", "plain, CUDNN_ATTENTION"): 1.1,
+    (3, "D40 N4096", "plain, FLASH_ATTENTION"): 2.0,
     (3, "D80 N1024", "fused, this (table)"): 0.13,
+    (3, "D80 N1024", "fused, two CUDNN_ATTENTION + blend"): 0.24,
+    (3, "D80 N1024", "fused, rows sorted, varlen"): 0.2,
     (3, "D40 N4096", "cross, this"): 0.03,
+    (3, "D40 N4096", "cross, SDPA"): 0.06,
     (4, "norm 64x64 C320", "this"): 0.045,
     (4, "norm 64x64 C320", "torch"): 0.2,
     (5, "512, 8 frames", "inversion, recompute"): 23.0,
     (5, "512, 8 frames", "edit, memory"): 45.0,
+    (5, "512, 8 frames", "edit, graph"): 42.0,
+    (5, "512, 8 frames", "edit, recompute"): 60.0,
+    (5, "512, 8 frames", "edit, memory, torch kernels"): 75.0,
+    (5, "512, 8 frames", "forward, float32"): 140.0,
     (5, "512, 8 frames", "peak GB above weights"): 8.0,
+    (5, "256, 8 frames", "edit, memory"): 18.0,
+    (5, "256, 8 frames", "edit, graph"): 11.0,
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """device: what is measured; small: sizes for a dry run; start, seconds: of the clock; out: where JSON goes."""
-
-    device: torch.device
-    small: bool
-    start: float
-    seconds: float
-    out: Path
-
-    def until(self, stage: int) -> float:
-        """When a stage should be done, in proportion to the whole."""
-        return self.start + ENDS[stage] / ENDS[6] * self.seconds
-
-    def sync(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def clock(self, f: Callable[[], object], repeat: int = 7) -> float:
-        """Milliseconds of a call: the median of rounds, on a GPU by its own clock."""
-        f()
-        self.sync()
-        times = []
-        for _ in range(1 if self.small else repeat):
-            if self.device.type == "cuda":
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                begin.record()
-                f()
-                end.record()
-                self.sync()
-                times.append(begin.elapsed_time(end))
-            else:
-                begin = time.perf_counter()
-                f()
-                times.append(1e3 * (time.perf_counter() - begin))
-        return statistics.median(times)
-
-    def replayed(self, f: Callable[[], object]) -> float:
-        """Milliseconds of a call without its host's: of 10 in a CUDA graph; without CUDA as `clock`."""
-        if self.device.type != "cuda":
-            return self.clock(f)
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            f()
-        self.sync()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(10):
-                f()
-        return self.clock(graph.replay) / 10
 
 
 def card(run: Run) -> list[Row]:
@@ -159,10 +116,15 @@ def compile_all(run: Run) -> list[Row]:
 
 
 def check(run: Run) -> list[Row]:
-    """Stage 2."""
+    """Stage 2: and, where it is installed, one size under compute-sanitizer."""
     from bench import gpu_attention
+    from bench.gpu_steps import MEMCHECK, RACECHECK, watched
 
-    return gpu_attention.check(run.device, run.small, run.until(2))
+    rows = gpu_attention.check(run.device, run.small, run.until(2))
+    for options in (MEMCHECK,) if run.small else (MEMCHECK, RACECHECK):
+        if not run.late(2):
+            rows += watched(run, "compute-sanitizer", options, 30)
+    return rows
 
 
 def attention(run: Run) -> list[Row]:
@@ -210,102 +172,18 @@ def layers(run: Run) -> list[Row]:
     return rows
 
 
-def steps_on(run: Run, size: int, frames: int):
-    """Steps of `bench.edit` on the device, in half precision there."""
-    from bench.edit import SMALL, Steps
-    from fz.model.unet import UNet, UNetConfig
-
-    torch.manual_seed(0)
-    with torch.device(run.device):
-        unet = UNet(SMALL if run.small else UNetConfig()).eval()
-    unet = unet.to(torch.float32 if run.small else torch.float16).to(memory_format=torch.channels_last)
-    steps = Steps(unet, frames, size)
-    for name in ("source_prompt", "z", "maps"):
-        setattr(steps, name, getattr(steps, name).to(run.device))
-    steps.guidance = type(steps.guidance)(steps.negative.to(run.device))
-    steps.task = type(steps.task)(steps.target.to(run.device), steps.task.fusion, steps.task.region)
-    return steps
-
-
-def captured(run: Run, steps) -> float | str:
-    """Milliseconds of a forward pass replayed from a CUDA graph, or why there is none."""
-    if run.device.type != "cuda":
-        return "no CUDA here"
-    steps.forward()
-    run.sync()
-    try:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            steps.forward()
-        return run.clock(graph.replay)
-    except RuntimeError as reason:
-        return str(reason).splitlines()[0][:120]
-
-
 def whole_steps(run: Run) -> list[Row]:
     """Stage 5."""
-    from fz.attention import Keep
+    from bench import gpu_steps
 
-    plans = ((64, 2),) if run.small else ((512, 8), (256, 8), (512, 16), (256, 32))
-    rows: list[Row] = []
-    for size, frames in plans:
-        if time.monotonic() > run.until(5):
-            rows.append({"site": f"{size}, {frames} frames", "way": "all", "skipped": True})
-            continue
-        steps, site = steps_on(run, size, frames), f"{size}, {frames} frames"
-        kept, nothing = steps.source(Keep(True, True)), steps.source(Keep())
-        ways = {"forward": steps.forward, "inversion, recompute": steps.invert,
-                "edit, memory": lambda s=steps, k=kept: s.edit(k),
-                "edit, recompute": lambda s=steps, k=nothing: s.edit(k)}  # fmt: skip
-        if run.device.type == "cuda":
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-        rows += [{"site": site, "way": name, "ms": run.clock(way, 5)} for name, way in ways.items()]
-        if run.device.type == "cuda":
-            peak = (torch.cuda.max_memory_allocated() - before) / 1e9
-            rows.append({"site": site, "way": "peak GB above weights", "GB": peak})
-            for name, way in ways.items():
-                rows.append({"site": site, "way": f"{name}, synchronisations", "count": synchronisations(way)})
-        rows.append({"site": site, "way": "forward, CUDA graph", "ms": captured(run, steps)})
-        before_kernels = os.environ.get("FZ_KERNELS")
-        os.environ["FZ_KERNELS"] = "torch"
-        rows.append({"site": site, "way": "edit, memory, torch kernels", "ms": run.clock(ways["edit, memory"], 3)})
-        os.environ.pop("FZ_KERNELS")
-        if before_kernels:
-            os.environ["FZ_KERNELS"] = before_kernels
-    return rows
-
-
-def synchronisations(way: Callable[[], object]) -> int:
-    """How often a call waits for the GPU."""
-    import warnings
-
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as found:
-            warnings.simplefilter("always")
-            way()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(w.message) for w in found)
+    return gpu_steps.whole_steps(run)
 
 
 def profile(run: Run) -> list[Row]:
-    """Stage 6: where the time of an edit step goes, by kernel."""
-    from torch.profiler import ProfilerActivity
+    """Stage 6."""
+    from bench import gpu_steps
 
-    from fz.attention import Keep
-
-    steps = steps_on(run, *((64, 2) if run.small else (512, 8)))
-    kept = steps.source(Keep(True, True))
-    steps.edit(kept)
-    cuda = run.device.type == "cuda"
-    with torch.profiler.profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as found:
-        steps.edit(kept)
-        run.sync()
-    time_of = (lambda e: e.self_device_time_total) if cuda else (lambda e: e.self_cpu_time_total)
-    events = sorted(found.key_averages(), key=time_of, reverse=True)
-    return [{"kernel": e.key[:70], "calls": e.count, "ms": time_of(e) / 1e3} for e in events[:40]]
+    return gpu_steps.profile(run)
 
 
 STAGES: tuple[Callable[[Run], list[Row]], ...] = (card, compile_all, check, attention, layers, whole_steps, profile)
@@ -317,6 +195,34 @@ def predicted(stage: int, rows: list[Row]) -> None:
         expected = PREDICTIONS.get((stage, row.get("site"), row.get("way")))
         if expected is not None:
             row["predicted"] = expected
+
+
+def decisions(rows: dict[int, list[Row]]) -> list[str]:
+    """What the measurements decide, by rules that were written before them."""
+    timed = [row for stage in rows.values() for row in stage if "site" in row and "ms" in row]
+    ms = {(row["site"], row["way"]): row["ms"] for row in timed}
+
+    def fastest(site: str, among: Callable[[str], bool]) -> tuple[float, str]:
+        found = ((t, way) for (s, way), t in ms.items() if s == site and among(way))
+        return min(found, default=(float("inf"), "nothing"))
+
+    lines = []
+    for site in dict.fromkeys(s for s, way in ms if way == "plain, this (table)"):
+        for kind in ("plain", "fused"):
+            ours, tiles = fastest(site, lambda way, k=kind: way.startswith(f"{k}, this"))
+            theirs, rival = fastest(site, lambda way, k=kind: way.startswith(f"{k}, ") and "this" not in way)
+            lines.append(f"{site} {kind}: {tiles}, {theirs / ours:.2f} x as fast as {rival}")
+            if kind == "plain" and ours > 1.1 * theirs:
+                lines.append(f"{site} plain: take {rival}")
+        if ms.get((site, "cross, this"), 0) > ms.get((site, "cross, SDPA"), float("inf")):
+            lines.append(f"{site} cross, plain: take SDPA")
+    saved = sum(ms.get((s, "torch"), t) - t for (s, way), t in ms.items() if s.startswith("norm") and way == "this")
+    lines.append(f"the norm kernel saves {saved:.3f} ms in one norm of each level; from 2 ms a step on it stays")
+    for (site, way), t in ms.items():
+        if way == "edit, graph":
+            eager, share = ms[site, "edit, in a run"], 0.05 if site.startswith("512") else 0.1
+            lines.append(f"{site}: graphs {'stay' if t < (1 - share) * eager else 'go'}, {eager / t:.2f} x as fast")
+    return lines
 
 
 def show(rows: list[Row]) -> None:
@@ -343,11 +249,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     given.out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cpu" if given.dry else "cuda")
-    run = Run(device, given.dry, time.monotonic(), given.seconds, given.out)
+    # the interpreter is never late
+    run = Run(device, given.dry, time.monotonic(), given.seconds * (1000 if given.dry else 1), given.out)
     if device.type == "cuda":
         # a kernel that never ends would keep the card
         faulthandler.dump_traceback_later(given.seconds + 60, exit=True)
-    failed = 0
+    failed, measured = 0, {}
     for number, stage in enumerate(STAGES):
         if given.only not in (None, number):
             continue
@@ -359,14 +266,16 @@ def main(argv: list[str] | None = None) -> int:
             rows = stage(run)
         except Exception as reason:  # the next stage is still worth its seconds
             rows, failed = [{"failed": f"{type(reason).__name__}: {reason}"[:300]}], failed + 1
+        measured[number] = rows
         predicted(number, rows)
         print(f"stage {number} {stage.__name__}: {time.monotonic() - began:.0f} s", flush=True)
         show(rows)
         (run.out / f"{number}-{stage.__name__}.json").write_text(json.dumps(rows, indent=1, default=str))
         wrong = [row["case"] for row in rows if row.get("right") is False]
         if wrong:
-            print(f"{len(wrong)} wrong, first {wrong[0]}: nothing is timed until they are mended", flush=True)
+            print(f"{len(wrong)} wrong, first {wrong[0]}: nothing more is timed until they are mended", flush=True)
             return 1
+    print("\n".join(decisions(measured)), flush=True)
     faulthandler.cancel_dump_traceback_later()
     return 1 if failed else 0
 

@@ -242,6 +242,9 @@ fp16, SD v1.4's sites; a loop is over keys (self) or queries (cross). Issue: cyc
 schedulers issue the loop for 128 x 64 logits; the exponentials of these take 544, products 384 at D = 40. 12 warps: 4
 load and 8 compute. No kernel spills; `tests/test_aot.py` keeps it so.
 
+float32 on sm_90 multiplies by tensor cores, three TF32 products for one: D = 40 takes 3052 cycles (179 registers, one
+CTA), D = 80 4028 (224, two), wider heads fused multiply-adds. Before, these took 9456 at D = 40.
+
 sm_90:
 
 {compiled_table(90)}

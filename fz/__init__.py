@@ -12,6 +12,7 @@
 that is used.
 """
 
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from fz.errors import FzError as FzError
     from fz.inverted import InvertedClip as InvertedClip
     from fz.results.result import Edited as Edited
+
+# `python -m fz.COMMAND` imports this first, and then for seconds what the command needs
+if sys.argv[:1] == ["-m"]:
+    from fz.shell import guard_imports
+
+    guard_imports()
 
 __version__ = "0.1.0"
 __all__ = ["Edited", "Editor", "FzError", "InvertedClip", "Video", "load", "read"]

@@ -13,14 +13,12 @@ from fz import mini
 from fz.frames import FrameIndex
 from fz.memory.machine import pick_device, settle_dtype
 from fz.model.clip_vision import ClipModel
-from fz.prompts.text import TextEncoder
+from fz.model.control import ControlNet
 from fz.settings.config import Settings
-from fz.settings.place import expanded
-from fz.weights.changes import Changes, read_words, tokens_of
+from fz.weights.changes import Changes
 from fz.weights.clip import load_clip
-from fz.weights.hub import OF_TOKENIZER, TOKENIZER_OF_CHECKPOINT, located
-from fz.weights.load import Checkpoint, load_checkpoint, load_tokenizer
-from fz.weights.source import find_tokenizer
+from fz.weights.control import check_beside, load_control
+from fz.weights.load import Checkpoint, load_checkpoint
 
 
 def settled(settings: Settings) -> tuple[Settings, list[str]]:
@@ -51,22 +49,21 @@ def load(settings: Settings, device: torch.device) -> Checkpoint:
     return checkpoint
 
 
-def text_of(settings: Settings) -> TextEncoder:
-    """A TextEncoder of the checkpoint's tokenizer and the learned words alone: it has tokens of prompts, no
-    embeddings.
-    """
-    words = read_words(settings.embedding)
-    checkpoint, config = settings.checkpoint or mini.checkpoint(), settings.model_config
-    if settings.tokenizer:
-        found = find_tokenizer(located(settings.tokenizer, "tokenizer", OF_TOKENIZER))
-    else:
-        # of a Hub name no more than the tokenizer is fetched
-        folder = located(checkpoint, "checkpoint", TOKENIZER_OF_CHECKPOINT)
-        found = find_tokenizer(
-            None, None if folder.is_file() else folder, expanded(config, "model_config") if config else None
-        )
-    tokenizer = load_tokenizer(found, 2**31)
-    return TextEncoder(tokenizer, None, tokens_of(words, len(tokenizer)))
+def load_beside(settings: Settings) -> ControlNet | None:
+    """The settings' ControlNet, if there is one. Raises FzError for a file that is none."""
+    return load_control(settings.control) if settings.control is not None else None
+
+
+def place(control: ControlNet, checkpoint: Checkpoint, settings: Settings, device: torch.device) -> ControlNet:
+    """The ControlNet where the checkpoint is and as it is. Raises FzError for one of another model."""
+    check_beside(control, checkpoint.unet.config, checkpoint.vae.config.stride)
+    control.to(
+        torch.device("cpu") if settings.offload else device,
+        getattr(torch, settings.dtype),
+        memory_format=torch.channels_last,
+    )
+    control.clip_norm = settings.clip_norm
+    return control
 
 
 def choose_frame_index(settings: Settings, tuned: bool, note: Callable[[str], None]) -> FrameIndex:

@@ -10,9 +10,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from fz.results.claim import finished
 from fz.settings.flags import add_clip_model
 from fz.settings.place import expanded
 from fz.shell import Parser, answered, leave
+from fz.weights.hub import models_of
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,13 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def answer(argv: list[str]) -> None:
     given = build_parser().parse_args(argv)
-    # torch takes seconds to import: --help needs none of it
+    folders = [expanded(folder, "results") for folder in given.results]
+    # torch takes seconds to import: --help needs none of it, nor a folder that is no run's
+    for folder in folders:
+        finished(folder)
+    models_of(vars(given))
     from fz.metrics.measure import explained, table
     from fz.results.folder import completed
     from fz.results.measured import clip_for, measure_folder, read_truth
     from fz.results.rows import check_replaceable, write_rows
 
-    folders = [expanded(folder, "results") for folder in given.results]
     # before minutes of measuring
     outs = [expanded(given.out, "out")] if given.out else [folder / "evaluation" for folder in folders]
     for out in outs:

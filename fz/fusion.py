@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fz import kernels
-from fz.attention import FUSED_FROM_STRIDE, MAP_STRIDE, Keep, Kept
+from fz.attention import FUSED_FROM_STRIDE, MAP_STRIDE, Keep, Kept, Plain
 from fz.frames import FrameIndex, frame_table
 from fz.masks import surroundings
 from fz.model.layers import Operands, Site, TextContext
@@ -78,6 +78,11 @@ class FusionStep:
             self._placed[key] = self.source_weights.to(like), self.edit_weights.to(like)
         return self._placed[key]
 
+    def of_weights(self, source_weights: Tensor, edit_weights: Tensor) -> "FusionStep":
+        """The same of `weights` that lie elsewhere, where they may come to be others that fuse alike."""
+        placed = {"edits": self.edits_cross}
+        return replace(self, source_weights=source_weights, edit_weights=edit_weights, _placed=placed)
+
     @property
     def edits_cross(self) -> bool:
         """Has any column of the fused map a part of the edit's own?"""
@@ -107,6 +112,8 @@ class Fuser:
     target_maps: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def __call__(self, site: Site, x: Operands) -> Tensor:
+        if not site.fusible:
+            return Plain(self.frame_index)(site, x)
         if site.kind == "cross":
             return self.cross_fusion(site, x)
         return self.self_blending(site, x)

@@ -89,17 +89,22 @@ def answer(argv: list[str]) -> None:
     settings = parse([*rest, "--list-words"]).settings
     if settings is None:
         raise FzError("prompt: got no sentences, expected --source 'a red car on sand' --target 'a blue car on sand'.")
+    from fz.preflight import check_clip, text_of
+
+    pictured = bool(settings.clip.path) and any(word.partition("=")[0] == "--video" for word in rest)
+    if pictured:
+        # before torch is imported, which takes seconds
+        check_clip(settings.clip)
+    text, steps = text_of(settings), settings.steps
+    source = text.tokens(settings.source)
+    targets = [text.tokens(edit.target) for edit in settings.edits]
     from fz.baselines import METHODS
-    from fz.checkpoint import text_of
     from fz.prompts.describe import describe, numbers
     from fz.prompts.explain import as_json
     from fz.prompts.plan import Plan, plan_edit
     from fz.results.words import check_pictures, picture_names, write_pictures
     from fz.stages import emphasis
 
-    text, steps = text_of(settings), settings.steps
-    source = text.tokens(settings.source)
-    targets = [text.tokens(edit.target) for edit in settings.edits]
     fuses = METHODS[settings.method].fuses
     plans = [
         plan_edit(edit, source, target, steps, name=f"edit {i}")
@@ -118,7 +123,7 @@ def answer(argv: list[str]) -> None:
         print(f"  {word.text}  (tokens {numbers(word.positions)})")
     for i, (edit, plan, target) in enumerate(zip(settings.edits, plans, targets, strict=True)):
         print(f"\nedit {i}: " + "\n".join(describe(edit, plan, source, target, steps)))
-    if settings.clip.path and any(word.partition("=")[0] == "--video" for word in rest):
+    if pictured:
         name = f"prompt-{slug(Path(settings.clip.path).stem, 64) or 'clip'}"
         folder = expanded(settings.out or Path("results") / name, "out")
         check_pictures(folder, picture_names(source, plans), settings.overwrite)

@@ -8,9 +8,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from fz.results.claim import finished
 from fz.settings.flags import add_clip_model
 from fz.settings.place import expanded
 from fz.shell import Parser, answered, leave
+from fz.weights.hub import models_of
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,12 +30,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def answer(argv: Sequence[str]) -> None:
     given = build_parser().parse_args(argv)
-    # torch takes seconds to import: --help needs none of it
+    folders = [expanded(folder, "results") for folder in given.folders]
+    # torch takes seconds to import: --help needs none of it, nor a folder that is no run's
+    for folder in folders:
+        finished(folder)
+    models_of(vars(given))
     from fz.results.folder import completed
     from fz.results.measured import clip_for
     from fz.results.report import NAME, check_report, write_report
 
-    for folder in (expanded(folder, "results") for folder in given.folders):
+    for folder in folders:
         check_report(folder)
         print(write_report(folder, clip_for(folder, given.clip_model, given.tokenizer)))
         completed(folder, NAME)

@@ -38,13 +38,10 @@ def answer(argv: list[str]) -> None:
         if request.list_words:
             list_words(request.settings)
             return
-        from fz.clips.decode import check_source
-        from fz.weights.hub import models_of
+        from fz.preflight import check_run
 
         # before torch is imported, which takes seconds
-        check_source(request.settings.clip.path)
-        judged_by = request.clip_model if request.sweep or request.settings.report else None
-        models_of({**vars(request.settings), "clip_model": judged_by})
+        check_run(request.settings, request.clip_model if request.sweep or request.settings.report else None)
     except FzError:
         if is_another(argv):
             raise SystemExit(2) from None
@@ -88,7 +85,7 @@ def list_words(settings) -> None:
     if settings is None:
         known_words()
         return
-    from fz.checkpoint import text_of
+    from fz.preflight import text_of
 
     text = text_of(settings)
     for prompt in (settings.source, *(edit.target for edit in settings.edits)):

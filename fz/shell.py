@@ -47,6 +47,8 @@ def answered(work: Callable[[], object], goes_on: str = "", debug: bool = False)
     """
     with plain_output(), signals() as came:
         try:
+            if came:  # while the command was imported, by a library that goes on without what it was importing
+                raise KeyboardInterrupt
             work()
             sys.stdout.flush()
             return 0
@@ -69,7 +71,45 @@ def leave(code: int) -> NoReturn:
     """End the process; an interrupt that comes while Python takes itself down changes nothing any more."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if code == 130:
+        end_now(code)
     sys.exit(code)
+
+
+def end_now(code: int) -> NoReturn:
+    """End the process with this code, whatever Python would make of it: of an interrupt that reached a library's own
+    `PyRun_String`, it makes an end by the signal.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
+
+
+early: list[int] = []  # interrupts that came before a command's `answered`
+
+
+def early_interrupt(number: int, frame: Any) -> NoReturn:
+    early.append(number)
+    raise KeyboardInterrupt
+
+
+def guard_imports() -> None:
+    """Answer an interrupt in one line also before a command's `answered`, while `python -m` imports what the command's
+    file begins with. To be called first.
+    """
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        # libraries turn an interrupt in their imports into errors of their own
+        if not early and not issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, trace)
+            return
+        say_error("interrupted.")
+        end_now(130)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, early_interrupt)
+        sys.excepthook = hook
 
 
 @contextlib.contextmanager
@@ -77,7 +117,8 @@ def signals() -> Iterator[list[int]]:
     """In the block, SIGTERM and SIGHUP are raised as Stopped, as SIGINT is as KeyboardInterrupt; which came is in the
     list. In the main thread only: others get no signals.
     """
-    came: list[int] = []
+    came = early.copy()
+    early.clear()
 
     def stop(number: int, frame: Any) -> None:
         came.append(number)
@@ -90,7 +131,7 @@ def signals() -> Iterator[list[int]]:
     before = {}
     for kind in kinds:
         # one that is ignored, as SIGHUP under nohup, stays so
-        if signal.getsignal(kind) in (signal.SIG_DFL, signal.default_int_handler):
+        if signal.getsignal(kind) in (signal.SIG_DFL, signal.default_int_handler, early_interrupt):
             before[kind] = signal.signal(kind, stop)
     try:
         yield came
@@ -176,9 +217,14 @@ def encodable(text: str, encoding: str | None) -> str:
         return text.encode("ascii", "backslashreplace").decode("ascii")
 
 
+def shortened(text: str, most: int = 1200) -> str:
+    """The text; of one that is too long to be read, its beginning and its end."""
+    return text if len(text) <= most else f"{text[: most // 2]} […] {text[-most // 2 :]}"
+
+
 def explain(error: Exception) -> tuple[str, int]:
     """(one line for the user, exit code)."""
-    text = " ".join(str(error).split())
+    text = shortened(" ".join(str(error).split()))
     if isinstance(error, FzError):
         return text, 2
     # torch: OutOfMemoryError on GPUs, a RuntimeError of the allocator on the CPU

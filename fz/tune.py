@@ -23,10 +23,10 @@ def answer(argv: Sequence[str]) -> None:
     settings, notes = parse(argv)
     for note in notes:
         print(note, flush=True)
-    from fz.weights.hub import models_of
+    from fz.preflight import check_tuning
 
-    # torch takes seconds to import: --help needs none of it, nor a model that is not there
-    models_of(vars(settings))
+    # before torch is imported, which takes seconds
+    check_tuning(settings)
     from fz.tuning.run import tune
 
     tune(settings, lambda line: print(line, flush=True))

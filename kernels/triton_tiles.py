@@ -20,7 +20,8 @@ class Tiles:
     """How a kernel is compiled: rows and keys of a tile, warps, stages of the loads' pipeline.
 
     tma: keys and values come by TMA where the operands allow it; else by pointers. special: by `triton_plain`, a warp
-    group that loads and two that compute, where nothing is fused and the operands allow it.
+    group that loads and two that compute, where nothing is fused and the operands allow it. precision: of products of
+    float32; 'tf32x3' is three of tensor cores, whose sum has float32's digits.
     """
 
     block_q: int
@@ -29,6 +30,7 @@ class Tiles:
     stages: int
     tma: bool = False
     special: bool = False
+    precision: str = "tf32"
 
 
 # what a GPU of a compute capability is compiled like: its matrix instructions and its shared memory decide
@@ -51,15 +53,21 @@ FUSED = {
 }
 # tiles where nothing is fused, if they are others
 PLAIN = {(90, 64): Tiles(128, 128, 4, 2, tma=True, special=True)}  # 168, 12 warps, 473
-# the widest head -> tiles of float32 on every GPU
-FP32 = {64: Tiles(32, 32, 4, 1), 128: Tiles(32, 32, 8, 1), 256: Tiles(32, 16, 8, 1)}
+# (family, or 0 for every GPU, widest head) -> tiles of float32. On 9.0 by fused multiply-adds D = 40 takes 9456
+FP32 = {
+    (90, 64): Tiles(128, 32, 8, 2, precision="tf32x3"),  # 179, 1 CTA, 3052
+    (90, 128): Tiles(64, 32, 4, 1, precision="tf32x3"),  # 224, 2 CTAs, 4028
+    (0, 64): Tiles(128, 32, 8, 2, precision="tf32x3"),  # on 8.0 254, 1 CTA, 4856
+    (0, 128): Tiles(32, 32, 8, 1, precision="ieee"),  # as tf32x3 it spills, as do wider heads everywhere
+    (0, 256): Tiles(32, 16, 8, 1, precision="ieee"),
+}
 
 
 def self_tiles(d: int, dtype: torch.dtype, capability: int, fused: bool) -> Tiles:
     """Tiles by head size, dtype, a GPU's compute capability (10 · major + minor; unknown ones as 80), kind of layer."""
-    if dtype == torch.float32:
-        return next(config for widest, config in FP32.items() if d <= widest)
     family = FAMILIES.get(capability, 80)
+    if dtype == torch.float32:
+        return next(tiles for (of, widest), tiles in FP32.items() if of in (family, 0) and d <= widest)
     key = next(key for key in FUSED if key[0] == family and d <= key[1])
     return FUSED[key] if fused else PLAIN.get(key, FUSED[key])
 

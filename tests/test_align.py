@@ -11,7 +11,7 @@ from tiny_model import text_encoder
 from fz.errors import FzError
 from fz.prompts import align
 from fz.prompts.text import LENGTH, TextEncoder
-from fz.weights.load import load_tokenizer
+from fz.weights.tokenizer import load_tokenizer
 
 # curly quotes and &amp;: the released tokenizer cleans them, transformers' does not
 OTHER_CLEANING = (40, 41)

@@ -34,8 +34,7 @@ from fz.settings.applications import enhanced, target_of, without
 from fz.settings.command import command
 from fz.settings.config import ClipSettings, Crop, EditSettings, build
 from fz.settings.parse import parse
-from fz.weights.load import load_tokenizer
-from fz.weights.source import find_tokenizer
+from fz.weights.tokenizer import find_tokenizer, load_tokenizer
 
 needs_miniature = pytest.mark.skipif(not (mini.FOLDER / "unet").is_dir(), reason="weights/mini has no checkpoint yet")
 

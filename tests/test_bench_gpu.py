@@ -16,7 +16,7 @@ BARE = """
 import sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("av", "diffusers", "xformers"):
+        if name.split(".")[0] in ("av", "diffusers", "xformers", "imageio", "PIL"):
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Missing())
 from bench import gpu
@@ -66,3 +66,28 @@ def test_predictions_stand_beside_measurements():
     rows = [{"site": "D40 N4096", "way": "cross, this", "ms": 0.05}, {"site": "D40 N4096", "way": "other", "ms": 1.0}]
     gpu.predicted(3, rows)
     assert rows[0]["predicted"] == gpu.PREDICTIONS[3, "D40 N4096", "cross, this"] and "predicted" not in rows[1]
+
+
+def test_measurements_decide():
+    def rows(site, **ms):
+        return [
+            {"site": site, "way": way.replace("_", ", ").replace("THIS", "this (table)"), "ms": t}
+            for way, t in ms.items()
+        ]
+
+    found = {
+        3: rows(
+            "D40 N4096", plain_THIS=2.0, plain_CUDNN=1.0, fused_THIS=1.0, fused_two=3.0, cross_this=3.0, cross_SDPA=2.0
+        ),
+        4: rows("norm 8x8", this=1.0, torch=3.5),
+        5: rows("512, 8 frames", edit_graph=9.0) + [{"site": "512, 8 frames", "way": "edit, in a run", "ms": 10.0}],
+    }
+    assert gpu.decisions(found) == [
+        "D40 N4096 plain: plain, this (table), 0.50 x as fast as plain, CUDNN",
+        "D40 N4096 plain: take plain, CUDNN",
+        "D40 N4096 fused: fused, this (table), 3.00 x as fast as fused, two",
+        "D40 N4096 cross, plain: take SDPA",
+        "the norm kernel saves 2.500 ms in one norm of each level; from 2 ms a step on it stays",
+        "512, 8 frames: graphs stay, 1.11 x as fast",
+    ]
+    assert gpu.decisions({}) and gpu.decisions({3: rows("D40 N4096", plain_THIS=2.0)})

@@ -88,6 +88,7 @@ def test_flags_alone_are_the_defaults():
         ("--store-dtype float16", "store_dtype", "float16"),
         ("--cache none", "cache", "none"),
         ("--conv direct", "conv", "direct"),
+        ("--graph off", "graph", "off"),
         ("--weights int8", "weights", "int8"),
         ("--reuse 3:outer", "reuse", "3:outer"),
         ("--conv-memory 2.5", "conv_memory", 2.5),

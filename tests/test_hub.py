@@ -319,7 +319,7 @@ def test_a_file_that_is_gone_from_the_cache_is_fetched_again(home, whole):
 
 def test_a_checkpoint_without_a_tokenizer_takes_clips(home):
     """Without a network, it is said what to pass; with one, CLIP's vocabulary is fetched, and nothing else."""
-    find_it = "from fz.shell import answered; from fz.weights.source import find_tokenizer\n"
+    find_it = "from fz.shell import answered; from fz.weights.tokenizer import find_tokenizer\n"
     find_it += "import sys; sys.exit(answered(lambda: print(find_tokenizer(None, None))))"
     clip = {name.removeprefix("tokenizer/"): content for name, content in of_mini("tokenizer").items()}
     said = refused(process("-c", find_it, HF_HUB_OFFLINE="1"))

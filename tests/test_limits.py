@@ -7,8 +7,8 @@ from tiny_model import write_tokenizer
 
 from fz import tune
 from fz.errors import FzError
-from fz.weights.load import load_tokenizer
 from fz.weights.read import read_weights
+from fz.weights.tokenizer import load_tokenizer
 
 HUGE = str(10**17)
 

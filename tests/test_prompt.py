@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from fz import mini, prompt
-from fz.checkpoint import text_of
+from fz.preflight import text_of
 from fz.prompts import describe
 from fz.prompts.plan import plan_edit
 from fz.results.words import WordMaps

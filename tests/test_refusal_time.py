@@ -8,6 +8,8 @@ import pytest
 
 LIMIT = 1.5  # seconds of user and system time of a whole process
 
+LONG = "car," * 80
+
 FLAGS = {
     "unknown flag": ["--guidence", "7"],
     "number": ["--steps", "ten"],
@@ -22,6 +24,40 @@ FLAGS = {
     "clip of text": ["--video", "text.mp4"],
     "clip without frames": ["--video", "empty"],
     "clip that is cut": ["--video", "cut.png"],
+    "clip too short": ["--frames", "99"],
+    "mask absent": ["--mask", "none.png"],
+    "mask of another size": ["--mask", "small.png"],
+    "word of a mask": ["--blend-words", "jeep", "--threshold", "0.3"],
+    "words removed": ["--remove", "boat"],
+    "prompt too long": ["--target", "a blue car " * 40],
+    "device": ["--device", "mps" if sys.platform != "darwin" else "cuda"],
+    "checkpoint": ["--checkpoint", "nowhere"],
+    "CLIP": ["--report", "--clip-model", "nowhere"],
+    "out is a file": ["--out", "text.mp4"],
+    "out of others": ["--out", "model"],
+}
+COMMANDS = {
+    "tune: flag": ("fz.tune", "--rank nine"),
+    "tune: number": ("fz.tune", "--checkpoint model --video EXAMPLE --prompt car --out t --guidance nan"),
+    "tune: YAML": ("fz.tune", "--config broken.yaml"),
+    "tune: clip": ("fz.tune", "--checkpoint model --video text.mp4 --prompt car --out t"),
+    "tune: clip too short": ("fz.tune", "--checkpoint model --video EXAMPLE --frames 99 --prompt car --out t"),
+    "tune: checkpoint": ("fz.tune", "--checkpoint nowhere --video EXAMPLE --prompt car --out t"),
+    "tune: out": ("fz.tune", "--checkpoint model --video EXAMPLE --prompt car --out model"),
+    "tune: sample prompt": (
+        "fz.tune",
+        f"--checkpoint model --video EXAMPLE --prompt car --out t --sample-prompt {LONG}",
+    ),
+    "prompt: flag": ("fz.prompt", "--json --sorce car"),
+    "prompt: clip": ("fz.prompt", "--checkpoint model --source car --target boat --video text.mp4"),
+    "prompt: word": ("fz.prompt", "--checkpoint model --source car --target boat --reweight jeep=2"),
+    "prompt: YAML": ("fz.prompt", "--config unknown.yaml"),
+    "sweep: axis": ("fz.sweep", "--checkpoint model --source car --target boat --sweep colour=1,2"),
+    "sweep: clip": ("fz.sweep", "--source car --target boat --video none.mp4 --sweep threshold=0.1,0.2"),
+    "evaluate: flag": ("fz.evaluate", "empty --truht empty"),
+    "evaluate: folder": ("fz.evaluate", "empty"),
+    "report: folder": ("fz.report", "nowhere"),
+    "report: CLIP": ("fz.report", "empty --clip-model nowhere"),
 }
 
 
@@ -33,6 +69,12 @@ def place(tmp_path_factory, root):
     (folder / "unknown.yaml").write_text("dataset_config: {path: clip, promt: a car}\n")
     (folder / "text.mp4").write_text("frames")
     (folder / "empty").mkdir()
+    (folder / "small.png").write_bytes(
+        bytes.fromhex(
+            "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
+            "0000000a49444154789c636000000002000148afa4710000000049454e44ae426082"
+        )
+    )
     example = root / "weights/mini/example/00000.png"
     (folder / "cut.png").write_bytes(example.read_bytes()[:500])
     for part in ("unet", "vae", "text_encoder"):
@@ -51,23 +93,35 @@ def place(tmp_path_factory, root):
 def test_a_mistake_is_answered_before_weights_are_read(case, place, root):
     flags = {"--checkpoint": "model", "--video": str(root / "weights/mini/example"), "--source": "a red car",
              "--target": "a blue car", "--out": case, "--cache": "none"}  # fmt: skip
-    if FLAGS[case][0] == "--video":
-        del flags["--video"]
+    for name in FLAGS[case][::2]:
+        flags.pop(name, None)
     argv = [part for flag in flags.items() for part in flag] + FLAGS[case]
     if FLAGS[case][0] == "--config":
         argv = FLAGS[case]
+    refused("fz.run", argv, place, root)
+    assert not (place / case).exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="measures a process by wait4")
+@pytest.mark.parametrize("case", COMMANDS)
+def test_of_every_command(case, place, root):
+    command, line = COMMANDS[case]
+    refused(command, line.replace("EXAMPLE", str(root / "weights/mini/example")).split(), place, root)
+    assert not (place / "t").exists()
+
+
+def refused(command, argv, place, root):
     # a process of its own, whose time is its own
     process = subprocess.Popen(
-        [sys.executable, "-m", "fz.run", *argv],
+        [sys.executable, "-m", command, *argv],
         cwd=place,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "FZ_CACHE": "cache", "HF_HUB_OFFLINE": "1"},
     )
     said = process.stderr.read().decode()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 2 and len(said.splitlines()) == 1, said
     assert "no weights" not in said and "safetensors" not in said, said
-    assert not (place / case).exists()
     assert usage.ru_utime + usage.ru_stime < LIMIT, said

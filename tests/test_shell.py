@@ -156,6 +156,38 @@ def test_an_interrupt_while_torch_is_imported_is_answered(module):
     assert process.returncode != 130 or (len(lines) == 1 and lines[0].startswith("fz: interrupted."))
 
 
+@pytest.mark.parametrize("module", ["fz.mini.evaluate", "fz.mini.train", "bench.attention", "bench.table1"])
+@pytest.mark.parametrize("moment", ["numpy", "torch"])
+def test_an_interrupt_while_a_command_is_imported_is_answered(module, moment, root):
+    """Of commands whose files begin with torch: no `answered` runs yet."""
+    argv = [sys.executable, "-X", "importtime", "-m", module, "--nonsense"]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root)
+    # a part of the library is there, the rest is not
+    begins = "numpy._utils" if moment == "numpy" else "torch._utils"
+    for line in process.stderr:
+        if begins in line:
+            break
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    lines = [line for line in said.splitlines() if not line.startswith("import time:")]
+    assert process.returncode == 130 and lines == ["fz: interrupted."]
+
+
+def test_an_interrupt_in_a_library_s_own_interpreter_is_130_too():
+    """Python ends by the signal, whatever the code, once code that C ran by itself was interrupted."""
+    code = (
+        "import ctypes, os, signal, sys, threading\n"
+        "from fz.shell import answered, leave\n"
+        "def work():\n"
+        "    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "    ctypes.pythonapi.PyRun_SimpleString(b'import time\\ntime.sleep(9)')\n"
+        "    raise KeyboardInterrupt\n"
+        "leave(answered(work))"
+    )
+    done = run(code)
+    assert done.returncode == 130 and b"fz: interrupted." in done.stderr
+
+
 def test_an_interrupt_that_a_library_swallows_is_still_one(capsys):
     def work():
         try:
@@ -165,6 +197,14 @@ def test_an_interrupt_that_a_library_swallows_is_still_one(capsys):
             raise ImportError("numpy.core.multiarray failed to import") from None
 
     assert answered(work) == 130 and "interrupted" in capsys.readouterr().err
+
+
+def test_a_value_that_nobody_could_read_is_shortened(capsys):
+    """Beginning and end stay: what is wrong, and what to do."""
+    long = "x" * 100_000
+    assert importlib.import_module("fz.run").main(["--edit", long]) == 2
+    said = capsys.readouterr().err
+    assert len(said) < 1500 and said.startswith("fz: --edit: got 'xxx") and "expected one of style" in said
 
 
 def test_handlers_are_put_back():

@@ -7,7 +7,7 @@ from transformers import CLIPTextModel
 
 from fz.errors import FzError
 from fz.prompts.text import LENGTH, TextEncoder
-from fz.weights.load import load_tokenizer
+from fz.weights.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import socket
 import threading
 import time
 
@@ -59,10 +60,8 @@ def test_without_gradio_the_command_says_so(monkeypatch, capsys):
     assert "pip install" in said and "[web]" in said and said.count("\n") == 1
 
 
-def test_a_port_in_use_is_one_line(tmp_path, capsys):
-    pytest.importorskip("gradio", reason="needs pip install -e '.[web]'")
-    import socket
-
+def test_a_port_in_use_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fz.web.find_spec", lambda name: True)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -284,6 +283,10 @@ def test_forms_are_checked():
     for bad in (
         {"kind": "x"},
         {"frames": 1000},
+        {"size": 8192},
+        {"steps": 10**9},
+        {"area_limit": float("nan")},
+        {"source": "a " * 600},
         {"frames": "8"},
         {"area": 1},
         {"weights": {"a": "b"}},
@@ -393,3 +396,30 @@ def test_the_password(options):
 
 def test_visitors_are_made_of_secrets(folder):
     assert isinstance(folder.visitor(SECRET), Visitor) and folder.visitor(SECRET).path != folder.visitor(OTHER).path
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("frames 0–1 of 8 (0.2 of 1.0 s), no audio; --frames all", "Frames 1–2 of 8 (0.2 of 1.0 s), no audio"),
+        ("frame 3 of 8; --frames all", "Frame 4 of 8"),
+        ("frames 0, 2, …, 8 of 12", "Frames 1, 3, …, 9 of 12"),
+        ("centre 128×128 → 128×128; --size 64x128", "centre 128×128 → 128×128"),
+    ],
+)
+def test_notes_of_clips_for_people(line, shown):
+    from fz.web.show import without_flags
+
+    assert without_flags(line) == shown
+
+
+def test_what_visitors_write_is_text():
+    from fz.web import show
+
+    wicked = "<script>alert(1)</script> \"'onload=x"
+    for piece in (show.note(wicked), show.weights(wicked, {wicked: 2}), show.word_button(wicked, "", True),
+                  show.player([], [], 8, wicked)):  # fmt: skip
+        assert "<script" not in piece and "\"'onload" not in piece
+    about = {"form": {}, "target": wicked, "frames": 1, "fps": 8, "texts": {"command": wicked, "python": wicked}}
+    for piece in (show.result("0" * 16, "1" * 16, about), show.history("0" * 16, [("1" * 16, about)], "")):
+        assert "<script" not in piece and "\"'onload" not in piece

@@ -20,7 +20,8 @@ from fz.model.vae import VAE, VAEConfig
 from fz.weights import architecture, layouts
 from fz.weights.load import load_checkpoint
 from fz.weights.read import read_weights
-from fz.weights.source import find_tokenizer, text_names
+from fz.weights.source import text_names
+from fz.weights.tokenizer import find_tokenizer
 
 pytest_plugins = ["golden_model"]
 

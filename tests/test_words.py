@@ -7,8 +7,8 @@ import torch
 from tiny_model import text_encoder
 
 from fz import mini, prompt, words
-from fz.checkpoint import text_of
 from fz.errors import FzError
+from fz.preflight import text_of
 from fz.prompts import align, describe
 from fz.prompts.explain import as_json
 from fz.prompts.plan import plan_edit

@@ -20,7 +20,7 @@ from fz.mini.words import write_files
 from fz.model.unet import Temporal, UNet, UNetConfig
 from fz.model.vae import VAE, VAEConfig
 from fz.prompts.text import TextEncoder
-from fz.weights.load import load_tokenizer
+from fz.weights.tokenizer import load_tokenizer
 
 # one token each; other words ('labradoodle', 'swarovski') are several, other scripts are bytes
 WORDS = """a an the and of on in is with to next one two word this that his her

@@ -20,7 +20,7 @@ from fz.weights.hub import OF_CLIP, OF_TOKENIZER, located, parsed
 from fz.weights.layouts import some
 from fz.weights.load import TEXT_FIELDS, fill, load_tokenizer
 from fz.weights.read import read_json, read_weights
-from fz.weights.source import find_tokenizer, has_vocabulary
+from fz.weights.tokenizer import find_tokenizer, has_vocabulary
 
 ACTIVATIONS = ("quick_gelu", "gelu")
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")

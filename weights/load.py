@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from fz.errors import FzError
 from fz.model.unet import Temporal, UNet, UNetConfig
@@ -23,8 +23,9 @@ from fz.weights.architecture import check_unet
 from fz.weights.changes import NOTHING, Changes
 from fz.weights.hub import OF_TOKENIZER, OF_VAE, located, of_checkpoint, parsed
 from fz.weights.layouts import TEMPORAL_ATTENTION, TEMPORAL_CONV, some
-from fz.weights.read import LFS, Weights, read_json, text_of
-from fz.weights.source import Part, check_model_config, find_tokenizer, from_folder, from_single_file
+from fz.weights.read import Weights
+from fz.weights.source import Part, check_model_config, from_folder, from_single_file
+from fz.weights.tokenizer import find_tokenizer, load_tokenizer
 
 Model = TypeVar("Model", bound=nn.Module)
 EMA = ("auto", "ema", "plain")
@@ -235,42 +236,3 @@ def ready(t: Tensor) -> Tensor:
     """
     t = t.to(torch.float32).contiguous()
     return t if t.data_ptr() % 64 == 0 else t.clone()
-
-
-def load_tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
-    """CLIP's tokenizer from a folder. Raises FzError if it is damaged, or has more tokens than the text encoder."""
-    for file in (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt")):
-        if file.is_file() and text_of(file).startswith(LFS):
-            raise FzError(
-                f"tokenizer: {file} is a git-lfs pointer, not the file. Run `git lfs pull`, or download the file."
-            )
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # transformers and tokenizers raise many kinds, a plain Exception among them
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise FzError(
-            f"tokenizer: {folder} cannot be read ({reason}). Expected CLIP's vocab.json and merges.txt."
-        ) from None
-    check_ends(folder, tokenizer)
-    if len(tokenizer) > vocabulary:
-        got = f"tokenizer: {folder} has {len(tokenizer)} tokens, the text encoder {vocabulary}"
-        raise FzError(f"{got}. Expected CLIP's own; pass it with --tokenizer.")
-    return tokenizer
-
-
-def check_ends(folder: Path, tokenizer: CLIPTokenizer) -> None:
-    """A prompt's start and end are tokens of the vocabulary. transformers adds them to one that lacks them, under
-    numbers that mean other tokens, or none, to the text encoder. Raises FzError.
-    """
-    ends = {"start": (tokenizer.bos_token, "<|startoftext|>"), "end": (tokenizer.eos_token, "<|endoftext|>")}
-    if (folder / "vocab.json").is_file():
-        known = read_json(folder / "vocab.json")
-    else:
-        content = read_json(folder / "tokenizer.json")
-        model, added = content.get("model"), content.get("added_tokens")
-        known = {token.get("content") for token in added or () if isinstance(token, dict)}
-        known |= set((model.get("vocab") or ()) if isinstance(model, dict) else ())
-    for side, (token, expected) in ends.items():
-        if token != expected or token not in known:
-            got = f"tokenizer: {folder} has {token if token != expected else 'no token'!r} for a prompt's {side}"
-            raise FzError(f"{got}, expected {expected!r} in its vocabulary. Pass CLIP's own with --tokenizer.")

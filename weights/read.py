@@ -17,11 +17,10 @@ from torch import Tensor
 
 from fz.errors import FzError
 from fz.weights.layouts import some, unwrapped
+from fz.weights.texts import LFS, read_json
 from fz.weights.unpickle import first_line, read_old_pickle, read_zip
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
-
-LFS = "version https://git-lfs"  # how a pointer begins
 
 
 @dataclass(frozen=True)
@@ -40,32 +39,6 @@ class Weights:
         """'fp16', or 'fp16/fp32' where a file mixes them."""
         found = {t.dtype for t in self.tensors.values()}
         return "/".join(sorted(DTYPE_NAMES.get(d, str(d).removeprefix("torch.")) for d in found))
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object. Raises FzError if the file is absent, no JSON, or something else than an object."""
-    if path.exists() and not path.is_file():
-        raise FzError(f"{path}: is no file, expected a JSON object in one. Download it again.")
-    try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text)
-    except FileNotFoundError:
-        raise FzError(f"{path}: no such file. Expected a diffusers config there.") from None
-    except OSError as error:
-        raise FzError(f"{path}: cannot be read ({error.strerror}).") from None
-    except RecursionError:
-        raise FzError(f"{path}: no valid JSON (nested too deeply). Download it again.") from None
-    except ValueError as error:
-        said = " (it is a git-lfs pointer: run `git lfs pull`)" if text_of(path).startswith(LFS) else ""
-        raise FzError(f"{path}: no valid JSON{said or f' ({error})'}. Download it again.") from None
-    if not isinstance(value, dict):
-        raise FzError(f"{path}: got a JSON {type(value).__name__}, expected an object.")
-    return value
-
-
-def text_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return file.read(512).decode("utf-8", "replace")
 
 
 def read_weights(path: Path) -> Weights:

@@ -15,11 +15,8 @@ from fz.errors import FzError
 from fz.weights import architecture as arch
 from fz.weights import layouts
 from fz.weights.architecture import MODEL_CONFIG, SD1
-from fz.weights.hub import OF_TOKENIZER, Name, hub_cache, offline, snapshot
 from fz.weights.layouts import some, under
 from fz.weights.read import Weights, read_json, read_weights
-
-HUB_TOKENIZER = "openai/clip-vit-large-patch14"  # the text encoder of every Stable Diffusion v1
 
 
 @dataclass(frozen=True)
@@ -297,45 +294,6 @@ def text_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     bare = {key.removeprefix("text_model."): t for key, t in state.items()}
     return {key: t for key, t in bare.items() if key not in layouts.TEXT_LEFT_OUT}
-
-
-def find_tokenizer(tokenizer: Path | None, *folders: Path | None) -> Path:
-    """The folder of CLIP's vocabulary: the one that was named, else tokenizer/ of one of the folders, else
-    HUB_TOKENIZER's, in the Hub's cache or fetched.
-    """
-    if tokenizer:
-        for folder in (tokenizer, tokenizer / "tokenizer"):
-            if has_vocabulary(folder):
-                return folder
-        raise FzError(
-            f"tokenizer: {tokenizer} has no vocab.json and merges.txt. Expected the tokenizer/ of a diffusers folder."
-        )
-    for folder in folders:
-        if folder and has_vocabulary(folder / "tokenizer"):
-            return folder / "tokenizer"
-    if cached := hub_tokenizer():
-        return cached
-    try:
-        return snapshot(Name(HUB_TOKENIZER), "tokenizer", OF_TOKENIZER)
-    except FzError:
-        why = f"{variable} is set" if (variable := offline()) else "the Hub did not give it"
-        got = f"tokenizer: the checkpoint has none, and {HUB_TOKENIZER} is not in the Hub cache {hub_cache()} ({why})"
-        raise FzError(
-            f"{got}. Pass --tokenizer DIR with CLIP's vocab.json and merges.txt, such as the tokenizer/ of a "
-            "diffusers folder."
-        ) from None
-
-
-def has_vocabulary(folder: Path) -> bool:
-    return (folder / "tokenizer.json").is_file() or all(
-        (folder / name).is_file() for name in ("vocab.json", "merges.txt")
-    )
-
-
-def hub_tokenizer() -> Path | None:
-    """The newest complete tokenizer of HUB_TOKENIZER in the Hub's cache."""
-    snapshots = (Name(HUB_TOKENIZER).folder / "snapshots").glob("*")
-    return max((s for s in snapshots if has_vocabulary(s)), key=lambda s: s.stat().st_mtime, default=None)
 
 
 def check_model_config(model_config: Path | None) -> None:

@@ -43,7 +43,7 @@ def apart(model: Denoiser) -> Denoiser:
     """The model for a clip whose frames share nothing: statistics of each frame, attention to their own. Weights are
     the model's.
     """
-    unet = copy.copy(model.unet)
+    unet = copy.copy(model.layers)
     unet.clip_norm = False
     return dataclasses.replace(model, unet=unet, frame_index=OWN)
 

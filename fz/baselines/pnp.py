@@ -40,7 +40,7 @@ class PnP:
         """z_0 (F, 4, h, w) of the target prompt. source: an inversion; its latent at t is seen at t. Of the task its
         prompt counts, of the guidance not its window.
         """
-        schedule, unet = model.schedule, model.unet
+        schedule, unet = model.schedule, model.layers
         prompts = torch.cat([source.embedding[None], guidance.prompts(task.prompt)])
         text, plain = TextContext(prompts), Plain(model.frame_index)
         injected, residual = Injected(plain, injected_sites(unet)), InjectedResidual(injected_block(unet), len(prompts))

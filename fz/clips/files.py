@@ -33,11 +33,17 @@ def check_regular(path: Path) -> None:
             stat.S_IFDIR: "a folder",
         }
         raise FzError(f"video: {path} is {kinds.get(stat.S_IFMT(mode), 'no file')}, expected {KINDS}")
-    with open(path, "rb") as file:
-        if file.read(len(LFS)) == LFS:
-            raise FzError(
-                f"video: {path} is a git-lfs pointer, not the file. Run `git lfs pull`, or download the file itself"
-            )
+    try:
+        with open(path, "rb") as file:
+            begins = file.read(len(LFS))
+    except PermissionError:
+        raise
+    except OSError as error:
+        raise FzError(f"video: {path} cannot be read ({error.strerror}), expected {KINDS}") from error
+    if begins == LFS:
+        raise FzError(
+            f"video: {path} is a git-lfs pointer, not the file. Run `git lfs pull`, or download the file itself"
+        )
 
 
 def check_pixels(path: Path, width: int, height: int) -> None:

@@ -1,7 +1,7 @@
 """What a run leaves to look at: mp4, gif and png files, side by side clips, sheets of masks and attention maps.
 
 Pictures are numpy (F, H, W, 3) uint8 throughout. Every file is written under a temporary name beside its place and
-moved there when complete (`atomic`), so an interrupted run leaves no half file. Reading is `fz.clips.decode`'s
+moved there when complete (`fz.whole.atomic`), so an interrupted run leaves no half file. Reading is `fz.clips.decode`'s
 question."""
 
 import json
@@ -10,8 +10,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from fz.clips.files import check_rate
 from fz.clips.film import Colours, Sound, add_sound, encode_sound
 from fz.clips.pyav import av, need_av
 from fz.errors import FzError
+from fz.whole import atomic
 
 # Colours from cold to hot at equal steps, dark to bright in grey as well.
 HEAT = (
@@ -41,31 +41,6 @@ COLOURS = Colours()
 LIMITED = 1
 # swscale calls both codes of BT.601 by one
 SWSCALE = {6: 5}
-
-
-@contextmanager
-def atomic(path) -> Iterator[Path]:
-    """A place to write path's content to: its own name, in a hidden folder beside it, whose name has the process's
-    number. Moved to path when the block ends well and removed when it does not.
-
-    The name is path's own, as formats write it into files: zip archives of torch.save. Raises FzError where the folder
-    cannot be written to.
-    """
-    path = Path(path)
-    hidden = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # left by a killed process of that number
-        shutil.rmtree(hidden, ignore_errors=True)
-        hidden.mkdir()
-        yield hidden / path.name
-        os.replace(hidden / path.name, path)
-    except OSError as error:
-        no_folder = isinstance(error, FileExistsError | NotADirectoryError) and not path.parent.is_dir()
-        why = f"{path.parent} is not a folder" if no_folder else error.strerror or error
-        raise FzError(f"out: {path} cannot be written ({why}). Free the place or choose another --out") from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -5,18 +5,22 @@ White is edited. A picture whose background is transparent is a mask by its tran
 whatever its colours are."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
-from fz.clips.decode import Frames, on_white, open_source
+from fz.clips.decode import Flatten, Frames, on_white, open_source
 from fz.clips.video import Video, plan_clip
 from fz.errors import FzError
 from fz.settings.config import ClipSettings
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def read_mask(path: str, clip: ClipSettings, video: Video) -> Tensor:
+
+def read_mask(path: str, clip: ClipSettings, video: Video) -> "Tensor":
     """A user's mask, white or opaque = edited, cropped and resized as the clip was: (F, H, W), 1 where edited, else 0.
 
     path: an image, for all frames; or a video or a folder with a mask for each picture of the clip (read with its start
@@ -26,14 +30,7 @@ def read_mask(path: str, clip: ClipSettings, video: Video) -> Tensor:
     frames, size = len(video.frames), tuple(video.frames.shape[-2:])
     try:
         opacity = Opacity()
-        masks, pictures = open_source(path, opacity), open_source(clip.path)
-        choice = _choice(path, masks, pictures, frames)
-        (_, mask), (_, picture) = next(iter(masks.read([0]))), next(iter(pictures.read([video.indices[0]])))
-        if mask.shape != picture.shape:
-            sizes = f"{mask.shape[1]}x{mask.shape[0]}, the clip {picture.shape[1]}x{picture.shape[0]}"
-            raise FzError(
-                f"video: {path} is {sizes} (width x height). Expected the clip's size, before crop and resizing"
-            )
+        masks, choice = _opened(path, clip, video.indices, opacity)
         settings = dataclasses.replace(clip, path=path, size=size, **choice)
         for _ in masks.read(sorted(set(plan_clip(settings, multiple=1).indices))):
             pass
@@ -50,8 +47,31 @@ def read_mask(path: str, clip: ClipSettings, video: Video) -> Tensor:
     return white.float().expand(frames, -1, -1).contiguous()
 
 
-def _choice(path: str, masks: Frames, pictures: Frames, frames: int) -> dict[str, int]:
-    """Which of the masks to read, as settings of a clip."""
+def check_mask(path: str, clip: ClipSettings, indices: Sequence[int]) -> None:
+    """Raises FzError for a mask that cannot be read, or does not fit the clip's frames of these numbers, by its first
+    picture; without torch.
+    """
+    try:
+        _opened(path, clip, indices, on_white)
+    except FzError as error:
+        raise FzError(f"mask: {str(error).removeprefix('video: ')}") from error
+
+
+def _opened(path: str, clip: ClipSettings, indices: Sequence[int], flatten: Flatten) -> tuple[Frames, dict[str, int]]:
+    """The mask's pictures, and which of them to read, as settings of a clip."""
+    masks, pictures = open_source(path, flatten), open_source(clip.path)
+    choice = choice_beside(path, masks, pictures, len(indices))
+    (_, mask), (_, picture) = next(iter(masks.read([0]))), next(iter(pictures.read([indices[0]])))
+    if mask.shape != picture.shape:
+        sizes = f"{mask.shape[1]}x{mask.shape[0]}, the clip {picture.shape[1]}x{picture.shape[0]}"
+        raise FzError(f"video: {path} is {sizes} (width x height). Expected the clip's size, before crop and resizing")
+    return masks, choice
+
+
+def choice_beside(path: str, masks: Frames, pictures: Frames, frames: int) -> dict[str, int]:
+    """Which of the masks, or of other pictures beside the clip's, to read, as settings of a clip. Raises FzError for
+    another number of them.
+    """
     if masks.count == 1:
         return {"frames": 1, "start": 0, "every": 1}
     if masks.count == pictures.count:

@@ -2,16 +2,15 @@
 
 Choice, crop and resizing follow the released code's ImageSequenceDataset for a square size: to [-1, 1], cut the
 offsets, short side to N (antialiased bilinear), centre crop. Sizes that are not square are this project's own. How
-files are decoded is `fz.clips.decode`'s question."""
+files are decoded is `fz.clips.decode`'s question. A plan is made without torch, which takes seconds to import."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch.nn.functional import interpolate
 
 from fz.clips.decode import Flatten, Frames, on_white, open_source
 from fz.clips.files import FASTEST, MAX_PIXELS, SLOWEST, check_rate
@@ -20,6 +19,9 @@ from fz.clips.taken import left_out
 from fz.errors import FzError
 from fz.memory.free import free_memory, gb
 from fz.settings.config import ClipSettings, Crop, Size
+
+if TYPE_CHECKING:
+    import torch
 
 LARGEST = 8192
 # of a clip's frames in float32: as read, edited, and being written
@@ -32,7 +34,7 @@ class Video:
     user should know; sound: the source's, while these frames are shown; colours: the source's tags.
     """
 
-    frames: torch.Tensor
+    frames: "torch.Tensor"
     fps: float
     indices: tuple[int, ...]
     notes: tuple[str, ...] = ()
@@ -87,6 +89,8 @@ class ClipPlan:
 
     def read(self) -> Video:
         """Decode, crop and resize; one picture at a time is held at full size."""
+        import torch
+
         places: dict[int, list[int]] = {}
         for place, index in enumerate(self.indices):
             places.setdefault(index, []).append(place)
@@ -191,7 +195,7 @@ def read_clip(clip: ClipSettings, multiple: int = 64) -> Video:
 
 def check_memory(frames: int, height: int, width: int) -> None:
     """Raises FzError where so many frames do not fit in free memory."""
-    need, free = COPIES * frames * 3 * height * width * 4, free_memory(torch.device("cpu"))
+    need, free = COPIES * frames * 3 * height * width * 4, free_memory()
     if need > free:
         raise FzError(
             f"memory: {_frames(frames)} of {width}x{height} need about {gb(need)}, and {gb(free)} are free. Take fewer "
@@ -259,8 +263,10 @@ def round_size(size: Size, multiple: int = 64) -> tuple[Size, str | None]:
     return (rounded[0] if isinstance(size, int) else rounded), note
 
 
-def to_float(picture: np.ndarray) -> torch.Tensor:
+def to_float(picture: np.ndarray) -> "torch.Tensor":
     """(H, W, C) uint8 -> (C, H, W) float32 in [-1, 1]."""
+    import torch
+
     return torch.from_numpy(picture).permute(2, 0, 1).float().div_(255).mul_(2).sub_(1)
 
 
@@ -276,12 +282,14 @@ def cut(picture: np.ndarray, crop: Crop) -> np.ndarray:
     return picture[crop.top : height - crop.bottom, crop.left : width - crop.right]
 
 
-def fit(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def fit(image: "torch.Tensor", size: tuple[int, int]) -> "torch.Tensor":
     """image (C, h, w) -> (C, H, W): scaled to cover, keeping its aspect ratio (antialiased bilinear), then centre crop.
 
     For H = W this is the released short side scaling and centre crop, number for number: the side that fits tightly
     becomes exact, the other is rounded down.
     """
+    from torch.nn.functional import interpolate
+
     height, width = size
     scaled = scaled_size(image.shape[-2:], size)
     if scaled != tuple(image.shape[-2:]):

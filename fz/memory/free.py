@@ -3,17 +3,23 @@
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def gb(amount: float) -> str:
     return f"{amount / 1e9:.2f} GB"
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take: of the GPU, or of RAM without swapping, within the container's limit."""
-    if device.type == "cuda":
+def free_memory(device: "torch.device | None" = None) -> int:
+    """Bytes that this process may still take: of the GPU, or, also for None, of RAM without swapping, within the
+    container's limit.
+    """
+    if device is not None and device.type == "cuda":
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
     bounds = [meminfo(), cgroup_room()]
     known = [b for b in bounds if b is not None]

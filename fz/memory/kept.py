@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fz.attention import Kept
-from fz.clips.media import atomic
 from fz.errors import FzError
+from fz.whole import atomic
 
 Say = Callable[[str], None]
 # writes that may wait: each holds one step's queries and keys

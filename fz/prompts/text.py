@@ -8,13 +8,15 @@ import threading
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from typing import TYPE_CHECKING
 
 from fz.errors import FzError
 from fz.words import inner, spans
+
+# prompts are checked before torch is imported, which takes seconds
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 LENGTH = 77  # CLIP's text tokens, the first and last of a prompt being its start and end
 
@@ -64,7 +66,10 @@ class TextEncoder:
     """
 
     def __init__(
-        self, tokenizer: CLIPTokenizer, model: CLIPTextModel, learned: Mapping[str, tuple[int, ...]] | None = None
+        self,
+        tokenizer: "CLIPTokenizer",
+        model: "CLIPTextModel | None",
+        learned: Mapping[str, tuple[int, ...]] | None = None,
     ):
         self.tokenizer, self.model = tokenizer, model
         # transformers' fast tokenizers refuse two threads at once
@@ -120,11 +125,13 @@ class TextEncoder:
             plain(at, len(prompt))
         return ids, starts
 
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Tensor:
+    def encode(self, prompts: Sequence[str]) -> "Tensor":
         """(n, 77, Cx) float32: the last layer's states, after the final norm."""
+        import torch
+
         ids = torch.tensor([self.tokens(prompt).ids for prompt in prompts], device=self.model.device)
-        return self.model(input_ids=ids).last_hidden_state.float()
+        with torch.no_grad():
+            return self.model(input_ids=ids).last_hidden_state.float()
 
 
 def as_whole(word: str) -> str:

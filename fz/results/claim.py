@@ -246,6 +246,35 @@ def among(path: Path, given: str, listed: set[str]) -> str | None:
     return next((file for file in sorted(listed) if file == name or file.rpartition("/")[0] == name != ""), None)
 
 
+def check_early(settings: Any) -> None:
+    """`check` of a folder that settings name, before it is known which dtype 'auto' is: that of the run that is there.
+    What a swap that was cut short will leave there is not known yet.
+    """
+    if not settings.out:
+        return
+    path = expanded(settings.out, "out")
+    before, stage = read_run(path), read_run(path / STAGE)
+    if stage is not None and stage["status"] != "running":
+        return
+    if before is not None and settings.dtype == "auto" and "dtype" in before["settings"]:
+        settings = dataclasses.replace(settings, dtype=before["settings"]["dtype"])
+    check(path, settings)
+
+
+def finished(folder: Path) -> dict[str, Any]:
+    """The run.json of a results folder. Raises FzError if it is none, or unfinished."""
+    run = read_run(folder)
+    settings = (run or {}).get("settings")
+    if not isinstance(settings, Mapping) or not isinstance(settings.get("edits"), list):
+        raise FzError(f"results: {folder} has no {RUN} of a run. Expected a folder that `python -m fz.run` wrote.")
+    if run.get("status") not in ("finishing", "done"):
+        raise FzError(
+            f"results: {folder} is of a run that has not finished. Run its command again; it goes on from its "
+            "last step."
+        )
+    return run
+
+
 def empty(path: Path) -> bool:
     """Nothing but what a killed run's lock leaves."""
     return not path.is_dir() or not any(p.name != LOCK for p in path.iterdir())
@@ -290,7 +319,8 @@ def stamp_of(settings: Any) -> str:
     as long as nobody changed them.
     """
     given = [settings.clip.path, *(edit.mask for edit in settings.edits)]
-    given += [settings.checkpoint, settings.vae, settings.tokenizer, settings.model_config]
+    given += [settings.checkpoint, settings.vae, settings.tokenizer, settings.model_config, settings.control]
+    given += [settings.control_video] if settings.control_video != "canny" else []
     given += [path for path, _ in (*settings.lora, *settings.embedding)]
     sha = hashlib.sha256()
     for path in filter(None, given):

@@ -16,20 +16,12 @@ from fz.checkpoint import choose_clip
 from fz.clips.images import opened_image
 from fz.errors import FzError
 from fz.metrics.measure import Truth, measure
-from fz.results.folder import RUN, read_run
+from fz.results.claim import finished, read_run
 
 
 def measure_folder(folder: Path, clip: Any = None, truth: Truth | None = None) -> list[dict[str, Any]]:
     """A row for each edit of a results folder. Raises FzError if it is none, or unfinished."""
-    run = read_run(folder)
-    settings = (run or {}).get("settings")
-    if not isinstance(settings, Mapping) or not isinstance(settings.get("edits"), list):
-        raise FzError(f"results: {folder} has no {RUN} of a run. Expected a folder that `python -m fz.run` wrote.")
-    if run.get("status") not in ("finishing", "done"):
-        raise FzError(
-            f"results: {folder} is of a run that has not finished. Run its command again; it goes on from its "
-            "last step."
-        )
+    settings = finished(folder)["settings"]
     source = read_frames(folder / "frames" / "source")
     rows = []
     for i, edit in enumerate(settings["edits"]):

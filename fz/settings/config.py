@@ -31,11 +31,13 @@ from fz.settings.checks import (
     word_groups,
 )
 from fz.settings.clip import ClipSettings, Crop, Size  # noqa: F401 (asked for here, too)
+from fz.settings.control import ControlSettings, check_control
 
 DTYPES = ("float32", "float16", "bfloat16", "auto")  # auto: float16 on CUDA, else float32
 DEVICES = ("auto", "cpu", "cuda", "mps")
 ATTENTIONS = ("inversion", "reconstruction")
 CONVS = ("auto", "direct")
+GRAPHS = ("auto", "on", "off")
 WEIGHTS = ("same", "int8")
 STORES = ("auto", "recompute", "memory", "disk")
 STORE_DTYPES = ("same", "float16", "bfloat16")
@@ -48,6 +50,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 ALIGNS = ("auto", "replace", "refine", "plain")
 METHOD_NAMES = ("fatezero", "ddim", "sdedit", "null-p2p", "pnp")  # the table of them is `fz.baselines.METHODS`
+KNOWN = {"method": METHOD_NAMES, "dtype": DTYPES, "attention": ATTENTIONS, "store": STORES, "store_dtype": STORE_DTYPES,
+         "conv": CONVS, "graph": GRAPHS, "weights": WEIGHTS}  # fmt: skip
 REUSING = ("fatezero", "ddim")  # those that may take deep features of another step
 # the paper's ablations, as overlays of a run's settings
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
@@ -61,7 +65,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 
 
 # `--fast`, beside half of the usual steps: what bench/pareto.py found to cost least for its time
-FAST: Mapping[str, Any] = {"weights": "int8", "reuse": 3, "guidance_window": (0.0, 0.6)}
+FAST: Mapping[str, Any] = {"weights": "int8", "reuse": "3:outer", "guidance_window": (0.0, 0.6)}
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ class EditSettings:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(ControlSettings):
     """All of a run. None means 'by the model': frame_index [own, mid] for an untuned checkpoint, [-1, first] for a
     tuned one.
     """
@@ -163,6 +167,7 @@ class Settings:
     dtype: str = "auto"
     offload: bool = False  # models on the device only while they are used, queries and keys in RAM
     compile: bool = False
+    graph: str = "auto"  # passes replayed as CUDA graphs: 'auto' where they can be, 'on' says why not, 'off'
     threads: int | None = None
     conv: str = "auto"  # 3x3 convolutions on a CPU: 'auto' as Winograd's where that pays, or 'direct'
     conv_memory: float | None = None  # GB that Winograd's weights may take; None: a quarter of the machine's memory
@@ -175,15 +180,10 @@ class Settings:
     notes: tuple[str, ...] = field(default=(), compare=False)  # what was decided on the user's behalf, printed
 
     def __post_init__(self):
-        check_one_of("method", self.method, METHOD_NAMES)
+        for name, known in KNOWN.items():
+            check_one_of(name, getattr(self, name), known)
         # one of several GPUs: cuda:1
         check_one_of("device", re.sub(r"^cuda:\d+$", "cuda", str(self.device)), DEVICES)
-        check_one_of("dtype", self.dtype, DTYPES)
-        check_one_of("attention", self.attention, ATTENTIONS)
-        check_one_of("store", self.store, STORES)
-        check_one_of("store_dtype", self.store_dtype, STORE_DTYPES)
-        check_one_of("conv", self.conv, CONVS)
-        check_one_of("weights", self.weights, WEIGHTS)
         if self.conv_memory is not None and not (
             isinstance(self.conv_memory, (int, float)) and 0 <= self.conv_memory < 1e6
         ):
@@ -198,8 +198,7 @@ class Settings:
         check_whole("steps", self.steps, 1, 1000, "The paper uses 50.")
         check_whole("seed", self.seed, 0, 2**63 - 1)
         check_whole("least_channels", self.least_channels, 0, 10**9)
-        if self.threads is not None:
-            check_whole("threads", self.threads, 1, 1024)
+        check_whole("threads", 1 if self.threads is None else self.threads, 1, 1024)
         check_number("guidance", self.guidance, 0, 1000, "7.5 is usual, 1 is none.")
         object.__setattr__(self, "reuse", reuse(self.reuse))
         if self.reuse != 1 and self.method not in REUSING:
@@ -213,9 +212,9 @@ class Settings:
                 )
             if any(e.remove for e in self.edits):
                 got = f"chunk: got {self.chunk} with an edit that removes an object"
-                raise FzError(
-                    f"{got}, expected one without: what hides the object spans chunks. Leave --chunk or --remove out."
-                )
+                expected = "expected one without: what hides the object spans chunks"
+                raise FzError(f"{got}, {expected}. Leave --chunk or --remove out.")
+        check_control(self)
         check_shard(self)
         object.__setattr__(self, "guidance_window", window(self.guidance_window, "guidance_window"))
         if self.guidance_window != (0.0, 1.0) and self.method not in ("fatezero", "ddim"):

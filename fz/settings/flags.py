@@ -18,6 +18,7 @@ from fz.settings.config import (
     ATTENTIONS,
     CONVS,
     DTYPES,
+    GRAPHS,
     METHOD_NAMES,
     PRESETS,
     STORE_DTYPES,
@@ -36,6 +37,7 @@ from fz.settings.texts import (
     file_of_strength,
     file_of_word,
     frame_index,
+    gradients,
     number,
     number_or_none,
     one_of,
@@ -70,8 +72,8 @@ SWEEP = (
     "self_replace=0.2:0.9:0.1 blend_th=0.2,0.3,none reweight.WORD=1,5"
 )
 FASTER = (
-    "several times as fast, near the same result: half the steps, --reuse 3, --guidance-window 0.6 and, on a CPU that "
-    "has them, --weights int8; flags that are given go before"
+    "several times as fast, near the same result: half the steps, --reuse 3:outer, --guidance-window 0.6 and, on a CPU "
+    "that can, --weights int8; flags that are given go before"
 )
 MEASURED_BY = (
     "CLIP: a folder in transformers' layout, a file with the original state dict, or a Hub name; 'none'. Default: the "
@@ -149,6 +151,17 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("ema", "ema", one_of(("auto", "ema", "plain")), "WHICH", "auto, ema or plain: of a file that has two "
                                                                       "sets of weights"),
     ),
+    "control": (
+        Flag("control", "control", str, "PATH|NAME", "a ControlNet for Stable Diffusion v1, a folder, a file or a Hub "
+                                                     "name: what it is shown holds the structure"),
+        Flag("control-video", "control_video", str, "PATH|canny",
+             "what it is shown: a video or folder as long as the clip, one image, or the clip's own edges; "
+             "default: canny"),
+        Flag("control-scale", "control_scale", number, "R", "how strongly"),
+        Flag("control-window", "control_window", share, "R|A,B", "share of the steps at which it acts"),
+        Flag("invert-without-control", "control_inverts", None, "", "the inversion goes without", const=False),
+        Flag("canny", "canny", gradients, "LOW,HIGH", "the edges' weakest and strongest gradients"),
+    ),
     "sampling": (
         Flag("steps", "steps", whole(1), "N", "DDIM steps"),
         Flag("guidance", "guidance", number, "W", "classifier-free guidance; 1 is none"),
@@ -210,6 +223,9 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("offload", "offload", None, "", "models on the GPU only while they are used, what is "
                                              "kept in RAM", const=True),
         Flag("compile", "compile", None, "", "compile the UNet's layers for a GPU", const=True),
+        Flag("graph", "graph", one_of(GRAPHS), "WHICH",
+             "replay passes as CUDA graphs, with the same result: auto, where that can be, on, which says why not, or "
+             "off"),
         Flag("threads", "threads", whole(1), "N", "CPU threads"),
         Flag("chunk", "chunk", whole(1), "N",
              "frames that the UNet takes at a time: less memory; with --per-frame-norm it does not grow with the clip"),

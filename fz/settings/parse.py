@@ -13,7 +13,7 @@ from typing import Any
 
 from fz import words
 from fz.errors import FzError
-from fz.settings import released, tree
+from fz.settings import applications, released, tree
 from fz.settings.config import ABLATIONS, FAST, PRESETS, REUSING, Overlay, Settings, build
 from fz.settings.flags import build_parser
 from fz.settings.sweep import Variant, expand, read_sweeps
@@ -123,13 +123,23 @@ def fast_overlay(beneath: list[Overlay], method: str) -> tuple[list[Overlay], li
 
 
 def check_words(settings: Settings) -> None:
-    """Raise FzError for a re-weighted word that its target has not: plans say so too, once a tokenizer is loaded."""
+    """Raise FzError for a word that is named and that its sentence has not: plans say so too, once a tokenizer is
+    loaded.
+    """
     for edit in settings.edits:
         if settings.method != "fatezero" or edit.align == "plain" or edit.lenient:
             continue
         for what, named in (("reweight", edit.reweight), ("cross_replace", edit.cross_replace_words)):
             for word, _ in named:
                 words.occurrences(edit.target, words.split(edit.target), word, what)
+        for phrase in applications.phrases(edit.remove) if edit.remove else ():
+            words.occurrences(settings.source, words.split(settings.source), phrase, "remove")
+        masked = edit.threshold is not None or edit.blend_latents is not None or edit.keep_background
+        if edit.blend_words is not None and masked:
+            of_target = edit.blend_words[1] if edit.blend_latents is not None else ()
+            for sentence, named in ((settings.source, edit.blend_words[0]), (edit.target, of_target)):
+                for word in named:
+                    words.occurrences(sentence, words.split(sentence), word, "blend_words")
 
 
 def joined(argv: Sequence[str]) -> list[str]:

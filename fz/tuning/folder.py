@@ -91,6 +91,12 @@ class TuningFolder:
             raise
         return folder
 
+    @classmethod
+    def look(cls, settings: TuneSettings) -> None:
+        """Raise FzError for a folder that `claim` would refuse; change nothing."""
+        with cls.claim(dataclasses.replace(settings, dry_run=True)):
+            pass
+
     def __enter__(self) -> "TuningFolder":
         return self
 

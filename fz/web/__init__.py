@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 from fz.errors import FzError
 from fz.shell import answered, leave
-from fz.web.options import build_parser, options_of
+from fz.web.options import build_parser, check_port, options_of
 
 NEEDS = "web: Gradio is not installed. pip install 'fz[web]', in a checkout pip install -e '.[web]'."
 
@@ -19,6 +19,7 @@ def answer(argv: Sequence[str]) -> None:
     options = options_of(argv)
     if find_spec("gradio") is None:
         raise FzError(NEEDS)
+    check_port(options)
     from fz.web.server import serve
 
     serve(options)

@@ -5,11 +5,10 @@ for the queue.
 import base64
 import binascii
 import hashlib
-import io
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 import fz
@@ -73,7 +72,7 @@ class Desk:
 
     def cost(self, clip: Clip, form: forms.Form) -> str:
         editor, side = self.models.editor(form["model"]), form["size"]
-        need = editor.predicted(form["frames"], (side, side), form["steps"])
+        need = editor.predicted(form["frames"], (side, side), forms.steps_of(form, quick=False))
         if not need.fits:
             free = f"{need.free / GB:.1f} GB are free"
             return f"Too large: it takes {need.least / GB:.1f} GB, and {free}. Take fewer frames or a smaller size."
@@ -115,12 +114,7 @@ class Desk:
             grey = grey.resize((width, height), Image.Resampling.BILINEAR).point(lambda v: 255 * (v > 127))
             if grey.getextrema()[1] == 0:
                 return ""
-            out = io.BytesIO()
-            grey.save(out, "PNG")
-            with Image.open(io.BytesIO(out.getvalue())) as again:
-                import numpy as np
-
-                write_png(path, np.asarray(again))
+            write_png(path, np.asarray(grey))
             return mask_id
         finally:
             part.unlink(missing_ok=True)
@@ -138,9 +132,10 @@ class Desk:
         # while one types, a word that has a slider may be gone from the sentence
         arguments.pop("reweight", None)
         editor = self.models.editor(form["model"])
-        explained = editor.explain(form["source"], target, steps=form["steps"], **arguments)
+        explained = editor.explain(form["source"], target, **arguments)
         form["weights"] = {w: f for w, f in form["weights"].items() if show.bare(w) in words_of(explained.target)}
-        explained = editor.explain(form["source"], target, steps=form["steps"], **forms.editing(form))
+        steps = forms.steps_of(form, quick=False)
+        explained = editor.explain(form["source"], target, steps=steps, **forms.editing(form))
         miniature = self.models.is_miniature(form["model"])
         can_look = clip is not None and self.studio.at_hand(clip, form) is not None
         strange = mini.strange_words([form["source"], explained.target]) if miniature else []
@@ -235,6 +230,3 @@ def words_of(sentence: str) -> set[str]:
 
 def spoken(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
-__all__ = ["Desk", "Path", "spoken"]

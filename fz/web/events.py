@@ -58,8 +58,10 @@ class Events:
         self.on(out["say word"].change, self.where, [out["where"]], "where", out["say word"])
         preset = [parts[name] for name in forms.of_preset("style")]
         self.on(parts["kind"].input, self.preset, [out["words"], out["area"], *preset], "words")
-        for name in ("keep_shape", "keep_place", "steps"):
+        for name in ("keep_shape", "keep_place"):
             self.on(parts[name].input, self.retold, [out["words"]], "words")
+        for name in ("steps", "fast"):
+            self.on(parts[name].input, self.reframed, [out["words"], out["frames"]], "words")
         for name in ("area", "area_limit", "keep_background"):
             self.on(parts[name].input, self.bounded, [out["area"]], "area")
         self.on(out["say drawing"].change, self.drawn, [parts["mask"], out["area"], out["edit said"]], "edit said",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fz.errors import FzError
-from fz.settings.config import PRESETS
+from fz.settings.config import FAST, PRESETS
 from fz.settings.sweep import NAMES, read_sweeps
 
 Form = Mapping[str, Any]
@@ -18,13 +18,19 @@ KINDS = {"A colour or material": "attribute", "The whole style": "style", "The s
 PREVIEW_FRAMES, PREVIEW_STEPS = 2, 6
 MOST_FRAMES = 64
 MOST_TILES = 12
+LONGEST = 1000  # letters of a sentence
+# of the page's sliders, for whoever sends something else
+BOUNDS = {
+    "frames": (1, MOST_FRAMES), "start": (0, 10**6), "every": (1, 1000), "size": (64, 768), "steps": (2, 100),
+    "guidance": (1, 15), "keep_shape": (0, 100), "keep_place": (0, 100), "area_limit": (0, 1),
+}  # fmt: skip
 # of the paper's 50 steps, what a drawn world needs
 USUAL: dict[str, Any] = {
     "model": "", "source": "", "target": "", "kind": "attribute",
     "frames": 8, "start": 0, "every": 1, "size": 128,
     "keep_shape": 80, "keep_place": 70, "area": False, "area_limit": 0.3,
     "weights": {}, "keep_background": False, "remove": "", "enhance": "", "mask": "",
-    "steps": 20, "guidance": 3.0, "stays": True,
+    "steps": 20, "guidance": 3.0, "fast": False, "stays": True,
 }  # fmt: skip
 # what a sheet can vary, by its name on the page: settings' names, and values
 VARIED = {
@@ -59,14 +65,37 @@ def checked(form: Form) -> dict[str, Any]:
         raise FzError("Choose what is to change: a colour, the style or a shape.")
     if not all(isinstance(w, str) and isinstance(f, (int, float)) for w, f in out["weights"].items()):
         raise FzError("The page sent no proper weights of words. Load it again.")
-    if not 1 <= out["frames"] <= MOST_FRAMES:
-        raise FzError(f"Take 1 to {MOST_FRAMES} frames.")
+    for name, (low, high) in BOUNDS.items():
+        if not low <= out[name] <= high:
+            raise FzError(f"The page sent {out[name]} for {name.replace('_', ' ')}, expected {low} to {high}.")
+    for name in ("source", "target", "remove", "enhance"):
+        if len(out[name]) > LONGEST:
+            raise FzError(f"A sentence has {len(out[name])} letters, expected at most {LONGEST}. Shorten it.")
+    if len(out["weights"]) > LONGEST:
+        raise FzError("The page sent no proper weights of words. Load it again.")
     return out
 
 
 def reading(form: Form) -> dict[str, Any]:
     """Arguments of `fz.read`."""
     return {name: form[name] for name in ("frames", "start", "every", "size")}
+
+
+def steps_of(form: Form, quick: bool) -> int:
+    """Of an edit; quick: of a preview, which is fast already."""
+    whole = max(1, form["steps"] // 2) if form["fast"] else form["steps"]
+    return min(whole, PREVIEW_STEPS) if quick else whole
+
+
+def inverting(form: Form, quick: bool) -> dict[str, Any]:
+    """Arguments of `Editor.invert`."""
+    return {"steps": steps_of(form, quick)} | ({"reuse": FAST["reuse"]} if form["fast"] and not quick else {})
+
+
+def guiding(form: Form, quick: bool) -> dict[str, Any]:
+    """Arguments of an edit that are the run's."""
+    window = {"guidance_window": FAST["guidance_window"]} if form["fast"] and not quick else {}
+    return {"guidance": form["guidance"], **window}
 
 
 def sentence(form: Form) -> str | None:

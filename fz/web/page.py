@@ -68,7 +68,7 @@ class Page:
         self.parts["weights"] = gr.JSON({}, elem_classes="fz-hidden", show_label=False)
 
     def shown(self, name: str, value: str = "") -> None:
-        self.out[name] = gr.HTML(value, elem_id=f"fz-shown-{name}", elem_classes="fz-plain")
+        self.out[name] = gr.HTML(value, elem_id=f"fz-shown-{name.replace(' ', '-')}", elem_classes="fz-plain")
 
     def part(self, name: str, kind: type, **options: Any) -> None:
         options.setdefault("elem_id", f"fz-{name.replace('_', '-')}")
@@ -139,6 +139,7 @@ class Page:
         with gr.Row(elem_classes="fz-go"):
             self.out["preview button"] = gr.Button("Preview", elem_id="fz-preview", min_width=120)
             self.out["run button"] = gr.Button("Run", variant="primary", elem_id="fz-run", min_width=120)
+            self.part("fast", gr.Checkbox, value=False, label="Fast: nearly the same, sooner", min_width=200)
             self.part("stays", gr.Checkbox, value=True, label="Go on when I close this page", min_width=200)
         self.shown("edit said")
         gr.HTML("<fz-progress></fz-progress>", elem_classes="fz-plain")

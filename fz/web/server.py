@@ -1,7 +1,6 @@
 """How does the server start and stop? The folder, the models, the queue's thread, and Gradio's server of the page."""
 
 import os
-import socket
 import sys
 import time
 from pathlib import Path
@@ -13,7 +12,6 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
-from fz.errors import FzError  # noqa: E402
 from fz.web.desk import Desk  # noqa: E402
 from fz.web.examples import Examples  # noqa: E402
 from fz.web.folder import Folder  # noqa: E402
@@ -30,7 +28,6 @@ HOUR = 3600
 
 def serve(options: Options) -> None:
     """Until Ctrl-C. Raises FzError where it cannot start."""
-    check_port(options)
     folder = Folder(options.folder, options.upload_limit)
     try:
         folder.forget()
@@ -74,17 +71,6 @@ def launch(blocks: gr.Blocks, options: Options, routes: Routes) -> None:
         app_kwargs=app_kwargs, max_file_size=1, ssr_mode=False, footer_links=[], favicon_path=str(HERE / "icon.svg"),
         show_error=False, enable_monitoring=False, pwa=False, run_history=False, **look(),
     )  # fmt: skip
-
-
-def check_port(options: Options) -> None:
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((options.host, options.port))
-        except OSError as error:
-            why = error.strerror or error
-            raise FzError(f"port: {options.host}:{options.port} cannot be had ({why}). Pass another --port.") from None
 
 
 def address(options: Options) -> str:

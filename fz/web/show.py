@@ -8,6 +8,7 @@ import dataclasses
 import html
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,13 @@ def thumbnails(video: Video) -> str:
 
 
 def without_flags(line: str) -> str:
-    """A note of `fz.read`'s without its advice for command lines."""
-    return line.partition("; --")[0].replace("frames ", "Frames ", 1)
+    """A note of `fz.read`'s without its advice for command lines, frames counted from 1 as the page does."""
+    line = line.partition("; --")[0]
+    head = re.match(r"frames? [\d, –…]+ of ", line)
+    if head is None:
+        return line
+    told = re.sub(r"\d+", lambda found: str(int(found[0]) + 1), head[0])
+    return f"{told[0].upper()}{told[1:]}{line[head.end() :]}"
 
 
 def over(video: Video, maps: Tensor, alt: str) -> str:
@@ -201,7 +207,7 @@ def history(clip: str, results: Iterable[tuple[str, Mapping[str, Any]]], now: st
     """This clip's edits side by side."""
     cards = [
         f'<li><button type="button" class="fz-card" data-say="fz-result" data-value="{result_id}" '
-        f'aria-pressed="{str(result_id == now).lower()}"><img loading="lazy" alt="" '
+        f'aria-pressed="{str(result_id == now).lower()}"><img alt="" '
         f'src="{address(clip, result_id, "edit.gif")}"><span>{safe(about["target"])}</span></button></li>'
         for result_id, about in results
     ]

@@ -15,9 +15,10 @@ from fz import mini
 from fz.editor import Editor
 from fz.errors import FzError
 from fz.inverted import InvertedClip
+from fz.settings.config import FAST
 from fz.web import form as forms
 from fz.web import show
-from fz.web.folder import Clip, Folder, Visitor, new_id, read_json, write_json
+from fz.web.folder import Clip, Folder, Visitor, new_id, write_json
 from fz.web.jobs import Job
 
 MINIATURE = "miniature"
@@ -50,12 +51,14 @@ class Models:
             raise FzError(f"There is no model {name[:40]!r} here. Choose one of the list.")
         return self.paths[name]
 
-    def editor(self, name: str) -> Editor:
-        path = self.path(name)
+    def editor(self, name: str, fast: bool = False) -> Editor:
+        """fast: with weights as `fz run --fast` has them."""
+        path, called = self.path(name), f"{name}, fast" if fast else name
         with self.lock:
-            if name not in self.loaded:
-                self.loaded[name] = fz.load(path, **self.options)
-            return self.loaded[name]
+            if called not in self.loaded:
+                options = self.options | ({"weights": FAST["weights"]} if fast else {})
+                self.loaded[called] = fz.load(path, **options)
+            return self.loaded[called]
 
     def is_miniature(self, name: str) -> bool:
         return self.path(name) is None
@@ -89,7 +92,9 @@ class Studio:
     def seconds(self, clip: Clip, form: forms.Form) -> float | None:
         """How long a whole edit will take; None before anything was timed."""
         speed = self.speed.get(form["model"])
-        steps = form["steps"] * (OF_EDIT + (self.inversion(clip, form) is None))
+        steps = forms.steps_of(form, quick=False) * (OF_EDIT + (self.inversion(clip, form) is None))
+        # that each third step is a whole one was measured to save half of the time
+        steps /= 2 if form["fast"] else 1
         return None if speed is None else speed * steps * form["frames"] * (form["size"] / 128) ** 2
 
     # ---- what is done --------------------------------------------------------------------------------------
@@ -111,8 +116,8 @@ class Studio:
             self.held.move_to_end(at)
             return self.held[at]
         job.begin("Looking at your clip")
-        editor, video = self.models.editor(form["model"]), self.video(clip, form)
-        steps = steps_of(form, quick)
+        editor, video = self.models.editor(form["model"], form["fast"] and not quick), self.video(clip, form)
+        steps = forms.steps_of(form, quick)
         timed, began = [0], time.perf_counter()
 
         def after(step: int, z: torch.Tensor) -> None:
@@ -122,13 +127,13 @@ class Studio:
         found = editor.invert(
             video.some(forms.PREVIEW_FRAMES) if quick else video,
             form["source"],
-            steps=steps,
+            **forms.inverting(form, quick),
             # a preview's is done sooner than it is read back
             cache=None if quick else self.folder.cache,
             callback=after,
         )
         job.work += steps - timed[0]
-        if timed[0] > 1 and form["model"] not in self.speed:
+        if timed[0] > 1 and form["model"] not in self.speed and not form["fast"]:
             self.note_speed(form, time.perf_counter() - began, timed[0] * len(found.video.frames))
         self.held[at] = found
         while len(self.held) > HELD:
@@ -138,20 +143,23 @@ class Studio:
     def note_speed(self, form: forms.Form, seconds: float, frame_steps: float) -> None:
         self.speed[form["model"]] = seconds / frame_steps / (form["size"] / 128) ** 2
 
-    def edited(self, job: Job, inversion: InvertedClip, form: forms.Form, mask: Path | None) -> fz.Edited:
+    def edited(
+        self, job: Job, inversion: InvertedClip, form: forms.Form, mask: Path | None, quick: bool = True
+    ) -> fz.Edited:
         began = time.perf_counter()
         edited = inversion.edit(
             forms.sentence(form),
             **forms.editing(form, mask),
-            guidance=form["guidance"],
+            **forms.guiding(form, quick),
             callback=lambda step, z: job.step(OF_EDIT),
         )
         steps = OF_EDIT * inversion.schedule.steps
-        self.note_speed(form, time.perf_counter() - began, steps * len(inversion.video.frames))
+        if not form["fast"]:
+            self.note_speed(form, time.perf_counter() - began, steps * len(inversion.video.frames))
         return edited
 
     def preview(self, job: Job, clip: Clip, form: forms.Form, place: Path) -> str:
-        steps = steps_of(form, quick=True)
+        steps = forms.steps_of(form, quick=True)
         job.of = steps * ((self.inversion(clip, form, quick=True) is None) + OF_EDIT)
         inversion = self.inverted(job, clip, form, quick=True)
         job.begin("Sketching")
@@ -161,11 +169,11 @@ class Studio:
         return "preview"
 
     def run(self, job: Job, clip: Clip, form: forms.Form, place: Path) -> str:
-        job.of = form["steps"] * ((self.inversion(clip, form) is None) + OF_EDIT) * 1.05
+        job.of = forms.steps_of(form, quick=False) * ((self.inversion(clip, form) is None) + OF_EDIT) * 1.05
         began, inverted_before = time.time(), self.inversion(clip, form) is not None
         inversion = self.inverted(job, clip, form, quick=False)
         job.begin("Painting")
-        edited = self.edited(job, inversion, form, mask_of(place, form))
+        edited = self.edited(job, inversion, form, mask_of(place, form), quick=False)
         job.begin("Writing the files")
         result = new_id()
         folder = inversion.save(place / "results" / result / "run", edited)
@@ -187,7 +195,7 @@ class Studio:
     def sheet(self, job: Job, clip: Clip, form: forms.Form, place: Path) -> str:
         new = self.new_words(form)
         tried = forms.varied(form, str(job.form.get("vary", "")), new)
-        steps = steps_of(form, quick=True)
+        steps = forms.steps_of(form, quick=True)
         job.of = steps * ((self.inversion(clip, form, quick=True) is None) + OF_EDIT * len(tried))
         inversion = self.inverted(job, clip, form, quick=True)
         tiles = []
@@ -215,14 +223,11 @@ class Studio:
             self.inverted(Job("", clip.id, "preview", form), clip, form, quick=True)
 
 
-def steps_of(form: forms.Form, quick: bool) -> int:
-    return min(form["steps"], forms.PREVIEW_STEPS) if quick else form["steps"]
-
-
 def key(clip: Clip, form: forms.Form, quick: bool) -> tuple:
     """What an inversion depends on."""
     reading = tuple(forms.reading(form).items())
-    return clip.path, form["model"], form["source"], reading, steps_of(form, quick), quick
+    inverting = tuple(forms.inverting(form, quick).items())
+    return clip.path, form["model"], form["source"], reading, inverting, form["fast"] and not quick, quick
 
 
 def mask_of(place: Path, form: forms.Form) -> Path | None:
@@ -241,6 +246,3 @@ def guess(models: Models, name: str) -> dict[str, Any]:
         usual = mini.DEFAULTS
         return {"size": usual["clip.size"], "steps": usual["steps"], "guidance": usual["guidance"]}
     return {"size": 512, "steps": 50, "guidance": 7.5}
-
-
-__all__ = ["Models", "Studio", "guess", "key", "mask_of", "read_json", "steps_of"]

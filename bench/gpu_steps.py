@@ -1,0 +1,225 @@
+"""Stages 5 and 6 of `bench.gpu`: what do whole steps take, in time and memory, and where does the time go?
+
+Stable Diffusion v1.4's shapes with random weights. A step is timed alone, and as a run has it: one of several, whose
+passes come again and are replayed as CUDA graphs. Replayed steps must be the others to the bit.
+"""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from bench.edit import INDEX, SMALL, Steps, diffusers_unet, reference_kernels
+from bench.gpu_run import Row, Run
+from fz.attention import Keep
+from fz.ddim import CLEAN, Schedule
+from fz.denoiser import Denoiser
+from fz.edit import Edit, edit, invert
+from fz.fusion import Fusion
+from fz.graphs import Graphs
+from fz.masks import EditRegion
+from fz.memory.kept import KeptInMemory
+from fz.model.compiled import compile_layers
+from fz.model.unet import UNet, UNetConfig
+from fz.source import Source
+
+WORDS = 77
+LENGTH = 8  # steps of a run that is timed as a whole
+
+
+def steps_on(run: Run, size: int, frames: int, dtype: torch.dtype = torch.float16) -> Steps:
+    """Steps of `bench.edit` on the device; float32 in a dry run, whose CPU has no halves."""
+    torch.manual_seed(0)
+    with torch.device(run.device):
+        unet = UNet(SMALL if run.small else UNetConfig()).eval()
+    unet = unet.to(torch.float32 if run.small else dtype).to(memory_format=torch.channels_last)
+    steps = Steps(unet, frames, size)
+    for name in ("source_prompt", "target", "negative", "z", "maps"):
+        setattr(steps, name, getattr(steps, name).to(run.device))
+    steps.guidance = type(steps.guidance)(steps.negative)
+    steps.task = type(steps.task)(steps.target, steps.task.fusion, steps.task.region)
+    return steps
+
+
+@contextmanager
+def kernels(name: str) -> Iterator[None]:
+    """FZ_KERNELS for the time of a block."""
+    before = os.environ.get("FZ_KERNELS")
+    os.environ["FZ_KERNELS"] = name
+    try:
+        yield
+    finally:
+        os.environ.pop("FZ_KERNELS")
+        if before is not None:
+            os.environ["FZ_KERNELS"] = before
+
+
+def a_run(run: Run, steps: Steps, unet: UNet | Graphs) -> tuple[dict[str, float], list[Tensor]]:
+    """Milliseconds of a step of inversion and of editing in a run of several, and all latents."""
+    length = 3 if run.small else LENGTH
+    whole = steps.schedule
+    schedule = Schedule(whole.timesteps[:length], whole.alpha_bars, whole.clean_alpha_bar)
+    model, times, latents = Denoiser(unet, schedule, INDEX), [], []
+
+    def look(k: int, z: Tensor) -> None:
+        run.sync()
+        times.append(time.perf_counter())
+        latents.append(z)
+
+    keep = Keep(True, True)
+    source = Source(steps.source_prompt, {CLEAN: steps.z}, store=KeptInMemory(), keep=lambda k: keep)
+    invert(model, source, look)
+    source.maps = {t: steps.maps for t in schedule.timesteps}
+    fusion, region = steps.task.fusion, steps.task.region
+    fusion = Fusion(fusion.mapper, fusion.alpha, fusion.equalizer, torch.ones(length + 1, WORDS), (0, length))
+    edit(model, source, Edit(steps.target, fusion, region), steps.guidance, look)
+
+    def median(of: list[float]) -> float:
+        # the first is set up, the second captured
+        return 1e3 * statistics.median(b - a for a, b in zip(of[1:], of[2:], strict=False))
+
+    return {"inversion": median(times[:length]), "edit": median(times[length:])}, latents
+
+
+def replayed(run: Run, steps: Steps, site: str) -> list[Row]:
+    """A run as it is and with its passes replayed, which must give the same bits."""
+    rows, said = [], []
+    eager, expected = a_run(run, steps, steps.unet)
+    rows += [{"site": site, "way": f"{name}, in a run", "ms": ms} for name, ms in eager.items()]
+    if run.device.type != "cuda":
+        return [*rows, {"site": site, "way": "graph", "cannot": "no CUDA here"}]
+    graphs, got = a_run(run, steps, Graphs(steps.unet, said.append))
+    if said:
+        return [*rows, {"site": site, "way": "graph", "cannot": said[0]}]
+    rows += [{"site": site, "way": f"{name}, graph", "ms": ms} for name, ms in graphs.items()]
+    equal = all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    return [*rows, {"case": f"{site}, a run replayed", "right": equal}]
+
+
+def whole_steps(run: Run) -> list[Row]:
+    """Stage 5."""
+    plans = ((64, 2),) if run.small else ((512, 8), (256, 8), (512, 16), (256, 32), (512, 32))
+    rows: list[Row] = []
+    for size, frames in plans:
+        site = f"{size}, {frames} frames"
+        if run.late(5):
+            rows.append({"site": site, "way": "all", "skipped": True})
+            continue
+        try:
+            rows += steps_of(run, size, frames, site)
+        except torch.cuda.OutOfMemoryError:
+            rows.append({"site": site, "way": "all", "cannot": "out of memory"})
+        if run.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return rows
+
+
+def steps_of(run: Run, size: int, frames: int, site: str) -> list[Row]:
+    """All ways of a size and length; at 512 x 512 and 8 frames those that are compared once, too."""
+    steps, rows = steps_on(run, size, frames), []
+    kept, nothing = steps.source(Keep(True, True)), steps.source(Keep())
+    no_mask = Edit(steps.target, steps.task.fusion, EditRegion())
+    ways: dict[str, Callable[[], object]] = {
+        "forward": steps.forward,
+        "inversion, recompute": steps.invert,
+        "inversion, memory": lambda: steps.invert(Keep(True, True)),
+        "edit, memory": lambda: steps.edit(kept),
+        "edit, memory, no mask": lambda: edit(steps.model, kept, no_mask, steps.guidance),
+        "edit, recompute": lambda: steps.edit(nothing),
+    }
+    cuda = run.device.type == "cuda"
+    if cuda:
+        run.sync()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    rows += [{"site": site, "way": name, "ms": run.clock(way)} for name, way in ways.items()]
+    if cuda:
+        peak = (torch.cuda.max_memory_allocated() - before) / 1e9
+        rows.append({"site": site, "way": "peak GB above weights", "GB": peak})
+        rows += [
+            {"site": site, "way": f"{name}, synchronisations", "count": synchronisations(way)}
+            for name, way in ways.items()
+        ]
+    rows += replayed(run, steps, site)
+    if not run.small and (size, frames) not in ((512, 8), (256, 8)):
+        return rows
+    with kernels("torch"):
+        rows.append({"site": site, "way": "edit, memory, torch kernels", "ms": run.clock(ways["edit, memory"], 3)})
+    if size < 512:
+        with reference_kernels():
+            rows.append({"site": site, "way": "edit, memory, maps", "ms": run.clock(ways["edit, memory"], 3)})
+    theirs = diffusers_unet(steps.unet)
+    if theirs is not None:
+        z, text = steps.z.to(steps.unet.conv_in.weight.dtype), steps.source_prompt.to(steps.unet.conv_in.weight.dtype)
+        z, text = z.contiguous(memory_format=torch.channels_last), text.expand(frames, -1, -1)
+        rows.append({"site": site, "way": "forward, diffusers", "ms": run.clock(lambda: theirs(z, steps.t, text))})
+    if size < 512 or run.late(5):
+        return rows
+    exact = steps_on(run, size, frames, torch.float32)
+    rows.append({"site": site, "way": "forward, float32", "ms": run.clock(exact.forward, 3)})
+    del exact
+    compile_layers(steps.unet.modules(), "inductor")
+    rows.append({"site": site, "way": "edit, memory, compiled", "ms": run.clock(ways["edit, memory"], 3)})
+    return rows
+
+
+def synchronisations(way: Callable[[], object]) -> int:
+    """How often a call waits for the GPU."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            way()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(w.message) for w in found)
+
+
+def profile(run: Run) -> list[Row]:
+    """Stage 6: where the time of an edit step goes, by kernel; and what ncu says of self-attention, where it is."""
+    from torch.profiler import ProfilerActivity
+
+    steps = steps_on(run, *((64, 2) if run.small else (512, 8)))
+    kept = steps.source(Keep(True, True))
+    steps.edit(kept)
+    cuda = run.device.type == "cuda"
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as found:
+        steps.edit(kept)
+        run.sync()
+    time_of = (lambda e: e.self_device_time_total) if cuda else (lambda e: e.self_cpu_time_total)
+    events = sorted(found.key_averages(), key=time_of, reverse=True)
+    rows: list[Row] = [{"kernel": e.key[:70], "calls": e.count, "ms": time_of(e) / 1e3} for e in events[:40]]
+    return [*rows, *watched(run, "ncu", NCU, 60)]
+
+
+NCU = ("--clock-control", "none", "--kernel-name", "regex:attention_kernel", "--launch-count", "4",
+       "--section", "SpeedOfLight", "--section", "Occupancy", "--section", "WarpStateStats")  # fmt: skip
+MEMCHECK = ("--tool", "memcheck", "--error-exitcode", "9")
+RACECHECK = ("--tool", "racecheck", "--error-exitcode", "9")
+
+
+def watched(run: Run, tool: str, options: tuple[str, ...], seconds: int) -> list[Row]:
+    """All kernels in small, in a process of their own that a tool of CUDA's watches; without the tool in a dry run."""
+    path = shutil.which(tool) or shutil.which(tool, path="/usr/local/cuda/bin")
+    if path is None and run.device.type == "cuda":
+        return [{"tool": tool, "cannot": "not installed"}]
+    command = [*([path, *options] if path and run.device.type == "cuda" else []), sys.executable, "-m"]
+    try:
+        command.append("bench.gpu_attention")
+        limit = 20 * seconds if run.small else seconds
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return [{"tool": tool, "cannot": f"did not end in {seconds} s"}]
+    said = (done.stdout + done.stderr).strip().splitlines()
+    row: Row = {"tool": f"{tool} {' '.join(options[:2])}", "code": done.returncode, "said": "\n".join(said[-30:])}
+    # a tool that may not watch says so by its code; kernels that are wrong under it are wrong
+    wrong = any("wrong: " in line and "wrong: none" not in line for line in said) or done.returncode == 9
+    return [row | {"case": f"under {tool}", "right": not wrong}]

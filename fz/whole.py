@@ -1,0 +1,34 @@
+"""How is a file written whole or not at all?"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fz.errors import FzError
+
+
+@contextmanager
+def atomic(path) -> Iterator[Path]:
+    """A place to write path's content to: its own name, in a hidden folder beside it, whose name has the process's
+    number. Moved to path when the block ends well and removed when it does not.
+
+    The name is path's own, as formats write it into files: zip archives of torch.save. Raises FzError where the folder
+    cannot be written to.
+    """
+    path = Path(path)
+    hidden = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # left by a killed process of that number
+        shutil.rmtree(hidden, ignore_errors=True)
+        hidden.mkdir()
+        yield hidden / path.name
+        os.replace(hidden / path.name, path)
+    except OSError as error:
+        no_folder = isinstance(error, FileExistsError | NotADirectoryError) and not path.parent.is_dir()
+        why = f"{path.parent} is not a folder" if no_folder else error.strerror or error
+        raise FzError(f"out: {path} cannot be written ({why}). Free the place or choose another --out") from error
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
