@@ -229,7 +229,7 @@ def convolutions(unet: UNet, latent_size: tuple[int, int]) -> list[Site3x3]:
     for level, block in enumerate(unet.down_blocks):
         visit(block, level)
     visit(unet.mid_block, deepest)
-    for i, block in enumerate(unet.up_blocks):
+    for i, block in enumerate(getattr(unet, "up_blocks", ())):
         visit(block.resnets, deepest - i)
         # an upsampler convolves after it has doubled the sides
         visit(getattr(block, "upsamplers", nn.ModuleList()), deepest - i - 1)
