@@ -217,9 +217,14 @@ def encodable(text: str, encoding: str | None) -> str:
         return text.encode("ascii", "backslashreplace").decode("ascii")
 
 
+def shortened(text: str, most: int = 1200) -> str:
+    """The text; of one that is too long to be read, its beginning and its end."""
+    return text if len(text) <= most else f"{text[: most // 2]} […] {text[-most // 2 :]}"
+
+
 def explain(error: Exception) -> tuple[str, int]:
     """(one line for the user, exit code)."""
-    text = " ".join(str(error).split())
+    text = shortened(" ".join(str(error).split()))
     if isinstance(error, FzError):
         return text, 2
     # torch: OutOfMemoryError on GPUs, a RuntimeError of the allocator on the CPU

@@ -199,6 +199,14 @@ def test_an_interrupt_that_a_library_swallows_is_still_one(capsys):
     assert answered(work) == 130 and "interrupted" in capsys.readouterr().err
 
 
+def test_a_value_that_nobody_could_read_is_shortened(capsys):
+    """Beginning and end stay: what is wrong, and what to do."""
+    long = "x" * 100_000
+    assert importlib.import_module("fz.run").main(["--edit", long]) == 2
+    said = capsys.readouterr().err
+    assert len(said) < 1500 and said.startswith("fz: --edit: got 'xxx") and "expected one of style" in said
+
+
 def test_handlers_are_put_back():
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     out = sys.stdout

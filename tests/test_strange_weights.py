@@ -3,6 +3,8 @@
 import copy
 import json
 import pickle
+import subprocess
+import sys
 import time
 import zipfile
 
@@ -123,7 +125,7 @@ def test_lfs_pointers_of_a_tokenizer(name, golden, tmp_path):
 def test_what_to_do_about_an_overflow_goes_by_the_models_dtype(dtype, hint):
     unet = torch.nn.Linear(1, 1).to(dtype)
     with pytest.raises(NotFinite, match=hint):
-        Watch().look(torch.tensor([float("inf")]), unet, 1, lambda: torch.zeros(1))
+        Watch().look(torch.tensor([float("inf")]), {"": unet}, 1, lambda: torch.zeros(1))
 
 
 def test_a_user_that_there_is_not():
@@ -237,3 +239,22 @@ def test_an_index_that_names_itself(copied):
     index.write_text(json.dumps({"weight_map": dict.fromkeys(weights, index.name)}))
     with pytest.raises(FzError, match="an index, expected weights"):
         load_checkpoint(copied)
+
+
+def test_a_length_that_no_memory_holds_is_damage(tmp_path):
+    """A text of 4 GB, says the pickle, of which 3 bytes follow; on a machine with less to give."""
+    code = (
+        "import resource, sys\n"
+        "import torch\n"
+        "from pathlib import Path\n"
+        "from fz.errors import FzError\n"
+        "from fz.weights.read import read_weights\n"
+        "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize() + 2**30\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (size, size))\n"
+        "try:\n    read_weights(Path(sys.argv[1]))\n"
+        "except FzError as error:\n    print(error)"
+    )
+    magic = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
+    (tmp_path / "a.ckpt").write_bytes(magic + b"\x80\x02X\xff\xff\xff\xf0abc.")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.ckpt")], capture_output=True, text=True)
+    assert done.returncode == 0 and "a.ckpt: " in done.stdout and "Download it again" in done.stdout, done.stderr

@@ -41,6 +41,9 @@ GROWING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
 LARGEST_OBJECT = 5_000_000
 LARGEST_PICKLE = 100_000_000  # bytes
 
+# what a damaged length leads to: more bytes than a machine or a number has
+SIZES = (MemoryError, OverflowError)
+
 # beside the weights, in the same dictionary
 TRAINING_LOG = (
     "epoch",
@@ -104,7 +107,7 @@ def read_zip(path: Path, whole: bool = False) -> Any:
                 wanted = globals_of(file)
     except FzError:
         raise
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, LookupError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, LookupError, NotImplementedError, *SIZES) as error:
         raise FzError(f"{path}: damaged or cut short ({first_line(error)}). Download it again.") from None
     value = unpickle(path, wanted, mmap=True)
     return value if whole else state_of(path, value)
@@ -115,7 +118,7 @@ def read_old_pickle(path: Path, whole: bool = False) -> Any:
         with path.open("rb") as file:
             # magic number, protocol, machine; then the object
             wanted = [name for _ in range(4) for name in globals_of(file)]
-    except (ValueError, EOFError, LookupError, OverflowError) as error:
+    except (ValueError, EOFError, LookupError, *SIZES) as error:
         raise FzError(f"{path}: is no PyTorch file, or cut short ({first_line(error)}). Download it again.") from None
     value = unpickle(path, wanted, mmap=False)
     return value if whole else state_of(path, value)
@@ -225,6 +228,7 @@ def unpickle(path: Path, wanted: list[tuple[str, str]], mmap: bool) -> Any:
         AttributeError,
         AssertionError,
         RecursionError,
+        *SIZES,
     ) as error:
         raise FzError(f"{path}: damaged or cut short ({first_line(error)}). Download it again.") from None
     return value
