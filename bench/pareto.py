@@ -46,7 +46,6 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "guidance window 0.6": {"guidance_window": (0.0, 0.6)},
     "10 steps": {"steps": 10},
     "50 steps": {"steps": 50},
-    "10 steps, reuse 3, window 0.6": {"steps": 10, "reuse": 3, "guidance_window": (0.0, 0.6)},
     "fast": {"steps": STEPS // 2, **FAST},
 }
 # of an edit of each kind, what is to be right

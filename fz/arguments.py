@@ -9,10 +9,11 @@ from fz.errors import FzError, suggest
 from fz.settings.checks import check_one_of
 from fz.settings.config import PRESETS, EditSettings, edit_settings
 
-PATHS = ("vae", "tokenizer", "model_config")
+PATHS = ("vae", "tokenizer", "model_config", "control")
 OF_LOADING = (*PATHS, "ema", "lora", "embedding", "clip_skip", "clip_norm", "frame_index", "least_channels", "offload",
               "compile", "graph", "threads", "conv", "conv_memory", "weights")  # fmt: skip
-OF_INVERTING = ("steps", "reuse", "chunk", "store", "store_dtype")
+OF_INVERTING = ("steps", "reuse", "chunk", "store", "store_dtype", "control_scale", "control_window",
+                "control_inverts", "canny")  # fmt: skip
 OF_EDITING = ("negative", "method", "strength", "guidance", "guidance_window", "attention", "reconstruction_prompt",
               "seed")  # fmt: skip
 OF_AN_EDIT = tuple(f.name for f in dataclasses.fields(EditSettings) if f.name not in ("target", "lenient"))

@@ -72,6 +72,8 @@ class Recorder:
     kept: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def __call__(self, site: Site, x: Operands) -> Tensor:
+        if not site.fusible:
+            return Plain(self.frame_index)(site, x)
         if site.name in self.maps or site.name in self.kept:
             raise RuntimeError(f"{site.name} was recorded twice in one forward pass")
         q, k = x.q(), x.k()

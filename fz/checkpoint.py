@@ -13,9 +13,11 @@ from fz import mini
 from fz.frames import FrameIndex
 from fz.memory.machine import pick_device, settle_dtype
 from fz.model.clip_vision import ClipModel
+from fz.model.control import ControlNet
 from fz.settings.config import Settings
 from fz.weights.changes import Changes
 from fz.weights.clip import load_clip
+from fz.weights.control import check_beside, load_control
 from fz.weights.load import Checkpoint, load_checkpoint
 
 
@@ -45,6 +47,23 @@ def load(settings: Settings, device: torch.device) -> Checkpoint:
     # fp16 VAEs overflow on some checkpoints: bfloat16 has float32's range
     checkpoint.vae.to(home, torch.bfloat16 if dtype == torch.float16 else dtype, memory_format=torch.channels_last)
     return checkpoint
+
+
+def load_beside(settings: Settings) -> ControlNet | None:
+    """The settings' ControlNet, if there is one. Raises FzError for a file that is none."""
+    return load_control(settings.control) if settings.control is not None else None
+
+
+def place(control: ControlNet, checkpoint: Checkpoint, settings: Settings, device: torch.device) -> ControlNet:
+    """The ControlNet where the checkpoint is and as it is. Raises FzError for one of another model."""
+    check_beside(control, checkpoint.unet.config, checkpoint.vae.config.stride)
+    control.to(
+        torch.device("cpu") if settings.offload else device,
+        getattr(torch, settings.dtype),
+        memory_format=torch.channels_last,
+    )
+    control.clip_norm = settings.clip_norm
+    return control
 
 
 def choose_frame_index(settings: Settings, tuned: bool, note: Callable[[str], None]) -> FrameIndex:

@@ -18,12 +18,14 @@ from fz.crossing import OWN, Attending, Chunk, Reading, of_frames
 from fz.errors import FzError
 from fz.frames import ABSOLUTE, FrameIndex
 from fz.fusion import Fuser
+from fz.model.control import Control
 from fz.model.deep import Deep
 from fz.model.layers import Attend, Operands, Site, TextContext
 from fz.model.some_frames import some_frames_at_once
 from fz.model.unet import UNet
 from fz.shard import Shard
 
+Extra = Deep | Control  # of a clip, whose part is of some frames
 Shared = dict[tuple[str, str], dict[int, Tensor]]  # (site, 'k' or 'v') -> frame -> (B, N, Nh, D)
 
 
@@ -61,30 +63,31 @@ class Chunks:
         t: int | Tensor,
         text: TextContext,
         attend: Attend = Plain(OWN),  # noqa: B008 (frozen)
-        deep: Deep | None = None,
+        **extra: Extra,
     ) -> Tensor:
         """eps of z (B, F, 4, h, w), as `UNet.forward`; attend: a Plain, Recorder or Fuser."""
         chunks = self.cut(attend.frame_index, z.shape[1])
         if len(chunks) == 1:
-            return self.unet(z, t, text, attend, deep=deep)
+            return self.unet(z, t, text, attend, **extra)
         if not self.layerwise:
-            return self._chunkwise(z, t, text, attend, chunks, deep)
+            return self._chunkwise(z, t, text, attend, chunks, extra)
         inner = [of_chunk(attend, chunk) for chunk in chunks]
         try:
-            return self.unet(z, t, text, QueriesInTurn(chunks, inner), deep=deep)
+            return self.unet(z, t, text, QueriesInTurn(chunks, inner), **extra)
         finally:
             # also after StopForward
             join(attend, chunks, [results(a) for a in inner])
 
     def _chunkwise(
-        self, z: Tensor, t: int | Tensor, text: TextContext, attend: Attending, chunks: "list[Chunk]", deep: Deep | None
+        self, z: Tensor, t: int, text: TextContext, attend: Attending, chunks: "list[Chunk]", extra: dict[str, Extra]
     ) -> Tensor:
         eps, shared, found, stopped = z.new_empty(z.shape), {}, [], False
         for chunk in chunks:
             inner = of_chunk(attend, chunk)
             try:
-                part, reading = deep and deep.part(chunk.own), Reading(inner, chunk, Earlier(chunk, shared))
-                eps[:, chunk.own] = self.unet(z[:, chunk.own], t, text, reading, deep=part)
+                reading = Reading(inner, chunk, Earlier(chunk, shared))
+                parts = {name: x.part(chunk.own) for name, x in extra.items()}
+                eps[:, chunk.own] = self.unet(z[:, chunk.own], t, text, reading, **parts)
             except StopForward:
                 stopped = True
             found.append(results(inner))
@@ -246,33 +249,35 @@ class Earlier:
         return torch.cat([own, torch.stack(lacking, dim=1)], dim=1) if lacking else own
 
 
-def kept_of(unet: UNet | Chunks | Shard, seen: Recorder, z: Tensor, t: int, text: TextContext) -> "Kept | Deferred":
+def kept_of(
+    unet: UNet | Chunks | Shard, seen: Recorder, z: Tensor, t: int, text: TextContext, control: Control | None = None
+) -> "Kept | Deferred":
     """What a Recorder keeps of a pass that it may break off; of chunks that run alone only when the same chunk is fused
     with it.
     """
     if isinstance(unet, Chunks) and not unet.layerwise and z.shape[1] > unet.size:
-        return Deferred(unet.unet, seen, z, t, text)
+        return Deferred(unet.unet, seen, z, t, text, control)
     with contextlib.suppress(StopForward):
-        unet(z, t, text, seen)
+        unet(z, t, text, seen, **({} if control is None else {"control": control}))
     return seen.kept
 
 
 @dataclass
 class Deferred:
-    """The source's queries and keys, made a chunk at a time: none is there for longer than its chunk. Chunks are
-    asked for in their order.
-    """
+    """The source's queries and keys, a chunk at a time and no longer. Chunks are asked for in their order."""
 
     unet: UNet
     recorder: Recorder
     z: Tensor
     t: int
     text: TextContext
+    control: Control | None
     shared: Shared = field(default_factory=dict)
 
     def chunk(self, chunk: Chunk) -> dict[str, tuple[Tensor, ...]]:
         seen = of_chunk(self.recorder, chunk)
+        control = self.control and self.control.part(chunk.own)
         with contextlib.suppress(StopForward):
             reading = Reading(seen, chunk, Earlier(chunk, self.shared), keeps_all=True)
-            self.unet(self.z[:, chunk.own], self.t, self.text, reading)
+            self.unet(self.z[:, chunk.own], self.t, self.text, reading, control=control)
         return seen.kept

@@ -5,12 +5,13 @@ Called, it predicts the noise in z and checks that it is finite.
 
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fz.attention import Plain
 from fz.chunks import Chunks
 from fz.ddim import Schedule
 from fz.frames import FrameIndex
+from fz.model.control import Control
 from fz.model.deep import Deep, Reuse
 from fz.model.finite import Watch
 from fz.model.layers import Alter, Attend, TextContext
@@ -24,7 +25,8 @@ class Denoiser:
 
     unet: what predicts it, whole, in chunks or on several processes. schedule: the T timesteps of a run. frame_index:
     the frames that a frame reads in self-attention (eq. 8). reuse: at which steps the whole UNet runs. deep: what a
-    loop's shallow steps take from its last full one; None: every call is a full one.
+    loop's shallow steps take from its last full one; None: every call is a full one. control: what holds the
+    structure at some timesteps.
     """
 
     unet: UNet | Chunks | Shard
@@ -32,6 +34,7 @@ class Denoiser:
     frame_index: FrameIndex = FrameIndex()
     reuse: Reuse = Reuse()
     deep: Deep | None = None
+    control: Control | None = None
     watch: Watch = field(default_factory=Watch, init=False, repr=False, compare=False)
 
     @property
@@ -69,8 +72,11 @@ class Denoiser:
         if self.deep is not None:
             self.deep.shallow = not self.is_full(t)
             extra["deep"] = self.deep
+        models: dict[str, nn.Module | Chunks] = {"": self.layers}
+        if control := self.control and self.control.at(t):
+            extra["control"], models["control: "] = control, control.net
         eps = self.unet(z, t, text, attend, **extra)
-        self.watch.look(eps, self.layers, t, lambda: self.layers(z, t, text, fresh(attend), **extra))
+        self.watch.look(eps, models, t, lambda: self.layers(z, t, text, fresh(attend), **extra))
         return eps
 
 

@@ -36,6 +36,7 @@ def invert(model: Denoiser, source: Source, callback: Callback = ignore) -> Sour
     and returned.
     """
     schedule, text, model = model.schedule, TextContext(source.embedding[None]), model.remembering()
+    source.control = model.control
     for done, t_prev, t in source.missing(schedule, model.reuse):
         z, seen = source.latents[t_prev], source.recorder(model, t)
         eps = model(z[None], t, text, seen)[0]
@@ -56,6 +57,7 @@ def reconstruct(model: Denoiser, source: Source, guidance: Guidance, callback: C
     """
     schedule, model = model.schedule, model.remembering()
     guide = Guide(source.embedding, guidance, schedule, model.reuse)
+    source.control = model.control
     z = source.latents[schedule.timesteps[0]]
     for k, t, t_prev in schedule.downward():
         seen = source.recorder(model, t, branch=-1)

@@ -17,10 +17,12 @@ from torch import Tensor
 from fz import mini
 from fz.arguments import OF_AN_EDIT, OF_INVERTING, OF_LOADING, called, edit_of, named, path_of
 from fz.attention import Keep
-from fz.checkpoint import choose_frame_index, settled
+from fz.checkpoint import choose_frame_index, load_beside, place, settled
 from fz.checkpoint import load as load_checkpoint
 from fz.chunks import Chunks
 from fz.clips.arrays import ClipLike, as_video
+from fz.clips.canny import outlines
+from fz.clips.control_video import CANNY
 from fz.clips.video import Video
 from fz.edit import Callback
 from fz.errors import FzError
@@ -33,11 +35,15 @@ from fz.memory.offload import resident
 from fz.memory.unkept import Unkept
 from fz.model import fast_cpu
 from fz.model.compiled import compile_step
+from fz.model.control import ControlNet
+from fz.model.some_frames import some_frames_at_once
 from fz.model.unet import UNet
 from fz.progress import Journal, Progress, bars
 from fz.prompts.describe import Explained, explained
 from fz.ranks import Alone
+from fz.settings.checks import check_one_of
 from fz.settings.config import ClipSettings, EditSettings, Settings
+from fz.settings.control import OF_CONTROL
 from fz.shard import Shard
 from fz.stages import plan_edits
 from fz.weights.load import Checkpoint
@@ -51,8 +57,9 @@ def load(
 
     device: auto, cpu, cuda or mps. dtype: float32, float16, bfloat16, or auto: float16 on CUDA, else float32. settings:
     others of the model, by their names on the command line: vae, tokenizer, model_config, ema, lora (files, or pairs of
-    a file and a strength), embedding (files, or pairs of a file and a word), clip_skip, clip_norm, offload, compile,
-    graph, threads, conv, conv_memory. Raises FzError for a checkpoint that is none and for settings that cannot be.
+    a file and a strength), embedding (files, or pairs of a file and a word), clip_skip, control, clip_norm, offload,
+    compile, graph, threads, conv, conv_memory. Raises FzError for a checkpoint that is none and for settings that
+    cannot be.
     """
     usual = {name: value for name, value in mini.DEFAULTS.items() if "." not in name} if checkpoint is None else {}
     unknown = Settings(ClipSettings("a clip"), "a clip", (EditSettings("a clip"),), cache="none")
@@ -72,7 +79,7 @@ FastUNet = UNet | Chunks | Shard | Graphs
 NOT_OF_MODELS = (
     "clip", "source", "edits", "negative", "method", "strength", "steps", "guidance", "guidance_window", "attention",
     "reconstruction_prompt", "frame_index", "least_channels", "chunk", "store", "store_dtype", "cache", "seed", "out",
-    "overwrite", "save_latents", "report", "dry_run", "notes", "shard", "reuse",
+    "overwrite", "save_latents", "report", "dry_run", "notes", "shard", "reuse", *OF_CONTROL,
 )  # fmt: skip
 
 
@@ -80,26 +87,31 @@ NOT_OF_MODELS = (
 class Models:
     """What was loaded last, for runs that follow each other in one process: models are read once.
 
-    fitted: the UNet made fast for a size of clips, and what was noted of it.
+    fitted: the UNet and the ControlNet made fast for a size of clips, and what was noted of them.
     """
 
     of: dict[str, Any] = dataclasses.field(default_factory=dict)
     checkpoint: Checkpoint | None = None
+    control: ControlNet | None = None
     vae_dtype: torch.dtype | None = None
-    fitted: dict[tuple[Any, ...], tuple[FastUNet, list[str]]] = dataclasses.field(default_factory=dict)
+    fitted: dict[tuple[Any, ...], tuple[FastUNet, ControlNet | None, list[str]]] = dataclasses.field(
+        default_factory=dict
+    )
 
-    def get(self, settings: Settings, device: torch.device) -> Checkpoint:
-        """The settings' checkpoint on its device."""
+    def get(self, settings: Settings, device: torch.device) -> tuple[Checkpoint, ControlNet | None]:
+        """The settings' checkpoint on its device, and the ControlNet beside it, if there is one."""
         fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
         of = {name: value for name, value in fields.items() if name not in NOT_OF_MODELS}
         # a run whose VAE overflowed left it in float32: others begin as they would alone
         if self.checkpoint is None or self.of != of or self.vae_dtype != dtype_of(self.checkpoint):
             # the old one goes before the new one comes
-            self.checkpoint = None
+            self.checkpoint = self.control = None
             self.fitted.clear()
-            self.checkpoint, self.of = load_checkpoint(settings, device), of
-            self.vae_dtype = dtype_of(self.checkpoint)
-        return self.checkpoint
+            control = load_beside(settings)  # a wrong file is refused before the checkpoint is read
+            checkpoint = load_checkpoint(settings, device)
+            self.control = None if control is None else place(control, checkpoint, settings, device)
+            self.checkpoint, self.of, self.vae_dtype = checkpoint, of, dtype_of(checkpoint)
+        return self.checkpoint, self.control
 
 
 def dtype_of(checkpoint: Checkpoint) -> torch.dtype:
@@ -109,7 +121,8 @@ def dtype_of(checkpoint: Checkpoint) -> torch.dtype:
 class Editor:
     """A loaded model. One serves many clips and prompts; made by `fz.load`.
 
-    checkpoint: its parts. device: where it runs. multiple: what the sides of a clip are multiples of, in pixels.
+    checkpoint: its parts; control: the ControlNet beside it, or None. device: where it runs. multiple: what the sides
+    of a clip are multiples of, in pixels.
     """
 
     def __init__(
@@ -130,7 +143,7 @@ class Editor:
             torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
         with journal.timed("load", self.device):
-            self.checkpoint = models.get(settings, self.device)
+            self.checkpoint, self.control = models.get(settings, self.device)
         journal.note(self.checkpoint.report)
         self.frame_index = choose_frame_index(settings, self.checkpoint.tuned, journal.note)
         self.multiple = self.checkpoint.vae.config.stride * self.checkpoint.unet.config.stride
@@ -144,13 +157,16 @@ class Editor:
         callback: Callback | None = None,
         progress: bool = False,
         cache: str | Path | None = None,
+        control_video: ClipLike | str | None = None,
         **settings: Any,
     ) -> InvertedClip:
         """Invert a clip under a sentence that describes it: once, for any number of edits.
 
         clip: of `fz.read`, or (F, H, W, 3) uint8, or (F, 3, H, W) in [-1, 1], or a list of PIL images. callback(step,
         latents): after each step. progress: print lines and bars. cache: a folder in which the inversion is kept, and
-        found again; None writes no file. settings: steps, reuse, chunk, store, store_dtype.
+        found again; None writes no file. control_video: what the ControlNet of `fz.load` is shown, a clip of the same
+        frames and size or of one frame; None or "canny": the clip's own edges. settings: steps, reuse, chunk,
+        store, store_dtype, control_scale, control_window, control_inverts, canny.
         Raises FzError for what cannot be.
         """
         given, callback = named(settings, OF_INVERTING, "invert"), called(callback)
@@ -165,7 +181,7 @@ class Editor:
         journal = Journal(bars() if progress else Progress())
         for line in video.notes:
             journal.note(line)
-        inversion = InvertedClip(self, chosen, video, journal)
+        inversion = InvertedClip(self, chosen, video, journal, self.shown(control_video, video, chosen.canny))
         # which edits will follow is not known yet: whatever any of them could need
         dtype = None if chosen.store_dtype == "same" else getattr(torch, chosen.store_dtype)
         open_folder = Inversion.open(cache, inversion.key(), journal.say) if cache else None
@@ -205,9 +221,27 @@ class Editor:
             if video is not None:
                 chunks.cut(self.frame_index, len(video.frames))
 
-    def fit(self, latent_size: tuple[int, int], frames: int, chunk: int | None, journal: Journal) -> FastUNet:
-        """The UNet made fast for clips of that size and that many frames here, `chunk` at a time or all of them. The
-        last one is kept: clips of one size share it.
+    def shown(self, pictures: ClipLike | str | None, video: Video, canny: tuple[float, float]) -> Tensor | None:
+        """What the ControlNet is shown, (F, 3, H, W) in [-1, 1]; None without one. Raises FzError."""
+        if self.control is None:
+            if pictures is not None:
+                raise FzError("control_video: got one without a ControlNet, expected fz.load(…, control=PATH).")
+            return None
+        if pictures is None or isinstance(pictures, str):
+            check_one_of("control_video", pictures or CANNY, (CANNY,))
+            return outlines(video.frames, *canny)
+        frames, expected = as_video(pictures, self.multiple).frames, video.frames.shape
+        if len(frames) not in (1, expected[0]) or frames.shape[1:] != expected[1:]:
+            got = f"{len(frames)} of {frames.shape[-1]}x{frames.shape[-2]}"
+            wanted = f"{expected[0]} of {expected[-1]}x{expected[-2]} (width x height), as the clip has"
+            raise FzError(f"control_video: got frames {got}, expected {wanted}. Read it as the clip was read.")
+        return frames.expand(expected).contiguous()
+
+    def fit(
+        self, latent_size: tuple[int, int], frames: int, chunk: int | None, journal: Journal
+    ) -> tuple[FastUNet, ControlNet | None]:
+        """The UNet made fast for clips of that size and that many frames here, `chunk` at a time or all of them, and
+        the ControlNet likewise. The last ones are kept: clips of one size share them.
         """
         settings, unet, wanted = self.settings, self.checkpoint.unet, (latent_size, frames, chunk)
         if wanted not in self.fitted:
@@ -218,14 +252,42 @@ class Editor:
                 )
             fast = Chunks(unet, chunk) if chunk else Shard(unet, self.ranks) if self.ranks.world > 1 else unet
             lines = [line, *([compile_step(fast, self.device)] if settings.compile else [])]
-            fast, said = graphed(fast, settings.graph, self.device, settings.offload, journal.note)
+            control, lines_of_control = self.fit_control(latent_size, frames, chunk, journal)
+            # a graph is replayed on inputs of its own, and a ControlNet brings others
+            graph = settings.graph if control is None else "off"
+            fast, said = graphed(fast, graph, self.device, settings.offload, journal.note)
             lines += said
             self.fitted.clear()
-            self.fitted[wanted] = fast, lines
-        fast, lines = self.fitted[wanted]
+            self.fitted[wanted] = fast, control, lines + lines_of_control
+        fast, control, lines = self.fitted[wanted]
         for line in lines:
             journal.detail(line)
-        return fast
+        return fast, control
+
+    def fit_control(
+        self, latent_size: tuple[int, int], frames: int, chunk: int | None, journal: Journal
+    ) -> tuple[ControlNet | None, list[str]]:
+        """The ControlNet made fast likewise, and what to note of it."""
+        settings, control = self.settings, self.control
+        if control is None:
+            return None, []
+        # half of what the UNet's weights may take: it is half of a UNet
+        budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9 / 2)
+        with journal.timed("prepare", self.device), self.resident(control):
+            control, line = fast_cpu.prepare(control, latent_size, chunk or frames, settings.conv, budget)
+        if chunk and control.clip_norm:
+            control = some_frames_at_once(control, chunk)
+        if settings.compile:
+            compile_step(control, self.device)
+        return control, [f"ControlNet: {line}"]
+
+    def denoising(self) -> contextlib.AbstractContextManager:
+        """What predicts noise on the run's device, for the time of a block if models are offloaded."""
+        stack = contextlib.ExitStack()
+        for module in (self.checkpoint.unet, self.control):
+            if module is not None:
+                stack.enter_context(self.resident(module))
+        return stack
 
     def embed(self, prompt: str) -> Tensor:
         """(77, Cx), on the device."""

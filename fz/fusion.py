@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fz import kernels
-from fz.attention import FUSED_FROM_STRIDE, MAP_STRIDE, Keep, Kept
+from fz.attention import FUSED_FROM_STRIDE, MAP_STRIDE, Keep, Kept, Plain
 from fz.frames import FrameIndex, frame_table
 from fz.masks import surroundings
 from fz.model.layers import Operands, Site, TextContext
@@ -112,6 +112,8 @@ class Fuser:
     target_maps: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def __call__(self, site: Site, x: Operands) -> Tensor:
+        if not site.fusible:
+            return Plain(self.frame_index)(site, x)
         if site.kind == "cross":
             return self.cross_fusion(site, x)
         return self.self_blending(site, x)

@@ -19,6 +19,7 @@ from fz.baselines import METHODS, EditFunction, editor_of
 from fz.clips.media import to_uint8
 from fz.clips.notebook import animation
 from fz.clips.video import Video
+from fz.control import controlled, parts_of
 from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
 from fz.edit import Callback, Edit, invert, reconstruct
@@ -53,10 +54,13 @@ EDIT_STEP = 2
 class InvertedClip:
     """A clip under its own sentence, on its way through a loaded model; made by `Editor.invert`.
 
-    settings: of the run. video: its frames. source: what inversion left, by timestep (`fz.source.Source`).
+    settings: of the run. video: its frames. shown: to the ControlNet, (F, 3, H, W) in [-1, 1]. source: what inversion
+    left, by timestep (`fz.source.Source`).
     """
 
-    def __init__(self, editor: "Editor", settings: Settings, video: Video, journal: Journal):
+    def __init__(
+        self, editor: "Editor", settings: Settings, video: Video, journal: Journal, shown: Tensor | None = None
+    ):
         self.editor, self.settings, self.video, self.journal = editor, settings, video, journal
         checkpoint = editor.checkpoint
         schedule = Schedule.from_config(checkpoint.scheduler, settings.steps)
@@ -65,8 +69,9 @@ class InvertedClip:
         self.latent_size = tuple(side // checkpoint.vae.config.stride for side in video.frames.shape[-2:])
         self.ranks = editor.ranks
         self.own = self.ranks.own(len(video.frames))
-        unet = editor.fit(self.latent_size, self.own.stop - self.own.start, settings.chunk, journal)
-        self.model = Denoiser(unet, schedule, editor.frame_index, Reuse.of(settings.reuse))
+        unet, net = editor.fit(self.latent_size, self.own.stop - self.own.start, settings.chunk, journal)
+        model = Denoiser(unet, schedule, editor.frame_index, Reuse.of(settings.reuse))
+        self.model, self.inverting = controlled(model, editor, net, shown, settings)
         self.source = Source(editor.embed(settings.source))
         self.kept: Inversion | Unkept = Unkept()
         self.keep: Callable[[int], Keep] = keep_nothing
@@ -164,6 +169,7 @@ class InvertedClip:
             settings.offload,
             editor.checkpoint.vae,
             reuse,
+            editor.control,
         )
         # shallow steps fuse nothing
         per_step = [keep(k) if reuse.is_full(k, steps) else Keep() for k in range(steps)]
@@ -209,8 +215,8 @@ class InvertedClip:
             for _ in range(restored):
                 advance()
             given = self.ranks.given
-            with editor.resident(editor.checkpoint.unet):
-                invert(self.model, source, after_step)
+            with editor.denoising():
+                invert(self.inverting, source, after_step)
             for line in given_since(self.ranks, given, schedule.steps - restored, "inversion"):
                 self.journal.say(line)
 
@@ -219,7 +225,7 @@ class InvertedClip:
         if settings.attention != "reconstruction" or not METHODS[settings.method].keeps:
             return self.source
         prompt, editor = settings.reconstruction_prompt or settings.source, self.editor
-        key = digest("reconstruction", prompt, settings.negative, settings.guidance)
+        key = digest("reconstruction", prompt, settings.negative, settings.guidance, *parts_of(self.model.control))
         if key not in self.once:
             source = Source(
                 editor.embed(prompt),
@@ -231,7 +237,7 @@ class InvertedClip:
             guidance = Guidance(editor.embed(settings.negative), settings.guidance)
             with (
                 journal.steps("reconstruct", "reconstructing", self.schedule.steps, editor.device) as advance,
-                editor.resident(editor.checkpoint.unet),
+                editor.denoising(),
             ):
                 self.once[key] = reconstruct(self.model, source, guidance, lambda k, z: advance())
         return self.once[key]
@@ -246,7 +252,7 @@ class InvertedClip:
             steps = len(self.source.latents[CLEAN]) * self.schedule.steps
             with (
                 journal.steps("prepare method", "preparing", steps, editor.device) as advance,
-                editor.resident(editor.checkpoint.unet),
+                editor.denoising(),
             ):
                 self.once[key] = method.prepare(self.model, self.source, guidance, lambda k, z: advance())
         return self.once[key]
@@ -289,7 +295,7 @@ class InvertedClip:
                 advance()
             task = Edit(target, plan.fusion, plan.region, done)
             given = self.ranks.given
-            with editor.resident(editor.checkpoint.unet):
+            with editor.denoising():
                 z = edit(self.model, attending, task, guidance, after_step)
             for line in given_since(self.ranks, given, steps - len(done), "editing"):
                 journal.say(line)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import fz
 from fz import kernels
+from fz.control import parts_of
 from fz.ddim import CLEAN
 from fz.memory.inversions import digest, model_digest
 from fz.model import fast_cpu
@@ -44,6 +45,7 @@ def key_of_inversion(inversion: "InvertedClip") -> str:
         ],
         [kernels.choose(device), fast_cpu.signature(inversion.model.unet), torch.get_num_threads()],
         [fz.__version__, torch.__version__],
+        *parts_of(inversion.inverting.control),
         # the frames' split shows in the last digits
         *([["processes", editor.ranks.world]] if editor.ranks.world > 1 else []),
     )
@@ -62,4 +64,5 @@ def key_of_edit(inversion: "InvertedClip", settings: Settings, plan: Plan, targe
         settings.store_dtype if inversion.mode != "recompute" else "same",
         plan.fusion,
         plan.region,
+        *parts_of(inversion.model.control),
     )

@@ -22,7 +22,7 @@ from fz.results import reuse
 from fz.results.folder import NoFolder, ResultFolder
 from fz.results.result import Edited, Result
 from fz.settings.config import Settings
-from fz.stages import check_clip, edit_tensors, plan_edits, read_video, versions, with_masks
+from fz.stages import check_clip, edit_tensors, plan_edits, read_control, read_video, versions, with_masks
 
 
 def run(settings: Settings, progress: Progress | None = None, models: Models | None = None) -> Result:
@@ -53,12 +53,13 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
         plans = plan_edits(settings, editor.checkpoint.text, journal.note)
         result.video = read_video(settings, editor, journal.note)
         plans = with_masks(plans, settings, result.video)
+        shown = read_control(settings, result.video)
         editor.check_chunks(settings, result.video)
         if settings.dry_run:
             journal.note("dry run: settings, words, checkpoint and clip are fine; nothing was computed")
             return result
         folder.start(settings)
-        inversion = InvertedClip(editor, settings, result.video, journal)
+        inversion = InvertedClip(editor, settings, result.video, journal, shown)
         keep = wanted([plan.fusion for plan in plans if plan.fusion and method.keeps], settings.store_dtype)
         with opened(settings, inversion, ranks) as kept:
             inversion.choose_store(kept, keep)

@@ -14,6 +14,7 @@ from fz.attention import Keep, Kept, Plain, Recorder
 from fz.chunks import kept_of
 from fz.ddim import Schedule
 from fz.denoiser import Denoiser
+from fz.model.control import Control
 from fz.model.deep import Reuse
 from fz.model.layers import TextContext
 
@@ -49,7 +50,8 @@ class Source:
     latents: z at noise level t (CLEAN … the noisiest). inputs: the z that the UNet saw at t, from which the source's
     queries and keys can be computed again. maps: c_src at t averaged over heads and 1/4-level layers, (F, N, 77); at a
     shallow step (`fz.model.deep`) that of the full one before it. store: where queries and keys are kept; keep(k):
-    which of them edit step k will need. newest_map: of the last full step.
+    which of them edit step k will need. newest_map: of the last full step. control: of that pass, if it had
+    any.
     """
 
     embedding: Tensor
@@ -59,6 +61,7 @@ class Source:
     store: Store = field(default_factory=Recompute)
     keep: Callable[[int], Keep] = keep_nothing
     newest_map: Tensor | None = None
+    control: Control | None = None
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -102,5 +105,6 @@ class Source:
         kept = self.store.get(t) or {}
         if any(name not in kept for name in wanted):
             seen = Recorder(model.frame_index, keep=keep, last=wanted[-1])
-            kept = kept_of(model.unet, seen, self.inputs[t][None], t, text)
+            control = self.control and self.control.at(t)
+            kept = kept_of(model.unet, seen, self.inputs[t][None], t, text, control)
         return kept

@@ -15,6 +15,7 @@ from torch import Tensor
 import fz
 from fz import kernels
 from fz.baselines import METHODS
+from fz.clips.control_video import check_control_video, read_control_video
 from fz.clips.user_mask import read_mask
 from fz.clips.video import ClipPlan, Video, plan_clip
 from fz.denoiser import Denoiser
@@ -77,8 +78,9 @@ def plan_video(settings: Settings, multiple: int, note: Note) -> ClipPlan | None
 
 
 def check_clip(settings: Settings) -> None:
-    """Raises FzError for a clip that cannot be read, before models are."""
-    plan_video(settings, 1, lambda line: None)
+    """Raises FzError for a clip, or a video of control, that cannot be read, before models are."""
+    if plan_video(settings, 1, lambda line: None) is not None:
+        check_control_video(settings.control_video, settings.clip)
 
 
 def read_video(settings: Settings, editor: "Editor", note: Note) -> Video | None:
@@ -91,6 +93,13 @@ def read_video(settings: Settings, editor: "Editor", note: Note) -> Video | None
     for line in video.notes:
         note(line)
     return video
+
+
+def read_control(settings: Settings, video: Video | None) -> Tensor | None:
+    """What the ControlNet is shown, (F, 3, H, W) in [-1, 1]; None without one."""
+    if settings.control is None or video is None:
+        return None
+    return read_control_video(settings.control_video, settings.canny, settings.clip, video)
 
 
 def with_masks(plans: list[Plan], settings: Settings, video: Video | None) -> list[Plan]:

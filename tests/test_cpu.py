@@ -11,7 +11,7 @@ from torch import nn
 
 from fz.kernels import gemm, int8, onednn_tiles, torch_ops
 from fz.kernels.winograd import Winograd
-from fz.model import fast_cpu
+from fz.model import fast_cpu, reduced_cpu
 from fz.model.fast_cpu import PackedGEGLU, PackedLinear
 from fz.model.layers import GEGLU, Conv3x3, TextContext
 from fz.model.reduced_cpu import REDUCED, Int8Conv3x3, PackedConv3x3
@@ -146,7 +146,8 @@ def test_eight_bit_convolutions_are_the_convolution_and_padding_is_exactly_nothi
 
 @pytest.mark.parametrize("way, bound", [("bfloat16", 2e-2), ("int8", 5e-2)])
 @torch.no_grad()
-def test_fewer_bits_stay_near_float32(unet, way, bound):
+def test_fewer_bits_stay_near_float32(unet, way, bound, monkeypatch):
+    monkeypatch.setattr(reduced_cpu, "LEAST_INT8", 32)
     can = gemm.multiplies_bfloat16() if way == "bfloat16" else int8.has_int8()
     if not can:
         pytest.skip("this CPU has no such products")
@@ -174,6 +175,12 @@ def test_where_a_cpu_has_no_such_products_it_is_said_and_float32(unet, monkeypat
     half = copy.deepcopy(unet).bfloat16()
     fast, line = fast_cpu.prepare(half, (16, 24), 3, weights="int8")
     assert fast is half and "float32 is faster" in line and "left out" in line
+
+
+def test_narrow_layers_do_not_gain_from_eight_bits_and_stay(unet):
+    plain = fast_cpu.prepare(unet, (16, 24), 3)[0]
+    fast, line = fast_cpu.prepare(unet, (16, 24), 3, weights="int8")
+    assert "int8 is left out" in line and fast_cpu.signature(fast) == fast_cpu.signature(plain)
 
 
 def test_attention_of_bfloat16_has_the_softmax_of_float32(monkeypatch):

@@ -44,7 +44,7 @@ FLOORS = (
     ("fz.memory", "fz.progress", "fz.clips.arrays"),
     ("fz.metrics", "fz.checkpoint"),
     ("fz.results",),
-    ("fz.stages", "fz.agreement", "fz.arguments", "fz.keys", "fz.program", "fz.saved", "fz.tuning"),
+    ("fz.stages", "fz.agreement", "fz.arguments", "fz.control", "fz.keys", "fz.program", "fz.saved", "fz.tuning"),
     ("fz.inverted",),
     ("fz.editor",),
     (

@@ -308,7 +308,7 @@ def test_predicted_memory_counts_the_features():
 @pytest.mark.parametrize(
     "flags, expected",
     [
-        ([], (25, 3, (0.0, 0.6), "int8")),
+        ([], (25, "3:outer", (0.0, 0.6), "int8")),
         (["--steps", "7", "--reuse", "2", "--guidance-window", "1", "--weights", "same"], (7, 2, (0.0, 1.0), "same")),
         (["--method", "pnp"], (25, 1, (0.0, 1.0), "int8")),
     ],

@@ -125,7 +125,7 @@ def test_lfs_pointers_of_a_tokenizer(name, golden, tmp_path):
 def test_what_to_do_about_an_overflow_goes_by_the_models_dtype(dtype, hint):
     unet = torch.nn.Linear(1, 1).to(dtype)
     with pytest.raises(NotFinite, match=hint):
-        Watch().look(torch.tensor([float("inf")]), unet, 1, lambda: torch.zeros(1))
+        Watch().look(torch.tensor([float("inf")]), {"": unet}, 1, lambda: torch.zeros(1))
 
 
 def test_a_user_that_there_is_not():

@@ -346,6 +346,7 @@ def test_a_reconstruction_records_its_conditional_branch(model):
         assert not torch.allclose(again.maps[t], seen[0].average(), atol=1e-4)
         for name, operands in seen[1].kept.items():
             assert all(torch.equal(a, b) for a, b in zip(again.store.get(t)[name], operands, strict=True))
+            assert not any(torch.allclose(a, b) for a, b in zip(seen[0].kept[name], operands, strict=True)), name
         z = ddim_step(z, guided(both[1], 3.0), SCHEDULE.alpha_bar(t), SCHEDULE.alpha_bar(t_prev))
 
 

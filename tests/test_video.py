@@ -496,7 +496,8 @@ def test_refuses_animated_images_among_others(tmp_path):
     for name in ("a.webp", "a.png"):
         (tmp_path / name[2:]).mkdir()
         pictures[0].save(tmp_path / name[2:] / name, save_all=True, append_images=pictures[1:], duration=100)
-        pictures[0].save(tmp_path / name[2:] / "b.png")
+        for k in range(7):
+            pictures[0].save(tmp_path / name[2:] / f"b{k}.png")
         refused("animation of 3 frames among images", path=str(tmp_path / name[2:]))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fz.errors import FzError, suggest
-from fz.model.unet import SD1_ONLY
+from fz.model.unet_config import SD1_ONLY
 from fz.model.vae import SCALE
 
 SD1 = "Use a Stable Diffusion v1.x checkpoint."

@@ -37,6 +37,7 @@ EXPECTED = {
     "checkpoint": "a diffusers folder, a single file, or a Hub name as CompVis/stable-diffusion-v1-4",
     "vae": "a diffusers VAE folder, a .pt, .ckpt or .safetensors file, or a Hub name as stabilityai/sd-vae-ft-mse",
     "tokenizer": "a folder with CLIP's vocab.json and merges.txt, or a Hub name as openai/clip-vit-large-patch14",
+    "control": "a diffusers folder, a single file, or a Hub name as lllyasviel/control_v11p_sd15_canny",
     "clip": "a folder with config.json and weights, a file, or a Hub name as openai/clip-vit-base-patch32",
 }
 
@@ -77,6 +78,7 @@ OF_TOKENIZER = (Part(("tokenizer", ""), TOKENIZER, VOCABULARY),)
 # of a checkpoint nothing else; one that has none takes CLIP's
 TOKENIZER_OF_CHECKPOINT = (Part(("tokenizer",), TOKENIZER, VOCABULARY, needed=False),)
 OF_VAE = (Part(("vae", ""), CONFIG, (CONFIG,), tuple(weight_files("vae"))),)
+OF_CONTROLNET = (Part(("controlnet", ""), CONFIG, (CONFIG,), tuple(weight_files("unet"))),)
 OF_CLIP = (
     Part(("",), ("config.json", "preprocessor_config.json"), (CONFIG,), tuple(weight_files("text_encoder"))),
     Part(("", "tokenizer"), TOKENIZER, VOCABULARY, needed=False),
@@ -409,8 +411,8 @@ def explained(error: Exception, name: Name, what: str) -> FzError:
 
 
 def models_of(settings: Mapping[str, Any]) -> None:
-    """Find, or fetch, all models that settings name (checkpoint, vae, tokenizer, ema, clip_model), and find the files
-    of lora and embedding: before torch is imported. Raises FzError.
+    """Find, or fetch, all models that settings name (checkpoint, vae, tokenizer, ema, control, clip_model), and find
+    the files of lora and embedding: before torch is imported. Raises FzError.
     """
     for what in ("lora", "embedding"):
         for path, _ in settings.get(what) or ():
@@ -423,5 +425,7 @@ def models_of(settings: Mapping[str, Any]) -> None:
         located(vae, "vae", OF_VAE)
     if tokenizer:
         located(tokenizer, "tokenizer", OF_TOKENIZER)
+    if control := settings.get("control"):
+        located(control, "control", OF_CONTROLNET)
     if settings.get("clip_model") not in (None, "none"):
         located(settings["clip_model"], "clip", OF_CLIP)

@@ -74,6 +74,22 @@ def unet_table(layers: int, up_attention: tuple[bool, ...]) -> dict[str, str]:
     return dict(rows)
 
 
+# ---- the original layout: control_model. ---------------------------------------------------------------------
+
+CONTROL_PREFIX = "control_model."
+
+
+def control_table(layers: int, levels: int) -> dict[str, str]:
+    """ldm module of a ControlNet -> ours: the UNet's encoder, what brings in the picture, and the convolutions that
+    began at zero.
+    """
+    rows = unet_table(layers, (False,) * levels)
+    hints = ["conv_in", *(f"blocks.{i}" for i in range(6)), "conv_out"]
+    rows |= {f"input_hint_block.{2 * i}": f"controlnet_cond_embedding.{name}" for i, name in enumerate(hints)}
+    rows |= {f"zero_convs.{i}.0": f"controlnet_down_blocks.{i}" for i in range(levels * (layers + 1))}
+    return rows | {"middle_block_out.0": "controlnet_mid_block"}
+
+
 # ---- the original layout: first_stage_model. ---------------------------------------------------------------
 
 VAE_FIXED = (

@@ -60,7 +60,7 @@ def check_mask(path: str, clip: ClipSettings, indices: Sequence[int]) -> None:
 def _opened(path: str, clip: ClipSettings, indices: Sequence[int], flatten: Flatten) -> tuple[Frames, dict[str, int]]:
     """The mask's pictures, and which of them to read, as settings of a clip."""
     masks, pictures = open_source(path, flatten), open_source(clip.path)
-    choice = _choice(path, masks, pictures, len(indices))
+    choice = choice_beside(path, masks, pictures, len(indices))
     (_, mask), (_, picture) = next(iter(masks.read([0]))), next(iter(pictures.read([indices[0]])))
     if mask.shape != picture.shape:
         sizes = f"{mask.shape[1]}x{mask.shape[0]}, the clip {picture.shape[1]}x{picture.shape[0]}"
@@ -68,8 +68,10 @@ def _opened(path: str, clip: ClipSettings, indices: Sequence[int], flatten: Flat
     return masks, choice
 
 
-def _choice(path: str, masks: Frames, pictures: Frames, frames: int) -> dict[str, int]:
-    """Which of the masks to read, as settings of a clip."""
+def choice_beside(path: str, masks: Frames, pictures: Frames, frames: int) -> dict[str, int]:
+    """Which of the masks, or of other pictures beside the clip's, to read, as settings of a clip. Raises FzError for
+    another number of them.
+    """
     if masks.count == 1:
         return {"frames": 1, "start": 0, "every": 1}
     if masks.count == pictures.count:

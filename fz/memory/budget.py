@@ -18,6 +18,7 @@ from fz.fusion import Fusion
 from fz.memory.free import free_disk, free_memory, gb
 from fz.memory.kept import KeptInMemory, KeptOnDisk, Say
 from fz.memory.offload import CPU, Copier, KeptInRam
+from fz.model.control import ControlNet
 from fz.model.deep import Reuse
 from fz.model.unet import UNet
 from fz.model.vae import VAE
@@ -29,6 +30,8 @@ FILL = 0.6
 ACTIVATIONS = 24
 # the part of them that stays whole when layers take some frames at a time: residuals, skips, queries, keys and values
 WHOLE = 12
+# what a ControlNet adds to them: the encoder's features that wait for its own. Its pictures' features are one more
+CONTROL_ACTIVATIONS = 5
 # the same of the VAE, over a float32 picture of its second level's width: float32 copies of its norms count
 VAE_ACTIVATIONS = 8
 # on a CPU, where norms need no copies
@@ -75,6 +78,7 @@ class Footprint:
     offload: bool = False
     vae: VAE | None = None
     reuse: Reuse = Reuse()
+    control: ControlNet | None = None
 
     def working(self, kept: int, device: torch.device) -> int:
         """Bytes of activations: of the UNet, with the queries and keys of one step that are computed again, `kept` in
@@ -87,6 +91,8 @@ class Footprint:
         alone = self.frames if self.unet.clip_norm else min(self.chunk or self.frames, self.frames)
         live = live_maps(self.frames, self.chunk, self.unet.clip_norm)
         unet = live * feature_map + kept * alone // self.frames + self.reused(dtype)
+        if self.control is not None:
+            unet += (alone * CONTROL_ACTIVATIONS + self.frames / self.branches) * feature_map
         if self.vae is None:
             return unet
         return max(unet, vae_bytes(self.vae, h * self.vae.config.stride, w * self.vae.config.stride, device))
@@ -115,7 +121,8 @@ def choose_store(
     """
     per_step = [footprint.kept(step) for step in keep]
     # models that are not on the device yet will be
-    there = sum(p.nbytes for p in footprint.unet.parameters() if p.device.type != device.type)
+    models = [model for model in (footprint.unet, footprint.control) if model is not None]
+    there = sum(p.nbytes for model in models for p in model.parameters() if p.device.type != device.type)
     free = free_memory(device) - there
     working = footprint.working(max(per_step), device)
     in_ram = footprint.offload and device.type == "cuda"

@@ -1,12 +1,13 @@
 """A checkpoint on which the editor is measured: clips to latents, inverted, edited as the paper says or otherwise."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fz import mini
+from fz.clips.canny import edges
 from fz.clips.media import to_uint8
 from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
@@ -16,7 +17,9 @@ from fz.guidance import Guidance
 from fz.memory.budget import wanted
 from fz.memory.inversions import digest, model_digest
 from fz.memory.kept import KeptInMemory
+from fz.mini.data import to_unit
 from fz.mini.measure import Eye
+from fz.model.control import Control, ControlNet
 from fz.model.vae import decode_clip, encode_clip
 from fz.prompts.plan import plan_edit
 from fz.settings.config import EditSettings
@@ -40,11 +43,13 @@ class Setup:
 
 @dataclass(frozen=True)
 class Bench:
-    """A checkpoint ready to edit."""
+    """A checkpoint ready to edit. net: a ControlNet on outlines beside it; control: what that is shown, or None."""
 
     checkpoint: Checkpoint
     eye: Eye
     setup: Setup
+    net: ControlNet | None = None
+    control: Control | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -52,14 +57,21 @@ class Bench:
 
     @property
     def model(self) -> Denoiser:
-        return Denoiser(self.checkpoint.unet, self.schedule, ORDER)
+        return Denoiser(self.checkpoint.unet, self.schedule, ORDER, control=self.control)
+
+    def shown(self, frames: np.ndarray) -> "Bench":
+        """The same with the ControlNet, at every step, shown the edges of these frames (F, H, W, 3) uint8."""
+        pictures = edges(to_unit(torch.from_numpy(frames).permute(0, 3, 1, 2)))
+        hint = self.net.hint(pictures[:, None].expand(-1, 3, -1, -1).float())
+        return replace(self, control=Control(self.net, hint, 1.0, frozenset(self.schedule.timesteps)))
 
     def guidance(self, scale: float | None = None) -> Guidance:
         return Guidance(self.embed(""), self.setup.guidance if scale is None else scale)
 
     def key(self) -> str:
         """Of all that its figures depend on."""
-        models = (self.checkpoint.unet, self.checkpoint.vae, self.checkpoint.text.model, self.eye)
+        models = [self.checkpoint.unet, self.checkpoint.vae, self.checkpoint.text.model, self.eye]
+        models += [self.net] if self.net is not None else []
         return digest(self.setup, *(model_digest(model) for model in models))
 
     def embed(self, prompt: str) -> Tensor:

@@ -17,13 +17,16 @@ import torch
 
 from fz import mini
 from fz.clips.media import atomic, write_json
+from fz.errors import FzError
 from fz.memory.machine import start_alone
 from fz.mini.bars import Row, table
+from fz.mini.controlled import measure_control
 from fz.mini.edited import Bench, Setup
 from fz.mini.figures import MEASURES
 from fz.mini.measure import errors, load_eye
 from fz.model import fast_cpu
 from fz.shell import Parser, answered, leave
+from fz.weights.control import check_beside, load_control
 from fz.weights.load import load_checkpoint
 
 
@@ -36,43 +39,53 @@ def figures_of(bench: Bench, key: str, part: str, i: int, folder: Path) -> list[
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["key"] == key:
             return [(i, name, value) for name, value in content["figures"].items()]
-    figures = {figure.name: float(figure.value) for figure in MEASURES[part](bench, i)}
+    figures = {figure.name: float(figure.value) for figure in (MEASURES | {"control": measure_control})[part](bench, i)}
     write_json(file, {"key": key, "figures": figures})
     return [(i, name, value) for name, value in figures.items()]
 
 
 def evaluate(
-    setup: Setup, checkpoint: str, jobs: list[tuple[str, int]], folder: Path, processes: int = 1
+    setup: Setup,
+    checkpoint: str,
+    jobs: list[tuple[str, int]],
+    folder: Path,
+    processes: int = 1,
+    control: str | None = None,
 ) -> Iterator[list[Row]]:
-    """The rows of each of the jobs (a name of MEASURES, number), as they are done. More than one process: each has one
-    thread.
+    """The rows of each of the jobs (a name of MEASURES or 'control', number), as they are done. More than one process:
+    each has one thread. control: a ControlNet.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if processes == 1:
-        bench = ready(setup, checkpoint)
+        bench = ready(setup, checkpoint, control)
         key = bench.key()
         yield from (figures_of(bench, key, part, i, folder) for part, i in jobs)
         return
     # processes of their own: a forked one may hang in a library's locks
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=start, initargs=(setup, checkpoint)) as pool:
+    with ProcessPoolExecutor(processes, context, initializer=start, initargs=(setup, checkpoint, control)) as pool:
         for done in as_completed([pool.submit(work, part, i, folder) for part, i in jobs]):
             yield done.result()
 
 
-def ready(setup: Setup, checkpoint: str) -> Bench:
+def ready(setup: Setup, checkpoint: str, control: str | None = None) -> Bench:
     fast_cpu.keep_freed_memory()
-    loaded = load_checkpoint(checkpoint)
-    unet, _ = fast_cpu.prepare(loaded.unet, (setup.size // loaded.vae.config.stride,) * 2, setup.frames)
-    return Bench(dataclasses.replace(loaded, unet=unet), load_eye(), setup)
+    loaded, net = load_checkpoint(checkpoint), None
+    latent_size = (setup.size // loaded.vae.config.stride,) * 2
+    unet, _ = fast_cpu.prepare(loaded.unet, latent_size, setup.frames)
+    if control is not None:
+        net = load_control(control)
+        check_beside(net, unet.config, loaded.vae.config.stride)
+        net, _ = fast_cpu.prepare(net, latent_size, setup.frames)
+    return Bench(dataclasses.replace(loaded, unet=unet), load_eye(), setup, net)
 
 
 OWN: list[tuple[Bench, str]] = []  # a worker process's bench and its key
 
 
-def start(setup: Setup, checkpoint: str) -> None:
+def start(setup: Setup, checkpoint: str, control: str | None) -> None:
     start_alone()
-    bench = ready(setup, checkpoint)
+    bench = ready(setup, checkpoint, control)
     OWN.append((bench, bench.key()))
 
 
@@ -90,6 +103,8 @@ def answer(argv: Sequence[str] | None) -> None:
     )
     parser.add_argument("--removals", type=int, default=64, help="clips from which the thing is removed")
     parser.add_argument("--one-of-two", type=int, default=64, help="clips of two things, one of which is edited")
+    parser.add_argument("--control", metavar="PATH", default=None, help="a ControlNet on outlines")
+    parser.add_argument("--controlled", type=int, default=0, help="clips edited with it: nine edits each")
     parser.add_argument("--frames", type=int, default=Setup.frames)
     parser.add_argument("--size", type=int, default=Setup.size, help="side of the pictures")
     parser.add_argument("--steps", type=int, default=Setup.steps, help="of an edit")
@@ -112,10 +127,13 @@ def answer(argv: Sequence[str] | None) -> None:
         "removal": given.removals,
         "one of two": given.one_of_two,
         "ablation": given.ablations,
+        "control": given.controlled,
     }
+    if given.controlled and given.control is None:
+        raise FzError(f"controlled: got {given.controlled} clips without a ControlNet, expected one. Pass --control.")
     jobs = [(part, i) for part, count in counts.items() for i in range(count)]
     rows: list[Row] = []
-    found = evaluate(setup, given.checkpoint or mini.checkpoint(), jobs, given.out, given.processes)
+    found = evaluate(setup, given.checkpoint or mini.checkpoint(), jobs, given.out, given.processes, given.control)
     for n, some in enumerate(found, start=1):
         rows += some
         print(f"{n} of {len(jobs)}", end="\r" if n < len(jobs) else "\n", flush=True)

@@ -23,6 +23,10 @@ class Training:
     warm-up.
     """
 
+    # of log.csv, after the step, the seconds, the pictures and their size
+    columns = ("loss", "placing")
+    rate = RATE
+
     def __init__(self, state: Path, modules: dict[str, nn.Module], device: str = "cpu"):
         self.state, self.path, self.log = state, state / "training.pt", state / "log.csv"
         self.modules = nn.ModuleDict(modules)
@@ -54,7 +58,7 @@ class Training:
     def step(self, loss: Tensor) -> None:
         """One step down the gradient, and the averages after it."""
         for group in self.optimiser.param_groups:
-            group["lr"] = RATE * min(1, (self.steps + 1) / WARM_UP)
+            group["lr"] = self.rate * min(1, (self.steps + 1) / WARM_UP)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
@@ -66,14 +70,14 @@ class Training:
             floating = [key for key, value in now.items() if value.is_floating_point()]
             torch._foreach_lerp_([self.shadow[key] for key in floating], [now[key] for key in floating], 1 - decay)
 
-    def write_log(self, size: int, loss: float, placing: float) -> None:
-        """A line of log.csv. size: the pictures' side."""
+    def write_log(self, size: int, *values: float) -> None:
+        """A line of log.csv. size: the pictures' side; values: of `columns`."""
         new = not self.log.exists()
         with open(self.log, "a", newline="") as file:
             writer = csv.writer(file)
             if new:
-                writer.writerow(["step", "seconds", "pictures", "size", "loss", "placing"])
-            writer.writerow([self.steps, round(self.seconds), self.pictures, size, f"{loss:.5f}", f"{placing:.4f}"])
+                writer.writerow(["step", "seconds", "pictures", "size", *self.columns])
+            writer.writerow([self.steps, round(self.seconds), self.pictures, size, *(f"{v:.5f}" for v in values)])
 
 
 def write_averages(folder: Path, shadow: dict[str, Tensor]) -> list[Path]:

@@ -83,24 +83,62 @@ class Batch:
         return Batch(*(part.to(device, non_blocking=True) for part in vars(self).values()))
 
 
-def batch_of(shards: list[Shard], size: int, pictures: int, nothing: Tensor) -> Batch:
-    """A batch at random: pairs of pictures or, half of the time, of clips of two to four frames, in their order.
+@dataclass(frozen=True)
+class Chosen:
+    """Which pairs of which shards a batch has. rows: (shard, row, moments, 0 for a caption or 1 for its short form) of
+    each pair; told (2n,): whether a story has its prompt.
+    """
 
-    pictures: at most so many; nothing (77,): the empty prompt.
+    rows: list[tuple[int, int, list[int], int]]
+    told: Tensor
+
+
+def choose(shards: int, pictures: int, empty: float = EMPTY) -> Chosen:
+    """At random: pairs of pictures or, half of the time, of clips of two to four frames, in their order.
+
+    pictures: at most so many; empty: the share of prompts left out.
     """
     frames = int(torch.randint(2, FRAMES + 1, ())) if torch.rand(()) < CLIPS else 1
     n = pictures // frames // 2
-    which, rows = torch.randint(len(shards), (n,)).tolist(), torch.randint(PAIRS, (n,)).tolist()
+    which, rows = torch.randint(shards, (n,)).tolist(), torch.randint(PAIRS, (n,)).tolist()
     at = [sorted(torch.randperm(FRAMES)[:frames].tolist()) for _ in range(n)]
-    told, short = (torch.rand(n) >= EMPTY).repeat_interleave(2), (torch.rand(n) < SHORT).long()
-    chosen = list(zip(which, rows, at, short.tolist(), strict=True))
-    latents = torch.cat([shards[s].latents[r][:, a] for s, r, a, _ in chosen]).float()
-    cells = torch.cat([shards[s].cells[r][:, a] for s, r, a, _ in chosen]).float()
-    ids = torch.cat([shards[s].ids[r][:, v] for s, r, _, v in chosen])
-    columns = torch.cat([shards[s].columns[r][:, v] for s, r, _, v in chosen])
+    told, short = (torch.rand(n) >= empty).repeat_interleave(2), (torch.rand(n) < SHORT).long()
+    return Chosen(list(zip(which, rows, at, short.tolist(), strict=True)), told)
+
+
+def batch_of(shards: list[Shard], chosen: Chosen, nothing: Tensor) -> Batch:
+    """The batch of these pairs; nothing (77,): the empty prompt."""
+    told, rows = chosen.told, chosen.rows
+    latents = torch.cat([shards[s].latents[r][:, a] for s, r, a, _ in rows]).float()
+    cells = torch.cat([shards[s].cells[r][:, a] for s, r, a, _ in rows]).float()
+    ids = torch.cat([shards[s].ids[r][:, v] for s, r, _, v in rows])
+    columns = torch.cat([shards[s].columns[r][:, v] for s, r, _, v in rows])
     grid = latents.shape[-1] // MAP_STRIDE
     cells = F.avg_pool2d(cells.flatten(0, 2), CELLS // grid).flatten(1).unflatten(0, cells.shape[:3])
     return Batch(latents, torch.where(told[:, None], ids, nothing), columns, cells, told)
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Latents with noise: z at timesteps t (n,), eps and its error's weight (n, 1, 1, 1, 1)."""
+
+    z: Tensor
+    t: Tensor
+    eps: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, alpha_bar: Tensor) -> "Noised":
+        """Of latents (n, F, 4, h, w), two in a row being a pair, of one timestep and one noise. alpha_bar: (1000,)."""
+        t = torch.randint(1000, (len(x) // 2,)).repeat_interleave(2).to(x.device)
+        eps = torch.randn(len(x) // 2, *x.shape[1:]).repeat_interleave(2, 0).to(x.device)
+        a = alpha_bar[t].view(-1, 1, 1, 1, 1)
+        weight = (MOST_SNR * (1 - a) / a).clamp(max=1)  # min(SNR, 5) / SNR, SNR = alpha_bar / (1 - alpha_bar)
+        return cls(a.sqrt() * x + (1 - a).sqrt() * eps, t, eps, weight)
+
+    def error(self, predicted: Tensor) -> Tensor:
+        """The weighted mean squared error of the noise that was predicted."""
+        return (self.weight * (predicted.float() - self.eps).square()).mean()
 
 
 def losses(unet: UNet, text: nn.Module, batch: Batch, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,17 +146,17 @@ def losses(unet: UNet, text: nn.Module, batch: Batch, alpha_bar: Tensor) -> tupl
 
     alpha_bar: (1000,). In bfloat16 on a GPU, and on a CPU that multiplies it natively.
     """
-    x = batch.latents
-    t = torch.randint(1000, (len(x) // 2,)).repeat_interleave(2).to(x.device)
-    eps = torch.randn(len(x) // 2, *x.shape[1:]).repeat_interleave(2, 0).to(x.device)
-    a = alpha_bar[t].view(-1, 1, 1, 1, 1)
+    noised = Noised.of(batch.latents, alpha_bar)
     attend = TrainingAttention(FrameIndex((0, "mid")))
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=multiplies_bfloat16(x.device)):
+    with autocast(batch.latents.device):
         embedding = text(input_ids=batch.ids).last_hidden_state
-        out = unet(a.sqrt() * x + (1 - a).sqrt() * eps, t, TextContext(embedding), attend)
-    weight = (MOST_SNR * (1 - a) / a).clamp(max=1)  # min(SNR, 5) / SNR, SNR = alpha_bar / (1 - alpha_bar)
-    error = (weight * (out.float() - eps).square()).mean()
-    return error, placing_loss(attend.maps, batch.cells, batch.columns, batch.told)
+        out = unet(noised.z, noised.t, TextContext(embedding), attend)
+    return noised.error(out), placing_loss(attend.maps, batch.cells, batch.columns, batch.told)
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """To bfloat16 where that is faster."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device))
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -179,7 +217,7 @@ def train(state: Path, start: Start, device: str, wanted: Callable[[Training], b
     while wanted(training):
         size = list(BATCHES)[int(torch.randint(len(BATCHES), ()))]
         there = shards.of(size, min(1 + training.pictures // NEW_SHARD, MOST_SHARDS))
-        batch = batch_of(there, size, many * BATCHES[size], nothing).to(device)
+        batch = batch_of(there, choose(len(there), many * BATCHES[size]), nothing).to(device)
         loss, placing = losses(unet, text, batch, alpha_bar)
         training.step(loss + PLACING * placing)
         training.pictures += batch.latents.shape[:2].numel()

@@ -127,8 +127,12 @@ def prepare(
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return unet, "convolutions: direct"
     keep_freed_memory()
+    no_int8 = {"same": "", "int8": "; weights: int8 is left out, this CPU has no VNNI"}[weights]
     if weights == "int8" and has_int8():
-        return of_int8(unet, rows)
+        fast, line = of_int8(unet, rows)
+        if line:
+            return fast, line
+        no_int8 = "; weights: int8 is left out, this model's layers are too narrow to gain from it"
     packs = prefers_onednn()
     sites = convolutions(unet, latent_size)
     budget = total_memory() // 4 if budget is None else budget
@@ -143,7 +147,7 @@ def prepare(
     fast = swapped(unet, replace)
     packed = sum(packed_bytes(layer) for layer in fast.modules())
     linear = f"linear layers: packed for oneDNN ({packed / 1e9:.2f} GB)" if packed else "linear layers: plain"
-    linear += "; weights: int8 is left out, this CPU has no VNNI" if weights == "int8" else ""
+    linear += no_int8
     if conv == "direct":
         return fast, f"{linear}; convolutions: direct"
     tiles = [m for _, m in chosen.values()]
@@ -167,7 +171,9 @@ def of_bfloat16(unet: UNet, rows: int) -> tuple[UNet, str]:
 
 
 def of_int8(unet: UNet, rows: int) -> tuple[UNet, str]:
-    """A UNet of float32 whose large products are of eight bits; the others are packed where that pays."""
+    """A UNet of float32 whose large products are of eight bits; the others are packed where that pays. No line where
+    no layer is large enough.
+    """
     packs, text_channels = prefers_onednn(), unet.config.cross_attention_dim
 
     def replace(name: str, layer: nn.Module) -> nn.Module | None:
@@ -176,7 +182,8 @@ def of_int8(unet: UNet, rows: int) -> tuple[UNet, str]:
 
     fast = swapped(unet, replace)
     of_eight = sum(isinstance(layer, REDUCED) for layer in fast.modules())
-    return fast, f"int8: {of_eight} layers; attention's output, the time's, the first and the last in float32"
+    rest = "attention's output, the time's, the first and the last in float32"
+    return fast, f"int8: {of_eight} layers; {rest}" if of_eight else ""
 
 
 def packed_layer(name: str, layer: nn.Module, rows: int, text_channels: int) -> nn.Module | None:
@@ -222,7 +229,7 @@ def convolutions(unet: UNet, latent_size: tuple[int, int]) -> list[Site3x3]:
     for level, block in enumerate(unet.down_blocks):
         visit(block, level)
     visit(unet.mid_block, deepest)
-    for i, block in enumerate(unet.up_blocks):
+    for i, block in enumerate(getattr(unet, "up_blocks", ())):
         visit(block.resnets, deepest - i)
         # an upsampler convolves after it has doubled the sides
         visit(getattr(block, "upsamplers", nn.ModuleList()), deepest - i - 1)

@@ -1,6 +1,6 @@
 """When the predicted noise is not finite: at which timestep, and in which layer of the UNet."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +21,11 @@ class Watch:
 
     answer: Callable[[], None] | None = None
 
-    def look(self, eps: Tensor, unet: nn.Module, t: int, again: Callable[[], Tensor]) -> None:
+    def look(self, eps: Tensor, models: Mapping[str, nn.Module], t: int, again: Callable[[], Tensor]) -> None:
         """The arguments of `refuse`. Settles what was asked before."""
         self.settle()
         finite = on_host(torch.isfinite(eps).all())
-        self.answer = lambda: finite() or refuse(eps, unet, t, again)
+        self.answer = lambda: finite() or refuse(eps, models, t, again)
         if eps.device.type == "cpu":
             self.settle()
 
@@ -45,15 +45,17 @@ def on_host(flag: Tensor) -> Callable[[], bool]:
     return lambda: event.synchronize() or bool(host)
 
 
-def refuse(eps: Tensor, unet: nn.Module, t: int, again: Callable[[], Tensor]) -> None:
+def refuse(eps: Tensor, models: Mapping[str, nn.Module], t: int, again: Callable[[], Tensor]) -> None:
     """Raise NotFinite, naming the timestep and, when a second forward pass finds it, the layer.
 
-    again: the very forward pass that gave eps, with the same attention.
+    models: what predicted it, by what their layers' names are to begin with; again: the very forward pass that gave
+    eps, with the same attention.
     """
-    layer = first_bad_layer(unet, again)
+    layer = first_bad_layer(models, again)
     found = f", first in layer {layer}" if layer else ""
     # eps is float32 whatever the UNet computes in
-    dtypes = {eps.dtype, *(p.dtype for module in unet.modules() for p in module.parameters(recurse=False))}
+    modules = [module for model in models.values() for module in model.modules()]
+    dtypes = {eps.dtype, *(p.dtype for module in modules for p in module.parameters(recurse=False))}
     hint = " Is the checkpoint damaged?"
     if torch.float16 in dtypes:
         hint = " float16 ends at 65504: try --dtype bfloat16, or float32."
@@ -62,11 +64,12 @@ def refuse(eps: Tensor, unet: nn.Module, t: int, again: Callable[[], Tensor]) ->
     raise NotFinite(f"timestep {t}: the predicted noise holds NaN or infinity{found}; expected finite values.{hint}")
 
 
-def first_bad_layer(model: nn.Module, forward: Callable[[], Tensor]) -> str | None:
+def first_bad_layer(models: Mapping[str, nn.Module], forward: Callable[[], Tensor]) -> str | None:
     """The name of the first leaf module whose output is not finite in one call of forward, or None."""
     bad: list[str] = []
     hooks = []
-    for name, module in model.named_modules():
+    named = ((first + name, module) for first, model in models.items() for name, module in model.named_modules())
+    for name, module in named:
         if not any(module.children()):
 
             def look(_module, _inputs, output, name=name):

@@ -6,6 +6,7 @@ clip's frames, and the temporal layers of a tuned model. Names follow Stable Dif
 comes from is `fusion.py`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fz import kernels
+
+CONTROL = "control."  # how the names of a ControlNet's sites begin
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Site:
     kind: str
     stride: int
     channels: int
+
+    @property
+    def fusible(self) -> bool:
+        """Does it take part in what is recorded and fused? A ControlNet's attention does not."""
+        return not self.name.startswith(CONTROL)
 
 
 @dataclass
@@ -297,3 +305,24 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"), frames)
+
+
+class TimeEmbedding(nn.Module):
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(c_in, c_out)
+        self.linear_2 = nn.Linear(c_out, c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+def sinusoidal(t: Tensor, channels: int, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
+    """Timesteps (B,) as sines and cosines of geometric frequencies, (B, channels), float32 (Vaswani et al. 2017,
+    3.5).
+    """
+    half = channels // 2
+    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - freq_shift)
+    angle = t.float()[:, None] * exponent.exp()
+    parts = (angle.cos(), angle.sin()) if flip_sin_to_cos else (angle.sin(), angle.cos())
+    return torch.cat(parts, dim=-1)

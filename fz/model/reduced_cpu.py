@@ -13,6 +13,8 @@ from fz.model.layers import GEGLU, Conv3x3, Pointwise
 
 # narrower layers are the first and the last, whose error nothing after them evens out
 NARROWEST = 32
+# quantizing an activation costs more than eight bits save where a product has fewer columns or rows (the miniature's)
+LEAST_INT8 = 256
 
 
 class PackedConv3x3(Conv3x3):
@@ -94,20 +96,22 @@ class Int8Conv3x3(Conv3x3):
 REDUCED = (PackedConv3x3, Int8Linear, Int8Pointwise, Int8GEGLU, Int8Conv3x3)
 
 
-def is_wide(conv: nn.Module) -> bool:
-    return isinstance(conv, Conv3x3) and min(conv.in_channels, conv.out_channels) >= NARROWEST
+def is_wide(conv: nn.Module, least: int = NARROWEST) -> bool:
+    return isinstance(conv, Conv3x3) and min(conv.in_channels, conv.out_channels) >= least
 
 
 def int8_layer(name: str, layer: nn.Module, rows: int, text_channels: int) -> nn.Module | None:
-    """What takes a layer's place under `--weights int8`; None for those that stay: the first and the last, the time
-    embedding's, those of prompts, and attention's output, which is added to what passes it by.
+    """What takes a layer's place under `--weights int8`; None for those that stay: narrow ones, the first and the last,
+    the time embedding's, those of prompts, and attention's output, which is added to what passes it by.
     """
-    if is_wide(layer):
+    if is_wide(layer, LEAST_INT8):
         return Int8Conv3x3(layer)
     if isinstance(layer, GEGLU):
-        return Int8GEGLU(layer, rows)
+        return Int8GEGLU(layer, rows) if layer.proj.in_features >= LEAST_INT8 else None
     if isinstance(layer, Pointwise):
-        return Int8Pointwise(layer, rows)
+        return Int8Pointwise(layer, rows) if layer.in_channels >= LEAST_INT8 else None
+    if isinstance(layer, nn.Linear) and min(layer.in_features, layer.out_features) < LEAST_INT8:
+        return None
     stays = "time_emb" in name or "to_out" in name or "temporal" in name
     if not isinstance(layer, nn.Linear) or stays or layer.in_features == text_channels != layer.out_features:
         return None

@@ -319,7 +319,8 @@ def stamp_of(settings: Any) -> str:
     as long as nobody changed them.
     """
     given = [settings.clip.path, *(edit.mask for edit in settings.edits)]
-    given += [settings.checkpoint, settings.vae, settings.tokenizer, settings.model_config]
+    given += [settings.checkpoint, settings.vae, settings.tokenizer, settings.model_config, settings.control]
+    given += [settings.control_video] if settings.control_video != "canny" else []
     given += [path for path, _ in (*settings.lora, *settings.embedding)]
     sha = hashlib.sha256()
     for path in filter(None, given):

@@ -31,6 +31,7 @@ from fz.settings.checks import (
     word_groups,
 )
 from fz.settings.clip import ClipSettings, Crop, Size  # noqa: F401 (asked for here, too)
+from fz.settings.control import ControlSettings, check_control
 
 DTYPES = ("float32", "float16", "bfloat16", "auto")  # auto: float16 on CUDA, else float32
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -64,7 +65,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 
 
 # `--fast`, beside half of the usual steps: what bench/pareto.py found to cost least for its time
-FAST: Mapping[str, Any] = {"weights": "int8", "reuse": 3, "guidance_window": (0.0, 0.6)}
+FAST: Mapping[str, Any] = {"weights": "int8", "reuse": "3:outer", "guidance_window": (0.0, 0.6)}
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class EditSettings:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(ControlSettings):
     """All of a run. None means 'by the model': frame_index [own, mid] for an untuned checkpoint, [-1, first] for a
     tuned one.
     """
@@ -197,8 +198,7 @@ class Settings:
         check_whole("steps", self.steps, 1, 1000, "The paper uses 50.")
         check_whole("seed", self.seed, 0, 2**63 - 1)
         check_whole("least_channels", self.least_channels, 0, 10**9)
-        if self.threads is not None:
-            check_whole("threads", self.threads, 1, 1024)
+        check_whole("threads", 1 if self.threads is None else self.threads, 1, 1024)
         check_number("guidance", self.guidance, 0, 1000, "7.5 is usual, 1 is none.")
         object.__setattr__(self, "reuse", reuse(self.reuse))
         if self.reuse != 1 and self.method not in REUSING:
@@ -212,9 +212,9 @@ class Settings:
                 )
             if any(e.remove for e in self.edits):
                 got = f"chunk: got {self.chunk} with an edit that removes an object"
-                raise FzError(
-                    f"{got}, expected one without: what hides the object spans chunks. Leave --chunk or --remove out."
-                )
+                expected = "expected one without: what hides the object spans chunks"
+                raise FzError(f"{got}, {expected}. Leave --chunk or --remove out.")
+        check_control(self)
         check_shard(self)
         object.__setattr__(self, "guidance_window", window(self.guidance_window, "guidance_window"))
         if self.guidance_window != (0.0, 1.0) and self.method not in ("fatezero", "ddim"):

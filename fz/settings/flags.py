@@ -37,6 +37,7 @@ from fz.settings.texts import (
     file_of_strength,
     file_of_word,
     frame_index,
+    gradients,
     number,
     number_or_none,
     one_of,
@@ -71,8 +72,8 @@ SWEEP = (
     "self_replace=0.2:0.9:0.1 blend_th=0.2,0.3,none reweight.WORD=1,5"
 )
 FASTER = (
-    "several times as fast, near the same result: half the steps, --reuse 3, --guidance-window 0.6 and, on a CPU that "
-    "has them, --weights int8; flags that are given go before"
+    "several times as fast, near the same result: half the steps, --reuse 3:outer, --guidance-window 0.6 and, on a CPU "
+    "that can, --weights int8; flags that are given go before"
 )
 MEASURED_BY = (
     "CLIP: a folder in transformers' layout, a file with the original state dict, or a Hub name; 'none'. Default: the "
@@ -149,6 +150,17 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
                                                       "1 is none, 2 one"),
         Flag("ema", "ema", one_of(("auto", "ema", "plain")), "WHICH", "auto, ema or plain: of a file that has two "
                                                                       "sets of weights"),
+    ),
+    "control": (
+        Flag("control", "control", str, "PATH|NAME", "a ControlNet for Stable Diffusion v1, a folder, a file or a Hub "
+                                                     "name: what it is shown holds the structure"),
+        Flag("control-video", "control_video", str, "PATH|canny",
+             "what it is shown: a video or folder as long as the clip, one image, or the clip's own edges; "
+             "default: canny"),
+        Flag("control-scale", "control_scale", number, "R", "how strongly"),
+        Flag("control-window", "control_window", share, "R|A,B", "share of the steps at which it acts"),
+        Flag("invert-without-control", "control_inverts", None, "", "the inversion goes without", const=False),
+        Flag("canny", "canny", gradients, "LOW,HIGH", "the edges' weakest and strongest gradients"),
     ),
     "sampling": (
         Flag("steps", "steps", whole(1), "N", "DDIM steps"),

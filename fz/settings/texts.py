@@ -36,6 +36,13 @@ def number(value: str) -> float:
         raise argparse.ArgumentTypeError(f"got {value!r}, expected a number.") from None
 
 
+def gradients(value: str) -> tuple[float, float]:
+    parts = value.split(",")
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError(f"got {value!r}, expected LOW,HIGH, as 50,100.")
+    return number(parts[0]), number(parts[1])
+
+
 def number_or_none(value: str) -> float | None:
     if value == "none":
         return None
