@@ -261,7 +261,8 @@ class Editor:
             self.fitted[wanted] = fast, control, lines + lines_of_control
         fast, control, lines = self.fitted[wanted]
         for line in lines:
-            journal.detail(line)
+            # what was asked for and is not done is told
+            (journal.note if "left out" in line else journal.detail)(line)
         return fast, control
 
     def fit_control(

@@ -64,7 +64,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-# `--fast`, beside half of the usual steps: what bench/pareto.py found to cost least for its time
+# `--fast`, beside half of the usual steps (docs/measurements.md; `bench.pareto` measures each part)
 FAST: Mapping[str, Any] = {"weights": "int8", "reuse": "3:outer", "guidance_window": (0.0, 0.6)}
 
 

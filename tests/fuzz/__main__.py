@@ -31,6 +31,7 @@ KINDS = {
     "surroundings": flags.surroundings,
     "cells": folders.cells,
     "sweeps": flags.sweeps,
+    "batches": files.batches,
 }
 
 

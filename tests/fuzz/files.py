@@ -13,7 +13,7 @@ from typing import Any
 
 from .checks import Input
 from .damage import SCALARS, changed, damaged, json_damaged, odd_file, yaml_damaged
-from .ground import Ground, joined
+from .ground import SOURCE, TARGET, Ground, joined
 
 KEYS = (
     "seed", "dataset_config.path", "dataset_config.n_sample_frame", "editing_config.num_inference_steps", "train_steps",
@@ -266,3 +266,24 @@ def single(chance: Random, ground: Ground, work: Path) -> Input:
         flags = {"vae": name}
     given = ground.flags(**flags, dry_run=chance.random() < 0.5 or None, ema=chance.choice((None, "plain", "ema")))
     return Input("weights", "fz.run", joined(given), work, f"single file {way}", keep=[work / name])
+
+
+def batches(chance: Random, ground: Ground, work: Path) -> Input:
+    """Many clips: a YAML or CSV of jobs, whole or damaged, and flags over it."""
+    jobs = [
+        {"clip": str(ground.clip), "source": SOURCE, "target": TARGET, "size": 64, "frames": 2, "steps": 2},
+        {"name": "second", "clip": str(ground.movie), "source": SOURCE, "targets": [TARGET, SOURCE], "edit": "shape"},
+    ]
+    if chance.random() < 0.6:
+        text, name = json.dumps({"jobs": jobs} if chance.random() < 0.5 else jobs, indent=1), "jobs.yaml"
+        data = yaml_damaged(chance, text)
+    else:
+        text = (
+            f"name,clip,source,target\na,{ground.clip},{SOURCE},{TARGET}\n=1+1,{ground.movie},{SOURCE},a boat|a car\n"
+        )
+        data, name = damaged(chance, text.encode()), "jobs.csv"
+    (work / name).write_bytes(data if chance.random() < 0.8 else text.encode())
+    if chance.random() < 0.04:
+        odd_file(chance, work / name)
+    flags = ground.flags(video=None, source=None, target=None, dry_run=True)
+    return Input("batches", "fz.batch", [name, *joined(flags)], work, keep=[work / name])

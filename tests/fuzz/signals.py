@@ -152,6 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     given = parser.parse_args(argv)
     chance = random.Random(given.seed)
+    # a program that a shell starts in the background ignores Ctrl-C, and so would every command that it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     import_all()
     home = Path(tempfile.mkdtemp(prefix="fuzz-")).resolve()
     try:
