@@ -152,7 +152,7 @@ FLAGS = {
     "attention": ({"attention": "none"}, "--attention: got 'none'"),
     "ema": ({"ema": "yes"}, "--ema: got 'yes'"),
     # sizes and frames
-    "size text": ({"size": "large"}, "--size: got 'large', expected a number (a square) or HEIGHTxWIDTH"),
+    "size text": ({"size": "large"}, "--size: got 'large', expected a number (a square), HEIGHTxWIDTH or original"),
     "size zero": ({"size": "0"}, "size: got 0"),
     "size negative": ({"size": "-64"}, "--size: got '-64'"),
     "size with a zero side": ({"size": "0x64"}, "size: got 0x64"),

@@ -144,7 +144,7 @@ def test_a_channel_at_a_time_gives_the_same_numbers():
 
 def test_the_clip_is_predicted_before_it_is_opened(tmp_path, monkeypatch):
     path = make(tmp_path / "a.mp4", numbered(20), "libx264", **X264)
-    monkeypatch.setattr(video, "free_memory", lambda device: 10**9)
+    monkeypatch.setattr(video, "free_memory", lambda: 10**9)
     monkeypatch.setattr(video, "open_source", lambda *_: pytest.fail("the file was opened"))
     with pytest.raises(FzError, match="^memory: 8 frames of 8192x8192 need about 19.33 GB, and 1.00 GB are free"):
         plan_clip(ClipSettings(str(path), size=8192))

@@ -64,6 +64,13 @@ class Video:
             self.colours,
         )
 
+    def _repr_html_(self) -> str:
+        from fz.clips.media import to_uint8
+        from fz.clips.notebook import animation
+
+        frames = to_uint8(self.frames)
+        return animation(frames, self.fps, f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]}")
+
 
 @dataclass(frozen=True)
 class ClipPlan:
