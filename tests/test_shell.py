@@ -16,7 +16,10 @@ from fz.shell import Plain, answered, encodable, printable
 COMMANDS = (
     *("fz.run", "fz.prompt", "fz.tune", "fz.evaluate", "fz.report", "fz.sweep"),
     *(f"fz.mini.{name}" for name in ("train", "train_clip", "measure", "evaluate", "export", "sample")),
-    *(f"bench.{name}" for name in ("attention", "edit", "gallery", "table1", "pareto", "shard", "roofline")),
+    *(
+        f"bench.{name}"
+        for name in ("attention", "edit", "gallery", "table1", "pareto", "shard", "roofline", "lora_style")
+    ),
     *(f"bench.{name}" for name in ("gpu", "gpu_attention", "aot")),  # of Triton's kernels
 )
 
