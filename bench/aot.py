@@ -5,11 +5,10 @@ specialises on, is compiled ahead of time and taken apart by the tools that trit
 `python -m bench.aot [CAPABILITY]` prints a line for each binary.
 """
 
-import argparse
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fz.kernels import triton_cross, triton_cross_fp32, triton_norm, triton_plain, triton_self
+from fz.shell import Parser, answered, leave
 
 NVIDIA = (80, 86, 89, 90, 100)
 # bytes of shared memory that one block may have (CUDA C programming guide, technical specifications per capability)
@@ -306,10 +306,14 @@ HEAD = ["kernel", "kind", "tile", "warps", "registers", "spills", "shared, KB", 
         "barriers", "issue, 128x64"]  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.aot", description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
+
+
+def answer(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m bench.aot", description=__doc__.splitlines()[0])
     parser.add_argument("capability", type=int, nargs="?", default=90, choices=NVIDIA)
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     print(f"triton {triton.__version__}, sm_{given.capability}, fp16")
     print(" | ".join(HEAD))
     for row in rows(given.capability):
@@ -317,4 +321,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    leave(main())

@@ -7,7 +7,6 @@ torch, triton, numpy, safetensors and transformers only. `--dry`
 does all of it in small on a CPU, its kernels interpreted, so that it fails there and not on the day.
 """
 
-import argparse
 import contextlib
 import faulthandler
 import json
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.gpu_run import Row, Run
+from fz.shell import Parser, answered, leave
 
 # what is expected of an H100 at 512 x 512, 8 frames, fp16, written before any run: (stage, row) -> ms, or GB
 PREDICTIONS = {
@@ -231,9 +231,14 @@ def show(rows: list[Row]) -> None:
         print("  " + "; ".join(shown), flush=True)
 
 
-@torch.no_grad()
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
+    return answered(lambda: sys.exit(answer(argv)))
+
+
+@torch.no_grad()
+def answer(argv: list[str] | None) -> int:
+    """The stages that are asked for; returns the exit code: 1 where one is wrong or failed."""
+    parser = Parser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=460)
     parser.add_argument("--only", type=int, choices=range(len(STAGES)), help="one stage")
     parser.add_argument("--dry", action="store_true", help="every stage in small on the CPU, kernels interpreted")
@@ -281,4 +286,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -7,9 +7,8 @@ beforehand; where rows are fused, two of them and a blend; one attention of rows
 
 import contextlib
 import itertools
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from bench.attention_ways import anchored, disc
 from fz.kernels import reference, rows, torch_ops, triton_norm, triton_ops
 from fz.kernels.triton_tiles import Tiles, capability_of, self_tiles
+from fz.shell import Parser, answered, leave
 
 Row = dict[str, object]
 WORDS = 77
@@ -291,15 +291,21 @@ def attention(device: torch.device, small: bool, until: float, clock: Callable[.
     return found
 
 
-def main() -> int:
-    """All comparisons in small, for tools that watch a kernel's memory: wrong ones are printed and counted."""
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
+
+
+def answer(argv: Sequence[str] | None) -> None:
+    """All comparisons in small, for tools that watch a kernel's memory: wrong ones are printed, and end with 1."""
+    Parser(prog="python -m bench.gpu_attention", description=__doc__.splitlines()[0]).parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.no_grad():
         found = check(device, True, time.monotonic() + 600)
     wrong = [row["case"] for row in found if not row["right"]]
     print(f"{len(found)} cases, wrong: {', '.join(wrong) or 'none'}")
-    return len(wrong)
+    if wrong:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

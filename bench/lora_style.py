@@ -106,8 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, default in (("pictures", 48), ("rank", 8), ("steps", 300), ("clips", 24), ("frames", 2), ("size", 128)):
         parser.add_argument(f"--{name}", type=int, metavar="N", default=default)
     parser.add_argument("--rate", type=float, metavar="R", default=1e-3)
-    given = parser.parse_args(argv)
-    return answered(lambda: work(given))
+    return answered(lambda: work(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -3,14 +3,16 @@
 Nothing is run. A way is a sequence of kernels; a kernel takes at least the longest of its bytes over the memory's rate,
 its matrix operations over the tensor cores' and its exponentials over the special function units'; a way takes their
 sum. Operands are read once (caches are ideal), in fp16. Matrix instructions are counted in code compiled for each GPU
-(`bench.aot`).
+(`bench.aot`). `python -m bench.roofline` prints the page and writes it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.sites import BenchSite, sites
 from fz.errors import FzError
+from fz.shell import Parser, answered, leave
 
 PAGE = Path(__file__).parent / "ROOFLINE.md"
 HALF = 2  # bytes of an fp16 number
@@ -264,3 +266,20 @@ def write(size: int, frames: int, anchors: int) -> str:
     text = page(size, frames, anchors)
     PAGE.write_text(text, encoding="utf-8")
     return text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
+
+
+def answer(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m bench.roofline", description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=512, help="pixels a side")
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--anchors", type=int, default=2, help="frames whose keys a frame reads")
+    given = parser.parse_args(argv)
+    print(write(given.size, given.frames, given.anchors))
+
+
+if __name__ == "__main__":
+    leave(main())

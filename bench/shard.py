@@ -4,8 +4,7 @@ Nothing is run: the numbers follow from which frames read which (eq. 8), how man
 model's layers over time are. `fz.run --shard` prints what it gave; tests hold the two against each other.
 """
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fz.attention import FUSED_FROM_STRIDE, MAP_STRIDE
@@ -13,6 +12,7 @@ from fz.frames import FrameIndex
 from fz.model.layers import Site
 from fz.model.unet import Temporal, UNetConfig
 from fz.ranks import Alone
+from fz.shell import Parser, answered, leave
 
 MOMENTS = 2 * 8  # a mean and a mean square, float64
 TOKENS = 77
@@ -143,11 +143,15 @@ def table(split: Split) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
+
+
+def answer(argv: Sequence[str] | None) -> None:
+    Parser(prog="python -m bench.shard", description=__doc__.splitlines()[0]).parse_args(argv)
     print("512², 32 frames on 4 GPUs, float16: MB a step that all give to others, together\n")
     print(table(Split(32, 4, (64, 64))))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -29,21 +29,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         from fz.completion import complete
 
         complete()
+    if argv and argv[0] in COMMANDS:
+        return import_module(f"fz.{argv[0]}").main(argv[1:])
+    from fz.shell import answered
+
+    return answered(lambda: answer(argv))
+
+
+def answer(argv: list[str]) -> None:
+    """What no command is asked for."""
     if not argv or argv[0] in ("--help", "-h", "help"):
         print(usage())
-        return 0
-    if argv[0] == "--version":
+    elif argv[0] == "--version":
         from fz import __version__
 
         print(f"fz {__version__}")
-        return 0
-    if argv[0] not in COMMANDS:
-        from fz.errors import suggest
-        from fz.shell import say_error
+    else:
+        from fz.errors import FzError, suggest
 
-        say_error(f"unknown command {argv[0]!r}, expected one of {', '.join(COMMANDS)}.{suggest(argv[0], COMMANDS)}")
-        return 2
-    return import_module(f"fz.{argv[0]}").main(argv[1:])
+        known = ", ".join(COMMANDS)
+        raise FzError(f"unknown command {argv[0]!r}, expected one of {known}.{suggest(argv[0], COMMANDS)}")
 
 
 def usage() -> str:

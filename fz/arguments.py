@@ -9,9 +9,10 @@ from fz.errors import FzError, suggest
 from fz.settings.checks import check_one_of
 from fz.settings.config import PRESETS, EditSettings, edit_settings
 
-PATHS = ("vae", "tokenizer", "model_config", "control")
-OF_LOADING = (*PATHS, "ema", "lora", "embedding", "clip_skip", "clip_norm", "frame_index", "least_channels", "offload",
-              "compile", "graph", "threads", "conv", "conv_memory", "weights")  # fmt: skip
+PATHS = ("mask", "vae", "tokenizer", "model_config", "control")
+OF_LOADING = ("vae", "tokenizer", "model_config", "control", "ema", "lora", "embedding", "clip_skip", "clip_norm",
+              "frame_index", "least_channels", "offload", "compile", "graph", "threads", "conv", "conv_memory",
+              "weights")  # fmt: skip
 OF_INVERTING = ("steps", "reuse", "chunk", "store", "store_dtype", "control_scale", "control_window",
                 "control_inverts", "canny")  # fmt: skip
 OF_EDITING = ("negative", "method", "strength", "guidance", "guidance_window", "attention", "reconstruction_prompt",
@@ -48,3 +49,11 @@ def called(callback: Any) -> Any:
     if callback is not None and not callable(callback):
         raise FzError(f"callback: got {callback!r}, expected a function of the step and the latents after it.")
     return callback
+
+
+def listed_words(words: Any) -> list[str]:
+    """A word of the source, or several, as a list."""
+    listed = [words] if isinstance(words, str) else words
+    if not isinstance(listed, (list, tuple)) or not listed or not all(isinstance(word, str) for word in listed):
+        raise FzError(f"mask: got {words!r}, expected a word of the source or a list of them.")
+    return list(listed)

@@ -41,7 +41,7 @@ from fz.model.unet import UNet
 from fz.progress import Journal, Progress, bars
 from fz.prompts.describe import Explained, explained
 from fz.ranks import Alone
-from fz.settings.checks import check_one_of
+from fz.settings.checks import check_one_of, check_whole
 from fz.settings.config import ClipSettings, EditSettings, Settings
 from fz.settings.control import OF_CONTROL
 from fz.shard import Shard
@@ -207,7 +207,15 @@ class Editor:
         return explained(asked, plan, *tokens, chosen.steps)
 
     def predicted(self, frames: int, size: tuple[int, int], steps: int | None = None) -> Prediction:
-        """How much memory will inverting and editing so many frames of (H, W) take? Counted, not measured."""
+        """How much memory will inverting and editing so many frames of (H, W) take? Counted, not measured. Raises
+        FzError for what are no frames, no size and no steps.
+        """
+        for name, value in (("frames", frames), ("steps", 1 if steps is None else steps)):
+            check_whole(name, value, 1, 10**6)
+        if not isinstance(size, (list, tuple)) or len(size) != 2:
+            raise FzError(f"size: got {size!r}, expected height and width in pixels, as (512, 512).")
+        for side in size:
+            check_whole("size", side, self.multiple, 10**6)
         stride, settings = self.checkpoint.vae.config.stride, self.settings
         latent_size, branches = tuple(side // stride for side in size), 2 if settings.guidance > 1 else 1
         unet, vae = self.checkpoint.unet, self.checkpoint.vae

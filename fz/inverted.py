@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fz.agreement import given_since, same_inversion, same_latents
-from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, named
+from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, listed_words, named
 from fz.attention import MAP_STRIDE, Keep
 from fz.baselines import METHODS, EditFunction, editor_of
 from fz.clips.media import to_uint8
@@ -129,8 +129,7 @@ class InvertedClip:
         """
         if not is_factor(threshold) or not 0 <= threshold <= 1:
             raise FzError(f"threshold: got {threshold!r}, expected a number from 0 (all) to 1 (nothing).")
-        listed = [words] if isinstance(words, str) else words
-        positions = [p for word in listed for p in word_positions(self.tokens, word, "mask")]
+        positions = [p for word in listed_words(words) for p in word_positions(self.tokens, word, "mask")]
         map_size = tuple(side // MAP_STRIDE for side in self.latent_size)
         pixels = tuple(self.video.frames.shape[-2:])
         return blend_mask(self.averaged_maps(), align.weights(positions), threshold, map_size, pixels)

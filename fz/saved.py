@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 
 
 def save_run(inversion: "InvertedClip", out: str | Path, edits: Sequence[Edited]) -> Path:
-    """Raises FzError for a folder that holds something else, and for edits whose settings differ in more than the
-    edit itself.
+    """Missing folders are made. Raises FzError for what is no path or no edit, for a folder that holds something else,
+    and for edits whose settings differ in more than the edit itself.
     """
     if not edits:
         raise FzError("save: got no edits, expected what InvertedClip.edit returned.")
+    if not isinstance(out, (str, Path)) or out == "":
+        raise FzError(f"save: got {out!r}, expected a folder's path, as save('red', edited).")
+    if others := [edited for edited in edits if not isinstance(edited, Edited)]:
+        raise FzError(f"save: got {type(others[0]).__name__}, expected what InvertedClip.edit returned.")
     runs = [dataclasses.replace(edited.settings, edits=edits[0].settings.edits) for edited in edits]
     if any(run != runs[0] for run in runs):
         raise FzError("save: got edits of different guidance, method or clip, expected those of one run. Save each.")

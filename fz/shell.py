@@ -26,6 +26,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise FzError(message.removeprefix("argument "))
 
+    def print_help(self, file: Any = None) -> None:
+        # argparse's own passes over a disk that is full
+        (file or sys.stdout).write(self.format_help())
+
 
 def unknown(rest: list[str], parser: argparse.ArgumentParser) -> str:
     for arg in rest:
@@ -49,11 +53,14 @@ def answered(work: Callable[[], object], goes_on: str = "", debug: bool = False)
         try:
             if came:  # while the command was imported, by a library that goes on without what it was importing
                 raise KeyboardInterrupt
-            work()
+            code = 0
+            try:
+                work()
+            except SystemExit as stop:  # argparse's --help and --version
+                code = stop.code if isinstance(stop.code, int) else 0
+            # a full disk is noticed here, also by --help
             sys.stdout.flush()
-            return 0
-        except SystemExit as stop:  # argparse's --help and --version
-            return stop.code if isinstance(stop.code, int) else 0
+            return code
         except (KeyboardInterrupt, Exception) as error:
             # libraries turn an interrupt in their imports into errors of their own
             if came or isinstance(error, KeyboardInterrupt):

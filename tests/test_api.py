@@ -161,6 +161,9 @@ def test_save(result, tmp_path):
         result.save(tmp_path / "red.avi")
     with pytest.raises(fz.FzError, match="save: got int, expected a path"):
         result.save(3)
+    with pytest.raises(fz.FzError, match="save: got an empty path"):
+        result.save("")
+    assert result.save(tmp_path / "not/there/yet.gif").is_file()
 
 
 def test_shown_in_a_line(result, inversion):
@@ -221,6 +224,20 @@ BAD = {
     "method": (lambda e, i: i.edit(TARGET, method="ddmi"), "Did you mean 'ddim'"),
     "seed": (lambda e, i: i.edit(TARGET, seed=-1), "seed: got -1"),
     "mask": (lambda e, i: i.edit(TARGET, mask="nowhere.png"), "mask: "),
+    "an empty target": (lambda e, i: i.edit(""), "target: got ''"),
+    "a target of spaces": (lambda e, i: i.edit(" \u3000\n"), "expected a sentence"),
+    "an empty target to explain": (lambda e, i: e.explain(SOURCE, ""), "target: got ''"),
+    "a number as a mask": (lambda e, i: i.edit(TARGET, mask=3), "mask: got int"),
+    "a background by number": (lambda e, i: i.edit(TARGET, keep_background=3), "keep_background: got 3"),
+    "a number to mask": (lambda e, i: i.mask(3), "mask: got 3"),
+    "nothing to mask": (lambda e, i: i.mask(None), "mask: got None"),
+    "a list of numbers to mask": (lambda e, i: i.mask([3]), "mask: got [3]"),
+    "a number as a folder": (lambda e, i: i.save(3, i), "save: got 3"),
+    "no name of a folder": (lambda e, i: i.save("", i), "save: got ''"),
+    "a text to save": (lambda e, i: i.save("red", "x"), "save: got str"),
+    "fewer than no frames": (lambda e, i: e.predicted(-1, (64, 64)), "frames: got -1"),
+    "one side": (lambda e, i: e.predicted(2, 64), "size: got 64"),
+    "no side": (lambda e, i: e.predicted(2, (64, 0)), "size: got 0"),
 }  # fmt: skip
 
 

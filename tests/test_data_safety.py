@@ -690,6 +690,20 @@ def test_any_odd_value_in_a_record_is_answered_in_one_line(path, here, capsys):
             assert said.count("\n") == 1 and "bug" not in said, (value, said)
 
 
+def test_a_record_without_its_clip_is_none(here, capsys):
+    """Nor is one without edits: evaluate and report answer both in one line."""
+    from fz import evaluate, report
+
+    for missing in ("clip", "source", "edits"):
+        settings = {name: value for name, value in SOUND["settings"].items() if name != missing}
+        write(here / "o/run.json", json.dumps({**SOUND, "settings": settings}).encode())
+        for command in (evaluate, report):
+            assert command.main(["o", "--clip-model", "none"]) == 2
+            assert "has no run.json of a run" in capsys.readouterr().err
+    write(here / "o/run.json", json.dumps({**SOUND, "settings": {**SOUND["settings"], "edits": []}}).encode())
+    assert read_run(here / "o") is None
+
+
 def test_damaged_cells_of_a_table_are_done_again(here):
     from bench.table1 import read_cell
     from fz.metrics.measure import TITLES

@@ -16,7 +16,7 @@ from fz.frames import FrameIndex
 from fz.mini import attend, shards, state, train
 from fz.mini.attend import TrainingAttention
 from fz.mini.data import HELD_OUT
-from fz.mini.export import draw_losses, export
+from fz.mini.export import draw_log, export
 from fz.mini.shape import UNET, VAE_JSON
 from fz.mini.stage import Stage
 from fz.mini.train import Batch, Start, batch_of, choose, losses, new_text_model, placing_loss
@@ -273,7 +273,7 @@ def test_training_goes_on_to_the_bit_and_is_exported(tmp_path, tokenizer, few, m
     lines = (folders[1] / "log.csv").read_text().splitlines()
     assert lines[0] == "step,seconds,pictures,size,loss,placing" and len(lines) == 5
     assert int(lines[-1].split(",")[2]) == whole.pictures
-    draw_losses(folders[1] / "log.csv", tmp_path / "loss.png")
+    draw_log(folders[1] / "log.csv", tmp_path / "loss.png")
     assert (tmp_path / "loss.png").stat().st_size > 500
 
 

@@ -16,12 +16,18 @@ from fz.shell import Plain, answered, encodable, printable
 COMMANDS = (
     *("fz.run", "fz.prompt", "fz.tune", "fz.evaluate", "fz.report", "fz.sweep"),
     *(f"fz.mini.{name}" for name in ("train", "train_clip", "measure", "evaluate", "export", "sample")),
-    *(f"bench.{name}" for name in ("attention", "edit", "gallery", "table1")),
+    *(
+        f"bench.{name}"
+        for name in ("attention", "edit", "gallery", "table1", "pareto", "shard", "roofline", "lora_style")
+    ),
+    *(f"bench.{name}" for name in ("gpu", "gpu_attention", "aot")),  # of Triton's kernels
 )
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_answers_a_wrong_flag_in_one_line(name, capsys):
+    if name in ("bench.gpu", "bench.gpu_attention", "bench.aot"):
+        pytest.importorskip("triton")
     assert importlib.import_module(name).main(["--nonsense", "1"]) == 2
     said = capsys.readouterr()
     assert said.err.count("\n") == 1 and said.err.startswith("fz: ") and said.out == ""
@@ -89,6 +95,18 @@ def test_output_to_a_full_disk_is_one_line():
         ["bash", "-c", '"$0" -c "$1" > /dev/full', sys.executable, code], capture_output=True, timeout=60
     )
     assert done.returncode == 2 and done.stderr.startswith(b"fz: ") and done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("command", [["fz", "--help"], ["fz", "--version"], ["fz.report", "--help"]])
+def test_help_that_finds_no_room_or_no_reader(command, root):
+    """One line and 2 where the disk is full; silence and 0 where nobody reads."""
+    for end, code, lines in (("> /dev/full", 2, 1), (">&-", 0, 0), ("| head -0", 0, 0)):
+        script = f'"$0" -m "$@" {end}; exit ${{PIPESTATUS[0]}}'
+        done = subprocess.run(
+            ["bash", "-c", script, sys.executable, *command], cwd=root, capture_output=True, timeout=60
+        )
+        assert done.returncode == code and done.stderr.count(b"\n") == lines, (end, done)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from PIL import Image
 
 from fz import records
 from fz.errors import FzError
@@ -43,6 +44,24 @@ def test_a_flow_whose_header_is_damaged(tmp_path, head):
     (tmp_path / "flow.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little") + content)
     with pytest.raises(FzError, match="flow: .* cannot be read"):
         read_truth(None, None, str(tmp_path / "flow.npy"))
+
+
+@pytest.mark.parametrize("flag", ["checkpoint", "vae", "tokenizer", "lora", "embedding", "control", "video", "mask"])
+def test_a_link_that_leads_nowhere_is_called_one(flag, tmp_path, monkeypatch, capsys):
+    from fz import run
+
+    monkeypatch.chdir(tmp_path)
+    # a name that the Hub could have
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/model").symlink_to("gone.ckpt")
+    (tmp_path / "clip").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "clip/0.png")
+    flags = {"--source": "a red car", "--target": "a blue car", "--cache": "none", "--video": "clip", "--frames": "1"}
+    flags = [text for pair in {**flags, f"--{flag}": "mine/model"}.items() for text in pair]
+    assert run.main(flags) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"fz: {flag}: mine/model is a link to gone.ckpt, which does not exist. Expected a ")
+    assert said.count("\n") == 1
 
 
 def test_text_is_what_utf_8_has():

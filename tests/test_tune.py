@@ -19,6 +19,7 @@ from fz.errors import FzError
 from fz.model.layers import TextContext
 from fz.model.unet import Temporal, UNet, UNetConfig
 from fz.tuning import trainer as tuning
+from fz.tuning.run import restore
 from fz.tuning.settings import parse
 from fz.weights.load import load_checkpoint
 
@@ -134,6 +135,50 @@ def test_a_tuning_that_goes_on_has_the_same_bits(name, tmp_path):
 def test_another_recipes_state_is_refused():
     with pytest.raises(FzError, match="trains other layers"):
         tuner(recipe="fatezero").restore(tuner(recipe="tune-a-video").state())
+
+
+DAMAGE = {
+    "steps none": (("steps",), None), "steps text": (("steps",), "x"), "steps nan": (("steps",), float("nan")),
+    "more steps than losses": (("steps",), 7), "fewer than none": (("steps",), -1),
+    "a tensor": (("steps",), torch.zeros(3)),
+    "losses none": (("losses",), None), "losses text": (("losses",), ["x"]),
+    "loss infinite": (("losses",), [float("inf")]),
+    "weights a list": (("weights",), []), "weights numbers": (("weights",), {"a": 1}), "scaler": (("scaler",), 3),
+    "optimiser none": (("optimiser",), None), "moments none": (("optimiser", "state"), None),
+    "moments text": (("optimiser", "state", 0), "x"), "a moment": (("optimiser", "state", 0, "exp_avg"), "x"),
+    "its shape": (("optimiser", "state", 0, "exp_avg"), torch.zeros(3, 1, 4)), "all": ((), [1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_odd_values_in_a_state_are_damage_and_change_nothing(name, tmp_path):
+    path, value = DAMAGE[name]
+    begun = tuner()
+    begun.step([lesson()])
+    state = copy.deepcopy(begun.state())
+    holder = {"": state}
+    node, path = holder, ("", *path)
+    for part in path[:-1]:
+        node = node[part]
+    node[path[-1]] = value
+    state = holder[""]
+    torch.save(state, tmp_path / "state.pt")
+    other = tuner()
+    before = {key: w.clone() for key, w in other.weights.items()}
+    with pytest.raises(FzError, match="state.pt is damaged"):
+        restore(other, tmp_path / "state.pt", torch.device("cpu"))
+    assert other.steps == 0 and all(torch.equal(w, before[key]) for key, w in other.weights.items())
+
+
+def test_a_rate_is_the_tunings_own_whatever_its_state_says():
+    begun = tuner()
+    begun.step([lesson()])
+    state = begun.state()
+    for group in state["optimiser"]["param_groups"]:
+        group["lr"] = None
+    going_on = tuner()
+    going_on.restore(state)
+    assert going_on.optimiser.param_groups[0]["lr"] == 1e-3 and going_on.steps == 1
 
 
 def test_it_learns_the_clip():
@@ -311,6 +356,7 @@ def test_a_step_of_stable_diffusions_shapes_fits_20_gb():
     code = """
 import torch
 from fz.tuning import trainer as tuning
+from fz.tuning.run import restore
 from fz.ddim import Schedule
 from fz.memory.machine import peak_memory
 from fz.model.unet import UNet, UNetConfig

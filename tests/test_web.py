@@ -423,3 +423,56 @@ def test_what_visitors_write_is_text():
     about = {"form": {}, "target": wicked, "frames": 1, "fps": 8, "texts": {"command": wicked, "python": wicked}}
     for piece in (show.result("0" * 16, "1" * 16, about), show.history("0" * 16, [("1" * 16, about)], "")):
         assert "<script" not in piece and "\"'onload" not in piece
+
+
+# ---- the studio ------------------------------------------------------------------------------------------------
+
+
+def visited(folder, **form):
+    """(studio, visitor, clip, form) of the bundled clip on the miniature: an edit that takes a second."""
+    from fz.web.examples import Examples
+    from fz.web.studio import MINIATURE, Models, Studio
+
+    clip, visitor = Examples(folder).clips[0], folder.visitor(SECRET)
+    visitor.keep(clip)
+    usual = {**forms.USUAL, "model": MINIATURE, "source": clip.source, "target": clip.target}
+    form = forms.checked({**usual, "frames": 2, "size": 64, "steps": 6, **form})
+    return Studio(Models([None], {"device": "cpu"}), folder), visitor, clip, form
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_fast_in_the_form_is_fast_of_the_command(folder, fast):
+    """In the settings of what is run, and in the command line that the page shows."""
+    import shlex
+
+    from fz.settings.parse import parse
+
+    studio, visitor, clip, form = visited(folder, fast=fast)
+    place = visitor.result(clip.id, studio.do(Job(visitor.name, clip.id, "run", form)))
+    about, run = (json.loads((place / name).read_text()) for name in ("about.json", "run/run.json"))
+    line = ["--video", clip.path, "--source", clip.source, "--target", clip.target, "--steps", "3" if fast else "6"]
+    expected = parse([*line, *(["--fast"] if fast else [])]).settings
+    shown = parse(shlex.split(about["texts"]["command"])[3:]).settings
+    for name in ("steps", "weights", "reuse", "guidance_window"):
+        value = run["settings"][name]
+        assert (tuple(value) if isinstance(value, list) else value) == getattr(expected, name), name
+        assert getattr(shown, name) == getattr(expected, name), name
+
+
+def test_a_server_that_starts_again_knows_its_inversions(folder):
+    import shutil
+
+    import torch
+
+    studio, visitor, clip, form = visited(folder)
+    studio.do(Job(visitor.name, clip.id, "run", form))
+    before = studio.at_hand(clip, form).attention("car")
+    again, *_ = visited(folder)
+    assert again.at_hand(clip, form) is None
+    again.restore()
+    assert torch.equal(again.inversion(clip, form).attention("car"), before)
+    # one that is gone is not computed when the server starts: it is given up after a step
+    shutil.rmtree(folder.cache)
+    third, *_ = visited(folder)
+    third.restore()
+    assert third.at_hand(clip, form) is None and len(list(folder.cache.rglob("*.safetensors"))) <= 2

@@ -74,10 +74,17 @@ class Server:
 
 
 class Visit:
-    """A visitor with his browser. hosts: to which requests went; errors: what the console said."""
+    """A visitor with his browser. hosts: to which requests went; errors: what the console said; away: the test stops
+    the server.
+    """
 
     def __init__(self, browser, url):
-        self.browser, self.url, self.hosts, self.errors = browser, url, set(), []
+        self.browser, self.url, self.hosts, self.errors, self.away = browser, url, set(), [], False
+
+    def unexpected(self):
+        """What the console said beside answers that a test asked for, and a server that a test stopped."""
+        errors = [error for error in self.errors if "status of 4" not in error or "assets" in error]
+        return [error for error in errors if not (self.away and "net::ERR_" in error)]
 
     def listen(self):
         for entry in self.browser.get_log("performance"):
@@ -87,6 +94,14 @@ class Visit:
                 if not address.startswith(("data:", "blob:", "about:", "chrome:", "devtools:")):
                     self.hosts.add(address.split("/")[2])
         self.errors += [e["message"] for e in self.browser.get_log("browser") if e["level"] == "SEVERE"]
+
+    def one_tab(self):
+        """Close what a test that failed left open."""
+        first, *others = self.browser.window_handles
+        for other in others:
+            self.browser.switch_to.window(other)
+            self.browser.close()
+        self.browser.switch_to.window(first)
 
     def script(self, text, *arguments):
         return self.browser.execute_script(text, *arguments)
@@ -113,7 +128,7 @@ class Visit:
         return self
 
     def click(self, selector):
-        self.wait(f"document.querySelector({selector!r})", 20)
+        self.wait(f"document.querySelector({selector!r})", 120)
         self.script("document.querySelector(arguments[0]).click()", selector)
 
     def number(self, name, value):
@@ -128,6 +143,10 @@ class Visit:
     def value(self, name):
         return float(self.browser.find_element(By.CSS_SELECTOR, f"#fz-{name} input[type=number]").get_property("value"))
 
+    def press(self, key):
+        """Where the focus is."""
+        ActionChains(self.browser).send_keys(key).perform()
+
     def write(self, name, text):
         box = self.browser.find_element(By.CSS_SELECTOR, f"#fz-{name} textarea, #fz-{name} input")
         box.send_keys(Keys.CONTROL, "a")
@@ -139,9 +158,9 @@ class Visit:
     def small(self, frames=2, steps=2):
         """An edit that takes seconds."""
         self.number("frames", frames)
-        self.wait(f"document.querySelectorAll('#fz-shown-frames img').length == {frames}", 60)
+        self.wait(f"document.querySelectorAll('#fz-shown-frames img').length == {frames}", 120)
         self.click("#fz-more button")
-        self.wait("document.querySelector('#fz-steps input[type=number]')", 20)
+        self.wait("document.querySelector('#fz-steps input[type=number]')", 120)
         self.number("steps", steps)
         return self
 
@@ -199,10 +218,12 @@ def _nothing_leaves(visit):
     visit.listen()
     visit.hosts.clear()
     visit.errors.clear()
+    visit.away = False
     yield
     visit.listen()
+    visit.one_tab()
     assert visit.hosts <= {visit.url.split("/")[2]}
-    assert [error for error in visit.errors if "status of 4" not in error or "assets" in error] == []
+    assert visit.unexpected() == []
 
 
 def test_words_while_typing_and_what_is_refused(visit, tmp_path):
@@ -210,29 +231,29 @@ def test_words_while_typing_and_what_is_refused(visit, tmp_path):
     assert "stays as it is" in visit.text(".fz-words") and visit.text(".fz-word.gone") == "red"
     assert visit.text(".fz-word.replaced") == "blue"
     visit.write("target", "a green lorry")
-    visit.wait("document.querySelector('.fz-word.strange')?.textContent == 'lorry'", 60)
+    visit.wait("document.querySelector('.fz-word.strange')?.textContent == 'lorry'", 120)
     assert "does not know 'lorry'" in visit.text("#fz-shown-words")
     # what a visitor writes is text
     visit.write("target", "a <img src=x onerror=alert(1)> car")
-    visit.wait("document.querySelector('.fz-words').textContent.includes('onerror')", 60)
+    visit.wait("document.querySelector('.fz-words').textContent.includes('onerror')", 120)
     assert visit.script("return document.querySelectorAll('.fz-words img').length") == 0
     visit.write("target", "very " * 80 + "red car")
-    visit.wait("document.querySelector('#fz-shown-words .fz-error')?.textContent.includes('at most 77')", 60)
+    visit.wait("document.querySelector('#fz-shown-words .fz-error')?.textContent.includes('at most 77')", 120)
     visit.write("target", "a blue car moving on the sand")
-    visit.wait("document.querySelector('.fz-word.replaced')", 60)
+    visit.wait("document.querySelector('.fz-word.replaced')", 120)
     broken = tmp_path / "<b>broken<b>.mp4"
     broken.write_bytes(b"this is no video" * 100)
     visit.bring(broken)
     line = visit.wait(
         "document.querySelector('#fz-shown-clip-said .fz-error')?.textContent",
-        60,
+        120,
     )
     assert "mp4" in line and "/" not in line and "Traceback" not in line
     large = tmp_path / "large.mp4"
     with open(large, "wb") as out:
         out.truncate(6_000_000)
     visit.bring(large)
-    assert "larger than 5 MB" in visit.wait("document.querySelector('fz-drop .fz-error')?.textContent", 60)
+    assert "larger than 5 MB" in visit.wait("document.querySelector('fz-drop .fz-error')?.textContent", 120)
 
 
 @pytest.mark.slow
@@ -260,7 +281,7 @@ def test_from_the_example_to_the_download(visit, root, tmp_path):
     # a second edit begins at once
     assert "known already" not in visit.text(".fz-result")
     visit.write("target", "a green car moving on the sand")
-    visit.wait("document.querySelector('.fz-word.replaced')?.textContent == 'green'", 60)
+    visit.wait("document.querySelector('.fz-word.replaced')?.textContent == 'green'", 120)
     second = visit.run()
     assert second != first and "known already" in visit.text(".fz-result")
     assert visit.script("return document.querySelectorAll('#fz-shown-history .fz-card').length") == 2
@@ -269,18 +290,18 @@ def test_from_the_example_to_the_download(visit, root, tmp_path):
     visit.click("button.fz-word[data-value='car']")
     assert visit.wait("document.querySelectorAll('#fz-shown-where img').length") == 2
     visit.click("#fz-area input")
-    visit.wait("document.querySelector('.fz-area')", 60)
+    visit.wait("document.querySelector('.fz-area')", 120)
     shares = []
     for limit in (0.1, 0.5, 0.9):
         visit.number("area-limit", limit)
-        visit.wait(f"document.querySelector('.fz-area')?.dataset.limit == '{limit}'", 60)
+        visit.wait(f"document.querySelector('.fz-area')?.dataset.limit == '{limit}'", 120)
         shares.append(int(visit.text(".fz-area .fz-note").split(" %")[0]))
     assert shares[0] > shares[1] > shares[2] >= 0
 
     # a result of before, with its settings
     visit.click(f"[data-value='{first}']")
-    visit.wait(f"document.querySelector('.fz-result').dataset.result == {first!r}", 60)
-    visit.wait("document.querySelector('#fz-target textarea, #fz-target input').value.includes('blue')", 60)
+    visit.wait(f"document.querySelector('.fz-result').dataset.result == {first!r}", 120)
+    visit.wait("document.querySelector('#fz-target textarea, #fz-target input').value.includes('blue')", 120)
 
     # nobody else gets at it
     with pytest.raises(urllib.error.HTTPError):
@@ -303,17 +324,17 @@ def test_an_upload_with_a_brush_and_a_sheet(visit, root, tmp_path):
     write_mp4(tmp_path / "my car.mp4", np.pad(frames, ((0, 0), (0, 0), (16, 16), (0, 0)), "edge"), 8)
     visit.open()
     visit.bring(tmp_path / "my car.mp4")
-    visit.wait("document.querySelector('[data-clip]')?.textContent.includes('my-car.mp4, 8 frames')", 60)
+    visit.wait("document.querySelector('[data-clip]')?.textContent.includes('my-car.mp4, 8 frames')", 120)
     visit.write("source", "a red car moving on the sand")
     visit.write("target", "a blue car moving on the sand")
     visit.small()
     assert "centre 128×128" in visit.text("#fz-shown-frames")
 
-    canvas = visit.wait("document.querySelector('fz-brush canvas')", 30)
+    canvas = visit.wait("document.querySelector('fz-brush canvas')", 120)
     visit.script("arguments[0].scrollIntoView({block: 'center'})", canvas)
     time.sleep(0.5)
     ActionChains(visit.browser).move_to_element(canvas).click_and_hold().move_by_offset(40, 0).release().perform()
-    visit.wait("document.querySelector('#fz-mask textarea, #fz-mask input').value.length == 16", 60)
+    visit.wait("document.querySelector('#fz-mask textarea, #fz-mask input').value.length == 16", 120)
     visit.click("#fz-keep-background input")
     visit.run()
     mask = tmp_path / "mask.png"
@@ -339,50 +360,63 @@ def test_an_upload_with_a_brush_and_a_sheet(visit, root, tmp_path):
     visit.wait("document.querySelectorAll('#fz-shown-sheet button.fz-card').length == 5")
     assert visit.value("keep-shape") == 80
     visit.script("document.querySelectorAll('#fz-shown-sheet button.fz-card')[1].click()")
-    visit.wait("document.querySelector('#fz-keep-shape input[type=number]').value == '40'", 60)
+    visit.wait("document.querySelector('#fz-keep-shape input[type=number]').value == '40'", 120)
 
 
 @pytest.mark.slow
 def test_cancel_reload_two_tabs_and_many_clicks(visit):
-    visit.open().small(frames=2, steps=60)
+    # an edit of minutes: it must not be done before the page has loaded twice, however busy the machine is
+    visit.open().small(frames=8, steps=100)
+    asked = "performance.getEntriesByType('resource').filter(e => e.name.includes('/run/predict')).length"
+    visit.script("performance.setResourceTimingBufferSize(10000)")
+    before = visit.script(f"return {asked}")
     for _ in range(50):
         visit.script("document.querySelector('#fz-run').click()")
-    visit.wait("document.querySelector('.fz-job')", 60)
-    time.sleep(2)
+    # one that comes to the server after the cancel would begin another edit
+    visit.wait(f"{asked} >= {before + 50}")
+    visit.wait("document.querySelector('.fz-job')?.textContent.includes('left')")
     assert visit.script("return document.querySelectorAll('.fz-job').length") == 1
     # a page that loads again finds it
     visit.open(fresh=False)
-    visit.wait("document.querySelector('.fz-job')", 60)
-    visit.wait("document.querySelector('.fz-job').textContent.includes('left')")
+    visit.wait("document.querySelector('.fz-job')?.textContent.includes('left')")
     # and so does another
     first = visit.browser.current_window_handle
     visit.browser.switch_to.new_window("tab")
     visit.open(fresh=False)
-    visit.wait("document.querySelector('.fz-job')", 60)
+    visit.wait("document.querySelector('.fz-job')")
     visit.click(".fz-cancel")
     visit.wait("!document.querySelector('.fz-job')")
-    visit.wait("[...document.querySelectorAll('.fz-note')].some(n => n.textContent == 'Cancelled.')", 60)
+    visit.wait("[...document.querySelectorAll('.fz-note')].some(n => n.textContent == 'Cancelled.')")
+    visit.listen()
     visit.browser.close()
     visit.browser.switch_to.window(first)
-    visit.wait("!document.querySelector('.fz-job')", 60)
+    visit.wait("!document.querySelector('.fz-job')")
     assert not visit.script("return document.querySelector('.fz-result')")
 
 
 @pytest.mark.slow
 def test_a_killed_server_goes_on(visit, server):
-    visit.open().small(frames=2, steps=12)
+    visit.open().small(frames=2, steps=20)
     visit.click("#fz-run")
     visit.wait("document.querySelector('.fz-job progress')?.value > 0")
+    visit.away = True
     server.stop(signal.SIGKILL)
+    assert not visit.script("return document.querySelector('.fz-result')")
     server.start()
     # the page that was open all the time gets its result
     visit.wait("document.querySelector('.fz-result')")
+    # and once more: nothing waits, and what was computed is at hand without a preview
+    server.stop(signal.SIGKILL)
+    server.start()
     visit.open(fresh=False)
-    visit.wait("document.querySelector('.fz-result')", 60)
+    visit.wait("document.querySelector('.fz-result')")
     assert visit.script("return document.querySelectorAll('#fz-shown-history .fz-card').length") == 1
-    visit.listen()
-    # while the server was away the browser said so
-    visit.errors = [error for error in visit.errors if "ERR_" not in error]
+    end, word = time.monotonic() + PATIENCE, "button.fz-word[data-value='car']"
+    while not visit.script("return document.querySelector(arguments[0])", word) and time.monotonic() < end:
+        # a page that was faster than the server's reading
+        visit.open(fresh=False)
+    visit.click(word)
+    assert visit.wait("document.querySelectorAll('#fz-shown-where img').length") == 2
 
 
 @pytest.mark.slow
@@ -410,17 +444,19 @@ def test_nothing_is_wider_than_the_page(visit, width, dark):
 def test_by_keyboard_alone(visit):
     visit.open().small()
     visit.script("document.querySelector('#fz-target textarea, #fz-target input').focus()")
-    names = set()
-    for _ in range(60):
-        visit.browser.switch_to.active_element.send_keys(Keys.TAB)
-        names.add(
-            visit.script("return document.activeElement.closest('[id^=fz-]')?.id ?? document.activeElement.tagName")
-        )
-    assert {"fz-kind", "fz-keep-shape", "fz-area", "fz-preview", "fz-run"} <= names
-    visit.script("document.querySelector('#fz-run').focus()")
-    visit.browser.switch_to.active_element.send_keys(Keys.ENTER)
-    visit.wait("document.querySelector('.fz-result')")
-    player = visit.browser.find_element(By.CSS_SELECTOR, ".fz-result fz-player canvas")
-    visit.script("arguments[0].focus()", player)
-    player.send_keys(Keys.ARROW_RIGHT)
-    assert visit.text(".fz-result fz-player output") in ("1 of 2", "2 of 2")
+    names = []
+    while "fz-run" not in names and len(names) < 80:
+        visit.press(Keys.TAB)
+        names.append(visit.script("return document.activeElement.closest('[id^=fz-]')?.id ?? ''"))
+    # in the order in which they are seen
+    wanted = ["fz-kind", "fz-keep-shape", "fz-area", "fz-preview", "fz-run"]
+    assert [name for name in dict.fromkeys(names) if name in wanted] == wanted
+    visit.press(Keys.ENTER)
+    visit.wait("document.querySelector('.fz-result fz-player output')?.textContent")
+    visit.script("document.querySelector('.fz-result fz-player canvas').focus()")
+    # an arrow stops the player, and the next one shows the other of two frames
+    visit.press(Keys.ARROW_RIGHT)
+    assert visit.text(".fz-result fz-player .fz-button") == "Play"
+    shown = visit.text(".fz-result fz-player output")
+    visit.press(Keys.ARROW_RIGHT)
+    assert {shown, visit.text(".fz-result fz-player output")} == {"1 of 2", "2 of 2"}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fz.errors import FzError
-from fz.settings.place import expanded
+from fz.settings.place import absent, expanded
 from fz.weights.layouts import some, weight_files
 
 # what no model of the Hub is called, but files are
@@ -109,10 +109,14 @@ def located(given: str | Path, what: str, parts: tuple[Part, ...]) -> Path:
     if path.exists():
         return followed(path)
     name = parsed(str(given))
-    if name is None:
+    if name is None or path.is_symlink():
         begins = Path(str(given).partition("/")[0])
-        read = f" (read as a path, since {begins} is a folder here)" if shaped(str(given)) else ""
-        raise FzError(f"{what}: {path} does not exist{read}. Expected {EXPECTED.get(what, A_MODEL)}.")
+        read = (
+            f" (read as a path, since {begins} is a folder here)"
+            if shaped(str(given)) and not path.is_symlink()
+            else ""
+        )
+        raise FzError(f"{what}: {path} {absent(path)}{read}. Expected {EXPECTED.get(what, A_MODEL)}.")
     return snapshot(name, what, parts)
 
 
@@ -416,8 +420,9 @@ def models_of(settings: Mapping[str, Any]) -> None:
     """
     for what in ("lora", "embedding"):
         for path, _ in settings.get(what) or ():
-            if not expanded(path, what).exists():
-                raise FzError(f"{what}: {path} does not exist. Expected a .safetensors, .pt or .bin file.")
+            place = expanded(path, what)
+            if not place.exists():
+                raise FzError(f"{what}: {path} {absent(place)}. Expected a .safetensors, .pt or .bin file.")
     vae, tokenizer = settings.get("vae"), settings.get("tokenizer")
     if checkpoint := settings.get("checkpoint"):
         located(checkpoint, "checkpoint", of_checkpoint(settings.get("ema") or "auto", not vae, not tokenizer))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fz.errors import FzError
+from fz.settings.place import absent
 from fz.weights import architecture as arch
 from fz.weights import layouts
 from fz.weights.architecture import MODEL_CONFIG, SD1
@@ -240,7 +241,7 @@ def separate_vae(path: Path, known: Path | None, ema: str) -> Part:
     """
     if not path.exists():
         raise FzError(
-            f"vae: {path} does not exist. Expected a diffusers VAE folder, or a .pt, .ckpt or .safetensors file."
+            f"vae: {path} {absent(path)}. Expected a diffusers VAE folder, or a .pt, .ckpt or .safetensors file."
         )
     if path.is_dir():
         folder = path / "vae" if (path / "vae").is_dir() else path

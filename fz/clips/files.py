@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 from fz.errors import FzError, suggest
+from fz.settings.place import absent
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 MOVIES = (".mp4", ".webm", ".gif", ".apng", ".mov", ".mkv", ".avi", ".m4v", ".mpg", ".ts", ".flv", ".ogv", ".wmv")
@@ -67,7 +68,7 @@ def missing(path: str, place: Path) -> str:
     if "://" in path:
         return f"video: {path} is an address, expected {KINDS} on this machine; download it first"
     if place.is_symlink():
-        return f"video: {path} is a link to {os.readlink(place)}, which does not exist. Expected {KINDS}"
+        return f"video: {path} {absent(place)}. Expected {KINDS}"
     if not place.parent.is_dir():
         return f"video: {path} does not exist, nor does the folder {place.parent}. Expected {KINDS}"
     try:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def gb(amount: float) -> str:
-    return f"{amount / 1e9:.2f} GB"
+    return f"{amount / 1e9:.2f} GB" if amount >= 5e6 else f"{amount / 1e6:.1f} MB"
 
 
 def free_memory(device: "torch.device | None" = None) -> int:

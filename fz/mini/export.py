@@ -24,6 +24,7 @@ from fz.mini.state import read_averages
 from fz.mini.words import write_tokenizer
 from fz.mini.world import Story, Thing, draw
 from fz.shell import Parser, answered, leave
+from fz.weights.layouts import under
 
 # of the default run: the sentence of it is in fz.mini.example
 EXAMPLE = Story((Thing("car", "red", (0.32, 0.6), (0.6, 0.62), 0.4, 0.01, 0.08),), "sand", seed=11, drift=0.02)
@@ -64,7 +65,7 @@ def export(state: Path, out: Path) -> str:
     write_json(out / "model_index.json", INDEX)
     write_pngs(out / "example", draw(EXAMPLE).frames)
     shutil.copyfile(state / "log.csv", out / "log.csv")
-    draw_losses(out / "log.csv", out / "loss.png")
+    draw_log(out / "log.csv", out / "loss.png")
     with open(state / "log.csv", newline="") as file:
         seen = [row["pictures"] for row in csv.DictReader(file)]
     return f"{seen[-1] if seen else 'no'} pictures"
@@ -83,7 +84,7 @@ def export_clip(state: Path, out: Path) -> None:
         shutil.copyfile(state / "log-clip.csv", out / "clip" / "log.csv")
 
 
-def draw_losses(log: Path, picture: Path, size: tuple[int, int] = (900, 240)) -> None:
+def draw_log(log: Path, picture: Path, size: tuple[int, int] = (900, 240)) -> None:
     """The loss by step at each size of picture, on a log scale of its own, side by side."""
     with open(log, newline="") as file:
         rows = list(csv.DictReader(file))
@@ -107,10 +108,6 @@ def draw_losses(log: Path, picture: Path, size: tuple[int, int] = (900, 240)) ->
         canvas.line(place, fill=(30, 80, 180), width=2)
     with atomic(picture) as part:
         image.save(part, format="PNG")
-
-
-def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
 
 
 def write_part(folder: Path, config: dict, tensors: dict[str, Tensor], name: str) -> None:

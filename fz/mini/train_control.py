@@ -25,7 +25,7 @@ from fz.frames import FrameIndex
 from fz.memory.machine import pick_device
 from fz.mini.attend import TrainingAttention
 from fz.mini.data import to_unit
-from fz.mini.export import under, write_part
+from fz.mini.export import write_part
 from fz.mini.shape import CONTROL, SCHEDULER
 from fz.mini.shards import SIDE, Shard, Shards, draw_pair, drawing, seeds_of
 from fz.mini.state import Training, read_averages
@@ -47,6 +47,7 @@ from fz.model.fast_cpu import keep_freed_memory
 from fz.model.layers import TextContext
 from fz.model.unet import UNet, UNetConfig
 from fz.shell import Parser, answered, leave
+from fz.weights.layouts import under
 from fz.weights.load import Checkpoint, load_checkpoint
 
 EMPTY = 0.3  # share of prompts left empty

@@ -58,7 +58,7 @@ SCHEMA = {
     "status": {"running", "finishing", "done"},
     "settings": {
         "source?": str,
-        "edits?": [EDIT],
+        "edits?": lambda edits: bool(edits) and fits(edits, [EDIT]),
         "clip?": CLIP,
         "method?": str,
         "checkpoint?": (str, None),
@@ -265,7 +265,7 @@ def finished(folder: Path) -> dict[str, Any]:
     """The run.json of a results folder. Raises FzError if it is none, or unfinished."""
     run = read_run(folder)
     settings = (run or {}).get("settings")
-    if not isinstance(settings, Mapping) or not isinstance(settings.get("edits"), list):
+    if not isinstance(settings, Mapping) or not {"source", "edits", "clip"} <= settings.keys():
         raise FzError(f"results: {folder} has no {RUN} of a run. Expected a folder that `python -m fz.run` wrote.")
     if run.get("status") not in ("finishing", "done"):
         raise FzError(

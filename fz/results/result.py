@@ -43,12 +43,15 @@ class Edited:
         return to_uint8(self.frames)
 
     def save(self, path: str | Path) -> Path:
-        """Write the frames: .mp4, .gif, or, without an ending, a folder of PNGs. Returns the path.
+        """Write the frames: .mp4, .gif, or, without an ending, a folder of PNGs. Missing folders are made.
+        Returns the path.
 
         Raises FzError for another ending and where it cannot be written.
         """
         if not isinstance(path, (str, Path)):
             raise FzError(f"save: got {type(path).__name__}, expected a path, as 'red.mp4'.")
+        if path == "":
+            raise FzError("save: got an empty path, expected a file or folder, as 'red.mp4'.")
         path = Path(path).expanduser()
         if path.suffix and path.suffix.lower() not in WRITERS:
             raise FzError(

@@ -100,6 +100,11 @@ class EditSettings:
 
     def __post_init__(self):
         check_sentence("target", self.target)
+        if not self.target.strip():
+            raise FzError(
+                f"target: got {self.target[:20]!r}, expected a sentence that describes the clip after the edit, as 'a "
+                "red jeep on a road'."
+            )
         check_one_of("align", self.align, ALIGNS)
         object.__setattr__(self, "cross_replace", window(self.cross_replace, "cross_replace"))
         object.__setattr__(self, "self_replace", window(self.self_replace, "self_replace"))
@@ -116,6 +121,10 @@ class EditSettings:
                 f"enhance_factor: got {self.enhance_factor!r}, expected a number of at most {LARGEST_FACTOR}, as 2; 1 "
                 "amplifies nothing."
             )
+        if self.mask is not None and (not isinstance(self.mask, str) or not self.mask):
+            raise FzError(f"mask: got {self.mask!r}, expected the path of a clip or picture, as 'mask.png'.")
+        if not isinstance(self.keep_background, bool):
+            raise FzError(f"keep_background: got {self.keep_background!r}, expected True or False.")
         if self.blend_words is not None:
             object.__setattr__(self, "blend_words", word_groups(self.blend_words))
         for name in ("threshold", "blend_latents"):

@@ -18,7 +18,7 @@ from fz.settings.benchmarks import Row, beside
 from fz.settings.config import Settings
 from fz.settings.flags import FLAGS, Flag
 from fz.settings.parse import parse
-from fz.settings.place import expanded, slug
+from fz.settings.place import absent, expanded, slug
 
 MOST_JOBS = 10_000
 MOST_BYTES = 10_000_000
@@ -61,7 +61,7 @@ def read_jobs(path: str, extra: Sequence[str] = (), edit_masks: bool = False) ->
     """
     place = expanded(path, "jobs")
     if not place.exists():
-        raise FzError(f"jobs: {path} does not exist. Expected a YAML or CSV of jobs, or a folder of configs or data.")
+        raise FzError(f"jobs: {path} {absent(place)}. Expected a YAML or CSV of jobs, or a folder of configs or data.")
     rows = rows_of(place)
     if not rows:
         raise FzError(f"jobs: {path} has no jobs, expected at least one clip, source and target.")

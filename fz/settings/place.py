@@ -1,5 +1,6 @@
 """Where do results go unless a run says so, and which names may files have?"""
 
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -25,6 +26,11 @@ def slug(text: str, longest: int) -> str:
     if words[len(cut)] != "-":
         cut = cut.rpartition("-")[0] or cut
     return cut.strip("-_")
+
+
+def absent(place: Path) -> str:
+    """What to say of a path where nothing is."""
+    return f"is a link to {os.readlink(place)}, which does not exist" if place.is_symlink() else "does not exist"
 
 
 def expanded(path: str | Path, what: str) -> Path:

@@ -22,10 +22,20 @@ from fz.errors import FzError
 from fz.frames import FrameIndex
 from fz.model.layers import ResnetBlock, TextContext, Transformer
 from fz.model.unet import Temporal, UNet, UNetConfig
+from fz.records import Each, fits
 
 ANCHORS = FrameIndex((-1, "first"))  # what a frame attends to while it is tuned: the one before it, and the first
 DRAWS = 64  # fixed draws of noise and timestep that tell what was learned
 FIXED = 2**40  # their seed begins here, out of the reach of any step
+# what `Tuner.state` has, as a file may give it back
+MOMENTS = {"step": Tensor, "exp_avg": Tensor, "exp_avg_sq": Tensor}
+STATE = {
+    "steps": int,
+    "losses": [float],
+    "weights": Each(Tensor),
+    "optimiser": {"state": Each(MOMENTS)},
+    "scaler": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -210,13 +220,20 @@ class Tuner:
         }
 
     def restore(self, state: dict) -> None:
-        """Go on from there. Raises FzError if it is of another model or recipe."""
+        """Go on from there. Raises FzError if it is of another model or recipe, ValueError if it is no state at all."""
+        if not fits(state, STATE) or len(state["losses"]) != state["steps"]:
+            raise ValueError("its values are none of a tuning")
         shapes = {name: w.shape for name, w in state["weights"].items()}
         if shapes != {name: w.shape for name, w in self.weights.items()}:
             raise FzError("tuning: the state that is there trains other layers. Use another --out, or --overwrite.")
+        moments = state["optimiser"]["state"]
+        for i, w in enumerate(self.weights.values()):
+            if not all(fits(m, Tensor) and m.shape in ((), w.shape) for m in moments.get(i, {}).values()):
+                raise ValueError("its optimiser is of other weights")
         with torch.no_grad():
             for name, w in self.weights.items():
                 w.copy_(state["weights"][name])
-        self.optimiser.load_state_dict(state["optimiser"])
+        # the recipe's rate and the like are this tuning's own, not what a file says
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
         self.scaler.load_state_dict(state["scaler"])
         self.steps, self.losses = state["steps"], list(state["losses"])

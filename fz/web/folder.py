@@ -139,6 +139,12 @@ class Folder:
             raise FzError("Your browser sent no cookie. Allow cookies for this page, and load it again.")
         return Visitor(self.visitors / hashlib.sha256(secret.encode()).hexdigest()[:32])
 
+    def newest(self) -> list[tuple[Visitor, str, str]]:
+        """All results as (visitor, clip's id, result's id), the newest first."""
+        found = sorted(self.visitors.glob("*/*/results/*/about.json"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+        places = [path.parent for path in found]
+        return [(Visitor(place.parents[2]), place.parents[1].name, place.name) for place in places]
+
     def without_paths(self, line: str) -> str:
         """A line for visitors: files by their names, none of the server's folders."""
         line = re.sub(rf"{re.escape(str(self.root))}[^\s,:;)]*/", "", line)

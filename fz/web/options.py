@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fz.errors import FzError
-from fz.settings.place import expanded
+from fz.settings.place import absent, expanded
 from fz.settings.texts import device, whole
 from fz.shell import Parser, unknown
 
@@ -69,8 +69,9 @@ def options_of(argv: Sequence[str]) -> Options:
             raise FzError(f"{what}: others would reach the page. Pass --password TEXT, or --no-password to let them.")
     for checkpoint in given.checkpoint or ():
         # what has the form of a Hub name is looked for when it is loaded
-        if not (HUB_NAME.fullmatch(checkpoint) or expanded(checkpoint, "checkpoint").exists()):
-            raise FzError(f"checkpoint: {checkpoint} does not exist. Expected a folder, a file or a Hub name.")
+        place = expanded(checkpoint, "checkpoint")
+        if not (HUB_NAME.fullmatch(checkpoint) or place.exists()):
+            raise FzError(f"checkpoint: {checkpoint} {absent(place)}. Expected a folder, a file or a Hub name.")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Options(
         checkpoints=tuple(given.checkpoint or (None,)),

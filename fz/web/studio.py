@@ -2,6 +2,7 @@
 them? All by `fz.load`, `fz.read`, `Editor.invert`, `InvertedClip.edit` and `InvertedClip.save`.
 """
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
@@ -18,7 +19,7 @@ from fz.inverted import InvertedClip
 from fz.settings.config import FAST
 from fz.web import form as forms
 from fz.web import show
-from fz.web.folder import Clip, Folder, Visitor, new_id, write_json
+from fz.web.folder import Clip, Folder, Visitor, new_id, read_json, write_json
 from fz.web.jobs import Job
 
 MINIATURE = "miniature"
@@ -218,9 +219,35 @@ class Studio:
         """Load the first model, and look at the bundled clip as a preview does, so that the first one comes soon."""
         name = self.models.names[0]
         self.models.editor(name)
+        self.restore()
         if self.models.is_miniature(name):
             form = {**forms.USUAL, "model": name, "source": clip.source, "target": clip.target}
             self.inverted(Job("", clip.id, "preview", form), clip, form, quick=True)
+
+    def restore(self) -> None:
+        """Read the newest results' inversions of the first model back, so that after a restart their words and areas
+        are shown without a preview. One that the cache folder has not whole is given up after a step.
+        """
+        for visitor, clip_id, result in self.folder.newest()[: 3 * HELD]:
+            if len(self.held) >= HELD - 1:
+                break
+            about = read_json(visitor.result(clip_id, result) / "about.json")
+            with contextlib.suppress(FzError, Incomplete):
+                clip, form = visitor.clip(clip_id), forms.checked(about.get("form", {}))
+                # another model, or other weights, would be loaded for it alone
+                if form["model"] == self.models.names[0] and not form["fast"]:
+                    self.inverted(Stored(visitor.name, clip_id, "run", form), clip, form, quick=False)
+
+
+class Incomplete(Exception):
+    """An inversion is not whole in the cache folder."""
+
+
+class Stored(Job):
+    """A job that takes what is stored, and ends where something would have to be computed."""
+
+    def step(self, work: float) -> None:
+        raise Incomplete
 
 
 def key(clip: Clip, form: forms.Form, quick: bool) -> tuple:
