@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from random_weights import numbers, randomize, relative
 
+from fz.attention import Plain
 from fz.chunks import Chunks
 from fz.frames import FrameIndex, frame_table
 from fz.kernels import gemm
@@ -20,6 +21,7 @@ from fz.model.layers import (
     Site,
     TemporalAttention,
     TextContext,
+    Upsample,
 )
 from fz.model.swap import swapped
 from fz.model.unet import UNet, UNetConfig, sinusoidal
@@ -96,6 +98,37 @@ def test_a_resnet_block_is_its_formula():
     expected = F.conv2d(h, block.conv2.weight, block.conv2.bias, 1, 1)
     expected = expected + F.conv2d(x, block.conv_shortcut.weight, block.conv_shortcut.bias)
     assert relative(block(x, time, 3, 1), expected) < 1e-10
+
+
+@torch.no_grad()
+def test_an_upsampler_repeats_pixels_and_convolves():
+    up = randomize(Upsample(4, lambda c: None)).double()
+    x = numbers(1, 2, 4, 3, 3).double()
+    doubled = x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    assert relative(up(x, 2), F.conv2d(doubled, up.conv.weight, up.conv.bias, 1, 1)) < 1e-10
+
+
+def test_the_norms_of_transformers_and_of_the_vae_have_their_own_epsilon():
+    """1e-6 there, the configuration's in ResNet blocks: faint pictures tell them apart."""
+    unet, vae = (
+        UNet(UNetConfig(**SHAPE)),
+        VAE(VAEConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)),
+    )
+    of_unet = {name: m.eps for name, m in unet.named_modules() if isinstance(m, torch.nn.GroupNorm)}
+    assert {eps for name, eps in of_unet.items() if "attentions" in name} == {1e-6}
+    assert {eps for name, eps in of_unet.items() if "attentions" not in name} == {1e-5}
+    assert {m.eps for m in vae.modules() if isinstance(m, torch.nn.GroupNorm)} == {1e-6}
+
+
+@torch.no_grad()
+def test_each_branch_has_its_own_time():
+    """Two branches of two frames at two timesteps are each alone."""
+    unet = randomize(UNet(UNetConfig(**SHAPE)))
+    z, text = numbers(1, 2, 2, 4, 8, 8), numbers(2, 2, 77, unet.config.cross_attention_dim)
+    both = unet(z, torch.tensor([900, 30]), TextContext(text), Plain(FrameIndex((0, "mid"))))
+    for b, t in enumerate((900, 30)):
+        alone = unet(z[b : b + 1], t, TextContext(text[b : b + 1]), Plain(FrameIndex((0, "mid"))))
+        assert relative(both[b : b + 1], alone) < 1e-4
 
 
 @torch.no_grad()
