@@ -35,6 +35,21 @@ def test_alpha_bars_are_the_scaled_linear_products():
     assert Schedule.from_config({**SD1, "set_alpha_to_one": True}, 50).alpha_bar(CLEAN) == 1
 
 
+def test_what_a_scheduler_does_not_say_is_stable_diffusions():
+    assert Schedule.from_config({}, 50) == Schedule.from_config({**SD1, "set_alpha_to_one": False}, 50)
+    for name in SD1:
+        left_out = {key: value for key, value in SD1.items() if key != name}
+        assert Schedule.from_config(left_out, 50) == Schedule.from_config(SD1, 50), name
+
+
+def test_alpha_bars_of_a_linear_schedule():
+    schedule = Schedule.from_config({**SD1, "beta_schedule": "linear", "beta_end": 0.02}, 50)
+    alpha_bar = 1.0
+    for i in range(1000):
+        alpha_bar *= 1 - (0.00085 + i / 999 * (0.02 - 0.00085))
+    assert schedule.alpha_bar(999) == pytest.approx(alpha_bar, rel=1e-12)
+
+
 def test_inversion_goes_to_each_step_where_denoising_starts():
     schedule = Schedule.from_config(SD1, 7)
     up, down = list(schedule.upward()), list(schedule.downward())

@@ -128,7 +128,7 @@ class Visit:
         return self
 
     def click(self, selector):
-        self.wait(f"document.querySelector({selector!r})", 20)
+        self.wait(f"document.querySelector({selector!r})", 120)
         self.script("document.querySelector(arguments[0]).click()", selector)
 
     def number(self, name, value):
@@ -158,9 +158,9 @@ class Visit:
     def small(self, frames=2, steps=2):
         """An edit that takes seconds."""
         self.number("frames", frames)
-        self.wait(f"document.querySelectorAll('#fz-shown-frames img').length == {frames}", 60)
+        self.wait(f"document.querySelectorAll('#fz-shown-frames img').length == {frames}", 120)
         self.click("#fz-more button")
-        self.wait("document.querySelector('#fz-steps input[type=number]')", 20)
+        self.wait("document.querySelector('#fz-steps input[type=number]')", 120)
         self.number("steps", steps)
         return self
 
@@ -231,29 +231,29 @@ def test_words_while_typing_and_what_is_refused(visit, tmp_path):
     assert "stays as it is" in visit.text(".fz-words") and visit.text(".fz-word.gone") == "red"
     assert visit.text(".fz-word.replaced") == "blue"
     visit.write("target", "a green lorry")
-    visit.wait("document.querySelector('.fz-word.strange')?.textContent == 'lorry'", 60)
+    visit.wait("document.querySelector('.fz-word.strange')?.textContent == 'lorry'", 120)
     assert "does not know 'lorry'" in visit.text("#fz-shown-words")
     # what a visitor writes is text
     visit.write("target", "a <img src=x onerror=alert(1)> car")
-    visit.wait("document.querySelector('.fz-words').textContent.includes('onerror')", 60)
+    visit.wait("document.querySelector('.fz-words').textContent.includes('onerror')", 120)
     assert visit.script("return document.querySelectorAll('.fz-words img').length") == 0
     visit.write("target", "very " * 80 + "red car")
-    visit.wait("document.querySelector('#fz-shown-words .fz-error')?.textContent.includes('at most 77')", 60)
+    visit.wait("document.querySelector('#fz-shown-words .fz-error')?.textContent.includes('at most 77')", 120)
     visit.write("target", "a blue car moving on the sand")
-    visit.wait("document.querySelector('.fz-word.replaced')", 60)
+    visit.wait("document.querySelector('.fz-word.replaced')", 120)
     broken = tmp_path / "<b>broken<b>.mp4"
     broken.write_bytes(b"this is no video" * 100)
     visit.bring(broken)
     line = visit.wait(
         "document.querySelector('#fz-shown-clip-said .fz-error')?.textContent",
-        60,
+        120,
     )
     assert "mp4" in line and "/" not in line and "Traceback" not in line
     large = tmp_path / "large.mp4"
     with open(large, "wb") as out:
         out.truncate(6_000_000)
     visit.bring(large)
-    assert "larger than 5 MB" in visit.wait("document.querySelector('fz-drop .fz-error')?.textContent", 60)
+    assert "larger than 5 MB" in visit.wait("document.querySelector('fz-drop .fz-error')?.textContent", 120)
 
 
 @pytest.mark.slow
@@ -281,7 +281,7 @@ def test_from_the_example_to_the_download(visit, root, tmp_path):
     # a second edit begins at once
     assert "known already" not in visit.text(".fz-result")
     visit.write("target", "a green car moving on the sand")
-    visit.wait("document.querySelector('.fz-word.replaced')?.textContent == 'green'", 60)
+    visit.wait("document.querySelector('.fz-word.replaced')?.textContent == 'green'", 120)
     second = visit.run()
     assert second != first and "known already" in visit.text(".fz-result")
     assert visit.script("return document.querySelectorAll('#fz-shown-history .fz-card').length") == 2
@@ -290,18 +290,18 @@ def test_from_the_example_to_the_download(visit, root, tmp_path):
     visit.click("button.fz-word[data-value='car']")
     assert visit.wait("document.querySelectorAll('#fz-shown-where img').length") == 2
     visit.click("#fz-area input")
-    visit.wait("document.querySelector('.fz-area')", 60)
+    visit.wait("document.querySelector('.fz-area')", 120)
     shares = []
     for limit in (0.1, 0.5, 0.9):
         visit.number("area-limit", limit)
-        visit.wait(f"document.querySelector('.fz-area')?.dataset.limit == '{limit}'", 60)
+        visit.wait(f"document.querySelector('.fz-area')?.dataset.limit == '{limit}'", 120)
         shares.append(int(visit.text(".fz-area .fz-note").split(" %")[0]))
     assert shares[0] > shares[1] > shares[2] >= 0
 
     # a result of before, with its settings
     visit.click(f"[data-value='{first}']")
-    visit.wait(f"document.querySelector('.fz-result').dataset.result == {first!r}", 60)
-    visit.wait("document.querySelector('#fz-target textarea, #fz-target input').value.includes('blue')", 60)
+    visit.wait(f"document.querySelector('.fz-result').dataset.result == {first!r}", 120)
+    visit.wait("document.querySelector('#fz-target textarea, #fz-target input').value.includes('blue')", 120)
 
     # nobody else gets at it
     with pytest.raises(urllib.error.HTTPError):
@@ -324,17 +324,17 @@ def test_an_upload_with_a_brush_and_a_sheet(visit, root, tmp_path):
     write_mp4(tmp_path / "my car.mp4", np.pad(frames, ((0, 0), (0, 0), (16, 16), (0, 0)), "edge"), 8)
     visit.open()
     visit.bring(tmp_path / "my car.mp4")
-    visit.wait("document.querySelector('[data-clip]')?.textContent.includes('my-car.mp4, 8 frames')", 60)
+    visit.wait("document.querySelector('[data-clip]')?.textContent.includes('my-car.mp4, 8 frames')", 120)
     visit.write("source", "a red car moving on the sand")
     visit.write("target", "a blue car moving on the sand")
     visit.small()
     assert "centre 128×128" in visit.text("#fz-shown-frames")
 
-    canvas = visit.wait("document.querySelector('fz-brush canvas')", 30)
+    canvas = visit.wait("document.querySelector('fz-brush canvas')", 120)
     visit.script("arguments[0].scrollIntoView({block: 'center'})", canvas)
     time.sleep(0.5)
     ActionChains(visit.browser).move_to_element(canvas).click_and_hold().move_by_offset(40, 0).release().perform()
-    visit.wait("document.querySelector('#fz-mask textarea, #fz-mask input').value.length == 16", 60)
+    visit.wait("document.querySelector('#fz-mask textarea, #fz-mask input').value.length == 16", 120)
     visit.click("#fz-keep-background input")
     visit.run()
     mask = tmp_path / "mask.png"
@@ -360,7 +360,7 @@ def test_an_upload_with_a_brush_and_a_sheet(visit, root, tmp_path):
     visit.wait("document.querySelectorAll('#fz-shown-sheet button.fz-card').length == 5")
     assert visit.value("keep-shape") == 80
     visit.script("document.querySelectorAll('#fz-shown-sheet button.fz-card')[1].click()")
-    visit.wait("document.querySelector('#fz-keep-shape input[type=number]').value == '40'", 60)
+    visit.wait("document.querySelector('#fz-keep-shape input[type=number]').value == '40'", 120)
 
 
 @pytest.mark.slow

@@ -145,6 +145,10 @@ class Encoder(nn.Module):
 
         self.mid_block = MiddleBlock(f"{name}mid_block", channels[-1], 2 ** (depth - 1), heads[-1], config, ranks)
 
+    def norm_frames(self, frames: int) -> int:
+        """How many of a clip's frames GroupNorm takes together: all of them, or each alone."""
+        return frames if self.clip_norm else 1
+
     def encode(
         self,
         x: Tensor,
@@ -157,7 +161,7 @@ class Encoder(nn.Module):
         """x: (B·F, C0, h, w), what conv_in made; time: (B·F, 4·C0). Returns x and the features of each of the encoder's
         layers, or of the first of them.
         """
-        norm_frames, skips = frames if self.clip_norm else 1, [x]
+        norm_frames, skips = self.norm_frames(frames), [x]
         for resnet, transformer, downsample in self.encoder()[:layers]:
             x = downsample(x, frames) if downsample else resnet(x, time, frames, norm_frames)
             x = transformer(x, frames, text, attend) if transformer else x
@@ -166,7 +170,7 @@ class Encoder(nn.Module):
 
     def middle(self, x: Tensor, time: Tensor, frames: int, text: TextContext, attend: Attend) -> Tensor:
         """What follows the last of them."""
-        norm_frames = frames if self.clip_norm else 1
+        norm_frames = self.norm_frames(frames)
         x = self.mid_block.resnets[0](x, time, frames, norm_frames)
         x = self.mid_block.attentions[0](x, frames, text, attend)
         return self.mid_block.resnets[1](x, time, frames, norm_frames)
@@ -245,7 +249,7 @@ class UNet(Encoder):
         Returns eps, shape and dtype of z; the layers compute in the weights' dtype.
         """
         branches, frames = z.shape[:2]
-        norm_frames = frames if self.clip_norm else 1
+        norm_frames = self.norm_frames(frames)
         dtype = self.conv_norm_out.weight.dtype
         x = z.flatten(0, 1).to(dtype).contiguous(memory_format=torch.channels_last)
         time = self.time(t, branches, z.device, dtype).repeat_interleave(frames, 0)  # (B·F, 4·C0)

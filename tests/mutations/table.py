@@ -26,6 +26,11 @@ class Mutation:
 
 
 MUTATIONS = (
+    # the noise schedule where a file says nothing of it
+    Mutation("beta-linear-default", "fz/ddim.py", 'config.get("beta_schedule", "scaled_linear")',
+             'config.get("beta_schedule", "linear")', ("tests/test_ddim.py",)),
+    Mutation("alpha-to-one-default", "fz/ddim.py", 'config.get("set_alpha_to_one", False)',
+             'config.get("set_alpha_to_one", True)', ("tests/test_ddim.py",)),
     # Algorithm 1
     Mutation("inversion-backwards", "fz/edit.py",
              "ddim_inverse_step(z, eps, schedule.alpha_bar(t_prev), schedule.alpha_bar(t))",
@@ -103,10 +108,10 @@ MUTATIONS = (
     Mutation("guidance-scale-minus-one", "fz/guidance.py", "eps[-2] + scale * (eps[-1] - eps[-2])",
              "eps[-1] + (scale - 1) * (eps[-2] - eps[-1])", EDIT),
     Mutation("guidance-never-alone", "fz/guidance.py", "if self.scale > 1 else", "if self.scale > 0 else", EDIT),
-    Mutation("clip-norm-per-frame-unet", "fz/model/unet.py", "norm_frames = frames if self.clip_norm else 1",
-             "norm_frames = 1", MODEL),
-    Mutation("clip-norm-always", "fz/model/unet.py", "norm_frames = frames if self.clip_norm else 1",
-             "norm_frames = frames", MODEL),
+    Mutation("clip-norm-per-frame-unet", "fz/model/unet.py", "return frames if self.clip_norm else 1",
+             "return 1", MODEL),
+    Mutation("clip-norm-always", "fz/model/unet.py", "return frames if self.clip_norm else 1",
+             "return frames", MODEL),
     Mutation("transformer-norm-over-clip", "fz/model/layers.py", "self.norm(x, 1).permute",
              "self.norm(x, frames).permute", MODEL),
     Mutation("blend-first-step-inclusive", "fz/masks.py", "steps < 5 * steps_done < 4 * steps",
