@@ -37,7 +37,8 @@ def said(models, tmp_path, monkeypatch, capsys):
 
 def test_memory_and_seconds_at_the_start_and_the_file_to_open_at_the_end(said):
     lines = said()
-    needs = next(i for i, line in enumerate(lines) if re.search(r"needs about [\d.]+ GB of [\d.]+ GB of memory", line))
+    memory = r"needs about [\d.]+ [MG]B of [\d.]+ GB of memory"
+    needs = next(i for i, line in enumerate(lines) if re.search(memory, line))
     seconds = next(i for i, line in enumerate(lines) if re.match(r"about \d+ (s|min) to go: ", line))
     assert needs < seconds < len(lines) - 1
     assert lines[-1] == "results in o; open o/side-by-side-0.mp4"
