@@ -18,6 +18,7 @@ from fz.ddim import Schedule
 from fz.errors import FzError
 from fz.model.layers import TextContext
 from fz.model.unet import Temporal, UNet, UNetConfig
+from fz.tuning import run
 from fz.tuning import trainer as tuning
 from fz.tuning.run import restore
 from fz.tuning.settings import parse
@@ -264,6 +265,22 @@ def test_the_same_command_goes_on_and_another_is_refused(shared, tmp_path, capsy
     assert "another rate" in capsys.readouterr().err
     assert command.main(arguments(shared, out, "--rate", "1e-4", "--overwrite")) == 0
     assert len((out / "loss.csv").read_text().splitlines()) == 4
+
+
+def test_a_tuning_that_is_stopped_while_it_samples_has_its_samples_in_the_end(shared, tmp_path, monkeypatch):
+    flags = ("--sample-prompt", "a red jeep", "--sample-steps", "1")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert command.main(arguments(shared, whole, *flags)) == 0
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_samples", interrupted)
+        assert command.main(arguments(shared, stopped, *flags)) == 130
+    assert command.main(arguments(shared, stopped, *flags)) == 0
+    of_whole, of_stopped = ({p.name: p.read_bytes() for p in (out / "samples").iterdir()} for out in (whole, stopped))
+    assert of_whole and of_whole == of_stopped
 
 
 @pytest.mark.parametrize("name", ["jeep", "man_skate", "swan"])

@@ -101,6 +101,16 @@ def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str
     write_json(out / "tuning.json", about | losses)
 
     tuned = dataclasses.replace(checkpoint, unet=unet, tuned=True)
+
+    def sample() -> None:
+        """After the steps that are sampled; the state is saved before, so that a tuning that is stopped meanwhile loses
+        none.
+        """
+        if tuner.steps == settings.steps or (settings.sample_every and tuner.steps % settings.sample_every == 0):
+            write_samples(out / f"samples/{tuner.steps:05d}", tuned, settings, lesson, pictures.video.fps)
+
+    if tuner.steps and not (out / f"samples/{tuner.steps:05d}-{len(settings.sample_prompts) - 1}.gif").exists():
+        sample()
     with bar(settings.steps, tuner.steps) as progress:
         while tuner.steps < settings.steps:
             start = time.monotonic()
@@ -109,11 +119,9 @@ def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str
             progress.update()
             if tuner.steps == 1:
                 say(f"about {(time.monotonic() - start) * settings.steps / 60:.1f} min")
-            last = tuner.steps == settings.steps
-            if last or tuner.steps % settings.save_every == 0:
+            if tuner.steps == settings.steps or tuner.steps % settings.save_every == 0:
                 save(out, tuner)
-            if last or (settings.sample_every and tuner.steps % settings.sample_every == 0):
-                write_samples(out / f"samples/{tuner.steps:05d}", tuned, settings, lesson, pictures.video.fps)
+            sample()
     losses["tuned"] = tuner.fixed_loss(lesson)
     if settings.lora_rank:
         made = {name: (low.up, low.down) for name, low in lora.changes(unet).items()}
