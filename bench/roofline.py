@@ -80,7 +80,7 @@ CHIPS = (
 
 
 @dataclass(frozen=True)
-class Stage:
+class KernelCost:
     """One kernel: matrix operations, exponentials, and bytes to and from memory."""
 
     operations: float
@@ -92,7 +92,7 @@ class Stage:
         return max(self.operations / chip.matrix, self.exponentials / chip.exponentials, self.bytes / chip.memory)
 
 
-def stages(site: BenchSite, way: str) -> list[Stage]:
+def stages(site: BenchSite, way: str) -> list[KernelCost]:
     """The kernels of one branch that is fused at a site, by way.
 
     maps: two logits (baddbmm), two softmaxes in place, a blend, a product with the values. two attentions + blend: two
@@ -103,7 +103,7 @@ def stages(site: BenchSite, way: str) -> list[Stage]:
     q, m = HALF * site.operand, HALF * site.map
     half = site.operations / 2  # of one of an attention's two products
     if site.kind == "self":
-        kv, laid = site.anchors * q, (Stage(0, 0, 2 * site.anchors * q),) * 3
+        kv, laid = site.anchors * q, (KernelCost(0, 0, 2 * site.anchors * q),) * 3
         if site.anchors == 1:
             laid = ()
     else:
@@ -111,21 +111,21 @@ def stages(site: BenchSite, way: str) -> list[Stage]:
     if way == "maps":
         # cross: the maps' columns are mixed instead of their rows: the source's map times 77 x 77, the edit's times 77
         mixing = 2 * site.map * site.keys if site.kind == "cross" else 0
-        logits, softmax = Stage(half, 0, q + kv + m), Stage(0, site.map, 2 * m)
-        return [*laid, logits, logits, softmax, softmax, Stage(mixing, 0, 3 * m), Stage(half, 0, m + kv + q)]
-    attention = Stage(site.operations, site.map, 2 * q + 2 * kv)
+        logits, softmax = KernelCost(half, 0, q + kv + m), KernelCost(0, site.map, 2 * m)
+        return [*laid, logits, logits, softmax, softmax, KernelCost(mixing, 0, 3 * m), KernelCost(half, 0, m + kv + q)]
+    attention = KernelCost(site.operations, site.map, 2 * q + 2 * kv)
     if way == "two attentions + blend":
-        return [*laid, attention, attention, Stage(0, 0, 3 * q)]
+        return [*laid, attention, attention, KernelCost(0, 0, 3 * q)]
     keys = q if site.kind == "self" else kv  # the anchors are read where they lie
     both = way == "this, mixed mask"
     if site.kind == "cross":
         # cross has no mask: 'mixed' is columns of both prompts, 'no mask' columns of the source's only
-        return [Stage(site.operations * (1 + both), site.map * (1 + both), q * (2 + both) + keys * (2 + 2 * both))]
-    return [Stage(site.operations, site.map, 2 * q + keys * (2 + both))]
+        return [KernelCost(site.operations * (1 + both), site.map * (1 + both), q * (2 + both) + keys * (2 + 2 * both))]
+    return [KernelCost(site.operations, site.map, 2 * q + keys * (2 + both))]
 
 
-def total(parts: list[Stage]) -> Stage:
-    return Stage(sum(p.operations for p in parts), sum(p.exponentials for p in parts), sum(p.bytes for p in parts))
+def total(parts: list[KernelCost]) -> KernelCost:
+    return KernelCost(sum(p.operations for p in parts), sum(p.exponentials for p in parts), sum(p.bytes for p in parts))
 
 
 def floor(site: BenchSite, way: str, chip: Chip) -> float:

@@ -28,7 +28,7 @@ class Shard:
 
     def __init__(self, unet: UNet, ranks: Alone):
         self.ranks, self.config, self.clip_norm = ranks, unet.config, unet.clip_norm
-        self.clip = Clip(ranks)
+        self.clip = ShardedClip(ranks)
         self.unet = swapped(unet, self.over_ranks)
         self.exchanges: dict[tuple, Exchange] = {}
 
@@ -94,7 +94,7 @@ class Shard:
 
 
 @dataclass
-class Clip:
+class ShardedClip:
     """What the layers know of the clip that is computed: how many frames it has, and on which processes."""
 
     ranks: Alone
@@ -134,7 +134,7 @@ class Exchange:
 class NormOverRanks(ClipGroupNorm):
     """ClipGroupNorm of a clip whose frames are on several processes: their moments are summed."""
 
-    def __init__(self, norm: ClipGroupNorm, clip: Clip):
+    def __init__(self, norm: ClipGroupNorm, clip: ShardedClip):
         super().__init__(norm.num_groups, norm.num_channels, norm.eps, device="meta")
         self.weight, self.bias, self.clip = norm.weight, norm.bias, clip
 
@@ -158,7 +158,7 @@ class NormOverRanks(ClipGroupNorm):
         return F.silu(out, inplace=True) if silu else out
 
 
-def with_neighbours(x: Tensor, clip: Clip) -> Tensor:
+def with_neighbours(x: Tensor, clip: ShardedClip) -> Tensor:
     """x (P, C, own frames) between the last frame before and the first after; zeros at the clip's ends."""
     ranks = clip.ranks
     before, after = ranks.rank - 1, ranks.rank + 1
@@ -171,7 +171,7 @@ def with_neighbours(x: Tensor, clip: Clip) -> Tensor:
 class ConvOverRanks(nn.Module):
     """A convolution of length 3 over time."""
 
-    def __init__(self, conv: nn.Conv1d, clip: Clip):
+    def __init__(self, conv: nn.Conv1d, clip: ShardedClip):
         super().__init__()
         self.conv, self.clip = conv, clip
 
@@ -182,7 +182,7 @@ class ConvOverRanks(nn.Module):
 class LowRankOverRanks(nn.Module):
     """Two of them, one after the other: the second one's neighbours are of few channels."""
 
-    def __init__(self, layer: LowRankTemporalConv, clip: Clip):
+    def __init__(self, layer: LowRankTemporalConv, clip: ShardedClip):
         super().__init__()
         self.down, self.up = ConvOverRanks(layer.down, clip), ConvOverRanks(layer.up, clip)
 
@@ -193,7 +193,7 @@ class LowRankOverRanks(nn.Module):
 class AttentionOverRanks(nn.Module):
     """Temporal attention: processes change from some frames of all pixels to all frames of some pixels, and back."""
 
-    def __init__(self, layer: TemporalAttention, clip: Clip):
+    def __init__(self, layer: TemporalAttention, clip: ShardedClip):
         super().__init__()
         self.layer, self.clip = layer, clip
 

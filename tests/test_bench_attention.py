@@ -54,15 +54,15 @@ def test_costs_by_hand():
     assert cost["maps"].bytes == 10 * 256 + 6 * 512 + 2 * (256 + 512) + 512 + 256
     assert cost["two attentions + blend"].operations == 2 * 4096
     assert cost["two attentions + blend"].bytes == 6 * 512 + 2 * (256 + 512 + 512 + 256) + 3 * 256
-    assert cost["this, mixed mask"] == roofline.Stage(4096, 128, 5 * 256)
-    assert cost["this, no mask"] == roofline.Stage(4096, 128, 4 * 256)
+    assert cost["this, mixed mask"] == roofline.KernelCost(4096, 128, 5 * 256)
+    assert cost["this, no mask"] == roofline.KernelCost(4096, 128, 4 * 256)
 
 
 def test_floors_by_hand():
     chip = roofline.Chip("slow", 80, 1000.0, 100.0, 1, 1.0, "here")
     assert chip.exponentials == 16
-    assert roofline.Stage(5000, 16, 200).floor(chip) == 5 and roofline.Stage(1000, 160, 200).floor(chip) == 10
-    assert roofline.Stage(1000, 16, 1100).floor(chip) == 11
+    assert roofline.KernelCost(5000, 16, 200).floor(chip) == 5 and roofline.KernelCost(1000, 160, 200).floor(chip) == 10
+    assert roofline.KernelCost(1000, 16, 1100).floor(chip) == 11
     # operations 4.096 s, exponentials 8 s, bytes 12.8 and 10.24 s
     assert (
         roofline.floor(HAND, "this, mixed mask", chip) == 12.8

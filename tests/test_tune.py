@@ -48,7 +48,7 @@ def lesson(dtype=torch.float32, frames=3):
 def tuner(unet=None, recipe="fatezero", rate=1e-3, **options):
     recipe = tuning.RECIPES[recipe]
     return tuning.Tuner(
-        tuning.inflate(unet or small(), recipe, rank=8), recipe, ALPHA_BARS, tuning.Training(rate, **options)
+        tuning.inflate(unet or small(), recipe, rank=8), recipe, ALPHA_BARS, tuning.TrainingSettings(rate, **options)
     )
 
 
@@ -380,7 +380,7 @@ from fz.model.unet import UNet, UNetConfig
 from fz.tuning.run import predicted
 recipe = tuning.RECIPES["fatezero"]
 unet = tuning.inflate(UNet(UNetConfig()).to(memory_format=torch.channels_last), recipe)
-tuner = tuning.Tuner(unet, recipe, Schedule.from_config({}, 50).alpha_bars, tuning.Training(recipe.rate))
+tuner = tuning.Tuner(unet, recipe, Schedule.from_config({}, 50).alpha_bars, tuning.TrainingSettings(recipe.rate))
 assert tuner.step([tuning.Lesson(torch.randn(8, 4, 16, 16), torch.randn(77, 768))]) > 0
 needed = predicted(unet, tuner.weights.values(), (8, 3, 128, 128), 8, True) + sum(p.nbytes for p in unet.parameters())
 print(peak_memory(torch.device("cpu")) / 1e9, needed / 1e9)

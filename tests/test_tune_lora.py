@@ -17,7 +17,7 @@ from fz.model.layers import TextContext
 from fz.model.unet import UNet, UNetConfig
 from fz.settings.config import ClipSettings
 from fz.tuning import lora, trainer
-from fz.tuning.trainer import Lesson, Training, trained
+from fz.tuning.trainer import Lesson, TrainingSettings, trained
 from fz.weights.changes import Changes
 from fz.weights.load import load_checkpoint
 from fz.weights.lora import merged, read_lora
@@ -47,7 +47,7 @@ def lesson(count=6):
 
 def tuner(unet=None, rank=3, **options):
     adapted = lora.adapt(unet or small(), rank)
-    return lora.PictureTuner(adapted, lora.RECIPE, ALPHA_BARS, Training(1e-2, **options))
+    return lora.PictureTuner(adapted, lora.RECIPE, ALPHA_BARS, TrainingSettings(1e-2, **options))
 
 
 def noise(unet, z, text):

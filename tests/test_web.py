@@ -11,7 +11,7 @@ import pytest
 from fz.errors import FzError
 from fz.web import form as forms
 from fz.web import guard, main
-from fz.web.folder import DAY, Clip, Folder, Visitor, new_id, safe_name
+from fz.web.folder import DAY, Folder, Visitor, VisitorClip, new_id, safe_name
 from fz.web.jobs import MOST_WAITING, Job, Queue
 from fz.web.options import Options, options_of
 
@@ -73,7 +73,7 @@ def test_a_port_in_use_is_one_line(tmp_path, monkeypatch, capsys):
 
 
 def clip_of(visitor, name="clip.mp4"):
-    clip = Clip(new_id(), name, str(visitor.path / "x"), (64, 64), 8, 8.0)
+    clip = VisitorClip(new_id(), name, str(visitor.path / "x"), (64, 64), 8, 8.0)
     visitor.keep(clip)
     return clip
 

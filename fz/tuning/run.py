@@ -49,7 +49,7 @@ KEPT_RECOMPUTED, KEPT_WHOLE = 50, 130
 
 
 @dataclass(frozen=True)
-class Pictures:
+class TuningPictures:
     """What is learned from: the clip's frames (F, 3, H, W) in [-1, 1], and pictures of its kind (n, 3, H, W)."""
 
     video: Video
@@ -157,15 +157,15 @@ def load(settings: TuneSettings) -> Checkpoint:
     return checkpoint
 
 
-def read(settings: TuneSettings, checkpoint: Checkpoint) -> Pictures:
+def read(settings: TuneSettings, checkpoint: Checkpoint) -> TuningPictures:
     multiple = checkpoint.vae.config.stride * checkpoint.unet.config.stride
     video = read_clip(settings.clip, multiple)
     for sentence in lora.captions(settings.clip, video.indices, settings.prompt) if settings.lora_rank else ():
         checkpoint.text.tokens(sentence)
     if not settings.class_images:
-        return Pictures(video, None)
+        return TuningPictures(video, None)
     every = dataclasses.replace(settings.clip, path=settings.class_images, frames=None, start=0, every=1)
-    return Pictures(video, read_clip(every, multiple).frames)
+    return TuningPictures(video, read_clip(every, multiple).frames)
 
 
 def check_memory(
@@ -192,7 +192,7 @@ def check_memory(
 
 @torch.no_grad()
 def lessons(
-    settings: TuneSettings, checkpoint: Checkpoint, pictures: Pictures, device: torch.device
+    settings: TuneSettings, checkpoint: Checkpoint, pictures: TuningPictures, device: torch.device
 ) -> tuple[Lesson, list[Lesson]]:
     """The clip's lesson, and one for each picture of its kind."""
 
@@ -221,8 +221,8 @@ def alpha_bars(checkpoint: Checkpoint) -> Sequence[float]:
     return Schedule.from_config(checkpoint.scheduler, checkpoint.scheduler.get("num_train_timesteps", 1000)).alpha_bars
 
 
-def training(settings: TuneSettings, recipe: trainer.Recipe) -> trainer.Training:
-    return trainer.Training(
+def training(settings: TuneSettings, recipe: trainer.Recipe) -> trainer.TrainingSettings:
+    return trainer.TrainingSettings(
         rate=recipe.rate if settings.rate is None else settings.rate,
         seed=settings.seed,
         accumulate=settings.accumulate,

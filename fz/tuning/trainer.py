@@ -138,7 +138,7 @@ def draw(seed: int, number: int, shape: Sequence[int], timesteps: int) -> tuple[
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingSettings:
     """How a training goes. rate: AdamW's. accumulate: draws a step. dtype: of the products, the weights stay float32.
 
     recompute: gradient checkpointing.
@@ -154,7 +154,7 @@ class Training:
 class Tuner:
     """The training of one UNet: epsilon loss (eq. 1), AdamW. `steps` are done; `losses` has one each."""
 
-    def __init__(self, unet: UNet, recipe: Recipe, alpha_bars: Sequence[float], training: Training):
+    def __init__(self, unet: UNet, recipe: Recipe, alpha_bars: Sequence[float], training: TrainingSettings):
         """alpha_bars: of every training timestep."""
         self.unet, self.weights, self.alpha_bars = unet, trained(unet, recipe), alpha_bars
         self.seed, self.accumulate = training.seed, training.accumulate

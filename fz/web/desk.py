@@ -20,7 +20,7 @@ from fz.errors import FzError
 from fz.web import form as forms
 from fz.web import show
 from fz.web.examples import Examples
-from fz.web.folder import Clip, Folder, Visitor, read_json
+from fz.web.folder import Folder, Visitor, VisitorClip, read_json
 from fz.web.jobs import Job, Queue
 from fz.web.studio import Models, Studio
 
@@ -41,13 +41,13 @@ class Desk:
 
     # ---- clip ----------------------------------------------------------------------------------------------
 
-    def choose(self, visitor: Visitor, clip_id: str) -> Clip:
+    def choose(self, visitor: Visitor, clip_id: str) -> VisitorClip:
         """An example, or a clip that the visitor has."""
         clip = self.examples.bring(visitor, clip_id) or visitor.clip(clip_id)
         visitor.keep(clip)
         return clip
 
-    def uploaded(self, visitor: Visitor, batch: str) -> Clip:
+    def uploaded(self, visitor: Visitor, batch: str) -> VisitorClip:
         """The clip that an upload makes. Raises FzError where it is none, and removes it."""
         place = self.folder.batch(visitor, batch)
         files = sorted(place.iterdir()) if place.is_dir() else []
@@ -57,7 +57,7 @@ class Desk:
         try:
             video, source = fz.read(str(path), frames=1, size=64), open_source(str(path))
             name = files[0].name if len(files) == 1 else f"{len(files)} pictures"
-            clip = Clip(batch, name, str(path), video.picture, source.count, float(source.fps))
+            clip = VisitorClip(batch, name, str(path), video.picture, source.count, float(source.fps))
             visitor.keep(clip)
             return clip
         except FzError as error:
@@ -66,11 +66,11 @@ class Desk:
             place.rmdir()
             raise FzError(self.folder.without_paths(str(error))) from None
 
-    def frames(self, clip: Clip, form: forms.Form) -> str:
+    def frames(self, clip: VisitorClip, form: forms.Form) -> str:
         """The frames that are taken, what is cut, and what it will take."""
         return show.thumbnails(self.studio.video(clip, form)) + show.note(self.cost(clip, form))
 
-    def cost(self, clip: Clip, form: forms.Form) -> str:
+    def cost(self, clip: VisitorClip, form: forms.Form) -> str:
         editor, side = self.models.editor(form["model"]), form["size"]
         need = editor.predicted(form["frames"], (side, side), forms.steps_of(form, quick=False))
         if not need.fits:
@@ -81,7 +81,7 @@ class Desk:
         time = "" if seconds is None else f"about {spoken(seconds)}, "
         return f"An edit of these takes {time}{max(0.1, memory / GB):.1f} GB of memory."
 
-    def brush(self, clip: Clip, form: forms.Form) -> str:
+    def brush(self, clip: VisitorClip, form: forms.Form) -> str:
         """A frame to draw on, whole as it is in the file."""
         if not clip.here:
             return ""
@@ -89,7 +89,7 @@ class Desk:
         uri = show.pictures(video.frames, longest=BRUSH_SIDE)[0]
         return f'<fz-brush data-picture="{uri}" data-mask="{show.safe(form["mask"])}"></fz-brush>'
 
-    def drawn(self, visitor: Visitor, clip: Clip, uri: str) -> str:
+    def drawn(self, visitor: Visitor, clip: VisitorClip, uri: str) -> str:
         """Keep a mask that was drawn, as large as the clip's pictures, and return its id; '' for one that is black.
         Raises FzError for what is no picture.
         """
@@ -121,7 +121,7 @@ class Desk:
 
     # ---- words ---------------------------------------------------------------------------------------------
 
-    def words(self, clip: Clip | None, form: forms.Form) -> tuple[str, str]:
+    def words(self, clip: VisitorClip | None, form: forms.Form) -> tuple[str, str]:
         """What happens to each word, and a slider for each."""
         if not form["source"].strip():
             return show.note("Say what is in your clip, in a sentence."), ""
@@ -145,7 +145,7 @@ class Desk:
         table = show.words(explained, miniature, can_look) + "".join(lines)
         return table, show.weights(explained.target, form["weights"])
 
-    def word(self, clip: Clip, form: forms.Form, word: str) -> str:
+    def word(self, clip: VisitorClip, form: forms.Form, word: str) -> str:
         """Where a word of the source is."""
         inversion = self.studio.at_hand(clip, form)
         if inversion is None:
@@ -153,7 +153,7 @@ class Desk:
         shown = show.over(inversion.video, inversion.attention(word), f"where {word} is")
         return f"<h3>Where is “{show.safe(word)}”?</h3>{shown}"
 
-    def area(self, clip: Clip, form: forms.Form) -> str:
+    def area(self, clip: VisitorClip, form: forms.Form) -> str:
         """Where the edit may change the clip, at the threshold that is set."""
         if not form["area"] and not form["keep_background"] and not form["mask"]:
             return ""
@@ -174,7 +174,7 @@ class Desk:
 
     # ---- edits ---------------------------------------------------------------------------------------------
 
-    def submit(self, visitor: Visitor, clip: Clip, kind: str, form: dict[str, Any]) -> Job:
+    def submit(self, visitor: Visitor, clip: VisitorClip, kind: str, form: dict[str, Any]) -> Job:
         """Put an edit into the queue. Raises FzError for what would fail there."""
         if not clip.here:
             raise FzError(f"{clip.name} went after a day. Bring it again.")
@@ -192,23 +192,23 @@ class Desk:
             checked["vary"] = form["vary"]
         return self.queue.submit(Job(visitor.name, clip.id, kind, checked, stays=checked["stays"]))
 
-    def preview(self, visitor: Visitor, clip: Clip) -> str:
+    def preview(self, visitor: Visitor, clip: VisitorClip) -> str:
         content = read_json(visitor.place(clip.id) / "preview.json")
         if not content:
             return ""
         return f'<div class="fz-preview">{show.player(content["source"], content["edit"], 2, content["target"])}</div>'
 
-    def sheet(self, visitor: Visitor, clip: Clip) -> str:
+    def sheet(self, visitor: Visitor, clip: VisitorClip) -> str:
         return show.sheet(read_json(visitor.place(clip.id) / "sheet.json"))
 
-    def tile(self, visitor: Visitor, clip: Clip, number: int) -> dict[str, Any]:
+    def tile(self, visitor: Visitor, clip: VisitorClip, number: int) -> dict[str, Any]:
         """The form of a sheet's picture."""
         tiles = read_json(visitor.place(clip.id) / "sheet.json").get("tiles", [])
         if not 0 <= number < len(tiles):
             raise FzError("This picture is not here any more. Make the sheet again.")
         return forms.checked(tiles[number]["form"])
 
-    def results(self, visitor: Visitor, clip: Clip, chosen: str = "") -> tuple[str, str]:
+    def results(self, visitor: Visitor, clip: VisitorClip, chosen: str = "") -> tuple[str, str]:
         """The result that was chosen, or else the newest, and all of them."""
         about = {r: read_json(visitor.result(clip.id, r) / "about.json") for r in visitor.results(clip.id)}
         if not about:
@@ -216,7 +216,7 @@ class Desk:
         now = chosen if chosen in about else next(iter(about))
         return show.result(clip.id, now, about[now]), show.history(clip.id, about.items(), now)
 
-    def form_of(self, visitor: Visitor, clip: Clip, result: str = "") -> dict[str, Any] | None:
+    def form_of(self, visitor: Visitor, clip: VisitorClip, result: str = "") -> dict[str, Any] | None:
         """The form of a result, or else of the newest; None where there is none."""
         results = [result] if result else visitor.results(clip.id)[:1]
         if not results:

@@ -13,7 +13,7 @@ from fz.shell import explain
 from fz.web import form as forms
 from fz.web import show
 from fz.web.desk import Desk
-from fz.web.folder import Clip, Visitor
+from fz.web.folder import Visitor, VisitorClip
 from fz.web.studio import guess
 
 Updates = dict[Any, Any]
@@ -22,12 +22,12 @@ Updates = dict[Any, Any]
 class Asked:
     """One question of a page: whose, about which clip, with which form."""
 
-    def __init__(self, visitor: Visitor, clip: Clip | None, form: dict[str, Any], said: Any):
+    def __init__(self, visitor: Visitor, clip: VisitorClip | None, form: dict[str, Any], said: Any):
         self.visitor, self.form, self.said = visitor, form, said
         self.maybe = clip
 
     @property
-    def clip(self) -> Clip:
+    def clip(self) -> VisitorClip:
         if self.maybe is None:
             raise FzError("Choose or bring a clip first.")
         return self.maybe
@@ -124,7 +124,7 @@ class Events:
     def uploaded(self, asked: Asked) -> Updates:
         return self.with_clip(asked, self.desk.uploaded(asked.visitor, str(asked.said)))
 
-    def with_clip(self, asked: Asked, clip: Clip) -> Updates:
+    def with_clip(self, asked: Asked, clip: VisitorClip) -> Updates:
         """The page for another clip: with the settings of its last edit, or as it begins."""
         form = self.desk.form_of(asked.visitor, clip)
         if form is None or form["model"] not in self.desk.models.names:
@@ -140,7 +140,7 @@ class Events:
         name = f"<p class='fz-note' role='status' data-clip='{clip.id}'>{show.safe(clip.name)}, {clip.count} frames</p>"
         return updates | {out["clip said"]: name}
 
-    def with_form(self, asked: Asked, clip: Clip, form: dict[str, Any]) -> Updates:
+    def with_form(self, asked: Asked, clip: VisitorClip, form: dict[str, Any]) -> Updates:
         """All controls at a form's values, and what follows from them."""
         parts = self.parts
         updates: Updates = {parts[name]: value for name, value in form.items() if name in parts}

@@ -11,7 +11,7 @@ import numpy as np
 from fz import mini
 from fz.clips.media import write_pngs
 from fz.mini.world import Story, Thing, caption, draw
-from fz.web.folder import Clip, Folder, Visitor
+from fz.web.folder import Folder, Visitor, VisitorClip
 
 FRAMES = 8
 
@@ -45,14 +45,16 @@ class Examples:
             self.clips.append(self.made(name, str(place), source, source.replace(old, new)))
 
     @staticmethod
-    def made(name: str, path: str, source: str, target: str) -> Clip:
+    def made(name: str, path: str, source: str, target: str) -> VisitorClip:
         of: dict[str, Any] = {"picture": (mini.SIZE, mini.SIZE), "count": FRAMES, "fps": 8.0}
-        return Clip(hashlib.sha256(name.encode()).hexdigest()[:16], name, path, source=source, target=target, **of)
+        return VisitorClip(
+            hashlib.sha256(name.encode()).hexdigest()[:16], name, path, source=source, target=target, **of
+        )
 
-    def listed(self) -> list[tuple[str, Path, Clip]]:
+    def listed(self) -> list[tuple[str, Path, VisitorClip]]:
         return [(clip.id, Path(clip.path) / f"{FRAMES // 2:05d}.png", clip) for clip in self.clips]
 
-    def bring(self, visitor: Visitor, clip_id: str) -> Clip | None:
+    def bring(self, visitor: Visitor, clip_id: str) -> VisitorClip | None:
         """The example of that id, from now on one of the visitor's clips; None where it is none."""
         clip = next((clip for clip in self.clips if clip.id == clip_id), None)
         if clip is not None:

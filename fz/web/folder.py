@@ -56,7 +56,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Clip:
+class VisitorClip:
     """A visitor's clip. name: as he knows it; path: of the file or folder that is read; picture: (H, W) of its
     pictures; count: how many there are; fps; source, target: what an example begins with.
     """
@@ -88,15 +88,15 @@ class Visitor:
             raise FzError("This clip is not here. Choose one above.")
         return self.path / clip
 
-    def clip(self, clip: str) -> Clip:
+    def clip(self, clip: str) -> VisitorClip:
         """Raises FzError for one that the visitor has not."""
         about = read_json(self.place(clip) / "clip.json")
         try:
-            return Clip(**{**about, "picture": tuple(about["picture"])})
+            return VisitorClip(**{**about, "picture": tuple(about["picture"])})
         except (KeyError, TypeError):
             raise FzError("This clip is not here. Choose one above.") from None
 
-    def keep(self, clip: Clip) -> None:
+    def keep(self, clip: VisitorClip) -> None:
         write_json(self.place(clip.id) / "clip.json", asdict(clip))
         write_json(self.path / "last.json", {"clip": clip.id})
 

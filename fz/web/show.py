@@ -25,7 +25,7 @@ from fz.prompts.describe import Explained
 from fz.results.claim import as_json
 from fz.settings.command import command
 from fz.settings.config import Settings
-from fz.web.folder import Clip
+from fz.web.folder import VisitorClip
 from fz.words import bare, counts, split
 
 MOST_SHOWN = 24  # thumbnails
@@ -227,7 +227,7 @@ def sheet(content: Mapping[str, Any]) -> str:
     return f'<p class="fz-note">Choose a picture to take its settings.</p><ul class="fz-cards">{own}{tiles}</ul>'
 
 
-def examples(listed: Iterable[tuple[str, Path, Clip]]) -> str:
+def examples(listed: Iterable[tuple[str, Path, VisitorClip]]) -> str:
     cards = [
         f'<li><button type="button" class="fz-card" data-say="fz-clip" data-value="{name}"><img alt="" '
         f'src="{picture(np.asarray(Image.open(first).convert("RGB")), 160)}"><span>{safe(clip.name)}</span></button>'
@@ -237,7 +237,7 @@ def examples(listed: Iterable[tuple[str, Path, Clip]]) -> str:
     return f'<ul class="fz-cards fz-examples">{"".join(cards)}</ul>'
 
 
-def commands(settings: Settings, clip: Clip, checkpoint: str | None) -> dict[str, str]:
+def commands(settings: Settings, clip: VisitorClip, checkpoint: str | None) -> dict[str, str]:
     """The command line and the Python text that give the same bits, with files by the visitor's names of them."""
     plain = as_json(settings)
     name = "weights/mini/example" if clip.source and clip.name == "a red car" else clip.name

@@ -19,7 +19,7 @@ from fz.inverted import InvertedClip
 from fz.settings.config import FAST
 from fz.web import form as forms
 from fz.web import show
-from fz.web.folder import Clip, Folder, Visitor, new_id, read_json, write_json
+from fz.web.folder import Folder, Visitor, VisitorClip, new_id, read_json, write_json
 from fz.web.jobs import Job
 
 MINIATURE = "miniature"
@@ -75,22 +75,22 @@ class Studio:
 
     # ---- what is there -------------------------------------------------------------------------------------
 
-    def video(self, clip: Clip, form: forms.Form) -> fz.Video:
+    def video(self, clip: VisitorClip, form: forms.Form) -> fz.Video:
         """The clip's frames. Raises FzError where it cannot be read so, or went after its day."""
         if not clip.here:
             raise FzError(f"{clip.name} went after a day. Bring it again.")
         multiple = self.models.editor(form["model"]).multiple
         return fz.read(clip.path, **forms.reading(form), multiple=multiple)
 
-    def inversion(self, clip: Clip, form: forms.Form, quick: bool = False) -> InvertedClip | None:
+    def inversion(self, clip: VisitorClip, form: forms.Form, quick: bool = False) -> InvertedClip | None:
         """The clip's inversion under its sentence, if it is in memory."""
         return self.held.get(key(clip, form, quick))
 
-    def at_hand(self, clip: Clip, form: forms.Form) -> InvertedClip | None:
+    def at_hand(self, clip: VisitorClip, form: forms.Form) -> InvertedClip | None:
         """The whole inversion, or else a preview's."""
         return self.inversion(clip, form) or self.inversion(clip, form, quick=True)
 
-    def seconds(self, clip: Clip, form: forms.Form) -> float | None:
+    def seconds(self, clip: VisitorClip, form: forms.Form) -> float | None:
         """How long a whole edit will take; None before anything was timed."""
         speed = self.speed.get(form["model"])
         steps = forms.steps_of(form, quick=False) * (OF_EDIT + (self.inversion(clip, form) is None))
@@ -110,7 +110,7 @@ class Studio:
             return self.preview(job, clip, form, place)
         return self.sheet(job, clip, form, place)
 
-    def inverted(self, job: Job, clip: Clip, form: forms.Form, quick: bool) -> InvertedClip:
+    def inverted(self, job: Job, clip: VisitorClip, form: forms.Form, quick: bool) -> InvertedClip:
         """From memory, from the cache folder as far as it has it, or computed."""
         at = key(clip, form, quick)
         if at in self.held:
@@ -159,7 +159,7 @@ class Studio:
             self.note_speed(form, time.perf_counter() - began, steps * len(inversion.video.frames))
         return edited
 
-    def preview(self, job: Job, clip: Clip, form: forms.Form, place: Path) -> str:
+    def preview(self, job: Job, clip: VisitorClip, form: forms.Form, place: Path) -> str:
         steps = forms.steps_of(form, quick=True)
         job.of = steps * ((self.inversion(clip, form, quick=True) is None) + OF_EDIT)
         inversion = self.inverted(job, clip, form, quick=True)
@@ -169,7 +169,7 @@ class Studio:
         write_json(place / "preview.json", {**pictures, "target": edited.target, "form": dict(form)})
         return "preview"
 
-    def run(self, job: Job, clip: Clip, form: forms.Form, place: Path) -> str:
+    def run(self, job: Job, clip: VisitorClip, form: forms.Form, place: Path) -> str:
         job.of = forms.steps_of(form, quick=False) * ((self.inversion(clip, form) is None) + OF_EDIT) * 1.05
         began, inverted_before = time.time(), self.inversion(clip, form) is not None
         inversion = self.inverted(job, clip, form, quick=False)
@@ -193,7 +193,7 @@ class Studio:
         write_json(folder.parent / "about.json", about)
         return result
 
-    def sheet(self, job: Job, clip: Clip, form: forms.Form, place: Path) -> str:
+    def sheet(self, job: Job, clip: VisitorClip, form: forms.Form, place: Path) -> str:
         new = self.new_words(form)
         tried = forms.varied(form, str(job.form.get("vary", "")), new)
         steps = forms.steps_of(form, quick=True)
@@ -215,7 +215,7 @@ class Studio:
         explained = editor.explain(form["source"], forms.sentence(form), **forms.editing(form))
         return [c.word for c in explained.columns if c.what in ("new", "replaced")]
 
-    def warm(self, clip: Clip) -> None:
+    def warm(self, clip: VisitorClip) -> None:
         """Load the first model, and look at the bundled clip as a preview does, so that the first one comes soon."""
         name = self.models.names[0]
         self.models.editor(name)
@@ -250,7 +250,7 @@ class Stored(Job):
         raise Incomplete
 
 
-def key(clip: Clip, form: forms.Form, quick: bool) -> tuple:
+def key(clip: VisitorClip, form: forms.Form, quick: bool) -> tuple:
     """What an inversion depends on."""
     reading = tuple(forms.reading(form).items())
     inverting = tuple(forms.inverting(form, quick).items())
