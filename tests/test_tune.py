@@ -278,9 +278,15 @@ def test_a_tuning_that_is_stopped_while_it_samples_has_its_samples_in_the_end(sh
     with monkeypatch.context() as patch:
         patch.setattr(run, "write_samples", interrupted)
         assert command.main(arguments(shared, stopped, *flags)) == 130
+    # as a kill leaves it that comes while weights are written
+    half = stopped / "vae/.diffusion_pytorch_model.bin.4711.part/diffusion_pytorch_model.bin"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half")
+    (stopped / "vae/.mine.part").write_text("not fz's")
     assert command.main(arguments(shared, stopped, *flags)) == 0
     of_whole, of_stopped = ({p.name: p.read_bytes() for p in (out / "samples").iterdir()} for out in (whole, stopped))
     assert of_whole and of_whole == of_stopped
+    assert not half.parent.exists() and (stopped / "vae/.mine.part").exists()
 
 
 @pytest.mark.parametrize("name", ["jeep", "man_skate", "swan"])

@@ -151,7 +151,8 @@ class TuningFolder:
             own.remove(self.work, files_in(self.work))
 
     def finish(self) -> None:
-        """All is written: put it into its place."""
+        """All is written: put it into its place, and take away what a killed run had half written."""
+        own.remove_halves(self.work, files_in(self.work))
         if self.work != self.path:
             self.swap()
 
