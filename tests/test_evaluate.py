@@ -29,7 +29,11 @@ def make_run(folder, edits=("a blue car", "a red car"), status="done"):
     write_pngs(folder / "frames/source", source)
     for i, frames in zip(range(len(edits)), (edited, source), strict=False):
         write_pngs(folder / f"frames/edit-{i}", frames)
-    settings = {"source": "a red car", "edits": [{"target": t, "align": "auto"} for t in edits]}
+    settings = {
+        "source": "a red car",
+        "clip": {"path": "car.mp4"},
+        "edits": [{"target": t, "align": "auto"} for t in edits],
+    }
     (folder / "run.json").write_text(json.dumps({"status": status, "settings": settings, "files": []}))
     return source, edited
 

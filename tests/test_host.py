@@ -200,22 +200,23 @@ def test_noise_that_is_not_finite_is_refused_when_the_step_is_over(monkeypatch):
     answers = iter([False, False, True])
     monkeypatch.setattr(finite, "on_host", lambda flag: lambda: next(answers))
     watch, unet, eps = Watch(), torch.nn.Linear(1, 1), torch.empty(1, device=META)
+    models = {"": unet}
 
     def again():
         unet(torch.tensor([float("inf")]))
 
-    watch.look(eps, unet, 7, again)
+    watch.look(eps, models, 7, again)
     with pytest.raises(NotFinite, match="timestep 7"):
         watch.settle()
     # said once; a loop that never asks hears of it from the next step
     watch.settle()
-    watch.look(eps, unet, 7, again)
+    watch.look(eps, models, 7, again)
     with pytest.raises(NotFinite, match="timestep 7"):
-        watch.look(eps, unet, 3, again)
-    watch.look(eps, unet, 3, again)
+        watch.look(eps, models, 3, again)
+    watch.look(eps, models, 3, again)
     watch.settle()
 
 
 def test_noise_on_a_cpu_is_refused_at_once():
     with pytest.raises(NotFinite, match="timestep 5"):
-        Watch().look(torch.tensor(float("inf")), torch.nn.Linear(1, 1), 5, lambda: None)
+        Watch().look(torch.tensor(float("inf")), {"": torch.nn.Linear(1, 1)}, 5, lambda: None)

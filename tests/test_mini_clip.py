@@ -150,6 +150,7 @@ def test_it_is_the_default_for_the_miniature_s_runs_only(tmp_path, capsys):
         write_pngs(tmp_path / name / "frames/edit-0", draw(target, 3, 64).frames)
         settings = {
             "source": caption(story),
+            "clip": {"path": "car.mp4"},
             "edits": [{"target": caption(target), "align": "auto"}],
             "checkpoint": checkpoint,
         }
