@@ -8,6 +8,8 @@ from them.
 
 import csv
 import os
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 RATE, WARM_UP, AVERAGE = 2e-4, 200, 0.999
+SAVE_EVERY = 180  # seconds
 LARGEST = 15_000_000  # bytes of a file of averages
 
 
@@ -45,6 +48,21 @@ class Training:
             self.shadow = saved["shadow"]
             self.seconds, self.steps, self.pictures = saved["seconds"], saved["steps"], saved["pictures"]
             torch.set_rng_state(saved["random"].cpu())
+
+    def rounds(self, wanted: Callable[["Training"], bool]) -> Iterator[None]:
+        """As long as it is `wanted`, a round for each batch: the seconds are counted, the state is saved on the way and
+        in the end.
+        """
+        saved_at = last = time.monotonic()
+        while wanted(self):
+            yield
+            now = time.monotonic()
+            self.seconds += now - last
+            last = now
+            if now - saved_at > SAVE_EVERY:
+                self.save()
+                saved_at = now
+        self.save()
 
     def save(self) -> None:
         """The whole state, then its averages."""

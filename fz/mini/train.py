@@ -24,6 +24,7 @@ from fz.attention import MAP_STRIDE
 from fz.ddim import Schedule
 from fz.errors import FzError
 from fz.frames import FrameIndex
+from fz.kernels.gemm import multiplies_bfloat16
 from fz.memory.machine import pick_device
 from fz.mini.attend import TrainingAttention
 from fz.mini.shape import SCHEDULER, TEXT, UNET, VAE_JSON
@@ -48,7 +49,7 @@ BATCHES = {64: 32, 128: 16}  # pictures of a batch, by their side; both sizes ha
 ON_GPU = 8  # times as many on a GPU
 NEW_SHARD = 12_000  # pictures after which training gets one shard more
 MOST_SHARDS = 120  # 60 000 stories
-SAVE_EVERY, LOG_EVERY = 180, 25  # seconds; batches of a size
+LOG_EVERY = 25  # batches of a size
 
 
 def placing_loss(maps: list[Tensor], cells: Tensor, columns: Tensor, told: Tensor) -> Tensor:
@@ -155,13 +156,9 @@ def losses(unet: UNet, text: nn.Module, batch: Batch, alpha_bar: Tensor) -> tupl
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """To bfloat16 where that is faster."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device))
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Does the device have instructions for it? Elsewhere bfloat16 is slower than float32."""
-    return device.type == "cuda" or (device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """To bfloat16 where the device has instructions for it; elsewhere float32 is faster."""
+    native = device.type == "cuda" or (device.type == "cpu" and multiplies_bfloat16())
+    return torch.autocast(device.type, torch.bfloat16, enabled=native)
 
 
 @dataclass(frozen=True)
@@ -213,8 +210,7 @@ def train(state: Path, start: Start, device: str, wanted: Callable[[Training], b
     alpha_bar = torch.tensor(Schedule.from_config(SCHEDULER, 1000).alpha_bars).float().to(device)
     many = ON_GPU if device == "cuda" else 1
     recent: dict[int, list[Tensor]] = {size: [] for size in BATCHES}
-    saved_at = last = time.monotonic()
-    while wanted(training):
+    for _ in training.rounds(wanted):
         size = list(BATCHES)[int(torch.randint(len(BATCHES), ()))]
         there = shards.of(size, min(1 + training.pictures // NEW_SHARD, MOST_SHARDS))
         batch = batch_of(there, choose(len(there), many * BATCHES[size]), nothing).to(device)
@@ -225,13 +221,6 @@ def train(state: Path, start: Start, device: str, wanted: Callable[[Training], b
         if len(recent[size]) == LOG_EVERY:
             training.write_log(size, *torch.stack(recent[size]).mean(0).tolist())
             recent[size] = []
-        now = time.monotonic()
-        training.seconds += now - last
-        last = now
-        if now - saved_at > SAVE_EVERY:
-            training.save()
-            saved_at = now
-    training.save()
     return training
 
 

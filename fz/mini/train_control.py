@@ -34,7 +34,6 @@ from fz.mini.train import (
     MOST_SHARDS,
     NEW_SHARD,
     ON_GPU,
-    SAVE_EVERY,
     Batch,
     Chosen,
     Noised,
@@ -147,8 +146,7 @@ def train(
     shards = OutlinedShards(state, vae, checkpoint.text, tuple(BATCHES), each)
     nothing, many = torch.tensor(checkpoint.text.tokens("").ids), ON_GPU if device == "cuda" else 1
     recent: dict[int, list[float]] = {size: [] for size in BATCHES}
-    saved_at = last = time.monotonic()
-    while wanted(training):
+    for _ in training.rounds(wanted):
         size = list(BATCHES)[int(torch.randint(len(BATCHES), ()))]
         there = shards.of(size, min(1 + training.pictures // NEW_SHARD, MOST_SHARDS))
         chosen = choose(len(there), many * BATCHES[size], EMPTY)
@@ -165,13 +163,6 @@ def train(
             # by how much the last batch's loss is larger without, of the mean
             training.write_log(size, mean, mean * alone)
             recent[size] = []
-        now = time.monotonic()
-        training.seconds += now - last
-        last = now
-        if now - saved_at > SAVE_EVERY:
-            training.save()
-            saved_at = now
-    training.save()
     return training
 
 
