@@ -18,69 +18,45 @@ from fz.kernels.gemm import Packed, multiplies_bfloat16, prefers_onednn
 from fz.kernels.int8 import has_int8
 from fz.kernels.winograd import Winograd, seconds_of, weight_bytes
 from fz.model.layers import GEGLU, Conv3x3, Pointwise
-from fz.model.reduced_cpu import NARROWEST, REDUCED, PackedConv3x3, int8_layer, is_wide
+from fz.model.reduced_cpu import NARROWEST, REDUCED, PackedConv3x3, int8_layer, is_wide, reads_prompts, takes_int8
 from fz.model.swap import swapped
+from fz.model.twins import Conv3x3Twin, GEGLUTwin, LinearTwin, PointwiseTwin
 from fz.model.unet import UNet
 
 TILES = (2, 4)
 
 
-class PackedLinear(nn.Linear):
-    """A linear layer with a packed copy of its weight: inference takes that, a forward pass with gradients the plain
-    one.
-    """
+class PackedLinear(LinearTwin):
+    """A linear layer with a packed copy of its weight."""
 
     def __init__(self, plain: nn.Linear, rows: int):
-        super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
-        self.weight, self.bias = plain.weight, plain.bias
-        self.packed = Packed(plain.weight, plain.bias, rows)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if torch.is_grad_enabled() else self.packed(x)
+        super().__init__(plain, Packed(plain.weight, plain.bias, rows))
 
 
-class PackedPointwise(Pointwise):
+class PackedPointwise(PointwiseTwin):
     """The same of a 1x1 convolution of tokens."""
 
     def __init__(self, plain: Pointwise, rows: int):
-        super().__init__(plain.in_channels, plain.out_channels, 1, device="meta")
-        self.weight, self.bias = plain.weight, plain.bias
-        self.packed = Packed(plain.weight.flatten(1), plain.bias, rows)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if torch.is_grad_enabled() else self.packed(x)
+        super().__init__(plain, Packed(plain.weight.flatten(1), plain.bias, rows))
 
 
-class PackedGEGLU(GEGLU):
+class PackedGEGLU(GEGLUTwin):
     """GEGLU as two packed products, gelu and multiplication done with them."""
 
     def __init__(self, plain: GEGLU, rows: int):
-        with torch.device("meta"):
-            super().__init__(plain.proj.in_features, plain.proj.out_features // 2)
-        self.proj = plain.proj
-        halves = zip(plain.proj.weight.chunk(2), plain.proj.bias.chunk(2), strict=True)
-        self.value, self.gate = (Packed(weight, bias, rows) for weight, bias in halves)
+        super().__init__(plain, lambda weight, bias: Packed(weight, bias, rows))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if torch.is_grad_enabled() else self.value.times(x, self.gate.gelu(x))
+    def gated(self, x: Tensor) -> Tensor:
+        return self.value.times(x, self.gate.gelu(x))
 
 
-class WinogradConv3x3(Conv3x3):
-    """A 3x3 convolution with a copy of its weight transformed for tiles of m x m; with gradients it is the plain one.
-
-    rows: how many such tiles it usually sees.
+class WinogradConv3x3(Conv3x3Twin):
+    """A 3x3 convolution with a copy of its weight transformed for tiles of m x m. rows: how many such tiles it usually
+    sees.
     """
 
     def __init__(self, plain: Conv3x3, m: int, rows: int):
-        with torch.device("meta"):
-            super().__init__(plain.in_channels, plain.out_channels, temporal=plain.temporal)
-        self.weight, self.bias = plain.weight, plain.bias
-        if plain.temporal is not None:
-            self.conv_temporal = plain.conv_temporal
-        self.winograd = Winograd(plain.weight, plain.bias, m, rows)
-
-    def convolve(self, x: Tensor) -> Tensor:
-        return super().convolve(x) if torch.is_grad_enabled() else self.winograd(x)
+        super().__init__(plain, Winograd(plain.weight, plain.bias, m, rows))
 
 
 FAST = (PackedLinear, PackedPointwise, PackedGEGLU, WinogradConv3x3, *REDUCED)
@@ -175,6 +151,8 @@ def of_int8(unet: UNet, rows: int) -> tuple[UNet, str]:
     no layer is large enough.
     """
     packs, text_channels = prefers_onednn(), unet.config.cross_attention_dim
+    if not any(takes_int8(name, layer, text_channels) for name, layer in unet.named_modules()):
+        return unet, ""
 
     def replace(name: str, layer: nn.Module) -> nn.Module | None:
         eight = int8_layer(name, layer, rows, text_channels)
@@ -183,7 +161,7 @@ def of_int8(unet: UNet, rows: int) -> tuple[UNet, str]:
     fast = swapped(unet, replace)
     of_eight = sum(isinstance(layer, REDUCED) for layer in fast.modules())
     rest = "attention's output, the time's, the first and the last in float32"
-    return fast, f"int8: {of_eight} layers; {rest}" if of_eight else ""
+    return fast, f"int8: {of_eight} layers; {rest}"
 
 
 def packed_layer(name: str, layer: nn.Module, rows: int, text_channels: int) -> nn.Module | None:
@@ -194,7 +172,7 @@ def packed_layer(name: str, layer: nn.Module, rows: int, text_channels: int) -> 
         return PackedPointwise(layer, rows)
     # the time embedding has a row a frame; keys and values of a prompt are computed once a run
     of_time = "time_embedding." in name or name.endswith("time_emb_proj")
-    if not isinstance(layer, nn.Linear) or of_time or layer.in_features == text_channels != layer.out_features:
+    if not isinstance(layer, nn.Linear) or of_time or reads_prompts(layer, text_channels):
         return None
     return PackedLinear(layer, rows)
 
@@ -209,7 +187,7 @@ def packed_bytes(layer: nn.Module) -> int:
 def signature(unet: nn.Module) -> list[tuple[str, str | int]]:
     """Which layers of a UNet are fast ones, and which: what its results, to the last bit, depend on."""
     fast = [(name, layer) for name, layer in unet.named_modules() if isinstance(layer, FAST)]
-    return [(n, x.winograd.m if isinstance(x, WinogradConv3x3) else type(x).__name__) for n, x in fast]
+    return [(n, x.product.m if isinstance(x, WinogradConv3x3) else type(x).__name__) for n, x in fast]
 
 
 def convolutions(unet: UNet, latent_size: tuple[int, int]) -> list[Site3x3]:

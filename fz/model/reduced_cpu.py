@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fz.kernels.int8 import Conv8, Linear8, Quantized
 from fz.model.layers import GEGLU, Conv3x3, Pointwise
+from fz.model.twins import Conv3x3Twin, GEGLUTwin, LinearTwin, PointwiseTwin
 
 # narrower layers are the first and the last, whose error nothing after them evens out
 NARROWEST = 32
@@ -17,80 +18,54 @@ NARROWEST = 32
 LEAST_INT8 = 256
 
 
-class PackedConv3x3(Conv3x3):
-    """A 3x3 convolution with a copy of its weight in the order that oneDNN's direct convolution reads; with gradients
-    it is the plain one.
-    """
+class Direct3x3:
+    """x -> its 3x3 convolution by oneDNN's direct one, which reads a copy of the weight in an order of its own."""
 
     def __init__(self, plain: Conv3x3):
-        with torch.device("meta"):
-            super().__init__(plain.in_channels, plain.out_channels, plain.stride[0], plain.temporal)
-        self.weight, self.bias = plain.weight, plain.bias
-        if plain.temporal is not None:
-            self.conv_temporal = plain.conv_temporal
-        self.geometry = [1, 1], list(plain.stride), [1, 1], 1
+        self.bias, self.geometry = plain.bias, ([1, 1], list(plain.stride), [1, 1], 1)
         self.packed = torch.ops.mkldnn._reorder_convolution_weight(plain.weight.detach(), *self.geometry, None)
 
-    def convolve(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return super().convolve(x)
+    def __call__(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.bias, *self.geometry, "none", [], "")
 
 
-class Int8Linear(nn.Linear):
+class PackedConv3x3(Conv3x3Twin):
+    """A 3x3 convolution with a packed copy of its weight."""
+
+    def __init__(self, plain: Conv3x3):
+        super().__init__(plain, Direct3x3(plain))
+
+
+class Int8Linear(LinearTwin):
     """A linear layer whose inference multiplies eight bits."""
 
     def __init__(self, plain: nn.Linear, rows: int):
-        super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
-        self.weight, self.bias = plain.weight, plain.bias
-        self.product = Linear8(plain.weight, plain.bias, rows)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if torch.is_grad_enabled() else self.product(x)
+        super().__init__(plain, Linear8(plain.weight, plain.bias, rows))
 
 
-class Int8Pointwise(Pointwise):
+class Int8Pointwise(PointwiseTwin):
     """The same of a 1x1 convolution of tokens."""
 
     def __init__(self, plain: Pointwise, rows: int):
-        super().__init__(plain.in_channels, plain.out_channels, 1, device="meta")
-        self.weight, self.bias = plain.weight, plain.bias
-        self.product = Linear8(plain.weight.flatten(1), plain.bias, rows)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if torch.is_grad_enabled() else self.product(x)
+        super().__init__(plain, Linear8(plain.weight.flatten(1), plain.bias, rows))
 
 
-class Int8GEGLU(GEGLU):
+class Int8GEGLU(GEGLUTwin):
     """GEGLU whose two products take the same integers."""
 
     def __init__(self, plain: GEGLU, rows: int):
-        with torch.device("meta"):
-            super().__init__(plain.proj.in_features, plain.proj.out_features // 2)
-        self.proj = plain.proj
-        halves = zip(plain.proj.weight.chunk(2), plain.proj.bias.chunk(2), strict=True)
-        self.value, self.gate = (Linear8(weight, bias, rows) for weight, bias in halves)
+        super().__init__(plain, lambda weight, bias: Linear8(weight, bias, rows))
 
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return super().forward(x)
+    def gated(self, x: Tensor) -> Tensor:
         integers = Quantized(x)
         return self.value(integers).mul_(self.gate(integers, then="gelu"))
 
 
-class Int8Conv3x3(Conv3x3):
+class Int8Conv3x3(Conv3x3Twin):
     """A 3x3 convolution whose inference multiplies eight bits."""
 
     def __init__(self, plain: Conv3x3):
-        with torch.device("meta"):
-            super().__init__(plain.in_channels, plain.out_channels, plain.stride[0], plain.temporal)
-        self.weight, self.bias = plain.weight, plain.bias
-        if plain.temporal is not None:
-            self.conv_temporal = plain.conv_temporal
-        self.product = Conv8(plain.weight, plain.bias, plain.stride[0])
-
-    def convolve(self, x: Tensor) -> Tensor:
-        return super().convolve(x) if torch.is_grad_enabled() else self.product(x)
+        super().__init__(plain, Conv8(plain.weight, plain.bias, plain.stride[0]))
 
 
 REDUCED = (PackedConv3x3, Int8Linear, Int8Pointwise, Int8GEGLU, Int8Conv3x3)
@@ -100,19 +75,32 @@ def is_wide(conv: nn.Module, least: int = NARROWEST) -> bool:
     return isinstance(conv, Conv3x3) and min(conv.in_channels, conv.out_channels) >= least
 
 
-def int8_layer(name: str, layer: nn.Module, rows: int, text_channels: int) -> nn.Module | None:
-    """What takes a layer's place under `--weights int8`; None for those that stay: narrow ones, the first and the last,
-    the time embedding's, those of prompts, and attention's output, which is added to what passes it by.
+def reads_prompts(layer: nn.Linear, text_channels: int) -> bool:
+    """Does it make keys or values of prompts, as it does once a run?"""
+    return layer.in_features == text_channels != layer.out_features
+
+
+def takes_int8(name: str, layer: nn.Module, text_channels: int) -> bool:
+    """Is a layer of those whose products are of eight bits under `--weights int8`? Those stay: narrow ones, the first
+    and the last, the time embedding's, those of prompts, and attention's output, which is added to what passes it by.
     """
-    if is_wide(layer, LEAST_INT8):
-        return Int8Conv3x3(layer)
+    if isinstance(layer, Conv3x3):
+        return is_wide(layer, LEAST_INT8)
     if isinstance(layer, GEGLU):
-        return Int8GEGLU(layer, rows) if layer.proj.in_features >= LEAST_INT8 else None
+        return layer.proj.in_features >= LEAST_INT8
     if isinstance(layer, Pointwise):
-        return Int8Pointwise(layer, rows) if layer.in_channels >= LEAST_INT8 else None
-    if isinstance(layer, nn.Linear) and min(layer.in_features, layer.out_features) < LEAST_INT8:
-        return None
+        return layer.in_channels >= LEAST_INT8
+    if not isinstance(layer, nn.Linear) or min(layer.in_features, layer.out_features) < LEAST_INT8:
+        return False
     stays = "time_emb" in name or "to_out" in name or "temporal" in name
-    if not isinstance(layer, nn.Linear) or stays or layer.in_features == text_channels != layer.out_features:
+    return not stays and not reads_prompts(layer, text_channels)
+
+
+def int8_layer(name: str, layer: nn.Module, rows: int, text_channels: int) -> nn.Module | None:
+    """What takes a layer's place under `--weights int8`; None for those that stay."""
+    if not takes_int8(name, layer, text_channels):
         return None
-    return Int8Linear(layer, rows)
+    if isinstance(layer, Conv3x3):
+        return Int8Conv3x3(layer)
+    kinds = {GEGLU: Int8GEGLU, Pointwise: Int8Pointwise}
+    return next((twin for plain, twin in kinds.items() if isinstance(layer, plain)), Int8Linear)(layer, rows)
