@@ -4,21 +4,19 @@ Stable Diffusion v1.4's shapes with random weights. A step is timed alone, and a
 passes come again and are replayed as CUDA graphs. Replayed steps must be the others to the bit.
 """
 
-import os
 import shutil
 import statistics
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from bench.edit import INDEX, SMALL, Steps, diffusers_unet, reference_kernels
 from bench.gpu_run import Row, Run
+from bench.steps import INDEX, SMALL, Steps, diffusers_unet, kernels
 from fz.attention import Keep
 from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
@@ -36,7 +34,7 @@ LENGTH = 8  # steps of a run that is timed as a whole
 
 
 def steps_on(run: Run, size: int, frames: int, dtype: torch.dtype = torch.float16) -> Steps:
-    """Steps of `bench.edit` on the device; float32 in a dry run, whose CPU has no halves."""
+    """`bench.steps.Steps` on the device; float32 in a dry run, whose CPU has no halves."""
     torch.manual_seed(0)
     with torch.device(run.device):
         unet = UNet(SMALL if run.small else UNetConfig()).eval()
@@ -47,19 +45,6 @@ def steps_on(run: Run, size: int, frames: int, dtype: torch.dtype = torch.float1
     steps.guidance = type(steps.guidance)(steps.negative)
     steps.task = type(steps.task)(steps.target, steps.task.fusion, steps.task.region)
     return steps
-
-
-@contextmanager
-def kernels(name: str) -> Iterator[None]:
-    """FZ_KERNELS for the time of a block."""
-    before = os.environ.get("FZ_KERNELS")
-    os.environ["FZ_KERNELS"] = name
-    try:
-        yield
-    finally:
-        os.environ.pop("FZ_KERNELS")
-        if before is not None:
-            os.environ["FZ_KERNELS"] = before
 
 
 def a_run(run: Run, steps: Steps, unet: UNet | Graphs) -> tuple[dict[str, float], list[Tensor]]:
@@ -154,7 +139,7 @@ def steps_of(run: Run, size: int, frames: int, site: str) -> list[Row]:
     with kernels("torch"):
         rows.append({"site": site, "way": "edit, memory, torch kernels", "ms": run.clock(ways["edit, memory"], 3)})
     if size < 512:
-        with reference_kernels():
+        with kernels("reference"):
             rows.append({"site": site, "way": "edit, memory, maps", "ms": run.clock(ways["edit, memory"], 3)})
     theirs = diffusers_unet(steps.unet)
     if theirs is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from bench.edit import INDEX, Steps, measure
+from bench.steps import INDEX, Steps, measure
 from fz.attention import Keep, Plain
 from fz.edit import Edit, edit
 from fz.guidance import Guidance

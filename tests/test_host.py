@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("triton")
 
 from bench import aot  # noqa: E402
-from bench.edit import SMALL, Steps  # noqa: E402
+from bench.steps import SMALL, Steps  # noqa: E402
 from fz.attention import Keep  # noqa: E402
 from fz.ddim import CLEAN  # noqa: E402
 from fz.edit import Edit, Fuse, edit, invert  # noqa: E402
