@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fz.attention import Kept, Plain, Recorder, StopForward
 from fz.crossing import OWN, Attending, Chunk, Reading, of_frames
@@ -22,6 +22,7 @@ from fz.model.control import Control
 from fz.model.deep import Deep
 from fz.model.layers import Attend, Operands, Site, TextContext
 from fz.model.some_frames import some_frames_at_once
+from fz.model.swap import StandIn
 from fz.model.unet import UNet
 from fz.shard import Shard
 
@@ -29,7 +30,7 @@ Extra = Deep | Control  # of a clip, whose part is of some frames
 Shared = dict[tuple[str, str], dict[int, Tensor]]  # (site, 'k' or 'v') -> frame -> (B, N, Nh, D)
 
 
-class Chunks:
+class Chunks(StandIn):
     """Called as a UNet, `size` frames at a time. The given one stays as it is."""
 
     def __init__(self, unet: UNet, size: int):
@@ -39,15 +40,6 @@ class Chunks:
         self.layerwise = unet.clip_norm
         if self.layerwise:
             self.unet = some_frames_at_once(unet, size)
-
-    def sites(self) -> list[Site]:
-        return self.unet.sites()
-
-    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
-        return self.unet.named_modules()
-
-    def modules(self) -> Iterator[nn.Module]:
-        return self.unet.modules()
 
     def cut(self, index: FrameIndex, frames: int) -> "list[Chunk]":
         """The chunks of a clip in the order in which they run. Raises FzError where there is none for the index."""

@@ -7,11 +7,11 @@ same shapes, prompts and attention, comes for the second time; those of baseline
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fz import kernels
 from fz.attention import Plain, Recorder, StopForward
@@ -19,7 +19,8 @@ from fz.chunks import Chunks, results
 from fz.crossing import OWN
 from fz.fusion import Fuser
 from fz.memory.free import free_memory, gb
-from fz.model.layers import Alter, Attend, Site, TextContext
+from fz.model.layers import Alter, Attend, TextContext
+from fz.model.swap import StandIn
 from fz.model.unet import UNet
 from fz.shard import Shard
 
@@ -66,23 +67,19 @@ class Captured:
     recorded: list[dict[str, Tensor | tuple[Tensor, ...]]]
 
 
-class Graphs:
-    """Called as a UNet. The given one, `eager`, stays as it is, and runs what is not captured."""
+class Graphs(StandIn):
+    """Called as a UNet. The given one stays as it is, and runs what is not captured."""
 
     def __init__(self, unet: UNet, note: Callable[[str], None]):
-        self.eager, self.config, self.note = unet, unet.config, note
+        self.unet, self.config, self.note = unet, unet.config, note
         # a pass that was seen once has None and its prompts, which live as long as the key that names them
         self.passes: dict[tuple, tuple[Captured | None, Prompts]] = {}
         self.works = True
 
-    def sites(self) -> list[Site]:
-        return self.eager.sites()
-
-    def modules(self) -> Iterator[nn.Module]:
-        return self.eager.modules()
-
-    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
-        return self.eager.named_modules()
+    @property
+    def eager(self) -> UNet:
+        """What runs layer by layer."""
+        return self.unet
 
     def __call__(
         self,
@@ -94,10 +91,10 @@ class Graphs:
         **more: object,
     ) -> Tensor:
         """eps of z (B, F, 4, h, w), as `UNet.forward`."""
-        given = operands(attend, self.eager.conv_in.weight)
+        given = operands(attend, self.unet.conv_in.weight)
         unknown = given is None or not isinstance(t, int) or alter or any(more.values())
         if unknown or torch.is_grad_enabled() or not self.works:
-            return self.eager(z, t, text, attend, alter, **more)
+            return self.unet(z, t, text, attend, alter, **more)
         inputs, prompts = [z, *given], (text, getattr(attend, "source_text", None))
         key = (*map(id, prompts), constants(attend), *((x.shape, x.dtype) for x in inputs))
         seen = key in self.passes
@@ -109,7 +106,7 @@ class Graphs:
         if len(self.passes) > MOST:
             del self.passes[next(iter(self.passes))]
         if found is None:
-            return self.eager(z, t, text, attend)
+            return self.unet(z, t, text, attend)
         fill(found.inputs, inputs, t)
         found.replay()
         for mine, theirs in zip(results(attend), found.recorded, strict=True):
@@ -127,7 +124,7 @@ class Graphs:
 
         def run() -> Tensor | None:
             try:
-                return self.eager(static[0], timestep, text, inner)
+                return self.unet(static[0], timestep, text, inner)
             except StopForward:
                 return None
 

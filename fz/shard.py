@@ -6,7 +6,6 @@ time read. The predicted noise and the averaged maps, both small, are gathered: 
 loops of `fz.edit` do not know how many processes there are.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -18,12 +17,12 @@ from fz.crossing import OWN, Attending, Chunk, Reading, of_frames
 from fz.fusion import Fuser
 from fz.model.deep import Deep
 from fz.model.layers import ClipGroupNorm, LowRankTemporalConv, Site, TemporalAttention, TextContext
-from fz.model.swap import swapped
+from fz.model.swap import StandIn, swapped
 from fz.model.unet import UNet
 from fz.ranks import Alone
 
 
-class Shard:
+class Shard(StandIn):
     """Called as a UNet, with latents of all frames, by all processes together. The given UNet stays as it is."""
 
     def __init__(self, unet: UNet, ranks: Alone):
@@ -42,18 +41,6 @@ class Shard:
         if isinstance(layer, nn.Conv1d):
             return ConvOverRanks(layer, self.clip)
         return AttentionOverRanks(layer, self.clip) if isinstance(layer, TemporalAttention) else None
-
-    def sites(self) -> list[Site]:
-        return self.unet.sites()
-
-    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
-        return self.unet.named_modules()
-
-    def modules(self) -> Iterator[nn.Module]:
-        return self.unet.modules()
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        return self.unet.parameters()
 
     def __call__(
         self,
