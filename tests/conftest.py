@@ -58,9 +58,14 @@ def _interrupts():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _threads():
-    # models of tests are too small to be shared among threads
+# models of tests are too small to be shared among threads
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """A test that takes more threads gives them back."""
+    yield
     torch.set_num_threads(1)
 
 

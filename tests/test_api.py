@@ -21,11 +21,6 @@ SOURCE, TARGET = "a red car moving on the sand", "a blue car moving on the sand"
 PATH = mini.example()["clip.path"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def editor():
     torch.set_num_threads(1)

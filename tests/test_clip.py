@@ -29,11 +29,6 @@ SHAPES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module", params=SHAPES, ids=SHAPES)
 def written(request, tmp_path_factory):
     """(folder in transformers' layout, transformers' model)."""

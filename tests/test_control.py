@@ -66,16 +66,6 @@ SHAPES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(request):
-    """Tiny layers are no work for two, and two wait for each other."""
-    threads = torch.get_num_threads()
-    if not request.node.get_closest_marker("slow"):
-        torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def unet_of(config):
     config = {key: value for key, value in config.items() if key != "conditioning_embedding_out_channels"}
     return config | {"up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3}

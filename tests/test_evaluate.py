@@ -16,11 +16,6 @@ from fz.results import measured
 SHAPE = (4, 32, 48, 3)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 def make_run(folder, edits=("a blue car", "a red car"), status="done"):
     """A results folder: edit 0 is brighter in a square, edit 1 is the source."""
     source = np.random.default_rng(0).integers(0, 200, SHAPE, dtype=np.uint8)

@@ -10,11 +10,6 @@ from fz.errors import FzError
 from fz.metrics import numbers
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 def at(*degrees):
     return torch.tensor([[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees], dtype=torch.float64)
 

@@ -26,11 +26,6 @@ from fz.weights.clip import load_clip
 needs_clip = pytest.mark.skipif(not (mini.FOLDER / "clip").is_dir(), reason="weights/mini has no clip/ yet")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A model with random weights and the folder that export makes of it."""

@@ -58,16 +58,6 @@ UNETS = {
 VAES = {"tiny": ((16, 32, 32, 32), 2), "three levels": ((8, 16, 32), 1)}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(request):
-    """Tiny layers are no work for two, and two wait for each other."""
-    threads = torch.get_num_threads()
-    if not request.node.get_closest_marker("slow"):
-        torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def unet_pair(config):
     """Ours and diffusers', of one set of weights."""
     with torch.device("meta"):

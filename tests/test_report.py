@@ -24,11 +24,6 @@ from fz.settings.parse import parse
 VOID = {"meta", "link", "input", "br", "img"}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 def make_run(folder, frames=8, height=256, width=256):
     clip = (
         np.random.default_rng(0)

@@ -10,11 +10,6 @@ OWN_AND_MID = [[0, 1], [1, 1], [2, 1]]
 TABLES = {"own and mid": OWN_AND_MID, "previous and first": [[0, 0], [0, 0], [1, 0]], "own": [[0], [1], [2]]}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 def operands(branches: int, d: int, seed: int = 0, dtype=torch.float64):
     """q, k, v (B, 3, 7, 2, D) and the source's q, k."""
     g = torch.Generator().manual_seed(seed)

@@ -7,7 +7,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from fz import inverted, mini
@@ -17,11 +16,6 @@ from fz.run import main
 from fz.settings import sweep
 from fz.settings.config import EditSettings
 from fz.settings.parse import parse
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 def test_sweep_values():

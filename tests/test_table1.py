@@ -12,18 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from processes import alive
 
 from bench import summary, table1
 from fz import pipeline
 from fz.clips.video import Video, read_clip
 from fz.metrics import numbers
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture
