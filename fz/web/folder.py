@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fz import records
 from fz.errors import FzError
 from fz.results.lock import Busy, Lock
 from fz.settings.place import slug
@@ -37,15 +38,11 @@ def new_id() -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """An own file's content; {} where there is none, or none that can be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return records.read(path, dict) or {}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
+    """Whole or not at all, also where two threads write it at once: `fz.whole.atomic` tells processes apart."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
