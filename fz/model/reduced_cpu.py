@@ -56,7 +56,9 @@ class Int8GEGLU(GEGLUTwin):
     def __init__(self, plain: GEGLU, rows: int):
         super().__init__(plain, lambda weight, bias: Linear8(weight, bias, rows))
 
-    def gated(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().forward(x)
         integers = Quantized(x)
         return self.value(integers).mul_(self.gate(integers, then="gelu"))
 

@@ -32,7 +32,7 @@ class PointwiseTwin(Pointwise):
 
 
 class GEGLUTwin(GEGLU):
-    """GEGLU as two products, of a weight and a bias each: `value` and `gate`."""
+    """GEGLU as two products, of a weight and a bias each: `value` and `gate`. How they are joined is its own kinds'."""
 
     def __init__(self, plain: GEGLU, product: Callable[[Tensor, Tensor], Any]):
         with torch.device("meta"):
@@ -40,13 +40,6 @@ class GEGLUTwin(GEGLU):
         self.proj = plain.proj
         halves = zip(plain.proj.weight.chunk(2), plain.proj.bias.chunk(2), strict=True)
         self.value, self.gate = (product(weight, bias) for weight, bias in halves)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if torch.is_grad_enabled() else self.gated(x)
-
-    def gated(self, x: Tensor) -> Tensor:
-        """value(x) times gelu(gate(x))."""
-        raise NotImplementedError
 
 
 class Conv3x3Twin(Conv3x3):
