@@ -24,6 +24,7 @@ from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
 from fz.edit import Callback, Edit, invert, reconstruct
 from fz.errors import FzError
+from fz.forecast import by_first_step, forecast
 from fz.guidance import Guidance
 from fz.keys import key_of_edit, key_of_inversion
 from fz.masks import blend_mask, changed_pixels, paste_background
@@ -47,19 +48,15 @@ if TYPE_CHECKING:
     from fz.editor import Editor
 
 
-# an edit's step in steps of inversion: two branches, fused (bench/LOG.md); the source's once more to recompute
-EDIT_STEP = 2
-
-
 class InvertedClip:
     """A clip under its own sentence, on its way through a loaded model; made by `Editor.invert`.
 
-    settings: of the run. video: its frames. shown: to the ControlNet, (F, 3, H, W) in [-1, 1]. source: what inversion
-    left, by timestep (`fz.source.Source`).
+    settings: of the run. video: its frames. hint: shown to the ControlNet, (F, 3, H, W) in [-1, 1]. source: what
+    inversion left, by timestep (`fz.source.Source`). wanted: of each edit step, what all edits need of the source.
     """
 
     def __init__(
-        self, editor: "Editor", settings: Settings, video: Video, journal: Journal, shown: Tensor | None = None
+        self, editor: "Editor", settings: Settings, video: Video, journal: Journal, hint: Tensor | None = None
     ):
         self.editor, self.settings, self.video, self.journal = editor, settings, video, journal
         checkpoint = editor.checkpoint
@@ -72,10 +69,11 @@ class InvertedClip:
         unet, net = editor.fit(self.latent_size, self.own.stop - self.own.start, settings.chunk, journal)
         reuse = Reuse.of(settings.reuse)
         model = Denoiser(unet, schedule, editor.frame_index, reuse, solver=settings.solver)
-        self.model, self.inverting = controlled(model, editor, net, shown, settings)
+        self.model, self.inverting = controlled(model, editor, net, hint, settings)
         self.source = Source(editor.embed(settings.source))
         self.kept: Inversion | Unkept = Unkept()
         self.keep: Callable[[int], Keep] = keep_nothing
+        self.wanted: Sequence[Keep] = ()
         self.mode = "recompute"
         self.once: dict[str, Any] = {}  # what several edits need, by what it depends on
 
@@ -177,7 +175,7 @@ class InvertedClip:
         self.mode = choose_store(settings.store, footprint, per_step, kept.operands, editor.device, self.journal.say)
         # passes are made together: what is computed again has to be so in all
         self.mode = self.ranks.agree(self.mode)
-        self.kept, self.keep = kept, keep_for(self.mode, per_step.__getitem__)
+        self.wanted, self.kept, self.keep = per_step, kept, keep_for(self.mode, per_step.__getitem__)
 
     def encode(self) -> None:
         """The clip's z_0, from the inversion's folder if it is there."""
@@ -198,6 +196,9 @@ class InvertedClip:
         restored = same_inversion(self.ranks, source, schedule, self.kept.restore(source, schedule))
         if restored:
             self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.kept.folder}")
+        told = forecast(self, schedule.steps - restored)
+        if told:
+            self.journal.say(told)
         with self.journal.steps("invert", "inverting", schedule.steps, editor.device) as advance:
             start = time.monotonic()
 
@@ -205,8 +206,8 @@ class InvertedClip:
                 # a full step may be done again, for what shallow ones take from it
                 if done <= restored:
                     return
-                if done == restored + 1:
-                    self.tell_seconds(time.monotonic() - start, schedule.steps - done)
+                if done == restored + 1 and not told:
+                    self.journal.say(by_first_step(self, time.monotonic() - start, schedule.steps - done))
                 self.kept.save(done, source, schedule)
                 advance()
                 if callback:
@@ -322,18 +323,6 @@ class InvertedClip:
         if changes is not None:
             frames = paste_background(frames, self.video.frames, changes)
         return frames.float().clamp(-1, 1)
-
-    def tell_seconds(self, step: float, left: int) -> None:
-        """Say how long the run will take, by the seconds of its first step of inversion and the steps that are left."""
-        settings = self.settings
-        if settings.method != "fatezero":
-            return
-        of_an_edit = EDIT_STEP + (self.mode == "recompute")
-        # the step that was timed is a whole one
-        share = self.model.reuse.work(self.schedule.steps)
-        seconds = step * share * (left + of_an_edit * settings.steps * len(settings.edits))
-        shown = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-        self.journal.say(f"about {shown} to go: a step of inversion takes {step:.2g} s, one of an edit {of_an_edit:g}x")
 
     def store(self, of: str) -> Store:
         """Where queries and keys of that pass stay."""

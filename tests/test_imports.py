@@ -46,6 +46,7 @@ FLOORS = (
     ("fz.metrics", "fz.checkpoint"),
     ("fz.results",),
     ("fz.stages", "fz.agreement", "fz.arguments", "fz.control", "fz.keys", "fz.program", "fz.saved", "fz.tuning"),
+    ("fz.forecast",),
     ("fz.inverted",),
     ("fz.editor",),
     (
