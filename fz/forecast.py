@@ -1,7 +1,7 @@
 """How long will a run take, and how long with `--fast`? Told before its first step; nothing that is computed depends on
 it.
 
-A few short passes of the run's own layers are timed: over one frame and over two, a shallow one, the VAE over a small
+A few short passes of the run's own layers are timed: over one frame and over MANY, a shallow one, the VAE over a small
 picture. The run is the sum of the passes that it will make, each as long as its frames and branches have it.
 """
 
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 INVERTING, FUSED, AGAIN, CONTROLLED, INT8 = 1.1, 1.05, 0.8, 1.3, 0.65
 # an edit's step in steps of inversion: two branches, fused; the source's once more to recompute
 EDIT_STEP = 2
-# passes over one frame that a trial makes, about; and what share of the run's it may be
-TRIAL, SHARE = 5, 0.03
+# frames of the longer pass that is tried; passes over one frame that a trial makes, about; and what share of the run's
+# it may be: small frames cost less each in a pass of many, so that a trial takes up to 3 % of the time (bench/LOG.md)
+MANY, TRIAL, SHARE = 3, 6, 0.0125
 # a side of the picture that the VAE is tried on, of the clip's
 SMALLER = 4
 
@@ -119,7 +120,7 @@ def trial(
     """
     unet, device, stride = model.layers, prompt.device, vae.config.stride
     draw = torch.Generator().manual_seed(0)
-    z = torch.randn(1, 2, 4, *(side // stride for side in size), generator=draw).to(device)
+    z = torch.randn(1, MANY, 4, *(side // stride for side in size), generator=draw).to(device)
     text, t = TextContext(prompt[None]), model.schedule.timesteps[0]
     deep = Deep((model.reuse if model.reuse.every > 1 else Reuse.of(FAST["reuse"])).outer)
 
@@ -135,10 +136,10 @@ def trial(
 
     # the first pass warms up
     forward(1, deep=deep)
-    one, two, deep.shallow = forward(1), forward(2), True
+    one, many, deep.shallow = forward(1), forward(MANY), True
     shallow = forward(1, deep=deep)
-    # a second frame takes what the first does at most, and on a busy machine may seem to take anything
-    frame = min(max(two - one, one / 2), one)
+    # another frame takes what the first does at most, and on a busy machine may seem to take anything
+    frame = min(max((many - one) / (MANY - 1), one / 8), one)
     height, width = (max(side // (SMALLER * stride), 1) * stride for side in size)
     small, share = torch.zeros(1, 3, height, width), size[0] * size[1] / (height * width)
     latent = encode_clip(vae, small)

@@ -163,6 +163,14 @@ def run_python(code):
     return done.stdout
 
 
+def test_a_run_imports_no_more_than_it_needs():
+    """What takes longest to import of what transformers and torch bring, and no run asks for."""
+    heavy = ("torch._dynamo", "torch.distributed.tensor", "sympy", "transformers.models.clip.modeling_clip")
+    modules = "fz.preflight, fz.run, fz.pipeline, fz.results.folder, fz.checkpoint"
+    code = f"import sys, {modules}; from transformers import CLIPTokenizer"
+    assert run_python(f"{code}; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"
+
+
 def test_settings_and_doors_know_nothing_of_torch():
     doors = [m for m in MODULES if floor(m) >= floor("fz.run") and not m.startswith("fz.mini")]
     light = [*doors, *(m for m in MODULES if m.startswith("fz.settings")), "fz.tuning.settings"]
