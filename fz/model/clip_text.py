@@ -47,13 +47,20 @@ class States(NamedTuple):
     pooler_output: Tensor
 
 
+class Table(nn.Embedding):
+    """Rows that a file has: none are drawn first, for which PyTorch, on its meta device, imports its compiler."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 class Embeddings(nn.Module):
     """Tokens, and learned positions."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_embedding = Table(config.vocab_size, config.hidden_size)
+        self.position_embedding = Table(config.max_position_embeddings, config.hidden_size)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
