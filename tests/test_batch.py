@@ -76,6 +76,29 @@ jobs:
     assert read_jobs(str(jobs), ["--reweight", "car=4"])[1].settings(tmp_path).edits[0].reweight == (("car", 4.0),)
 
 
+def test_files_are_looked_for_beside_the_jobs(tmp_path):
+    """Those that a value follows, too; a Hub name, and what is not there, stay as they are."""
+    frames(tmp_path / "clip")
+    (tmp_path / "canny").mkdir()
+    for name in ("style.safetensors", "cat.pt", "a=b.pt", "net.safetensors"):
+        (tmp_path / name).touch()
+    jobs = write(tmp_path / "jobs.yaml", f"""
+- clip: clip
+  source: {SOURCE}
+  target: {TARGET}
+  lora: [style.safetensors=0.8, owner/style=0.5]
+  embedding: {{cat.pt: <cat>}}
+  control: net.safetensors
+  control-video: canny
+- {{clip: clip, source: {SOURCE}, target: {TARGET}, embedding: a=b.pt, lora: gone.pt=2}}
+""")  # fmt: skip
+    first, second = (job.settings(tmp_path) for job in read_jobs(str(jobs)))
+    assert first.lora == ((str(tmp_path / "style.safetensors"), 0.8), ("owner/style", 0.5))
+    assert first.embedding == ((str(tmp_path / "cat.pt"), "<cat>"),) and first.control_video == "canny"
+    assert first.control == str(tmp_path / "net.safetensors")
+    assert second.embedding == ((str(tmp_path / "a=b.pt"), None),) and second.lora == (("gone.pt", 2.0),)
+
+
 def test_csv_of_jobs(tmp_path):
     frames(tmp_path / "clip")
     rows = [["clip", "source", "target", "threshold.1", "per-frame-norm"],
