@@ -7,10 +7,10 @@ and figures, and the difference to exact clip by clip with its 95% interval.
 
 import copy
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 from bench.summary import interval
 from fz import mini
-from fz.clips.media import atomic, write_json
+from fz.clips.media import atomic
 from fz.denoiser import Denoiser
 from fz.guidance import Guidance
 from fz.memory.inversions import digest
@@ -30,6 +30,8 @@ from fz.mini.measure import load_eye
 from fz.mini.world import caption
 from fz.model import fast_cpu
 from fz.model.deep import Reuse
+from fz.records import NUMBER
+from fz.results.cells import cell, folder_of_cells
 from fz.settings.config import FAST, PRESETS
 from fz.shell import Parser, answered, leave
 from fz.weights.load import Checkpoint, load_checkpoint
@@ -52,6 +54,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 ASKED = {"attribute": "colour", "shape": "kind", "style": "style"}
 FIGURES = {"background psnr": "background, dB", "outline iou": "outline IoU", "right": "right", "seconds": "seconds"}
 Row = dict[str, float]
+CELL = {"figures": {name: NUMBER for name in FIGURES}}
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,13 @@ def measured(way: Way, i: int) -> Row:
     return means | {"seconds": seconds}
 
 
+def told(way: Way, name: str, i: int) -> dict[str, Row]:
+    """A cell, and a line about it."""
+    figures = measured(way, i)
+    print(f"clip {i}, {name}: {figures['seconds']:.1f} s", flush=True)
+    return {"figures": figures}
+
+
 def rows_of(
     loaded: Checkpoint, setup: Setup, names: Sequence[str], clips: range, folder: Path
 ) -> dict[str, dict[int, Row]]:
@@ -108,12 +118,7 @@ def rows_of(
                 key = key or ways[name].key()
             own = digest(key, dict(WAYS[name]), ways[name].setup)
             file = folder / f"{name.replace(' ', '-').replace(':', '-')}-{i:03d}.json"
-            content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-            if content.get("key") != own:
-                content = {"key": own, "figures": measured(ways[name], i)}
-                write_json(file, content)
-                print(f"clip {i}, {name}: {content['figures']['seconds']:.1f} s", flush=True)
-            rows[name][i] = content["figures"]
+            rows[name][i] = cell(file, own, CELL, partial(told, ways[name], name, i))["figures"]
     return rows
 
 
@@ -180,12 +185,12 @@ def answer(argv: Sequence[str] | None) -> None:
     fast_cpu.keep_freed_memory()
     setup = Setup(given.frames, given.size)
     names = list(dict.fromkeys([EXACT, *given.ways]))
-    given.out.mkdir(parents=True, exist_ok=True)
     clips = range(given.first, given.first + given.clips)
-    rows = rows_of(load_checkpoint(mini.checkpoint()), setup, names, clips, given.out)
-    print(table(rows))
-    with atomic(given.out / "pareto.png") as part:
-        drawing(rows).save(part, format="PNG")
+    with folder_of_cells(given.out):
+        rows = rows_of(load_checkpoint(mini.checkpoint()), setup, names, clips, given.out)
+        print(table(rows))
+        with atomic(given.out / "pareto.png") as part:
+            drawing(rows).save(part, format="PNG")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

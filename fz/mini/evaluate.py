@@ -4,44 +4,42 @@ One JSON file for each picture and clip, so that an evaluation that was stopped 
 nothing; then `fz.mini.bars`' table. What the figures are is in `fz.mini.figures`.
 """
 
-import contextlib
 import dataclasses
-import json
-import multiprocessing
 import platform
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fz import mini
-from fz.clips.media import atomic, write_json
+from fz.clips.media import atomic
 from fz.errors import FzError
-from fz.memory.machine import start_alone
 from fz.mini.bars import Row, table
 from fz.mini.controlled import measure_control
 from fz.mini.edited import Bench, Setup
 from fz.mini.figures import MEASURES
 from fz.mini.measure import errors, load_eye
 from fz.model import fast_cpu
+from fz.records import NUMBER, Each
+from fz.results.cells import cell, each, folder_of_cells
 from fz.shell import Parser, answered, leave
 from fz.weights.control import check_beside, load_control
 from fz.weights.load import load_checkpoint
 
 
-def figures_of(bench: Bench, key: str, part: str, i: int, folder: Path) -> list[Row]:
+def figures_of(bench: Bench, key: str, folder: Path, part: str, i: int) -> list[Row]:
     """The figures of the i-th picture or clip: read where they were measured before, with the same key, else measured
     and written.
     """
-    file = folder / f"{part.replace(' ', '-')}-{i:04d}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, cut short or not ours: done again
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["key"] == key:
-            return [(i, name, value) for name, value in content["figures"].items()]
-    figures = {figure.name: float(figure.value) for figure in (MEASURES | {"control": measure_control})[part](bench, i)}
-    write_json(file, {"key": key, "figures": figures})
-    return [(i, name, value) for name, value in figures.items()]
+
+    def measured() -> dict[str, Any]:
+        figures = (MEASURES | {"control": measure_control})[part](bench, i)
+        return {"figures": {figure.name: float(figure.value) for figure in figures}}
+
+    content = cell(folder / f"{part.replace(' ', '-')}-{i:04d}.json", key, {"figures": Each(NUMBER)}, measured)
+    return [(i, name, value) for name, value in content["figures"].items()]
 
 
 def evaluate(
@@ -52,20 +50,11 @@ def evaluate(
     processes: int = 1,
     control: str | None = None,
 ) -> Iterator[list[Row]]:
-    """The rows of each of the jobs (a name of MEASURES or 'control', number), as they are done. More than one process:
+    """The rows of each of the jobs (a name of MEASURES or 'control', number), in their order. More than one process:
     each has one thread. control: a ControlNet.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if processes == 1:
-        bench = ready(setup, checkpoint, control)
-        key = bench.key()
-        yield from (figures_of(bench, key, part, i, folder) for part, i in jobs)
-        return
-    # processes of their own: a forked one may hang in a library's locks
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=start, initargs=(setup, checkpoint, control)) as pool:
-        for done in as_completed([pool.submit(work, part, i, folder) for part, i in jobs]):
-            yield done.result()
+    return each(partial(work, folder), jobs, processes, partial(start, setup, checkpoint, control))
 
 
 def ready(setup: Setup, checkpoint: str, control: str | None = None) -> Bench:
@@ -80,17 +69,16 @@ def ready(setup: Setup, checkpoint: str, control: str | None = None) -> Bench:
     return Bench(dataclasses.replace(loaded, unet=unet), load_eye(), setup, net)
 
 
-OWN: list[tuple[Bench, str]] = []  # a worker process's bench and its key
+OWN: list[tuple[Bench, str]] = []  # this process's bench and its key
 
 
 def start(setup: Setup, checkpoint: str, control: str | None) -> None:
-    start_alone()
     bench = ready(setup, checkpoint, control)
-    OWN.append((bench, bench.key()))
+    OWN[:] = [(bench, bench.key())]
 
 
-def work(part: str, i: int, folder: Path) -> list[Row]:
-    return figures_of(*OWN[0], part, i, folder)
+def work(folder: Path, job: tuple[str, int]) -> list[Row]:
+    return figures_of(*OWN[0], folder, *job)
 
 
 def answer(argv: Sequence[str] | None) -> None:
@@ -133,15 +121,21 @@ def answer(argv: Sequence[str] | None) -> None:
         raise FzError(f"controlled: got {given.controlled} clips without a ControlNet, expected one. Pass --control.")
     jobs = [(part, i) for part, count in counts.items() for i in range(count)]
     rows: list[Row] = []
-    found = evaluate(setup, given.checkpoint or mini.checkpoint(), jobs, given.out, given.processes, given.control)
-    for n, some in enumerate(found, start=1):
-        rows += some
-        print(f"{n} of {len(jobs)}", end="\r" if n < len(jobs) else "\n", flush=True)
+    with folder_of_cells(given.out):
+        found = evaluate(setup, given.checkpoint or mini.checkpoint(), jobs, given.out, given.processes, given.control)
+        for n, some in enumerate(found, start=1):
+            rows += some
+            print(f"{n} of {len(jobs)}", end="\r" if n < len(jobs) else "\n", flush=True)
+        report(setup, rows, given.out)
+
+
+def report(setup: Setup, rows: Sequence[Row], out: Path) -> None:
+    """Print the table and write it."""
     judge = ", ".join(f"{name} {value:.1%}" for name, value in errors(load_eye(), 160).items())
     head = [f"# {platform.machine()}, torch {torch.__version__}; {setup}", f"# the judge on drawn pictures: {judge}"]
     lines = [*head, *table(sorted(rows))]
     print("\n".join(lines))
-    with atomic(given.out / "table.txt") as part:
+    with atomic(out / "table.txt") as part:
         part.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
