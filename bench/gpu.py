@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.gpu_run import Row, Run
+from fz.memory.machine import pick_device
 from fz.shell import Parser, answered, leave
 
 # what is expected of an H100 at 512 x 512, 8 frames, fp16, written before any run: (stage, row) -> ms, or GB
@@ -253,7 +254,7 @@ def answer(argv: list[str] | None) -> int:
         print("bench.gpu: this PyTorch sees no GPU; --dry runs every stage in small on the CPU.", file=sys.stderr)
         return 2
     given.out.mkdir(parents=True, exist_ok=True)
-    device = torch.device("cpu" if given.dry else "cuda")
+    device = pick_device("cpu" if given.dry else "cuda")
     # the interpreter is never late
     run = Run(device, given.dry, time.monotonic(), given.seconds * (1000 if given.dry else 1), given.out)
     if device.type == "cuda":

@@ -18,6 +18,7 @@ from torch import Tensor
 from bench.attention_ways import anchored, disc
 from fz.kernels import reference, rows, torch_ops, triton_norm, triton_ops
 from fz.kernels.triton_tiles import Tiles, capability_of, self_tiles
+from fz.memory.machine import pick_device
 from fz.shell import Parser, answered, leave
 
 Row = dict[str, object]
@@ -298,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def answer(argv: Sequence[str] | None) -> None:
     """All comparisons in small, for tools that watch a kernel's memory: wrong ones are printed, and end with 1."""
     Parser(prog="python -m bench.gpu_attention", description=__doc__.splitlines()[0]).parse_args(argv)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.no_grad():
         found = check(device, True, time.monotonic() + 600)
     wrong = [row["case"] for row in found if not row["right"]]
