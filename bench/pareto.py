@@ -32,7 +32,7 @@ from fz.model import fast_cpu
 from fz.model.deep import Reuse
 from fz.records import NUMBER
 from fz.results.cells import cell, folder_of_cells
-from fz.settings.config import FAST, PRESETS
+from fz.settings.config import FAST, PRESETS, Settings
 from fz.shell import Parser, answered, leave
 from fz.weights.load import Checkpoint, load_checkpoint
 
@@ -47,6 +47,8 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "int8": {"weights": "int8"},
     "guidance window 0.6": {"guidance_window": (0.0, 0.6)},
     "10 steps": {"steps": 10},
+    "dpm++2m": {"solver": "dpm++2m"},
+    "dpm++2m, 10 steps": {"solver": "dpm++2m", "steps": 10},
     "50 steps": {"steps": 50},
     "fast": {"steps": STEPS // 2, **FAST},
 }
@@ -71,11 +73,12 @@ class Way(Bench):
             unet = copy.deepcopy(unet).to(getattr(torch, settings["dtype"]))
         side = setup.size // loaded.vae.config.stride
         unet, _ = fast_cpu.prepare(unet, (side, side), setup.frames, weights=settings.get("weights", "same"))
-        return cls(dataclasses.replace(loaded, unet=unet), load_eye(), setup, settings)
+        return cls(dataclasses.replace(loaded, unet=unet), load_eye(), setup, settings=settings)
 
     @property
     def model(self) -> Denoiser:
-        return Denoiser(self.checkpoint.unet, self.schedule, ORDER, Reuse.of(self.settings.get("reuse", 1)))
+        reuse, solver = Reuse.of(self.settings.get("reuse", 1)), self.settings.get("solver", Settings.solver)
+        return Denoiser(self.checkpoint.unet, self.schedule, ORDER, reuse, solver=solver)
 
     def guidance(self, scale: float | None = None) -> Guidance:
         return dataclasses.replace(
