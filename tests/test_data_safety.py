@@ -705,7 +705,7 @@ def test_a_record_without_its_clip_is_none(here, capsys):
 
 
 def test_damaged_cells_of_a_table_are_done_again(here):
-    from bench.table1 import read_cell
+    from bench.table1_cells import read_cell
     from fz.metrics.measure import TITLES
 
     row = {"clip": "c", "kind": "style", "target": "t", "seed": 0, **dict.fromkeys(TITLES, 1.0)}
