@@ -148,8 +148,10 @@ def file_of_word(value: str) -> tuple[str, str | None]:
 
 
 def sentence(value: str) -> str:
-    if not value.strip():
-        raise argparse.ArgumentTypeError("got an empty sentence, expected one that describes the clip.")
+    try:
+        checks.check_says("", value, "one that describes the clip")
+    except FzError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from None
     return value
 
 
