@@ -412,7 +412,9 @@ def test_a_sentence_without_a_word_is_refused(which, way, sentence, tmp_path, ca
         assert command.main(argv) == 2
         out, err = capsys.readouterr()
         assert out == "" and err.count("\n") == 1
-        assert any(words in err for words in ("which has no word", "an empty sentence", "control character", "null bytes")), err
+        assert any(
+            words in err for words in ("which has no word", "an empty sentence", "control character", "null bytes")
+        ), err
         assert not (tmp_path / "results").exists()
 
 
