@@ -42,7 +42,8 @@ setup(
     extras_require={
         "web": ["gradio>=6"],  # `fz web`: the page to edit with
         "completion": ["argcomplete"],  # flags completed by the shell
-        "test": ["pytest", "ruff", "argcomplete", "diffusers", "peft"],  # diffusers and peft: parity tests only
+        # xdist: the tests on all cores, half the time on two; diffusers and peft: parity tests only
+        "test": ["pytest", "pytest-xdist", "ruff", "argcomplete", "diffusers", "peft"],
         "web-test": ["selenium"],  # drives the page in Chromium
     },
 )

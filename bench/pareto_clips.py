@@ -30,7 +30,7 @@ from fz.mini.setup import Setup
 from fz.mini.world import caption
 from fz.model import fast_cpu
 from fz.model.deep import Reuse
-from fz.settings.config import PRESETS
+from fz.settings.config import PRESETS, Settings
 from fz.weights.load import Checkpoint
 
 # of an edit of each kind, what is to be right
@@ -53,11 +53,12 @@ class Way(Bench):
             unet = copy.deepcopy(unet).to(getattr(torch, settings["dtype"]))
         side = setup.size // loaded.vae.config.stride
         unet, _ = fast_cpu.prepare(unet, (side, side), setup.frames, weights=settings.get("weights", "same"))
-        return cls(dataclasses.replace(loaded, unet=unet), load_eye(), setup, settings)
+        return cls(dataclasses.replace(loaded, unet=unet), load_eye(), setup, settings=settings)
 
     @property
     def model(self) -> Denoiser:
-        return Denoiser(self.checkpoint.unet, self.schedule, ORDER, Reuse.of(self.settings.get("reuse", 1)))
+        reuse, solver = Reuse.of(self.settings.get("reuse", 1)), self.settings.get("solver", Settings.solver)
+        return Denoiser(self.checkpoint.unet, self.schedule, ORDER, reuse, solver=solver)
 
     def guidance(self, scale: float | None = None) -> Guidance:
         return dataclasses.replace(

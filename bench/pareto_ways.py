@@ -17,6 +17,8 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "int8": {"weights": "int8"},
     "guidance window 0.6": {"guidance_window": (0.0, 0.6)},
     "10 steps": {"steps": 10},
+    "dpm++2m": {"solver": "dpm++2m"},
+    "dpm++2m, 10 steps": {"solver": "dpm++2m", "steps": 10},
     "50 steps": {"steps": 50},
     "fast": {"steps": STEPS // 2, **FAST},
 }

@@ -77,9 +77,9 @@ def load(
 FastUNet = UNet | Chunks | Shard | Graphs
 # settings that change nothing of a loaded model; whatever else there is may
 NOT_OF_MODELS = (
-    "clip", "source", "edits", "negative", "method", "strength", "steps", "guidance", "guidance_window", "attention",
-    "reconstruction_prompt", "frame_index", "least_channels", "chunk", "store", "store_dtype", "cache", "seed", "out",
-    "overwrite", "save_latents", "report", "dry_run", "notes", "shard", "reuse", *OF_CONTROL,
+    "clip", "source", "edits", "negative", "method", "strength", "steps", "solver", "guidance", "guidance_window",
+    "attention", "reconstruction_prompt", "frame_index", "least_channels", "chunk", "store", "store_dtype", "cache",
+    "seed", "out", "overwrite", "save_latents", "report", "dry_run", "notes", "shard", "reuse", *OF_CONTROL,
 )  # fmt: skip
 
 
@@ -165,8 +165,8 @@ class Editor:
         clip: of `fz.read`, or (F, H, W, 3) uint8, or (F, 3, H, W) in [-1, 1], or a list of PIL images. callback(step,
         latents): after each step. progress: print lines and bars. cache: a folder in which the inversion is kept, and
         found again; None writes no file. control_video: what the ControlNet of `fz.load` is shown, a clip of the same
-        frames and size or of one frame; None or "canny": the clip's own edges. settings: steps, reuse, chunk,
-        store, store_dtype, control_scale, control_window, control_inverts, canny.
+        frames and size or of one frame; None or "canny": the clip's own edges. settings: steps, solver, reuse,
+        chunk, store, store_dtype, control_scale, control_window, control_inverts, canny.
         Raises FzError for what cannot be.
         """
         given, callback = named(settings, OF_INVERTING, "invert"), called(callback)

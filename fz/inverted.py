@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fz.agreement import given_since, same_inversion, same_latents
+from fz.agreement import given_since, same_inversion, same_steps
 from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, listed_words, named
 from fz.attention import MAP_STRIDE, Keep
 from fz.baselines import METHODS, EditFunction, editor_of
@@ -70,7 +70,8 @@ class InvertedClip:
         self.ranks = editor.ranks
         self.own = self.ranks.own(len(video.frames))
         unet, net = editor.fit(self.latent_size, self.own.stop - self.own.start, settings.chunk, journal)
-        model = Denoiser(unet, schedule, editor.frame_index, Reuse.of(settings.reuse))
+        reuse = Reuse.of(settings.reuse)
+        model = Denoiser(unet, schedule, editor.frame_index, reuse, solver=settings.solver)
         self.model, self.inverting = controlled(model, editor, net, shown, settings)
         self.source = Source(editor.embed(settings.source))
         self.kept: Inversion | Unkept = Unkept()
@@ -194,7 +195,7 @@ class InvertedClip:
         """Invert z_0: as much as the inversion's folder has of it, and the rest."""
         source, schedule, editor = self.source, self.schedule, self.editor
         source.store, source.keep = self.store("inversion"), self.keep
-        restored = same_inversion(self.ranks, source, schedule, self.kept.restore(source, schedule, editor.device))
+        restored = same_inversion(self.ranks, source, schedule, self.kept.restore(source, schedule))
         if restored:
             self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.kept.folder}")
         with self.journal.steps("invert", "inverting", schedule.steps, editor.device) as advance:
@@ -274,25 +275,25 @@ class InvertedClip:
         edit = self.method_of(settings, guidance, journal)
         target = editor.embed(settings.edits[0].target)
         log = self.kept.edit_log(self.edit_key(settings, plan, target, guidance.negative))
-        done = same_latents(self.ranks, leading(log, steps, editor.device) if method.resumes else [], editor.device)
+        done = same_steps(self.ranks, leading(log, steps) if method.resumes else [])
         # shallow steps want the deep features of their full step, which is done again
         done = done[: self.model.full_step(len(done))] if len(done) < steps else done
         if done:
             journal.say(f"edit {number}: {len(done)} of {steps} steps are in {log.folder}")
-        latents = list(done)
+        task = Edit(target, plan.fusion, plan.region).after(done, self.schedule)
+        latents = list(task.done)
         with journal.steps(f"edit.{number}", f"editing {number + 1}/{of}", steps, editor.device) as advance:
 
             def after_step(k: int, z: Tensor) -> None:
                 latents.append(z)
                 if method.resumes:
-                    log.put(k, {"z": z})
+                    log.put(k, task.left(k, z, self.schedule))
                 advance()
                 if callback:
                     callback(k, z)
 
             for _ in done:
                 advance()
-            task = Edit(target, plan.fusion, plan.region, done)
             given = self.ranks.given
             with editor.denoising():
                 z = edit(self.model, attending, task, guidance, after_step)

@@ -4,7 +4,7 @@ Latents and averaged maps always stay. Queries and keys stay where a `Store` kee
 from the source's own latent when an edit step needs them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fz.attention import Keep, Kept, Plain, Recorder
 from fz.chunks import kept_of
-from fz.ddim import Schedule
+from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
 from fz.model.control import Control
 from fz.model.deep import Reuse
@@ -50,8 +50,8 @@ class Source:
     latents: z at noise level t (CLEAN … the noisiest). inputs: the z that the UNet saw at t, from which the source's
     queries and keys can be computed again. maps: c_src at t averaged over heads and 1/4-level layers, (F, N, 77); at a
     shallow step (`fz.model.deep`) that of the full one before it. store: where queries and keys are kept; keep(k):
-    which of them edit step k will need. newest_map: of the last full step. control: of that pass, if it had
-    any.
+    which of them edit step k will need. newest_map: of the last full step. control: of that pass, if it had any.
+    clean: what a solver remembers of that pass (`fz.solver`).
     """
 
     embedding: Tensor
@@ -62,6 +62,7 @@ class Source:
     keep: Callable[[int], Keep] = keep_nothing
     newest_map: Tensor | None = None
     control: Control | None = None
+    clean: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -79,6 +80,19 @@ class Source:
             return missing
         k = schedule.steps - missing[0][0]
         return steps[schedule.steps - 1 - reuse.after(k, schedule.steps) :]
+
+    def restore(self, t_prev: int, t: int, step: Mapping[str, Tensor]) -> None:
+        """Take what `left` gave of the inversion step that came to t, its latents, map, and what a solver remembers."""
+        device = self.embedding.device
+        self.latents[t], self.maps[t] = step["z"].to(device), step["map"].to(device)
+        # a solver that remembers has shown the UNet z_t itself, but at its first step
+        self.inputs[t] = self.latents[t if "clean" in step and t_prev != CLEAN else t_prev]
+        if "clean" in step:
+            self.clean[t] = step["clean"].to(device)
+
+    def left(self, t: int) -> dict[str, Tensor]:
+        """What an inversion that goes on from t has to find again: `restore` takes it."""
+        return {"z": self.latents[t], "map": self.maps[t]} | ({"clean": self.clean[t]} if t in self.clean else {})
 
     def recorder(self, model: Denoiser, t: int, branch: int = 0) -> Recorder | Plain:
         """Attention at t that keeps of a branch what this source is to have: nothing of a shallow step."""

@@ -28,6 +28,7 @@ FLOORS = (
     ("fz.mini", "fz.mini.world", "fz.mini.things", "fz.mini.scenes", "fz.mini.styles", "fz.mini.words"),
     (
         "fz.ddim",
+        "fz.solver",
         "fz.attention",
         "fz.denoiser",
         "fz.chunks",

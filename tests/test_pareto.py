@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from bench import pareto
-from bench.pareto_clips import drawing, table
+from bench.pareto_clips import Way, drawing, table
 from bench.pareto_ways import WAYS
+from fz import mini
+from fz.mini.setup import Setup
 from fz.settings.config import FAST
+from fz.weights.load import load_checkpoint
 
 
 def rows(**changes):
@@ -23,6 +26,14 @@ def test_differences_are_paired():
 
 def test_the_fast_way_is_what_the_flag_takes():
     assert WAYS["fast"] == {"steps": 10, **FAST}
+
+
+def test_a_way_edits_by_its_settings():
+    checkpoint = load_checkpoint(mini.checkpoint())
+    way = Way.of(checkpoint, Setup(2, 64), {"steps": 5, "solver": "dpm++2m", "reuse": 2, "guidance_window": (0, 0.5)})
+    model = way.model
+    assert (model.solver, model.reuse.every, model.schedule.steps) == ("dpm++2m", 2, 5)
+    assert way.guidance().window == (0, 0.5) and way.net is None and len(way.key()) == 32
 
 
 def test_a_point_stands_where_its_figures_say():

@@ -126,20 +126,19 @@ class Inversion:
         first = self.log.get(0)
         return first and first["z"]
 
-    def restore(self, source: Source, schedule: Schedule, device: torch.device) -> int:
+    def restore(self, source: Source, schedule: Schedule) -> int:
         """Put the steps that are done into source, as far as they are there without a gap. Returns how many."""
         for done, (t_prev, t) in enumerate(schedule.upward(), start=1):
             step = self.log.get(done)
             if step is None:
                 return done - 1
-            source.latents[t], source.maps[t] = step["z"].to(device), step["map"].to(device)
-            source.inputs[t] = source.latents[t_prev]
+            source.restore(t_prev, t, step)
         return schedule.steps
 
     def save(self, done: int, source: Source, schedule: Schedule) -> None:
         """Keep step `done` of an inversion (0: z_0)."""
         t = (CLEAN, *reversed(schedule.timesteps))[done]
-        self.log.put(done, {"z": source.latents[t]} | ({"map": source.maps[t]} if done else {}))
+        self.log.put(done, source.left(t) if done else {"z": source.latents[t]})
 
     def edit_log(self, key: str) -> StepLog:
         """The log of one edit of this inversion; its steps hold the latents after them."""
@@ -152,15 +151,15 @@ class Inversion:
         return self.folder / "operands"
 
 
-def leading(log: StepLog, steps: int, device: torch.device) -> list[Tensor]:
-    """The latents of an edit's log without a gap: step 1, 2, …"""
-    latents = []
+def leading(log: StepLog, steps: int) -> list[dict[str, Tensor]]:
+    """The steps of an edit's log without a gap, 1, 2, …: their latents, and what a solver remembers."""
+    found = []
     for k in range(1, steps + 1):
         step = log.get(k)
         if step is None:
             break
-        latents.append(step["z"].to(device))
-    return latents
+        found.append(step)
+    return found
 
 
 def prune(cache: Path, keep: Iterable[str] = (), limit: int = LIMIT, say: Say = lambda line: None) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from fz.ddim import Schedule
@@ -30,7 +29,7 @@ class Unkept:
     def z0(self) -> None:
         return None
 
-    def restore(self, source: Source, schedule: Schedule, device: torch.device) -> int:
+    def restore(self, source: Source, schedule: Schedule) -> int:
         return 0
 
     def save(self, done: int, source: Source, schedule: Schedule) -> None:

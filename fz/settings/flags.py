@@ -21,6 +21,7 @@ from fz.settings.config import (
     GRAPHS,
     METHOD_NAMES,
     PRESETS,
+    SOLVERS,
     STORE_DTYPES,
     STORES,
     WEIGHTS,
@@ -163,7 +164,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("canny", "canny", gradients, "LOW,HIGH", "the edges' weakest and strongest gradients"),
     ),
     "sampling": (
-        Flag("steps", "steps", whole(1), "N", "DDIM steps"),
+        Flag("steps", "steps", whole(1), "N", "steps of inversion, and of the edit"),
+        Flag("solver", "solver", one_of(SOLVERS), "NAME", "ddim, or dpm++2m: of second order, for few steps"),
         Flag("guidance", "guidance", number, "W", "classifier-free guidance; 1 is none"),
         Flag("guidance-window", "guidance_window", share, "R|A,B", "share of the edit steps with guidance; the "
                                                                    "others cost a branch less"),
