@@ -4,8 +4,7 @@ import os
 
 import pytest
 
-from fz.errors import FzError
-from fz.results.cells import cell, each, folder_of_cells
+from fz.results.cells import cell, each
 
 SCHEMA = {"figures": [float]}
 BEGUN = []
@@ -44,16 +43,3 @@ def test_each_begins_and_answers_in_order(processes):
     found = list(each(square, range(5), processes, begin))
     assert [value for value, _, _ in found] == [0, 1, 4, 9, 16] and all(begun for _, begun, _ in found)
     assert len(BEGUN) == (processes == 1) and (processes == 1 or {threads for *_, threads in found} == {1})
-
-
-def test_a_folder_is_one_processs_and_goes_if_nothing_was_written(tmp_path):
-    out = tmp_path / "deep/out"
-    with folder_of_cells(out):
-        assert out.is_dir()
-        with pytest.raises(FzError, match="is being written by this program itself"), folder_of_cells(out):
-            pass
-        assert out.is_dir()
-    assert not out.parent.exists()
-    (tmp_path / "file").touch()
-    with pytest.raises(FzError, match="cannot be written"), folder_of_cells(tmp_path / "file/out"):
-        pass

@@ -1,9 +1,9 @@
-"""Long measurements, one JSON file for each cell: one that was stopped goes on, and a second one changes nothing.
+"""Long measurements, one JSON file for each cell: what is done again, and by which processes?
 
-A folder of cells is one process's at a time, which may have others do the work.
+So one that was stopped goes on, and a second one changes nothing. A folder of cells is one process's at a time
+(`fz.results.lock.claimed`), which may have others do the work.
 """
 
-import contextlib
 import functools
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,29 +13,9 @@ from typing import Any, TypeVar
 
 from fz import records
 from fz.clips.media import write_json
-from fz.errors import FzError
 from fz.memory.machine import start_alone
-from fz.results import own
-from fz.results.lock import Lock
 
 Item, Found = TypeVar("Item"), TypeVar("Found")
-
-
-@contextlib.contextmanager
-def folder_of_cells(out: Path) -> Iterator[None]:
-    """out, this process's own for the block. Raises FzError where another process writes there, or nobody can."""
-    made: list[Path] = []
-    try:
-        made = own.made(out)
-        lock = Lock(out)
-    except OSError as error:
-        own.unmake(made)
-        raise FzError(f"out: {out} cannot be written ({error.strerror}). Pass another --out.") from None
-    try:
-        with lock:
-            yield
-    finally:
-        own.unmake(made)
 
 
 def cell(
