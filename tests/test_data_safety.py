@@ -705,6 +705,7 @@ def test_a_record_without_its_clip_is_none(here, capsys):
 
 
 def test_damaged_cells_of_a_table_are_done_again(here):
+    from bench.table1_cells import CELL
     from fz.metrics.measure import TITLES
     from fz.results.cells import read_cell
 
