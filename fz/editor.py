@@ -32,7 +32,7 @@ from fz.memory.budget import Footprint, Prediction, prediction
 from fz.memory.inversions import Inversion
 from fz.memory.machine import pick_device
 from fz.memory.offload import resident
-from fz.memory.unkept import Unkept
+from fz.memory.uncached import Uncached
 from fz.model import fast_cpu
 from fz.model.compiled import compile_step
 from fz.model.control import ControlNet
@@ -185,13 +185,13 @@ class Editor:
         # which edits will follow is not known yet: whatever any of them could need
         dtype = None if chosen.store_dtype == "same" else getattr(torch, chosen.store_dtype)
         open_folder = Inversion.open(cache, inversion.key(), journal.say) if cache else None
-        with open_folder or contextlib.nullcontext(Unkept()) as kept:
-            inversion.choose_store(kept, lambda k: Keep(True, True, dtype))
+        with open_folder or contextlib.nullcontext(Uncached()) as cached:
+            inversion.choose_store(cached, lambda k: Keep(True, True, dtype))
             inversion.encode()
             inversion.invert(callback)
-            kept.finished()
+            cached.finished()
         # edits of a Python program are not resumed
-        inversion.kept = Unkept()
+        inversion.cached = Uncached()
         return inversion
 
     def explain(

@@ -28,9 +28,9 @@ from fz.forecast import by_first_step, forecast
 from fz.guidance import Guidance
 from fz.keys import key_of_edit, key_of_inversion
 from fz.masks import blend_mask, changed_pixels, paste_background
-from fz.memory.budget import Footprint, choose_store, keep_for, kept_for
+from fz.memory.budget import Footprint, choose_store, keep_for, store_for
 from fz.memory.inversions import Inversion, digest, leading
-from fz.memory.unkept import Unkept
+from fz.memory.uncached import Uncached
 from fz.model.deep import Reuse
 from fz.model.finite import NotFinite
 from fz.progress import Journal, Progress, bars
@@ -71,7 +71,7 @@ class InvertedClip:
         model = Denoiser(unet, schedule, editor.frame_index, reuse, solver=settings.solver)
         self.model, self.inverting = controlled(model, editor, net, hint, settings)
         self.source = Source(editor.embed(settings.source))
-        self.kept: Inversion | Unkept = Unkept()
+        self.cached: Inversion | Uncached = Uncached()
         self.keep: Callable[[int], Keep] = keep_nothing
         self.wanted: Sequence[Keep] = ()
         self.mode = "recompute"
@@ -152,7 +152,7 @@ class InvertedClip:
         """A hash of all that the inverted latents depend on."""
         return key_of_inversion(self)
 
-    def choose_store(self, kept: Inversion | Unkept, keep: Callable[[int], Keep]) -> None:
+    def choose_store(self, cached: Inversion | Uncached, keep: Callable[[int], Keep]) -> None:
         """Decide where the source's queries and keys stay, of which `keep` says those that edits need. Raises FzError
         where the run cannot fit.
         """
@@ -172,14 +172,14 @@ class InvertedClip:
         # shallow steps fuse nothing
         per_step = [keep(k) if reuse.is_full(k, steps) else Keep() for k in range(steps)]
         # what is free differs from run to run: said, not noted
-        self.mode = choose_store(settings.store, footprint, per_step, kept.operands, editor.device, self.journal.say)
+        self.mode = choose_store(settings.store, footprint, per_step, cached.operands, editor.device, self.journal.say)
         # passes are made together: what is computed again has to be so in all
         self.mode = self.ranks.agree(self.mode)
-        self.wanted, self.kept, self.keep = per_step, kept, keep_for(self.mode, per_step.__getitem__)
+        self.wanted, self.cached, self.keep = per_step, cached, keep_for(self.mode, per_step.__getitem__)
 
     def encode(self) -> None:
         """The clip's z_0, from the inversion's folder if it is there."""
-        z0, device, vae = self.ranks.agree(self.kept.z0()), self.editor.device, self.editor.checkpoint.vae
+        z0, device, vae = self.ranks.agree(self.cached.z0()), self.editor.device, self.editor.checkpoint.vae
         found = z0 is not None
         if not found:
             with self.journal.timed("encode", device), self.editor.resident(vae):
@@ -187,15 +187,15 @@ class InvertedClip:
             z0 = self.ranks.gather(z0, len(self.video.frames))
         self.source.latents[CLEAN] = z0.to(device)
         if not found:
-            self.kept.save(0, self.source, self.schedule)
+            self.cached.save(0, self.source, self.schedule)
 
     def invert(self, callback: Callback | None = None) -> None:
         """Invert z_0: as much as the inversion's folder has of it, and the rest."""
         source, schedule, editor = self.source, self.schedule, self.editor
         source.store, source.keep = self.store("inversion"), self.keep
-        restored = same_inversion(self.ranks, source, schedule, self.kept.restore(source, schedule))
+        restored = same_inversion(self.ranks, source, schedule, self.cached.restore(source, schedule))
         if restored:
-            self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.kept.folder}")
+            self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.cached.folder}")
         told = forecast(self, schedule.steps - restored)
         if told:
             self.journal.say(told)
@@ -206,9 +206,9 @@ class InvertedClip:
                 # a full step may be done again, for what shallow ones take from it
                 if done <= restored:
                     return
-                if done == restored + 1 and not told:
+                if done == restored + 1 and not told and self.settings.method == "fatezero":
                     self.journal.say(by_first_step(self, time.monotonic() - start, schedule.steps - done))
-                self.kept.save(done, source, schedule)
+                self.cached.save(done, source, schedule)
                 advance()
                 if callback:
                     callback(done, z)
@@ -275,7 +275,7 @@ class InvertedClip:
         guidance = Guidance(editor.embed(settings.negative), settings.guidance, settings.guidance_window)
         edit = self.method_of(settings, guidance, journal)
         target = editor.embed(settings.edits[0].target)
-        log = self.kept.edit_log(self.edit_key(settings, plan, target, guidance.negative))
+        log = self.cached.edit_log(self.edit_key(settings, plan, target, guidance.negative))
         done = same_steps(self.ranks, leading(log, steps) if method.resumes else [])
         # shallow steps want the deep features of their full step, which is done again
         done = done[: self.model.full_step(len(done))] if len(done) < steps else done
@@ -326,8 +326,8 @@ class InvertedClip:
 
     def store(self, of: str) -> Store:
         """Where queries and keys of that pass stay."""
-        folder = self.kept.operands / f"{of}-{self.settings.store_dtype}"
-        return kept_for(
+        folder = self.cached.operands / f"{of}-{self.settings.store_dtype}"
+        return store_for(
             self.mode, folder, self.schedule.timesteps, self.editor.device, self.journal.say, self.settings.offload
         )
 

@@ -18,7 +18,7 @@ from fz.inverted import InvertedClip
 from fz.memory.budget import wanted
 from fz.memory.inversions import Inversion
 from fz.memory.machine import pick_device
-from fz.memory.unkept import Unkept
+from fz.memory.uncached import Uncached
 from fz.progress import Journal, Progress
 from fz.prompts.plan import Plan
 from fz.ranks import Alone, Ranks
@@ -66,8 +66,8 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
             return result
         folder.start(settings)
         inversion = InvertedClip(editor, settings, result.video, journal, shown)
-        with opened(settings, inversion, ranks) as kept:
-            inversion.choose_store(kept, wanted_by(plans, settings))
+        with opened(settings, inversion, ranks) as cached:
+            inversion.choose_store(cached, wanted_by(plans, settings))
 
             # encode
             inversion.encode()
@@ -89,7 +89,7 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
                 folder.write_edit(i, result.video, edited)
                 if settings.save_latents:
                     folder.add_latents(edit_tensors(i, edited))
-            kept.finished()
+            cached.finished()
         result.out = str(folder.path) if ranks.leads else None
         # the command writes the report once all else is complete, and then says that it is done
         folder.finish(result, versions(editor.device, ranks.world), awaits=["report.html"] if settings.report else [])
@@ -106,7 +106,7 @@ def wanted_by(plans: list[Plan], settings: Settings) -> Callable[[int], Keep]:
 
 def foretell(inversion: InvertedClip, keep: Callable[[int], Keep]) -> None:
     """Say how much memory and how long the run would take."""
-    inversion.choose_store(Unkept(), keep)
+    inversion.choose_store(Uncached(), keep)
     if line := forecast(inversion, inversion.schedule.steps, free=True):
         inversion.journal.say(line)
 
@@ -124,7 +124,7 @@ def results(settings: Settings, ranks: Alone) -> ResultFolder | NoFolder:
 def opened(settings: Settings, inversion: InvertedClip, ranks: Alone) -> contextlib.AbstractContextManager:
     """The inversion's folder in the cache; of several processes, the first one's."""
     if not ranks.leads:
-        return contextlib.nullcontext(Unkept())
+        return contextlib.nullcontext(Uncached())
     return Inversion.open(settings.cache, inversion.key(), inversion.journal.say)
 
 

@@ -19,6 +19,7 @@ from fz.settings.checks import (
     Window,
     check_number,
     check_one_of,
+    check_says,
     check_sentence,
     check_shard,
     check_whole,
@@ -100,12 +101,9 @@ class EditSettings:
     lenient: bool = False
 
     def __post_init__(self):
-        check_sentence("target", self.target)
-        if not self.target.strip():
-            raise FzError(
-                f"target: got {self.target[:20]!r}, expected a sentence that describes the clip after the edit, as 'a "
-                "red jeep on a road'."
-            )
+        check_says(
+            "target", self.target, "a sentence that describes the clip after the edit, as 'a red jeep on a road'"
+        )
         check_one_of("align", self.align, ALIGNS)
         object.__setattr__(self, "cross_replace", window(self.cross_replace, "cross_replace"))
         object.__setattr__(self, "self_replace", window(self.self_replace, "self_replace"))
@@ -238,13 +236,10 @@ class Settings(ControlSettings):
             raise FzError(
                 f"strength: got {self.strength!r}, expected a share of the steps above 0, at most 1, as 0.75."
             )
-        check_sentence("source", self.source)
+        check_says("source", self.source, "one that describes the clip, as --source 'a silver jeep on a road'")
         check_sentence("negative", self.negative)
-        if not self.source.strip():
-            raise FzError(
-                "source: got an empty sentence, expected one that describes the clip, as --source 'a silver jeep on "
-                "a road'."
-            )
+        if self.reconstruction_prompt is not None:
+            check_sentence("reconstruction_prompt", self.reconstruction_prompt)
         if not self.edits:
             raise FzError("target: got none, expected at least one sentence, as --target 'a red jeep on a road'.")
         if self.frame_index is not None:
