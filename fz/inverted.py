@@ -196,7 +196,7 @@ class InvertedClip:
         restored = same_inversion(self.ranks, source, schedule, self.cached.restore(source, schedule))
         if restored:
             self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.cached.folder}")
-        told = forecast(self, schedule.steps - restored)
+        told = forecast(self, schedule.steps - restored) if self.journal.heard else None
         if told:
             self.journal.say(told)
         with self.journal.steps("invert", "inverting", schedule.steps, editor.device) as advance:

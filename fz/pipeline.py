@@ -60,7 +60,7 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
         shown = read_control(settings, result.video)
         editor.check_chunks(settings, result.video)
         if settings.dry_run:
-            if result.video is not None:
+            if result.video is not None and journal.heard:
                 foretell(InvertedClip(editor, settings, result.video, journal, shown), wanted_by(plans, settings))
             journal.note("dry run: settings, words, checkpoint and clip are fine; nothing was computed")
             return result

@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 import torch
 
+import fz
 from fz import forecast as f
+from fz import pipeline
 from fz.attention import Keep
 from fz.ddim import Schedule
 from fz.denoiser import Denoiser
@@ -15,6 +17,7 @@ from fz.model.deep import Reuse
 from fz.model.vae import VAE, VAEConfig
 from fz.run import main
 from fz.settings.config import FAST, build
+from fz.settings.parse import parse
 from fz.source import Source
 
 STEPS = 10
@@ -174,6 +177,16 @@ def test_a_dry_run_says_seconds_memory_and_fast(told):
     assert any("needs about" in line and "of memory" in line for line in lines)
     assert any("to go, with --fast" in line for line in lines)
     assert not any("to go" in line for line in told("--steps", "2", "--dry-run", "--method", "sdedit"))
+
+
+def test_no_trial_is_made_where_nobody_listens(models, monkeypatch):
+    monkeypatch.setattr(f, "trial", pytest.fail)
+    monkeypatch.setattr(f, "SHARE", 10.0)
+    editor = fz.load(models / "tiny_sd", device="cpu")
+    editor.invert(torch.zeros(2, 3, 64, 64), "a jeep", steps=2)
+    flags = ["--checkpoint", str(models / "tiny_sd"), "--video", str(models / "clips/car128"), "--size", "64"]
+    flags += ["--frames", "2", "--source", "a jeep", "--target", "a red jeep", "--device", "cpu", "--dry-run"]
+    assert pipeline.run(parse(flags).settings).out is None
 
 
 def test_recomputing_is_counted_from_what_is_wanted(monkeypatch):
