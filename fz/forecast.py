@@ -8,24 +8,21 @@ picture. The run is the sum of the passes that it will make, each as long as its
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fz import mini
-from fz.attention import Keep, Plain
+from fz.attention import Plain
 from fz.denoiser import Denoiser
 from fz.kernels.int8 import has_int8
+from fz.loaded import Loaded
 from fz.model.deep import Deep, Reuse
 from fz.model.layers import TextContext
 from fz.model.reduced_cpu import takes_int8
 from fz.model.unet import UNet
 from fz.model.vae import VAE, decode_clip, encode_clip
 from fz.settings.config import FAST, REUSING, Settings
-
-if TYPE_CHECKING:
-    from fz.inverted import InvertedClip
 
 # what a step costs, in passes over as many frames and branches (bench/LOG.md, SD's shapes): of inversion with what it
 # leaves; fused; the source's pass as far as the last fused layer; with a ControlNet; of eight bits
@@ -147,40 +144,48 @@ def trial(
     return Pace(one - frame, frame, min(shallow / one, 1.0) if one else 1.0, share * encode, share * decode)
 
 
-def forecast(inversion: "InvertedClip", left: int, free: bool = False) -> str | None:
-    """One line on a run of whose inversion so many steps are left: about how long it takes, and with `--fast`. None
-    where a trial would take more than SHARE of the run (unless it is free to), and where several processes or compiled
-    layers would have to take part in it.
+@dataclass(frozen=True)
+class Ahead:
+    """A run that is about to invert its clip. prompt: (77, Cx), of its source; size: of its clip, (F, 3, H, W); again:
+    the edit steps at which queries and keys of the source are computed again.
     """
-    settings, editor, model = inversion.settings, inversion.editor, inversion.model
-    if settings.method not in REUSING or editor.ranks.world > 1 or settings.compile:
-        return None
-    steps, frames = settings.steps, len(inversion.video.frames)
-    again = [k for k, keep in enumerate(inversion.wanted) if inversion.mode == "recompute" and keep != Keep()]
-    course = course_of(settings, frames, again, left)
-    if not (free or course.affords(TRIAL)):
-        return None
-    vae = editor.checkpoint.vae
-    with editor.denoising(), editor.resident(vae):
-        pace = trial(model, vae, tuple(inversion.video.frames.shape[-2:]), inversion.source.embedding)
-    line = f"about {shown(course.seconds(pace))} to go"
-    if fast := with_fast(settings):
-        # of other timesteps, nothing is inverted yet
-        scaled = [k * fast.steps // steps for k in again]
-        quick = replace(
-            course_of(fast, frames, scaled, fast.steps), cost=INT8 if int8_counts(editor.checkpoint.unet) else 1.0
-        )
-        line += f", with --fast {shown(quick.seconds(pace))}"
-    return line
 
+    loaded: Loaded
+    settings: Settings
+    model: Denoiser
+    prompt: Tensor
+    size: tuple[int, ...]
+    again: Collection[int]
 
-def by_first_step(inversion: "InvertedClip", seconds: float, left: int) -> str:
-    """The same once the first step of inversion is done, a full one, in so many seconds; so many steps are left."""
-    settings, model = inversion.settings, inversion.model
-    of_an_edit = EDIT_STEP + (inversion.mode == "recompute")
-    share = model.reuse.work(model.schedule.steps)
-    to_go = shown(seconds * share * (left + of_an_edit * settings.steps * len(settings.edits)))
-    return f"about {to_go} to go: a step of inversion takes {seconds:.2g} s, one of an edit {of_an_edit:g}x"
+    def told(self, left: int, free: bool = False) -> str | None:
+        """One line on a run of whose inversion so many steps are left: about how long it takes, and with `--fast`. None
+        where a trial would take more than SHARE of the run (unless it is free to), and where several processes or
+        compiled layers would have to take part in it.
+        """
+        settings, loaded, (frames, _, *pixels) = self.settings, self.loaded, self.size
+        if settings.method not in REUSING or loaded.ranks.world > 1 or settings.compile:
+            return None
+        course = course_of(settings, frames, self.again, left)
+        if not (free or course.affords(TRIAL)):
+            return None
+        vae = loaded.checkpoint.vae
+        with loaded.denoising(), loaded.resident(vae):
+            pace = trial(self.model, vae, tuple(pixels), self.prompt)
+        line = f"about {shown(course.seconds(pace))} to go"
+        if fast := with_fast(settings):
+            # of other timesteps, nothing is inverted yet
+            again = [k * fast.steps // settings.steps for k in self.again]
+            cost = INT8 if int8_counts(loaded.checkpoint.unet) else 1.0
+            quick = replace(course_of(fast, frames, again, fast.steps), cost=cost)
+            line += f", with --fast {shown(quick.seconds(pace))}"
+        return line
+
+    def by_first_step(self, seconds: float, left: int) -> str:
+        """The same once the first step of inversion is done, a full one, in so many seconds; so many steps are left."""
+        settings, of_an_edit = self.settings, EDIT_STEP + bool(self.again)
+        share = self.model.reuse.work(settings.steps)
+        to_go = shown(seconds * share * (left + of_an_edit * settings.steps * len(settings.edits)))
+        return f"about {to_go} to go: a step of inversion takes {seconds:.2g} s, one of an edit {of_an_edit:g}x"
 
 
 def int8_counts(unet: UNet) -> bool:

@@ -12,9 +12,9 @@ import torch
 from fz.attention import Keep
 from fz.baselines import METHODS
 from fz.checkpoint import settled
-from fz.editor import Editor, Models
-from fz.forecast import forecast
+from fz.editor import Editor
 from fz.inverted import InvertedClip
+from fz.loaded import Models
 from fz.memory.budget import wanted
 from fz.memory.inversions import Inversion
 from fz.memory.machine import pick_device
@@ -107,7 +107,7 @@ def wanted_by(plans: list[Plan], settings: Settings) -> Callable[[int], Keep]:
 def foretell(inversion: InvertedClip, keep: Callable[[int], Keep]) -> None:
     """Say how much memory and how long the run would take."""
     inversion.choose_store(Uncached(), keep)
-    if line := forecast(inversion, inversion.schedule.steps, free=True):
+    if line := inversion.ahead.told(inversion.schedule.steps, free=True):
         inversion.journal.say(line)
 
 

@@ -8,11 +8,9 @@ import torch
 import fz
 from fz import forecast as f
 from fz import pipeline
-from fz.attention import Keep
 from fz.ddim import Schedule
 from fz.denoiser import Denoiser
 from fz.forecast import Course, Pace, course_of, trial, with_fast
-from fz.inverted import InvertedClip
 from fz.model.deep import Reuse
 from fz.model.vae import VAE, VAEConfig
 from fz.run import main
@@ -189,22 +187,11 @@ def test_no_trial_is_made_where_nobody_listens(models, monkeypatch):
     assert pipeline.run(parse(flags).settings).out is None
 
 
-def test_recomputing_is_counted_from_what_is_wanted(monkeypatch):
-    """Of the steps that want queries and keys, and none where they are kept."""
+def test_recomputing_is_counted_where_it_is_done(told, monkeypatch):
+    """Of the steps that want queries and keys of the source, and of none where they are kept."""
     seen = []
-    monkeypatch.setattr(f, "trial", lambda *rest: PACE)
-    monkeypatch.setattr(Course, "seconds", lambda self, pace: seen.append(self) or 1.0)
-    inversion = InvertedClip.__new__(InvertedClip)
-    unet = torch.nn.Module()
-    unet.conv_in, unet.config = torch.nn.Conv2d(4, 8, 3), type("C", (), {"cross_attention_dim": 8})
-    nothing = lambda *rest: torch.no_grad()  # noqa: E731
-    checkpoint = type("P", (), {"vae": None, "unet": unet})
-    inversion.editor = type("E", (), {"ranks": type("R", (), {"world": 1}), "checkpoint": checkpoint})
-    inversion.editor.denoising, inversion.editor.resident = staticmethod(nothing), staticmethod(nothing)
-    inversion.settings, inversion.model = settings(steps=3), None
-    inversion.video, inversion.source = type("V", (), {"frames": torch.zeros(8, 3, 64, 64)}), type("S", (), {})
-    inversion.source.embedding, inversion.wanted = None, [Keep(True, True), Keep(True, False), Keep()]
-    for mode, expected in (("recompute", [0, 1]), ("memory", [])):
-        inversion.mode = mode
-        assert f.forecast(inversion, 3, free=True).startswith("about 1 s to go")
-        assert list(seen[-2].again) == expected
+    seconds = Course.seconds
+    monkeypatch.setattr(Course, "seconds", lambda self, pace: seen.append(list(self.again)) or seconds(self, pace))
+    for store, expected in (("recompute", [0, 1, 2, 3]), ("memory", [])):
+        told("--steps", "5", "--dry-run", "--store", store, "--self-replace", "0.8", "--cross-replace", "0.4")
+        assert seen[-2] == expected

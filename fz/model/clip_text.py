@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fz.model.clip_vision import Layer, check_shape
+from fz.model.clip_layers import Layer, check_shape
 
 # what configs of OpenAI's time say of the end token, whatever its number is: it is the largest
 ANY_END = 2

@@ -16,22 +16,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from fz.errors import FzError, suggest
+from fz.errors import FzError
+from fz.model.clip_layers import Layer, check_shape
+from fz.model.clip_text import TextTower
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-    from fz.model.clip_text import TextConfig, TextTower
-
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
-
-
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 @dataclass(frozen=True)
@@ -54,61 +47,6 @@ class ViTConfig:
         check_shape(self)
         if self.image_size % self.patch_size:
             raise FzError("clip: patches do not divide the picture. Is its config.json CLIP's?")
-
-
-def check_shape(config: "ViTConfig | TextConfig") -> None:
-    """Raises FzError for a tower of which there is none."""
-    if config.hidden_act not in ACTIVATIONS:
-        raise FzError(
-            f"clip: got activation {config.hidden_act!r}, expected quick_gelu or "
-            f"gelu.{suggest(config.hidden_act, ACTIVATIONS)}"
-        )
-    if config.hidden_size % config.num_attention_heads:
-        raise FzError("clip: heads do not divide the width. Is its config.json CLIP's?")
-
-
-class Attention(nn.Module):
-    """causal: a token attends to those before it and itself."""
-
-    def __init__(self, config: "ViTConfig | TextConfig", causal: bool = False):
-        super().__init__()
-        self.heads, self.causal = config.num_attention_heads, causal
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            setattr(self, name, nn.Linear(config.hidden_size, config.hidden_size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
-
-
-class MLP(nn.Module):
-    def __init__(self, config: "ViTConfig | TextConfig"):
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.act = ACTIVATIONS[config.hidden_act]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
-
-
-class Layer(nn.Module):
-    """Of either tower."""
-
-    def __init__(self, config: "ViTConfig | TextConfig", causal: bool = False):
-        super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.self_attn = Attention(config, causal)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.mlp = MLP(config)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
 
 
 class Embeddings(nn.Module):
@@ -191,7 +129,7 @@ class ClipModel:
     def __init__(
         self,
         tower: ImageTower,
-        text: "TextTower",
+        text: TextTower,
         tokenizer: "CLIPTokenizer",
         preprocess: Preprocess,
         name: str,
