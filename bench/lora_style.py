@@ -1,112 +1,30 @@
 """Can a LoRA teach the miniature a style that it does not know? `python -m bench.lora_style --out DIR`
 
-Draws pictures of the world as blueprints, each with its caption beside it, trains `fz.tune --lora-rank` on them, and
-edits held-out clips to 'blueprint of …' without the LoRA and with it. An edit has the style whose drawn counterfactual
-of the same story is nearest, of blueprint and the four that the miniature knows; the rate is the share of clips that
-have the style asked for.
+What is drawn, learned and compared is in `bench.lora_blueprint`.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-import fz
-from fz import tune
-from fz.clips.media import to_uint8, write_json, write_png
-from fz.mini.data import HELD_OUT, as_given
-from fz.mini.styles import blurred
-from fz.mini.world import STYLES, Story, caption, draw, sample_story
+from fz.settings.place import writable
+from fz.settings.texts import positive, whole
 from fz.shell import Parser, answered, leave
 
-STYLE = "blueprint"
-PAPER, INK = np.array([24.0, 62.0, 148.0]), np.array([235.0, 242.0, 255.0])
-FIRST = 3000  # of the held-out stories that are edited: others measure other things
 
-
-def blueprint(picture: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 -> the same: light lines where the picture changes, on blue paper."""
-    shown = picture.astype(np.float32)
-    grey = np.repeat((shown @ np.array([0.299, 0.587, 0.114], np.float32))[..., None], 3, -1)
-    lines = np.abs(grey - blurred(grey, len(picture) / 40)).mean(-1, keepdims=True)
-    ink = np.clip(lines / 22, 0, 1) + 0.25 * (grey[..., :1] / 255)
-    return np.clip(PAPER + np.clip(ink, 0, 1) * (INK - PAPER), 0, 255).astype(np.uint8)
-
-
-def plain(seed: int) -> Story:
-    return dataclasses.replace(sample_story(seed, two=False), style="plain")
-
-
-def target_of(story: Story) -> str:
-    return f"{STYLE} of {caption(story)}"
-
-
-def write_pictures(folder: Path, count: int, size: int) -> None:
-    """What is learned from: a picture of each of the first `count` stories, and its caption."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for seed in range(count):
-        story = plain(seed)
-        Image.fromarray(blueprint(draw(story, 1, size).frames[0])).save(folder / f"{seed:03d}.png")
-        (folder / f"{seed:03d}.txt").write_text(target_of(story), encoding="utf-8")
-
-
-def style_of(frames: np.ndarray, story: Story) -> str:
-    """The style whose drawn counterfactual is nearest to frames (F, H, W, 3) uint8, at a sixteenth of the size."""
-
-    def small(clip: np.ndarray) -> np.ndarray:
-        shrunk = (Image.fromarray(frame).resize((16, 16), Image.Resampling.BOX) for frame in clip)
-        return np.stack([np.asarray(frame, np.float32) for frame in shrunk])
-
-    true = as_given(story, len(frames), frames.shape[1]).frames
-    drawn = {s: as_given(dataclasses.replace(story, style=s), len(frames), frames.shape[1]).frames for s in STYLES}
-    drawn[STYLE] = np.stack([blueprint(frame) for frame in true])
-    return min(drawn, key=lambda s: float(np.abs(small(drawn[s]) - small(frames)).mean()))
-
-
-def edited(
-    lora: Sequence[Path], stories: Sequence[Story], frames: int, size: int
-) -> tuple[list[str], list[np.ndarray]]:
-    """Each story's style after the edit, and its first frame."""
-    editor = fz.load(lora=[str(path) for path in lora])
-    found, pictures = [], []
-    for story in stories:
-        clip = as_given(story, frames, size).frames
-        inversion = editor.invert(clip, caption(story), steps=20)
-        result = to_uint8(inversion.edit(target_of(story), kind="style", guidance=3.0).frames)
-        found.append(style_of(result, story))
-        pictures.append(result[0])
-    return found, pictures
-
-
-def work(given) -> None:
-    out = Path(given.out)
-    write_pictures(out / "pictures", given.pictures, given.size)
-    argv = ["--video", str(out / "pictures"), "--frames", "all", "--prompt", STYLE, "--size", str(given.size),
-            "--lora-rank", str(given.rank), "--steps", str(given.steps), "--rate", str(given.rate),
-            "--keep-activations", "--out", str(out / "lora")]  # fmt: skip
-    if (code := tune.main(argv)) != 0:
-        raise SystemExit(code)
-    stories = [plain(HELD_OUT + FIRST + i) for i in range(given.clips)]
-    rows, sheets = {}, [[as_given(story, 1, given.size).frames[0] for story in stories]]
-    for name, lora in (("without", []), ("with", [out / "lora" / "lora.safetensors"])):
-        styles, pictures = edited(lora, stories, given.frames, given.size)
-        rows[name] = {style: styles.count(style) for style in (*STYLES, STYLE)}
-        print(f"{name} the LoRA: {styles.count(STYLE)} of {len(stories)} clips are a {STYLE}; {rows[name]}", flush=True)
-        sheets.append(pictures)
-    sheets.append([blueprint(picture) for picture in sheets[0]])
-    write_json(out / "lora_style.json", {"settings": vars(given), "styles": rows})
-    write_png(out / "lora_style.png", np.concatenate([np.concatenate(row, 1) for row in sheets]))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
+def answer(argv: Sequence[str] | None) -> None:
     parser = Parser(prog="python -m bench.lora_style", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--out", metavar="DIR", required=True)
     for name, default in (("pictures", 48), ("rank", 8), ("steps", 300), ("clips", 24), ("frames", 2), ("size", 128)):
-        parser.add_argument(f"--{name}", type=int, metavar="N", default=default)
-    parser.add_argument("--rate", type=float, metavar="R", default=1e-3)
-    return answered(lambda: work(parser.parse_args(argv)))
+        parser.add_argument(f"--{name}", type=whole(1), metavar="N", default=default)
+    parser.add_argument("--rate", type=positive, metavar="R", default=1e-3)
+    given = parser.parse_args(argv)
+    out = writable(given.out, "out")
+    from bench.lora_blueprint import work
+
+    work(given, out)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return answered(lambda: answer(argv))
 
 
 if __name__ == "__main__":

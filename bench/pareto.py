@@ -1,191 +1,45 @@
 """What does each part of `--fast` cost, and what does it gain? `python -m bench.pareto --clips 64` (the miniature)
 
-Held-out clips are inverted once for each way and edited in colour, kind and style; truth is what the world draws. One
-JSON file for each clip and way, so that a measurement that was stopped goes on. Printed and drawn: seconds of a core
-and figures, and the difference to exact clip by clip with its 95% interval.
+Printed and drawn: seconds of a core and figures of held-out clips, and the difference to exact clip by clip with its
+95% interval. A measurement that was stopped goes on.
 """
 
-import copy
-import dataclasses
-import json
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image, ImageDraw
-
-from bench.summary import interval
+from bench.pareto_ways import EXACT, WAYS
 from fz import mini
-from fz.clips.media import atomic, write_json
-from fz.denoiser import Denoiser
-from fz.guidance import Guidance
-from fz.memory.inversions import digest
-from fz.mini.edited import ORDER, Bench, Setup
-from fz.mini.figures import HeldOutClip, held_out_story, judge, targets
-from fz.mini.measure import load_eye
-from fz.mini.world import caption
-from fz.model import fast_cpu
-from fz.model.deep import Reuse
-from fz.settings.config import FAST, PRESETS
+from fz.mini.setup import Setup
+from fz.results.lock import claimed
+from fz.settings.place import writable
+from fz.settings.texts import one_of, whole
 from fz.shell import Parser, answered, leave
-from fz.weights.load import Checkpoint, load_checkpoint
-
-EXACT = "exact"
-STEPS = mini.DEFAULTS["steps"]
-WAYS: Mapping[str, Mapping[str, Any]] = {
-    EXACT: {},
-    "reuse 2": {"reuse": 2},
-    "reuse 3": {"reuse": 3},
-    "reuse 3:outer": {"reuse": "3:outer"},
-    "bfloat16": {"dtype": "bfloat16"},
-    "int8": {"weights": "int8"},
-    "guidance window 0.6": {"guidance_window": (0.0, 0.6)},
-    "10 steps": {"steps": 10},
-    "50 steps": {"steps": 50},
-    "fast": {"steps": STEPS // 2, **FAST},
-}
-# of an edit of each kind, what is to be right
-ASKED = {"attribute": "colour", "shape": "kind", "style": "style"}
-FIGURES = {"background psnr": "background, dB", "outline iou": "outline IoU", "right": "right", "seconds": "seconds"}
-Row = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Way(Bench):
-    """The miniature, edited in one of WAYS."""
-
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def of(cls, loaded: Checkpoint, setup: Setup, settings: Mapping[str, Any]) -> "Way":
-        setup = dataclasses.replace(setup, steps=settings.get("steps", setup.steps))
-        unet = loaded.unet
-        if "dtype" in settings:
-            unet = copy.deepcopy(unet).to(getattr(torch, settings["dtype"]))
-        side = setup.size // loaded.vae.config.stride
-        unet, _ = fast_cpu.prepare(unet, (side, side), setup.frames, weights=settings.get("weights", "same"))
-        return cls(dataclasses.replace(loaded, unet=unet), load_eye(), setup, settings)
-
-    @property
-    def model(self) -> Denoiser:
-        return Denoiser(self.checkpoint.unet, self.schedule, ORDER, Reuse.of(self.settings.get("reuse", 1)))
-
-    def guidance(self, scale: float | None = None) -> Guidance:
-        return dataclasses.replace(
-            super().guidance(scale), window=self.settings.get("guidance_window", Guidance.window)
-        )
-
-
-def measured(way: Way, i: int) -> Row:
-    """The i-th held-out clip inverted and edited three times: means over the edits, seconds of this process."""
-    start, story = time.process_time(), held_out_story(i)
-    clip = HeldOutClip.of(way, story)
-    outs = {}
-    for kind, wished in targets(story, i).items():
-        outs[kind] = way.edit(clip.source, clip.prompt, caption(wished), dict(PRESETS[kind])), wished
-    seconds, found = time.process_time() - start, []
-    for kind, (out, wished) in outs.items():
-        values = {f.name.partition(": ")[2]: float(f.value) for f in judge(way, kind, out, wished, clip.drawn)}
-        found.append(values | {"right": values[ASKED[kind]]})
-    means = {name: float(np.mean([values[name] for values in found])) for name in FIGURES if name != "seconds"}
-    return means | {"seconds": seconds}
-
-
-def rows_of(
-    loaded: Checkpoint, setup: Setup, names: Sequence[str], clips: range, folder: Path
-) -> dict[str, dict[int, Row]]:
-    """Way -> clip -> its figures: read where they were measured before, by the same key, else measured and written."""
-    rows: dict[str, dict[int, Row]] = {name: {} for name in names}
-    ways, key = {}, None
-    for i in clips:
-        for name in names:
-            if name not in ways:
-                ways[name] = Way.of(loaded, setup, WAYS[name])
-                key = key or ways[name].key()
-            own = digest(key, dict(WAYS[name]), ways[name].setup)
-            file = folder / f"{name.replace(' ', '-').replace(':', '-')}-{i:03d}.json"
-            content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-            if content.get("key") != own:
-                content = {"key": own, "figures": measured(ways[name], i)}
-                write_json(file, content)
-                print(f"clip {i}, {name}: {content['figures']['seconds']:.1f} s", flush=True)
-            rows[name][i] = content["figures"]
-    return rows
-
-
-def table(rows: Mapping[str, Mapping[int, Row]]) -> str:
-    """Markdown: each way's means, and its paired difference to exact ± half the 95% interval."""
-    lines = ["| way | clips | of exact's seconds | " + " | ".join(list(FIGURES.values())[:-1]) + " |", "|---" * 6 + "|"]
-    for name, of in rows.items():
-        both = [i for i in of if i in rows[EXACT]]
-        share = float(np.median([of[i]["seconds"] / rows[EXACT][i]["seconds"] for i in both]))
-        cells = []
-        for figure in list(FIGURES)[:-1]:
-            mean = float(np.mean([of[i][figure] for i in both]))
-            found = interval([of[i][figure] - rows[EXACT][i][figure] for i in both])
-            half = f" ± {found['half']:.2f}" if "half" in found else ""
-            cells.append(f"{mean:.2f}" + ("" if name == EXACT else f" ({found['mean']:+.2f}{half})"))
-        lines.append(f"| {name} | {len(both)} | {share:.2f} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def drawing(rows: Mapping[str, Mapping[int, Row]], size: tuple[int, int] = (900, 560)) -> Image.Image:
-    """Background PSNR over seconds, one point a way: higher and further left is better."""
-    picture = Image.new("RGB", size, "white")
-    draw, margin = ImageDraw.Draw(picture), 70
-    points = {
-        name: (
-            float(np.mean([r["seconds"] for r in of.values()])),
-            float(np.mean([r["background psnr"] for r in of.values()])),
-        )
-        for name, of in rows.items()
-    }
-    right = 1.1 * max(x for x, _ in points.values())
-    low, high = min(y for _, y in points.values()) - 0.5, max(y for _, y in points.values()) + 0.5
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return (
-            margin + x / right * (size[0] - 2 * margin),
-            size[1] - margin - (y - low) / (high - low) * (size[1] - 2 * margin),
-        )
-
-    draw.line([place(0, high), place(0, low), place(right, low)], fill="black", width=2)
-    for k in range(6):
-        x, y = right * k / 5, low + (high - low) * k / 5
-        draw.text((place(x, low)[0] - 12, size[1] - margin + 8), f"{x:.0f}", fill="black")
-        draw.text((margin - 40, place(0, y)[1] - 6), f"{y:.1f}", fill="black")
-    draw.text((size[0] // 2 - 90, size[1] - 30), "seconds of a core, a clip and three edits", fill="black")
-    draw.text((margin, 30), "background PSNR to the source, dB", fill="black")
-    for name, point in points.items():
-        x, y = place(*point)
-        draw.ellipse([x - 5, y - 5, x + 5, y + 5], fill="crimson" if name == "fast" else "steelblue")
-        draw.text((x + 8, y - 12), name, fill="black")
-    return picture
 
 
 def answer(argv: Sequence[str] | None) -> None:
     parser = Parser(prog="python -m bench.pareto", description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=int, default=64)
-    parser.add_argument("--first", type=int, default=0, metavar="I", help="begin with the I-th clip")
-    parser.add_argument("--frames", type=int, default=Setup.frames)
-    parser.add_argument("--size", type=int, default=Setup.size)
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS), metavar="WAY")
+    parser.add_argument("--clips", type=whole(1), default=64)
+    parser.add_argument("--first", type=whole(0), default=0, metavar="I", help="begin with the I-th clip")
+    parser.add_argument("--frames", type=whole(1), default=Setup.frames)
+    parser.add_argument("--size", type=whole(32), default=Setup.size)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), type=one_of(list(WAYS)), metavar="WAY")
     parser.add_argument("--out", type=Path, default=Path("results/pareto"))
     given = parser.parse_args(argv)
+    out, checkpoint = writable(given.out, "out"), mini.checkpoint()
+    import torch
+
+    from bench.pareto_clips import rows_of, table, write_pareto
+    from fz.model.fast_cpu import keep_freed_memory
+    from fz.weights.load import load_checkpoint
+
     torch.set_num_threads(1)
-    fast_cpu.keep_freed_memory()
-    setup = Setup(given.frames, given.size)
+    keep_freed_memory()
     names = list(dict.fromkeys([EXACT, *given.ways]))
-    given.out.mkdir(parents=True, exist_ok=True)
     clips = range(given.first, given.first + given.clips)
-    rows = rows_of(load_checkpoint(mini.checkpoint()), setup, names, clips, given.out)
-    print(table(rows))
-    with atomic(given.out / "pareto.png") as part:
-        drawing(rows).save(part, format="PNG")
+    with claimed(out):
+        rows = rows_of(load_checkpoint(checkpoint), Setup(given.frames, given.size), names, clips, out)
+        print(table(rows))
+        write_pareto(rows, out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

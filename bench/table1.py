@@ -1,352 +1,67 @@
 """`python -m bench.table1`: the paper's Table 1 and ablations on held-out clips of the miniature's world, or on clips
 of released configs.
 
-A cell is one method on one clip and seed, all of the clip's edits from one inversion; it is one JSON file, written
-whole, so that a bench that was stopped goes on and a second run changes nothing. What the cells say, `bench.summary`
-makes of them: table1.md and table1.json. Held-out clips are judged by the miniature's CLIP unless told otherwise. Rows
-that cannot be computed here are listed with why.
+A bench that was stopped goes on and a second run changes nothing; what is done and kept is in `bench.table1_cells`.
 """
 
 import argparse
-import dataclasses
-import functools
-import hashlib
-import json
-import multiprocessing
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from bench.here import commit, machine
-from bench.summary import ranked, summary, table, verdict
-from fz import records
-from fz.clips.media import atomic, to_uint8, write_json, write_pngs
-from fz.errors import FzError, suggest
-from fz.memory.machine import start_alone
-from fz.metrics.measure import TITLES, Truth, measure
-from fz.records import NUMBER
-from fz.results import own
-from fz.results.folder import RUN, as_json, read_run
-from fz.results.lock import Lock
-from fz.settings.config import ABLATIONS, PRESETS, ClipSettings, EditSettings, Settings
+from bench.table1_rows import EVERY, methods_of
+from fz import mini
+from fz.results.lock import claimed
 from fz.settings.flags import add_renamed
-from fz.settings.place import expanded
+from fz.settings.parse import parse
+from fz.settings.place import writable
+from fz.settings.texts import number, whole
 from fz.shell import Parser, answered, leave
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """A row: what it changes in the settings, of the run and of each edit. only: the kinds of edit for which it is a
-    different method.
-
-    key: what --methods calls it; name: what the table does.
-    """
-
-    key: str
-    name: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    edit: Mapping[str, Any] = field(default_factory=dict)
-    only: tuple[str, ...] = ("attribute", "shape", "style")
-
-
-def ablation(name: str, title: str, only: tuple[str, ...] = TableRow.only) -> TableRow:
-    """The row of one of `--ablate`."""
-    edit = {
-        path.removeprefix("edits.*."): value for path, value in ABLATIONS[name].items() if path.startswith("edits.*.")
-    }
-    return TableRow(
-        name,
-        title,
-        {path: value for path, value in ABLATIONS[name].items() if not path.startswith("edits.")},
-        edit,
-        only,
-    )
-
-
-TABLE = (
-    TableRow("fatezero", "FateZero"),
-    TableRow("ddim", "DDIM inversion, target prompt", {"method": "ddim"}),
-    TableRow("null-p2p", "frame-wise: Null-text & p2p", {"method": "null-p2p"}),
-    TableRow("sdedit", "frame-wise: SDEdit", {"method": "sdedit"}),
-    TableRow("pnp", "Plug-and-play features", {"method": "pnp"}),
-    TableRow("frame-ddim", "frame-wise: DDIM inversion, target prompt", {"method": "ddim", "frame_index": (0,)}),
-    TableRow("frame-fusion", "frame-wise: attention fusion, no mask", {"frame_index": (0,)}, {"threshold": None}),
-)
-ABLATED = (
-    ablation("reconstruction", "Fig. 3, 8: attention of reconstruction"),
-    ablation("no-self", "Fig. 4, 9: no self-attention fused", ("shape",)),
-    ablation("full-self", "Fig. 4, 9: all self-attention fused, without mask", ("shape",)),
-    ablation("no-cross", "no cross-attention fused"),
-)
-# rows of the paper's Table 1 that are not in the table, and why
-MISSING = {
-    "Tune-A-Video + DDIM": "pass --checkpoint TUNED; it is then 'DDIM inversion, target prompt'",
-    "Layered neural atlas": "not built",
-}
-EVERY = {method.key: method for method in (*TABLE, *ABLATED)}
-SHAPES = "FateZero, shape edits"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One clip and what it is edited to. truths: one for each edit; kinds: 'attribute', 'shape', 'style' or ''
-    (unknown).
-    """
-
-    name: str
-    settings: Settings
-    kinds: tuple[str, ...]
-    truths: tuple[Truth, ...]
-
-
-def held_out_job(i: int, given: argparse.Namespace) -> Job:
-    """A story that no training saw, with one thing; edited in colour, kind and style, with the world's own drawing as
-    truth.
-    """
-    from fz import mini
-    from fz.mini.data import as_given
-    from fz.mini.figures import held_out_story, targets
-    from fz.mini.world import caption
-
-    story = held_out_story(i)
-    drawn = as_given(story, given.frames, given.size)
-    folder = given.out / "clips" / f"{given.frames}x{given.size}" / f"{i:04d}"
-    if not folder.is_dir():
-        write_pngs(folder, drawn.frames)
-    edits, truths, kinds = [], [], []
-    for kind, target in targets(story, i).items():
-        after = as_given(target, given.frames, given.size)
-        edits.append(EditSettings(caption(target), **PRESETS[kind]))
-        # a style changes all of the picture: no background
-        region = None if kind == "style" else np.any(drawn.masks, 0) | np.any(after.masks, 0)
-        truths.append(Truth(after.frames, region, drawn.flow))
-        kinds.append(kind)
-    clip = ClipSettings(str(folder), frames=given.frames, size=given.size)
-    guidance = given.guidance if given.guidance is not None else mini.DEFAULTS["guidance"]
-    settings = Settings(
-        clip,
-        caption(story),
-        tuple(edits),
-        checkpoint=given.checkpoint,
-        steps=given.steps,
-        guidance=guidance,
-        threads=given.threads,
-    )
-    return Job(f"{i:04d}", settings, tuple(kinds), tuple(truths))
-
-
-def config_job(config: str, given: argparse.Namespace) -> Job:
-    """A clip of a released config, read as `fz.run --config` reads it."""
-    from fz.settings.parse import parse
-
-    settings = parse(["--config", config, *(["--checkpoint", given.checkpoint] if given.checkpoint else [])]).settings
-    return Job(Path(config).stem, settings, ("",) * len(settings.edits), (Truth(),) * len(settings.edits))
-
-
-def settings_of(method: TableRow, job: Job, seed: int, out: Path) -> tuple[Settings, list[int]]:
-    """The run's settings, and which of the job's edits are in it."""
-    chosen = [i for i, kind in enumerate(job.kinds) if not kind or kind in method.only]
-    edits = tuple(dataclasses.replace(job.settings.edits[i], **method.edit) for i in chosen)
-    folder = out / "runs" / slugged(method) / f"{job.name}-{seed}"
-    return dataclasses.replace(
-        job.settings, **method.settings, edits=edits, seed=seed, out=str(folder), overwrite=True
-    ), chosen
-
-
-def cell(method: TableRow, job: Job, seed: int, out: Path, clip: Any, by: str, keep: bool) -> list[dict[str, Any]]:
-    """The rows of one cell: read where it was done before with the same settings and weights (`by`), else run and
-    written.
-
-    Each says the commit that it was done at.
-    """
-    from fz.pipeline import run
-
-    settings, chosen = settings_of(method, job, seed, out)
-    if not chosen:
-        return []
-    # the clip by its name: the bench's folder may be moved; threads change no more than the last digit
-    clip_settings = {**as_json(settings)["clip"], "path": Path(settings.clip.path).name}
-    about = as_json(settings) | {"clip": clip_settings, "out": None, "threads": None, "by": by}
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-    file = out / "cells" / slugged(method) / f"{job.name}-{seed}.json"
-    if file.is_file():
-        done = read_cell(file)
-        if done is not None and done["key"] == key:
-            return [row | {"commit": done["commit"]} for row in done["rows"]]
-    result = run(settings)
-    source, rows = to_uint8(result.video.frames), []
-    for i, edited in zip(chosen, result.edits, strict=True):
-        row = measure(source, to_uint8(edited.frames), (settings.source, edited.target), clip, job.truths[i])
-        rows.append({"clip": job.name, "seed": seed, "kind": job.kinds[i], "target": edited.target, **row})
-    done = {"key": key, "method": method.name, "commit": commit(), "rows": rows}
-    # first, so that no kill leaves a folder beside a cell that is done
-    if not keep:
-        folder = Path(settings.out)
-        own.remove(folder, [*(read_run(folder) or {"files": []})["files"], RUN])
-        own.unmake([folder])
-    write_json(file, done)
-    return [row | {"commit": done["commit"]} for row in rows]
-
-
-def read_cell(file: Path) -> dict[str, Any] | None:
-    """A cell that was done; None for one that is damaged or not ours, which is done again."""
-    row = {"clip": str, "kind": str, "target": str, "seed": int, **dict.fromkeys(TITLES, (*NUMBER, None))}
-    return records.read(file, {"key": str, "commit": str, "rows": [row]})
-
-
-def fingerprint(path: str | Path | None) -> str:
-    """Of a checkpoint's weights, read here and there: names, sizes, and the last 64 KB of each file."""
-    if path is None:
-        return "none"
-    sha, root = hashlib.sha256(), expanded(path, "checkpoint")
-    for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
-        if file.suffix in (".safetensors", ".bin", ".ckpt", ".pt", ".pth"):
-            with open(file, "rb") as opened:
-                size = opened.seek(0, 2)
-                opened.seek(max(0, size - 65536))
-                sha.update(f"{file.name} {size} ".encode() + opened.read())
-    return sha.hexdigest()[:16]
-
-
-def slugged(method: TableRow) -> str:
-    from fz.results.folder import slug
-
-    return slug(method.name, 60)
+from fz.weights.hub import models_of
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from fz import mini
-
     parser = Parser(prog="python -m bench.table1", description="The paper's Table 1 and ablations.", allow_abbrev=False)
-    parser.add_argument("--clips", type=int, default=32, help="held-out clips of the miniature's world")
+    parser.add_argument("--clips", type=whole(1), default=32, help="held-out clips of the miniature's world")
     parser.add_argument(
         "--config", action="append", metavar="YAML", help="instead, clips of released configs; again for more"
     )
     parser.add_argument("--methods", nargs="+", metavar="NAME", help=f"of {', '.join(EVERY)}; default: all")
     parser.add_argument(
-        "--seeds", type=int, default=1, help="editing draws nothing: more than one is for baselines that do"
+        "--seeds", type=whole(1), default=1, help="editing draws nothing: more than one is for baselines that do"
     )
     parser.add_argument("--checkpoint", metavar="PATH", help="default: the miniature")
     by = "CLIP, for Tem-Con and Frame-Acc; default: the miniature's for its clips; 'none'"
     add_renamed(parser, "--clip-model", "--clip", metavar="PATH", help=by)
     parser.add_argument("--tokenizer", metavar="DIR", help="for a CLIP that has none")
-    parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--size", type=int, default=mini.SIZE, help="side of the pictures")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--guidance", type=float)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--processes", type=int, default=1, help="clips at a time, one core each")
+    parser.add_argument("--frames", type=whole(1), default=8)
+    parser.add_argument("--size", type=whole(8), default=mini.SIZE, help="side of the pictures")
+    parser.add_argument("--steps", type=whole(1), default=50)
+    parser.add_argument("--guidance", type=number)
+    parser.add_argument("--threads", type=whole(1))
+    parser.add_argument("--processes", type=whole(1), default=1, help="clips at a time, one core each")
     parser.add_argument("--out", type=Path, default=Path("results/table1"))
     parser.add_argument("--keep", action="store_true", help="keep the runs' folders")
     return parser
 
 
-def rows_of(given: argparse.Namespace, number: int) -> dict[str, list[dict[str, Any]]]:
-    """All cells of one clip, by method."""
-    job = config_job(given.config[number], given) if given.config else held_out_job(number, given)
-    clip, by = judge_of(given.clip_model, given.tokenizer, given.checkpoint, bool(given.config))
-    cells = {
-        m.name: [cell(m, job, seed, given.out, clip, by, given.keep) for seed in range(given.seeds)]
-        for m in methods_of(given)
-    }
-    return {name: sum(seeds, []) for name, seeds in cells.items()}
+def answer(argv: Sequence[str] | None) -> None:
+    given = build_parser().parse_args(argv)
+    if given.processes > 1:
+        given.threads = 1
+    given.out = writable(given.out, "out")
+    # all that can be wrong and is known before torch is imported, which takes seconds
+    methods_of(given.methods)
+    for config in given.config or ():
+        parse(["--config", config, *(["--checkpoint", given.checkpoint] if given.checkpoint else [])])
+    models_of({**vars(given), "checkpoint": given.checkpoint or mini.checkpoint()})
+    from bench.table1_cells import bench
 
-
-def methods_of(given: argparse.Namespace) -> list[TableRow]:
-    """The methods that are asked for, in the table's order. Raises FzError for one that there is not."""
-    names = list(EVERY) if given.methods is None else given.methods
-    for name in names:
-        if name not in EVERY:
-            raise FzError(f"methods: got {name!r}, expected any of {', '.join(EVERY)}.{suggest(name, EVERY)}")
-    return [method for key, method in EVERY.items() if key in names]
-
-
-@functools.lru_cache(maxsize=1)
-def judge_of(path: str | None, tokenizer: str | None, checkpoint: str | None, own_clips: bool) -> tuple[Any, str]:
-    """The CLIP, and a fingerprint of it and of the checkpoint: the miniature's knows held-out clips only."""
-    from fz import mini
-    from fz.checkpoint import choose_clip
-
-    clip = choose_clip(path, tokenizer, miniature=not own_clips)
-    used = None if clip is None else path or mini.clip()
-    return clip, f"{fingerprint(checkpoint or mini.FOLDER)} {fingerprint(used)}"
-
-
-def every_clip(given: argparse.Namespace) -> Iterator[dict[str, list[dict[str, Any]]]]:
-    """`rows_of` every clip, in order, by as many processes as are asked for."""
-    count = len(given.config) if given.config else given.clips
-    if given.processes == 1:
-        yield from (rows_of(given, number) for number in range(count))
-        return
-    # processes of their own: a forked one may hang in a library's locks
-    with ProcessPoolExecutor(given.processes, multiprocessing.get_context("spawn"), initializer=start_alone) as pool:
-        yield from pool.map(functools.partial(rows_of, given), range(count))
-
-
-def bench(given: argparse.Namespace) -> str:
-    """Run what is not done yet; write table1.json and table1.md, whose text is returned."""
-    rows: dict[str, list[dict[str, Any]]] = {m.name: [] for m in methods_of(given)}
-    for number, found in enumerate(every_clip(given)):
-        for name, more in found.items():
-            rows[name] += more
-        print(f"clip {number + 1}: done", file=sys.stderr, flush=True)
-    text, summaries, said = page(rows)
-    content = {"summaries": summaries, "missing": MISSING, "verdict": said}
-    write_json(given.out / "table1.json", content)
-    with atomic(given.out / "table1.md") as part:
-        part.write_text(text, encoding="utf-8")
-    return text
-
-
-def page(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[str, dict[str, Any], str]:
-    """Of the rows of each method: (Markdown, summaries, verdict)."""
-    import torch
-
-    if "FateZero" in rows:
-        rows = {**rows, SHAPES: [row for row in rows["FateZero"] if row["kind"] == "shape"]}
-    summaries = {name: summary(found) for name, found in rows.items()}
-    compared = [m.name for m in TABLE]
-    said = verdict(rows, compared)
-    commits = sorted({row["commit"] for found in rows.values() for row in found})
-    clips = len({row["clip"] for found in rows.values() for row in found})
-    about = (
-        f"{clips} clips, means ± 95% intervals; {machine(torch.device('cpu'))}, torch {torch.__version__}, "
-        f"commit {', '.join(commits)}"
-    )
-    parts = ["# Table 1", about, table(compared, summaries, ranked(summaries, compared))]
-    parts += [f"place: in Tem-Con, among methods that edit. {said}"]
-    parts += ["Not here: " + "; ".join(f"{name} ({why})" for name, why in MISSING.items()) + "."]
-    if any(rows.get(m.name) for m in ABLATED):
-        parts += ["# Ablations", table(["FateZero", SHAPES, *(m.name for m in ABLATED)], summaries)]
-    return "\n\n".join(parts) + "\n", summaries, said
+    with claimed(given.out):
+        print(bench(given), end="")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     return answered(lambda: answer(argv), "The same command goes on from the last cell.")
-
-
-def answer(argv: Sequence[str] | None) -> None:
-    given = build_parser().parse_args(argv)
-    if min(given.clips, given.seeds, given.processes) < 1:
-        raise FzError("--clips, --seeds, --processes: expected at least 1.")
-    if given.processes > 1:
-        given.threads = 1
-    given.out = expanded(given.out, "out")
-    try:
-        made = own.made(given.out)
-        lock = Lock(given.out)
-    except OSError as error:
-        raise FzError(f"out: {given.out} cannot be written ({error.strerror}). Pass another --out.") from None
-    try:
-        with lock:
-            print(bench(given), end="")
-    finally:
-        own.unmake(made)
 
 
 if __name__ == "__main__":

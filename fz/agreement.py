@@ -3,7 +3,6 @@
 The first process reads the cache, the others get from it what it found.
 """
 
-import torch
 from torch import Tensor
 
 from fz.ddim import Schedule
@@ -15,20 +14,20 @@ def same_inversion(ranks: Alone, source: Source, schedule: Schedule, restored: i
     """Put into all sources what the first process found of an inversion; returns how many steps that are."""
     if ranks.world == 1:
         return restored
-    there = {t: (source.latents[t].cpu(), source.maps[t].cpu()) for t in source.maps} if ranks.leads else None
+    there = {t: on_cpu(source.left(t)) for t in source.maps} if ranks.leads else None
     restored, there = ranks.agree((restored, there))
-    device = source.embedding.device
     for t_prev, t in list(schedule.upward())[:restored]:
-        source.latents[t], source.maps[t] = (x.to(device) for x in there[t])
-        source.inputs[t] = source.latents[t_prev]
+        source.restore(t_prev, t, there[t])
     return restored
 
 
-def same_latents(ranks: Alone, latents: list[Tensor], device: torch.device) -> list[Tensor]:
-    """The first process's."""
-    if ranks.world == 1:
-        return latents
-    return [z.to(device) for z in ranks.agree([z.cpu() for z in latents])]
+def same_steps(ranks: Alone, steps: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """What the first process found of an edit, on the CPU."""
+    return steps if ranks.world == 1 else ranks.agree([on_cpu(step) for step in steps])
+
+
+def on_cpu(step: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.cpu() for name, x in step.items()}
 
 
 def given_since(ranks: Alone, before: int, steps: int, of: str) -> list[str]:

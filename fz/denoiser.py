@@ -17,6 +17,7 @@ from fz.model.finite import Watch
 from fz.model.layers import Alter, Attend, TextContext
 from fz.model.unet import UNet
 from fz.shard import Shard
+from fz.solver import Solver, solver_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Denoiser:
     unet: what predicts it, whole, in chunks or on several processes. schedule: the T timesteps of a run. frame_index:
     the frames that a frame reads in self-attention (eq. 8). reuse: at which steps the whole UNet runs. deep: what a
     loop's shallow steps take from its last full one; None: every call is a full one. control: what holds the
-    structure at some timesteps.
+    structure at some timesteps. solver: how steps are taken, by its name.
     """
 
     unet: UNet | Chunks | Shard
@@ -35,6 +36,7 @@ class Denoiser:
     reuse: Reuse = Reuse()
     deep: Deep | None = None
     control: Control | None = None
+    solver: str = "ddim"
     watch: Watch = field(default_factory=Watch, init=False, repr=False, compare=False)
 
     @property
@@ -45,6 +47,10 @@ class Denoiser:
     def remembering(self) -> "Denoiser":
         """The same for one loop over the schedule, whose shallow steps take the last full step's deep features."""
         return self if self.reuse.every == 1 else replace(self, deep=Deep(self.reuse.outer))
+
+    def steps(self, clean: dict[int, Tensor]) -> Solver:
+        """How one loop takes its steps. clean: see `solver_of`."""
+        return solver_of(self.solver, self.schedule, clean)
 
     def full_step(self, k: int) -> int:
         """The edit step from which step k takes its deep features: itself where it is full."""

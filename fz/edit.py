@@ -6,14 +6,14 @@ and pictures are elsewhere: this file gets embeddings and tensors, and calls `ca
 step.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from fz.attention import Plain
-from fz.ddim import Step, ddim_inverse_step, ddim_step
+from fz.ddim import Schedule, Step
 from fz.denoiser import Denoiser
 from fz.fusion import Fuser, Fusion, FusionStep
 from fz.guidance import Guidance, Guide
@@ -36,11 +36,11 @@ def invert(model: Denoiser, source: Source, callback: Callback = ignore) -> Sour
     and returned.
     """
     schedule, text, model = model.schedule, TextContext(source.embedding[None]), model.remembering()
-    source.control = model.control
+    solver, source.control = model.steps(source.clean), model.control
     for done, t_prev, t in source.missing(schedule, model.reuse):
-        z, seen = source.latents[t_prev], source.recorder(model, t)
+        z, seen = solver.shown(source.latents[t_prev], t_prev, t), source.recorder(model, t)
         eps = model(z[None], t, text, seen)[0]
-        source.latents[t] = ddim_inverse_step(z, eps, schedule.alpha_bar(t_prev), schedule.alpha_bar(t))
+        source.latents[t] = solver.up(z, eps, t_prev, t)
         model.settle()
         source.record(t, z, seen)
         callback(done, source.latents[t])
@@ -57,14 +57,14 @@ def reconstruct(model: Denoiser, source: Source, guidance: Guidance, callback: C
     """
     schedule, model = model.schedule, model.remembering()
     guide = Guide(source.embedding, guidance, schedule, model.reuse)
-    source.control = model.control
+    solver, source.control = model.steps({}), model.control
     z = source.latents[schedule.timesteps[0]]
     for k, t, t_prev in schedule.downward():
         seen = source.recorder(model, t, branch=-1)
         eps = guide(model, z, t, seen)
         model.settle()
         source.record(t, z, seen)
-        z = ddim_step(z, eps, schedule.alpha_bar(t), schedule.alpha_bar(t_prev))
+        z = solver.down(z, eps, t, t_prev)
         callback(k + 1, z)
     return source
 
@@ -74,13 +74,26 @@ class Edit:
     """One edit of a clip, as tensors.
 
     prompt: (77, Cx), the target's embedding. fusion: None samples plainly. region: where the clip may change; counts
-    with a fusion only. done: the latents after each step that an interrupted edit had done, up to a full step.
+    with a fusion only. done: the latents after each step that an interrupted edit had done, up to a full step. clean:
+    what a solver remembers of the steps that are done, by timestep (`fz.solver`).
     """
 
     prompt: Tensor
     fusion: Fusion | None = None
     region: EditRegion = EVERYWHERE
     done: Sequence[Tensor] = ()
+    clean: dict[int, Tensor] = field(default_factory=dict)
+
+    def after(self, steps: Sequence[Mapping[str, Tensor]], schedule: Schedule) -> "Edit":
+        """This edit, to go on from the steps that `left` gave."""
+        device, times = self.prompt.device, schedule.timesteps
+        clean = {t: step["clean"].to(device) for t, step in zip(times, steps, strict=False) if "clean" in step}
+        return replace(self, done=[step["z"].to(device) for step in steps], clean=clean)
+
+    def left(self, k: int, z: Tensor, schedule: Schedule) -> dict[str, Tensor]:
+        """What an edit that goes on after k steps, at z, has to find again: `after` takes it."""
+        t = schedule.timesteps[k - 1]
+        return {"z": z} | ({"clean": self.clean[t]} if t in self.clean else {})
 
 
 @torch.no_grad()
@@ -92,12 +105,12 @@ def edit(model: Denoiser, source: Source, task: Edit, guidance: Guidance, callba
     task = replace(task, region=task.region.on(task.prompt.device))
     schedule, model = model.schedule, model.remembering()
     fuse, blend = Fuse(model, source, task), Blend(model, source, task)
-    guide = Guide(task.prompt, guidance, schedule, model.reuse)
+    guide, solver = Guide(task.prompt, guidance, schedule, model.reuse), model.steps(task.clean)
     z = task.done[-1] if task.done else source.latents[schedule.timesteps[0]]
     for step in schedule.downward(done=len(task.done)):
         attend = fuse(step)
         eps = guide(model, z, step.t, attend)
-        z = ddim_step(z, eps, schedule.alpha_bar(step.t), schedule.alpha_bar(step.t_prev))
+        z = solver.down(z, eps, step.t, step.t_prev)
         z = blend(z, step, attend)
         model.settle()
         callback(step.k + 1, z)

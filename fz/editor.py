@@ -32,7 +32,7 @@ from fz.memory.budget import Footprint, Prediction, prediction
 from fz.memory.inversions import Inversion
 from fz.memory.machine import pick_device
 from fz.memory.offload import resident
-from fz.memory.unkept import Unkept
+from fz.memory.uncached import Uncached
 from fz.model import fast_cpu
 from fz.model.compiled import compile_step
 from fz.model.control import ControlNet
@@ -77,9 +77,9 @@ def load(
 FastUNet = UNet | Chunks | Shard | Graphs
 # settings that change nothing of a loaded model; whatever else there is may
 NOT_OF_MODELS = (
-    "clip", "source", "edits", "negative", "method", "strength", "steps", "guidance", "guidance_window", "attention",
-    "reconstruction_prompt", "frame_index", "least_channels", "chunk", "store", "store_dtype", "cache", "seed", "out",
-    "overwrite", "save_latents", "report", "dry_run", "notes", "shard", "reuse", *OF_CONTROL,
+    "clip", "source", "edits", "negative", "method", "strength", "steps", "solver", "guidance", "guidance_window",
+    "attention", "reconstruction_prompt", "frame_index", "least_channels", "chunk", "store", "store_dtype", "cache",
+    "seed", "out", "overwrite", "save_latents", "report", "dry_run", "notes", "shard", "reuse", *OF_CONTROL,
 )  # fmt: skip
 
 
@@ -165,8 +165,8 @@ class Editor:
         clip: of `fz.read`, or (F, H, W, 3) uint8, or (F, 3, H, W) in [-1, 1], or a list of PIL images. callback(step,
         latents): after each step. progress: print lines and bars. cache: a folder in which the inversion is kept, and
         found again; None writes no file. control_video: what the ControlNet of `fz.load` is shown, a clip of the same
-        frames and size or of one frame; None or "canny": the clip's own edges. settings: steps, reuse, chunk,
-        store, store_dtype, control_scale, control_window, control_inverts, canny.
+        frames and size or of one frame; None or "canny": the clip's own edges. settings: steps, solver, reuse,
+        chunk, store, store_dtype, control_scale, control_window, control_inverts, canny.
         Raises FzError for what cannot be.
         """
         given, callback = named(settings, OF_INVERTING, "invert"), called(callback)
@@ -185,13 +185,13 @@ class Editor:
         # which edits will follow is not known yet: whatever any of them could need
         dtype = None if chosen.store_dtype == "same" else getattr(torch, chosen.store_dtype)
         open_folder = Inversion.open(cache, inversion.key(), journal.say) if cache else None
-        with open_folder or contextlib.nullcontext(Unkept()) as kept:
-            inversion.choose_store(kept, lambda k: Keep(True, True, dtype))
+        with open_folder or contextlib.nullcontext(Uncached()) as cached:
+            inversion.choose_store(cached, lambda k: Keep(True, True, dtype))
             inversion.encode()
             inversion.invert(callback)
-            kept.finished()
+            cached.finished()
         # edits of a Python program are not resumed
-        inversion.kept = Unkept()
+        inversion.cached = Uncached()
         return inversion
 
     def explain(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fz.agreement import given_since, same_inversion, same_latents
+from fz.agreement import given_since, same_inversion, same_steps
 from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, listed_words, named
 from fz.attention import MAP_STRIDE, Keep
 from fz.baselines import METHODS, EditFunction, editor_of
@@ -27,9 +27,9 @@ from fz.errors import FzError
 from fz.guidance import Guidance
 from fz.keys import key_of_edit, key_of_inversion
 from fz.masks import blend_mask, changed_pixels, paste_background
-from fz.memory.budget import Footprint, choose_store, keep_for, kept_for
+from fz.memory.budget import Footprint, choose_store, keep_for, store_for
 from fz.memory.inversions import Inversion, digest, leading
-from fz.memory.unkept import Unkept
+from fz.memory.uncached import Uncached
 from fz.model.deep import Reuse
 from fz.model.finite import NotFinite
 from fz.progress import Journal, Progress, bars
@@ -70,10 +70,11 @@ class InvertedClip:
         self.ranks = editor.ranks
         self.own = self.ranks.own(len(video.frames))
         unet, net = editor.fit(self.latent_size, self.own.stop - self.own.start, settings.chunk, journal)
-        model = Denoiser(unet, schedule, editor.frame_index, Reuse.of(settings.reuse))
+        reuse = Reuse.of(settings.reuse)
+        model = Denoiser(unet, schedule, editor.frame_index, reuse, solver=settings.solver)
         self.model, self.inverting = controlled(model, editor, net, shown, settings)
         self.source = Source(editor.embed(settings.source))
-        self.kept: Inversion | Unkept = Unkept()
+        self.cached: Inversion | Uncached = Uncached()
         self.keep: Callable[[int], Keep] = keep_nothing
         self.mode = "recompute"
         self.once: dict[str, Any] = {}  # what several edits need, by what it depends on
@@ -153,7 +154,7 @@ class InvertedClip:
         """A hash of all that the inverted latents depend on."""
         return key_of_inversion(self)
 
-    def choose_store(self, kept: Inversion | Unkept, keep: Callable[[int], Keep]) -> None:
+    def choose_store(self, cached: Inversion | Uncached, keep: Callable[[int], Keep]) -> None:
         """Decide where the source's queries and keys stay, of which `keep` says those that edits need. Raises FzError
         where the run cannot fit.
         """
@@ -173,14 +174,14 @@ class InvertedClip:
         # shallow steps fuse nothing
         per_step = [keep(k) if reuse.is_full(k, steps) else Keep() for k in range(steps)]
         # what is free differs from run to run: said, not noted
-        self.mode = choose_store(settings.store, footprint, per_step, kept.operands, editor.device, self.journal.say)
+        self.mode = choose_store(settings.store, footprint, per_step, cached.operands, editor.device, self.journal.say)
         # passes are made together: what is computed again has to be so in all
         self.mode = self.ranks.agree(self.mode)
-        self.kept, self.keep = kept, keep_for(self.mode, per_step.__getitem__)
+        self.cached, self.keep = cached, keep_for(self.mode, per_step.__getitem__)
 
     def encode(self) -> None:
         """The clip's z_0, from the inversion's folder if it is there."""
-        z0, device, vae = self.ranks.agree(self.kept.z0()), self.editor.device, self.editor.checkpoint.vae
+        z0, device, vae = self.ranks.agree(self.cached.z0()), self.editor.device, self.editor.checkpoint.vae
         found = z0 is not None
         if not found:
             with self.journal.timed("encode", device), self.editor.resident(vae):
@@ -188,15 +189,15 @@ class InvertedClip:
             z0 = self.ranks.gather(z0, len(self.video.frames))
         self.source.latents[CLEAN] = z0.to(device)
         if not found:
-            self.kept.save(0, self.source, self.schedule)
+            self.cached.save(0, self.source, self.schedule)
 
     def invert(self, callback: Callback | None = None) -> None:
         """Invert z_0: as much as the inversion's folder has of it, and the rest."""
         source, schedule, editor = self.source, self.schedule, self.editor
         source.store, source.keep = self.store("inversion"), self.keep
-        restored = same_inversion(self.ranks, source, schedule, self.kept.restore(source, schedule, editor.device))
+        restored = same_inversion(self.ranks, source, schedule, self.cached.restore(source, schedule))
         if restored:
-            self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.kept.folder}")
+            self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.cached.folder}")
         with self.journal.steps("invert", "inverting", schedule.steps, editor.device) as advance:
             start = time.monotonic()
 
@@ -206,7 +207,7 @@ class InvertedClip:
                     return
                 if done == restored + 1:
                     self.tell_seconds(time.monotonic() - start, schedule.steps - done)
-                self.kept.save(done, source, schedule)
+                self.cached.save(done, source, schedule)
                 advance()
                 if callback:
                     callback(done, z)
@@ -273,26 +274,26 @@ class InvertedClip:
         guidance = Guidance(editor.embed(settings.negative), settings.guidance, settings.guidance_window)
         edit = self.method_of(settings, guidance, journal)
         target = editor.embed(settings.edits[0].target)
-        log = self.kept.edit_log(self.edit_key(settings, plan, target, guidance.negative))
-        done = same_latents(self.ranks, leading(log, steps, editor.device) if method.resumes else [], editor.device)
+        log = self.cached.edit_log(self.edit_key(settings, plan, target, guidance.negative))
+        done = same_steps(self.ranks, leading(log, steps) if method.resumes else [])
         # shallow steps want the deep features of their full step, which is done again
         done = done[: self.model.full_step(len(done))] if len(done) < steps else done
         if done:
             journal.say(f"edit {number}: {len(done)} of {steps} steps are in {log.folder}")
-        latents = list(done)
+        task = Edit(target, plan.fusion, plan.region).after(done, self.schedule)
+        latents = list(task.done)
         with journal.steps(f"edit.{number}", f"editing {number + 1}/{of}", steps, editor.device) as advance:
 
             def after_step(k: int, z: Tensor) -> None:
                 latents.append(z)
                 if method.resumes:
-                    log.put(k, {"z": z})
+                    log.put(k, task.left(k, z, self.schedule))
                 advance()
                 if callback:
                     callback(k, z)
 
             for _ in done:
                 advance()
-            task = Edit(target, plan.fusion, plan.region, done)
             given = self.ranks.given
             with editor.denoising():
                 z = edit(self.model, attending, task, guidance, after_step)
@@ -336,8 +337,8 @@ class InvertedClip:
 
     def store(self, of: str) -> Store:
         """Where queries and keys of that pass stay."""
-        folder = self.kept.operands / f"{of}-{self.settings.store_dtype}"
-        return kept_for(
+        folder = self.cached.operands / f"{of}-{self.settings.store_dtype}"
+        return store_for(
             self.mode, folder, self.schedule.timesteps, self.editor.device, self.journal.say, self.settings.offload
         )
 

@@ -46,6 +46,7 @@ def key_of_inversion(inversion: "InvertedClip") -> str:
         [kernels.choose(device), fast_cpu.signature(inversion.model.unet), torch.get_num_threads()],
         [fz.__version__, torch.__version__],
         *parts_of(inversion.inverting.control),
+        *([["solver", settings.solver]] if settings.solver != "ddim" else []),
         # the frames' split shows in the last digits
         *([["processes", editor.ranks.world]] if editor.ranks.world > 1 else []),
     )

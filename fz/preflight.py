@@ -5,11 +5,7 @@ All of it is checked again where it is used; how weights are read, and what fits
 """
 
 import dataclasses
-import re
-import sys
 from collections.abc import Iterable
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from fz import mini
@@ -19,10 +15,12 @@ from fz.errors import FzError
 from fz.prompts.text import TextEncoder
 from fz.results.claim import check_early
 from fz.settings.config import ClipSettings, Settings
+from fz.settings.device import check_device
 from fz.settings.place import expanded
 from fz.tuning.folder import TuningFolder
 from fz.tuning.settings import TuneSettings
-from fz.weights.hub import OF_TOKENIZER, TOKENIZER_OF_CHECKPOINT, located, models_of
+from fz.weights.hub import located, models_of
+from fz.weights.needed import OF_TOKENIZER, TOKENIZER_OF_CHECKPOINT
 from fz.weights.tokenizer import find_tokenizer, load_tokenizer
 
 
@@ -49,25 +47,6 @@ def check_tuning(settings: TuneSettings) -> None:
     # 'clip' is a tuning's clip here, and no model
     models_of({name: getattr(settings, name) for name in ("checkpoint", "vae", "tokenizer", "ema")})
     check_prompts(settings, (settings.prompt, settings.class_prompt or "", *settings.sample_prompts))
-
-
-def check_device(name: str) -> None:
-    """Raises FzError for a GPU where torch was built without any."""
-    built = cuda_of_torch()
-    there = {"cuda": built is not False, "mps": sys.platform == "darwin"}
-    if not there.get(name.partition(":")[0], True):
-        raise FzError(f"device: got {name}, which this machine or this PyTorch does not have. There is: cpu.")
-
-
-def cuda_of_torch() -> bool | None:
-    """Whether torch was built for GPUs of NVIDIA or AMD, by its version file; None where that does not say."""
-    spec = find_spec("torch")
-    try:
-        text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8") if spec and spec.origin else ""
-    except OSError:
-        return None
-    found = re.findall(r"^(?:cuda|hip)\b[^=\n]*=\s*(\S+)", text, re.MULTILINE)
-    return any(value != "None" for value in found) if found else None
 
 
 def check_clip(clip: ClipSettings, lenient: bool = False) -> ClipPlan | None:

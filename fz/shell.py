@@ -119,6 +119,27 @@ def guard_imports() -> None:
         sys.excepthook = hook
 
 
+class Again:
+    """A finder of modules that finds none: it raises an interrupt again that a library passed over in its imports, as
+    torch does while it looks for numpy, at the next import. came: the signals that there were.
+    """
+
+    def __init__(self, came: list[int]):
+        self.came = came
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if self.came and threading.current_thread() is threading.main_thread() and not self.on_its_way():
+            raise KeyboardInterrupt
+
+    @staticmethod
+    def on_its_way() -> bool:
+        """Is it being handled? Then whatever cleans up may import."""
+        error = sys.exc_info()[1]
+        while error is not None and not isinstance(error, KeyboardInterrupt):
+            error = error.__context__
+        return error is not None
+
+
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
     """In the block, SIGTERM and SIGHUP are raised as Stopped, as SIGINT is as KeyboardInterrupt; which came is in the
@@ -140,9 +161,12 @@ def signals() -> Iterator[list[int]]:
         # one that is ignored, as SIGHUP under nohup, stays so
         if signal.getsignal(kind) in (signal.SIG_DFL, signal.default_int_handler, early_interrupt):
             before[kind] = signal.signal(kind, stop)
+    again = Again(came)
+    sys.meta_path.insert(0, again)
     try:
         yield came
     finally:
+        sys.meta_path.remove(again)
         for kind, handler in before.items():
             signal.signal(kind, handler)
 

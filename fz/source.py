@@ -4,15 +4,15 @@ Latents and averaged maps always stay. Queries and keys stay where a `Store` kee
 from the source's own latent when an edit step needs them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
-from fz.attention import Keep, Kept, Plain, Recorder
-from fz.chunks import kept_of
-from fz.ddim import Schedule
+from fz.attention import QK, Keep, Plain, Recorder
+from fz.chunks import qk_of
+from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
 from fz.model.control import Control
 from fz.model.deep import Reuse
@@ -22,19 +22,19 @@ from fz.model.layers import TextContext
 class Store(Protocol):
     """Where the source's queries and keys are kept, by timestep; `fz.memory.kept` has one in RAM and one in files."""
 
-    def put(self, t: int, kept: Kept) -> None: ...
+    def put(self, t: int, qk: QK) -> None: ...
 
-    def get(self, t: int) -> Kept | None:
+    def get(self, t: int) -> QK | None:
         """None where they are not: they are then computed again from the source's latent, to the same bits."""
 
 
 class Recompute:
     """The store that keeps nothing but latents and averaged maps ('recompute')."""
 
-    def put(self, t: int, kept: Kept) -> None:
+    def put(self, t: int, qk: QK) -> None:
         pass
 
-    def get(self, t: int) -> Kept | None:
+    def get(self, t: int) -> QK | None:
         return None
 
 
@@ -50,8 +50,8 @@ class Source:
     latents: z at noise level t (CLEAN … the noisiest). inputs: the z that the UNet saw at t, from which the source's
     queries and keys can be computed again. maps: c_src at t averaged over heads and 1/4-level layers, (F, N, 77); at a
     shallow step (`fz.model.deep`) that of the full one before it. store: where queries and keys are kept; keep(k):
-    which of them edit step k will need. newest_map: of the last full step. control: of that pass, if it had
-    any.
+    which of them edit step k will need. newest_map: of the last full step. control: of that pass, if it had any.
+    clean: what a solver remembers of that pass (`fz.solver`).
     """
 
     embedding: Tensor
@@ -62,6 +62,7 @@ class Source:
     keep: Callable[[int], Keep] = keep_nothing
     newest_map: Tensor | None = None
     control: Control | None = None
+    clean: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -80,6 +81,19 @@ class Source:
         k = schedule.steps - missing[0][0]
         return steps[schedule.steps - 1 - reuse.after(k, schedule.steps) :]
 
+    def restore(self, t_prev: int, t: int, step: Mapping[str, Tensor]) -> None:
+        """Take what `left` gave of the inversion step that came to t, its latents, map, and what a solver remembers."""
+        device = self.embedding.device
+        self.latents[t], self.maps[t] = step["z"].to(device), step["map"].to(device)
+        # a solver that remembers has shown the UNet z_t itself, but at its first step
+        self.inputs[t] = self.latents[t if "clean" in step and t_prev != CLEAN else t_prev]
+        if "clean" in step:
+            self.clean[t] = step["clean"].to(device)
+
+    def left(self, t: int) -> dict[str, Tensor]:
+        """What an inversion that goes on from t has to find again: `restore` takes it."""
+        return {"z": self.latents[t], "map": self.maps[t]} | ({"clean": self.clean[t]} if t in self.clean else {})
+
     def recorder(self, model: Denoiser, t: int, branch: int = 0) -> Recorder | Plain:
         """Attention at t that keeps of a branch what this source is to have: nothing of a shallow step."""
         if not model.is_full(t):
@@ -91,20 +105,20 @@ class Source:
         self.inputs[t] = z
         if isinstance(seen, Recorder):
             self.newest_map = seen.average()
-            if seen.kept:
-                self.store.put(t, seen.kept)
+            if seen.qk:
+                self.store.put(t, seen.qk)
         self.maps[t] = self.newest_map
 
-    def queries_and_keys(self, model: Denoiser, t: int, keep: Keep, text: TextContext) -> Kept:
+    def queries_and_keys(self, model: Denoiser, t: int, keep: Keep, text: TextContext) -> QK:
         """The source's queries and keys at t: those in the store, or else of a pass over the source's own latent as far
         as the last fused layer.
 
         The pass has inversion's batch, so that what it gives is what inversion would have kept, to the bit.
         """
         wanted = [site.name for site in model.unet.sites() if keep.wants(site)]
-        kept = self.store.get(t) or {}
-        if any(name not in kept for name in wanted):
+        qk = self.store.get(t) or {}
+        if any(name not in qk for name in wanted):
             seen = Recorder(model.frame_index, keep=keep, last=wanted[-1])
             control = self.control and self.control.at(t)
-            kept = kept_of(model.unet, seen, self.inputs[t][None], t, text, control)
-        return kept
+            qk = qk_of(model.unet, seen, self.inputs[t][None], t, text, control)
+        return qk

@@ -18,6 +18,8 @@ WORD = re.compile("[^\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u
 # marks that are found inside words
 HOLDS = "'\u2019\u2018.-\u2010\u2011_&@#%*\\"
 OPENING = ("Ps", "Pi")
+# letters and symbols that nobody sees: Hangul's fillers and the Braille pattern without dots
+BLANK = "\u115f\u1160\u3164\uffa0\u2800"
 
 
 def spans(sentence: str) -> list[tuple[int, int]]:
@@ -59,6 +61,18 @@ def is_punctuation(character: str) -> bool:
     """Punctuation, or a character that is not seen (zero width)."""
     kind = unicodedata.category(character)
     return character in string.punctuation or kind.startswith("P") or kind == "Cf"
+
+
+def says(sentence: str) -> bool:
+    """Does it have anything that could be a word: a letter, a digit or a picture, as an emoji, that is seen?"""
+    return any(
+        unicodedata.category(c)[0] in "LN" or unicodedata.category(c) == "So" for c in sentence if c not in BLANK
+    )
+
+
+def control(sentence: str) -> str | None:
+    """The first control character that is no white space, as a null byte; no prompt has one."""
+    return next((c for c in sentence if unicodedata.category(c) == "Cc" and not c.isspace()), None)
 
 
 def inner(word: str) -> tuple[int, int]:

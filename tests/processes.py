@@ -1,7 +1,22 @@
-"""Processes that a test started."""
+"""Processes that a test started, and the commands that there are."""
 
+import ast
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def commands() -> Iterator[str]:
+    """The modules that `python -m` runs: those that end in a call of their `main`."""
+    for file in sorted([*ROOT.glob("fz/**/*.py"), *ROOT.glob("bench/**/*.py")]):
+        last = ast.parse(file.read_text(encoding="utf-8")).body[-1:]
+        if last and isinstance(last[0], ast.If) and "__main__" in ast.unparse(last[0].test):
+            yield ".".join(file.relative_to(ROOT).with_suffix("").parts)
+
+
+COMMANDS = tuple(commands())
 
 
 def alive(group):

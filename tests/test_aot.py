@@ -18,7 +18,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from bench import aot  # noqa: E402
+from bench import aot_binaries as aot  # noqa: E402
+from bench.gpus import NVIDIA, SHARED  # noqa: E402
 
 HALF = (torch.float16, torch.bfloat16)
 HEADS = (40, 80, 160)
@@ -64,7 +65,7 @@ def multiplied(compiled: aot.Compiled, warps: int) -> int:
 def check(launch: aot.Launch, capability: int) -> aot.Compiled:
     compiled = aot.compile_launch(launch, capability)
     assert compiled.spills == 0
-    assert compiled.shared <= aot.SHARED[capability] and compiled.ctas >= 1
+    assert compiled.shared <= SHARED[capability] and compiled.ctas >= 1
     return compiled
 
 
@@ -113,7 +114,7 @@ def test_norm_reads_and_writes_whole_vectors(capability):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", aot.NVIDIA)
+@pytest.mark.parametrize("capability", NVIDIA)
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("d", HEADS)
 @apart

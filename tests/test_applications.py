@@ -21,8 +21,8 @@ from fz.errors import FzError
 from fz.frames import FrameIndex
 from fz.fusion import Fuser
 from fz.masks import foreground, paste_background, reduced, self_masks, surroundings
-from fz.mini import measure
 from fz.mini.data import as_given
+from fz.mini.eye import load_eye, remains
 from fz.mini.figures import held_out_story
 from fz.mini.world import counterfactual
 from fz.model.layers import Site
@@ -441,12 +441,12 @@ def test_mistakes_are_answered_in_one_line(flags, said, masks, capsys, cache):
 # ---- what measures removal ---------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not measure.WEIGHTS.is_file(), reason="weights/mini has no judge yet")
+@pytest.mark.skipif(not mini.EYE.is_file(), reason="weights/mini has no judge yet")
 def test_the_judge_of_removals():
     """It finds the thing itself, one of another colour or elsewhere, mostly its ghost; in the true empty scene
     nothing.
     """
-    eye, found = measure.load_eye(), {}
+    eye, found = load_eye(), {}
     for i in range(6):
         story = held_out_story(i)
         drawn, empty = as_given(story, 2, 64), as_given(dataclasses.replace(story, things=()), 2, 64)
@@ -460,7 +460,7 @@ def test_the_judge_of_removals():
             "its ghost": half,
         }
         for name, frames in (shown | {"nothing": empty.frames}).items():
-            found.setdefault(name, []).extend(measure.remains(eye, frames, empty.frames, area, thing.colour))
+            found.setdefault(name, []).extend(remains(eye, frames, empty.frames, area, thing.colour))
     shares = {name: np.mean(values) for name, values in found.items()}
     # half transparent and of its scene's colour it can be missed: the PSNR to the empty scene is there for that
     assert shares.pop("nothing") == 0 and shares.pop("its ghost") > 0.8 and min(shares.values()) == 1, shares

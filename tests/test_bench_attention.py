@@ -5,7 +5,8 @@ import csv
 import pytest
 import torch
 
-from bench import attention, attention_ways, roofline
+from bench import attention, attention_times, attention_ways
+from bench import roofline_page as roofline
 from bench.sites import BenchSite, sites
 from fz import kernels
 from fz.errors import FzError
@@ -131,7 +132,7 @@ def test_nothing_is_timed_when_a_version_is_wrong(monkeypatch, capsys, how, kind
         return BROKEN[how](out) if kind == "self" else (BROKEN[how](out[0]), out[1])
 
     monkeypatch.setattr(kernels, f"{kind}_attention", broken)
-    monkeypatch.setattr(attention, "measure", lambda *a: pytest.fail("timed"))
+    monkeypatch.setattr(attention_times, "measure", lambda *a: pytest.fail("timed"))
     assert attention.main(args()) == 2
     assert f"fz: {kind} 8x8 D40: 'this' has error" in capsys.readouterr().err
 
@@ -141,11 +142,11 @@ def test_what_is_timed_is_what_is_checked(monkeypatch):
     real = onednn_tiles.product
     monkeypatch.setattr(onednn_tiles, "prefers_onednn", lambda: True)
     cross = [s for s in sites(256, 2) if (s.kind, s.side) == ("cross", 16)]
-    attention.check(cross, torch.float32, torch.device("cpu"))
+    attention_times.check(cross, torch.float32, torch.device("cpu"))
     monkeypatch.setattr(onednn_tiles, "product", lambda x, weight: real(x, weight) * 1.001)
-    attention.check(cross, torch.float32, torch.device("cpu"), most_tokens=50)
+    attention_times.check(cross, torch.float32, torch.device("cpu"), most_tokens=50)
     with pytest.raises(FzError, match="'this' has error"):
-        attention.check(cross, torch.float32, torch.device("cpu"))
+        attention_times.check(cross, torch.float32, torch.device("cpu"))
 
 
 def test_nothing_is_timed_when_a_rival_is_wrong(monkeypatch, capsys):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench import edit as bench
-from bench import whole
+from bench import edit_times, whole
 from fz.model.deep import Reuse
 from fz.model.unet import UNet, UNetConfig
 
@@ -21,13 +21,13 @@ def test_flop_of_stable_diffusion(sd):
     """About 0.8 TFLOP at 64 x 64 with own keys, as diffusers' model counts; the second frame's keys add what attention
     costs once more.
     """
-    forward = bench.flop_of_forward(sd, 64)
+    forward = edit_times.flop_of_forward(sd, 64)
     assert 0.8e12 < forward < 1.1e12
-    assert 0.5 < bench.flop_of_source_pass(sd, 64) / forward < 0.9
+    assert 0.5 < edit_times.flop_of_source_pass(sd, 64) / forward < 0.9
 
 
 def test_the_cost_model_has_every_length_and_mode(sd, capsys):
-    bench.cost_model()
+    edit_times.cost_model()
     tables = capsys.readouterr().out.split("\n\n")
     assert len(tables) == 3
     for table in tables:

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from bench import gpu  # noqa: E402
+from bench import gpu, gpu_stages  # noqa: E402
 
 # the machine to expect has none of these
 BARE = """
@@ -56,7 +56,7 @@ def test_a_wrong_kernel_ends_the_run(monkeypatch, tmp_path, capsys):
     stages = (lambda run: [{"case": "self", "right": False}], lambda run: ran.append(1) or [])
     for stage in stages:
         stage.__name__ = "check"
-    monkeypatch.setattr(gpu, "STAGES", stages)
+    monkeypatch.setattr(gpu_stages, "STAGES", stages)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert gpu.main(["--dry", "--out", str(tmp_path)]) == 1 and not ran
     assert "1 wrong, first self" in capsys.readouterr().out
@@ -64,8 +64,8 @@ def test_a_wrong_kernel_ends_the_run(monkeypatch, tmp_path, capsys):
 
 def test_predictions_stand_beside_measurements():
     rows = [{"site": "D40 N4096", "way": "cross, this", "ms": 0.05}, {"site": "D40 N4096", "way": "other", "ms": 1.0}]
-    gpu.predicted(3, rows)
-    assert rows[0]["predicted"] == gpu.PREDICTIONS[3, "D40 N4096", "cross, this"] and "predicted" not in rows[1]
+    gpu_stages.predicted(3, rows)
+    assert rows[0]["predicted"] == gpu_stages.PREDICTIONS[3, "D40 N4096", "cross, this"] and "predicted" not in rows[1]
 
 
 def test_measurements_decide():
@@ -82,7 +82,7 @@ def test_measurements_decide():
         4: rows("norm 8x8", this=1.0, torch=3.5),
         5: rows("512, 8 frames", edit_graph=9.0) + [{"site": "512, 8 frames", "way": "edit, in a run", "ms": 10.0}],
     }
-    assert gpu.decisions(found) == [
+    assert gpu_stages.decisions(found) == [
         "D40 N4096 plain: plain, this (table), 0.50 x as fast as plain, CUDNN",
         "D40 N4096 plain: take plain, CUDNN",
         "D40 N4096 fused: fused, this (table), 3.00 x as fast as fused, two",
@@ -90,4 +90,4 @@ def test_measurements_decide():
         "the norm kernel saves 2.500 ms in one norm of each level; from 2 ms a step on it stays",
         "512, 8 frames: graphs stay, 1.11 x as fast",
     ]
-    assert gpu.decisions({}) and gpu.decisions({3: rows("D40 N4096", plain_THIS=2.0)})
+    assert gpu_stages.decisions({}) and gpu_stages.decisions({3: rows("D40 N4096", plain_THIS=2.0)})

@@ -705,16 +705,17 @@ def test_a_record_without_its_clip_is_none(here, capsys):
 
 
 def test_damaged_cells_of_a_table_are_done_again(here):
-    from bench.table1 import read_cell
+    from bench.table1_cells import CELL
     from fz.metrics.measure import TITLES
+    from fz.results.cells import read_cell
 
     row = {"clip": "c", "kind": "style", "target": "t", "seed": 0, **dict.fromkeys(TITLES, 1.0)}
     cell = {"key": "k", "commit": "c", "rows": [row]}
     write(here / "c.json", json.dumps(cell).encode())
-    assert read_cell(here / "c.json") == cell
+    assert read_cell(here / "c.json", CELL) == cell
     for odd in ({**cell, "rows": {}}, {**cell, "rows": [{**row, "psnr_background": "1"}]}, {**cell, "key": 3}, [], 3):
         write(here / "c.json", json.dumps(odd).encode())
-        assert read_cell(here / "c.json") is None
+        assert read_cell(here / "c.json", CELL) is None
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", None])

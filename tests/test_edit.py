@@ -141,7 +141,7 @@ def test_an_inversion_goes_on_from_its_last_step(unet, tmp_path):
     with Inversion.open(str(tmp_path), "key", said.append) as inversion:
         assert torch.equal(inversion.z0(), Z0)
         source = Source(SOURCE, latents={CLEAN: Z0})
-        assert inversion.restore(source, SCHEDULE, CPU) == 3 and len(source.latents) == 4
+        assert inversion.restore(source, SCHEDULE) == 3 and len(source.latents) == 4
         calls = count_calls(unet)
         inverted(unet, done=source)
         assert calls() == 2
@@ -174,7 +174,7 @@ def test_a_damaged_step_is_named_and_done_again(unet, tmp_path, damage):
     content[-5] ^= 1
     path.write_bytes({"cut": content[: len(content) // 2], "flip": content, "empty": b""}[damage])
     source = Source(SOURCE, latents={CLEAN: Z0})
-    assert inversion.restore(source, SCHEDULE, CPU) == 2
+    assert inversion.restore(source, SCHEDULE) == 2
     assert len(said) == 1 and path.name in said[0] and "damaged" in said[0]
     inverted(unet, done=source)
     assert torch.equal(source.latents[SCHEDULE.timesteps[0]], whole.latents[SCHEDULE.timesteps[0]])
@@ -197,7 +197,7 @@ def test_a_full_disk_is_said_once_and_ends_nothing(tmp_path):
     log.put(1, {"z": Z0})
     log.put(2, {"z": Z0})
     assert len(said) == 1 and "cannot be resumed" in said[0]
-    assert leading(log, 2, CPU) == []
+    assert leading(log, 2) == []
 
 
 def test_inversions_used_least_recently_go_first(tmp_path):

@@ -7,14 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from bench import gallery
+from bench import gallery, gallery_clips
 from fz.mini.figures import held_out_story
 from fz.mini.world import caption
 
 
-@pytest.mark.parametrize("entry", gallery.ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", gallery_clips.ENTRIES, ids=lambda entry: entry.name)
 def test_an_entry_asks_for_what_its_name_says(entry):
-    story = held_out_story(gallery.FIRST, two=entry.two)
+    story = held_out_story(gallery_clips.FIRST, two=entry.two)
     before, after = caption(story).split(), caption(entry.wished(story, 0)).split()
     thing = story.things[0]
     if entry.name == "removal":
@@ -30,20 +30,20 @@ def test_the_median_is_shown_and_the_worst_is_called_a_failure(tmp_path, monkeyp
     scores = [21.0, 25.0, 19.0, 30.0, 23.0]
 
     def candidate(editor, entry, i):
-        return gallery.Candidate(gallery.FIRST + i, None, "", None, None, scores[i])
+        return gallery_clips.Candidate(gallery_clips.FIRST + i, None, "", None, None, scores[i])
 
     def picture(candidate, note=""):
         return np.full((2, 8, 8, 3), int(candidate.score) + (100 if "failure" in note else 0), np.uint8)
 
     written = {}
-    monkeypatch.setattr(gallery, "candidate", candidate)
-    monkeypatch.setattr(gallery, "picture", picture)
-    monkeypatch.setattr(gallery.fz, "load", lambda: None)
-    monkeypatch.setattr(gallery, "write_gif", lambda path, frames, fps: written.update({path.name: frames.max()}))
+    monkeypatch.setattr(gallery_clips, "candidate", candidate)
+    monkeypatch.setattr(gallery_clips, "picture", picture)
+    monkeypatch.setattr(gallery_clips.fz, "load", lambda: None)
+    monkeypatch.setattr(gallery_clips, "write_gif", lambda path, frames, fps: written.update({path.name: frames.max()}))
     assert gallery.main(["--out", str(tmp_path), "--only", "shape", "removal", "--candidates", "5"]) == 0
     assert written == {"shape.gif": 23, "failure.gif": 119, "removal.gif": 23}
     said = json.loads((tmp_path / "gallery.json").read_text())
-    assert said["shape"]["shown"] == gallery.FIRST + 4 and len(said["shape"]["psnr"]) == 5
+    assert said["shape"]["shown"] == gallery_clips.FIRST + 4 and len(said["shape"]["psnr"]) == 5
 
 
 def test_an_even_number_of_candidates_has_no_middle(capsys):

@@ -15,7 +15,7 @@ from attention_cases import self_case  # noqa: E402
 from test_gpu_path import CONFIG, INDEX, NEGATIVE, SCHEDULE, SOURCE, TARGET, WORDS, Z0  # noqa: E402
 from test_host import is_view  # noqa: E402
 
-from bench import aot  # noqa: E402
+from bench import aot_binaries as aot  # noqa: E402
 from fz import graphs, kernels  # noqa: E402
 from fz.attention import Keep, Plain  # noqa: E402
 from fz.chunks import Chunks  # noqa: E402

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
-from bench import aot  # noqa: E402
+from bench import aot_binaries as aot  # noqa: E402
 from bench.steps import SMALL, Steps  # noqa: E402
 from fz.attention import Keep  # noqa: E402
 from fz.ddim import CLEAN  # noqa: E402

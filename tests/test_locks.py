@@ -90,3 +90,31 @@ def test_a_terminated_holder_frees_it(tmp_path):
     start = time.monotonic()
     Lock(tmp_path).release()
     assert time.monotonic() - start < 5
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_two_tables_into_one_folder(tmp_path, root):
+    """One does the cells, the other says who has the folder; together they leave what one alone does."""
+    few = "--clips 1 --frames 2 --size 64 --steps 1 --methods fatezero ddim --clip none --threads 1 --out"
+    command = [sys.executable, "-m", "bench.table1", *few.split()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def started(name):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*command, str(tmp_path / name)], cwd=root, env=environment, **pipes)
+
+    both = [started("o"), started("o")]
+    said = [process.communicate(timeout=900) for process in both]
+    codes = [process.returncode for process in both]
+    assert sorted(codes) == [0, 2], said
+    done, refused = codes.index(0), codes.index(2)
+    out, err = said[refused]
+    assert out == "" and err.startswith(f"fz: out: {tmp_path / 'o'} is being written by process {both[done].pid} on ")
+    assert err.count("\n") == 1 and "| FateZero |" in said[done][0]
+    alone, again = started("alone"), started("o")
+    assert again.communicate(timeout=900)[0] == said[done][0] and again.returncode == 0
+    assert alone.communicate(timeout=900)[0] == said[done][0]
+    assert contents(tmp_path / "o") == contents(tmp_path / "alone")

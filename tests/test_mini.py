@@ -11,19 +11,21 @@ import torch
 
 from fz import mini
 from fz.ddim import Schedule
-from fz.mini import bars, edited, evaluate, figures, measure, words
+from fz.mini import bars, edited, evaluate, evaluation, figures, words
 from fz.mini.data import HELD_OUT, as_given, draw_many, held_out
-from fz.mini.export import EXAMPLE, export
-from fz.mini.sample import sample
+from fz.mini.eye import Eye, errors, hue_name, load_eye, look, outline_iou, steadiness
+from fz.mini.folder import EXAMPLE, export
+from fz.mini.sampled import sample
 from fz.mini.shape import UNET, VAE_JSON
 from fz.mini.state import write_averages
-from fz.mini.train import new_text_model
-from fz.mini.train_vae import unit_latents
+from fz.mini.training import new_text_model
+from fz.mini.vae_training import unit_latents
 from fz.mini.warm import warm_start
 from fz.mini.world import COLOURS, KINDS, Story, Thing, caption, draw, draw_frame, sample_story, vocabulary
 from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import SCALE, VAE, VAEConfig
 from fz.prompts.text import TextEncoder
+from fz.results.lock import Lock
 from fz.weights.load import load_checkpoint
 
 SHIPPED = (mini.FOLDER / "unet").is_dir()
@@ -140,28 +142,34 @@ def test_sampling_is_finite_and_does_not_depend_on_the_company(fresh):
 
 
 def test_evaluation_measures_once_has_every_bar_and_goes_on(fresh, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "load_eye", lambda: measure.Eye().eval())
+    monkeypatch.setattr(evaluation, "load_eye", lambda: Eye().eval())
     setup, jobs = edited.Setup(frames=2, size=64, steps=2, picture_steps=1), [(part, 0) for part in figures.MEASURES]
-    rows = [row for found in evaluate.evaluate(setup, str(fresh[2]), jobs, tmp_path) for row in found]
+    rows = [row for found in evaluation.evaluate(setup, str(fresh[2]), jobs, tmp_path) for row in found]
     names = [name for _, name, _ in rows]
     assert len(names) == len(set(names)) and set(bars.BARS) <= set(names)
     assert {name for pair in bars.ORDERINGS for name in pair} <= set(names)
     # of the second clip nothing, of the first all that the file has, unless the key is another
-    bench = edited.Bench(load_checkpoint(fresh[2]), measure.Eye().eval(), setup)
+    bench = edited.Bench(load_checkpoint(fresh[2]), Eye().eval(), setup)
     files = {file: file.read_bytes() for file in tmp_path.iterdir()}
     assert len(files) == len(jobs)
     content = json.loads((tmp_path / "one-of-two-0000.json").read_text())
     monkeypatch.setitem(figures.MEASURES, "one of two", lambda bench, i: iter([figures.Figure("again", True)]))
     before = [(0, name, value) for name, value in content["figures"].items()]
-    assert evaluate.figures_of(bench, content["key"], "one of two", 0, tmp_path) == before
+    assert evaluation.figures_of(bench, content["key"], tmp_path, "one of two", 0) == before
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == files
-    assert evaluate.figures_of(bench, "other", "one of two", 0, tmp_path) == [(0, "again", 1.0)]
+    assert evaluation.figures_of(bench, "other", tmp_path, "one of two", 0) == [(0, "again", 1.0)]
     (tmp_path / "one-of-two-0000.json").write_text("{")
-    assert evaluate.figures_of(bench, content["key"], "one of two", 0, tmp_path) == [(0, "again", 1.0)]
+    assert evaluation.figures_of(bench, content["key"], tmp_path, "one of two", 0) == [(0, "again", 1.0)]
+
+
+def test_an_evaluations_folder_is_one_processs_at_a_time(fresh, tmp_path, capsys):
+    with Lock(tmp_path):
+        assert evaluate.main(["--checkpoint", str(fresh[2]), "--out", str(tmp_path)]) == 2
+    assert "is being written by this program itself" in capsys.readouterr().err
 
 
 def test_the_key_is_of_the_settings_and_the_weights(fresh):
-    loaded, eye = load_checkpoint(fresh[2]), measure.Eye().eval()
+    loaded, eye = load_checkpoint(fresh[2]), Eye().eval()
     keys = [edited.Bench(loaded, eye, edited.Setup(steps=steps)).key() for steps in (4, 4, 5)]
     with torch.no_grad():
         loaded.unet.conv_in.bias[0] += 1
@@ -234,14 +242,14 @@ def test_hue_in_the_true_mask_is_the_colour(colour):
         story = held_out(i, two=False, style="plain")
         story = dataclasses.replace(story, things=(dataclasses.replace(story.things[0], colour=colour),))
         drawn = draw(story, 1)
-        right.append(measure.hue_name(drawn.frames[0], drawn.masks[0, 0]) == colour)
+        right.append(hue_name(drawn.frames[0], drawn.masks[0, 0]) == colour)
     assert np.mean(right) > 0.9
 
 
 def test_grey_has_no_colour():
     grey = np.full((8, 8, 3), 120, np.uint8)
-    assert measure.hue_name(grey, np.ones((8, 8), bool)) is None
-    assert measure.hue_name(grey, np.zeros((8, 8), bool)) is None
+    assert hue_name(grey, np.ones((8, 8), bool)) is None
+    assert hue_name(grey, np.zeros((8, 8), bool)) is None
 
 
 @needs_data
@@ -258,7 +266,7 @@ def test_what_ships_is_small_whole_and_its_example_is_of_its_words():
 
 @needs_data
 def test_the_eye_sees_drawn_pictures_right():
-    found = measure.errors(measure.load_eye(), 40)
+    found = errors(load_eye(), 40)
     assert found["scene"] > 0.9 and found["kind"] > 0.85 and found["style"] > 0.9 and found["mask"] > 0.7
     # of two things, each in its half
     assert found["kind of each of two"] > 0.85 and found["colour of each of two"] > 0.9 and found["steadiness"] > 0.9
@@ -266,11 +274,11 @@ def test_the_eye_sees_drawn_pictures_right():
 
 @needs_data
 def test_an_outline_that_wobbles_or_is_another_s_scores_low():
-    eye = measure.load_eye()
+    eye = load_eye()
 
     def seen(story, thing, **changes):
         changed = dataclasses.replace(story, things=(dataclasses.replace(thing, **changes),))
-        return np.stack([s.mask for s in measure.look(eye, draw(changed, 4).frames)])
+        return np.stack([s.mask for s in look(eye, draw(changed, 4).frames)])
 
     same, other, still, wobbling = [], [], [], []
     for i in range(6):
@@ -278,11 +286,11 @@ def test_an_outline_that_wobbles_or_is_another_s_scores_low():
         thing = story.things[0]
         masks, larger = seen(story, thing), seen(story, thing, size=1.1 * thing.size)
         recoloured = seen(story, thing, colour="blue" if thing.colour != "blue" else "red")
-        same.append(measure.outline_iou(masks, recoloured))
-        other.append(measure.outline_iou(masks, seen(story, thing, kind="star" if thing.kind != "star" else "car")))
-        still.append(measure.steadiness(masks, thing))
+        same.append(outline_iou(masks, recoloured))
+        other.append(outline_iou(masks, seen(story, thing, kind="star" if thing.kind != "star" else "car")))
+        still.append(steadiness(masks, thing))
         masks[1::2] = larger[1::2]
-        wobbling.append(measure.steadiness(masks, thing))
+        wobbling.append(steadiness(masks, thing))
     assert np.mean(same) > 0.87 > 0.65 > np.mean(other)
     assert np.mean(still) > 0.92 > 0.88 > np.mean(wobbling)
 
@@ -290,20 +298,20 @@ def test_an_outline_that_wobbles_or_is_another_s_scores_low():
 def test_outlines_are_compared_frame_by_frame():
     a, b = np.zeros((2, 4, 4), bool), np.zeros((2, 4, 4), bool)
     a[0, :2], b[0, :4] = True, True  # a half of it; and nothing in both second frames
-    assert measure.outline_iou(a, b) == pytest.approx(0.75)
+    assert outline_iou(a, b) == pytest.approx(0.75)
     b[1, 0, 0] = True
-    assert measure.outline_iou(a, b) == pytest.approx(0.25)
+    assert outline_iou(a, b) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("turn", [0.0, 0.6])
 def test_true_outlines_are_steady_along_their_motion(turn):
     thing = Thing("car", "red", (0.4, 0.5), (0.6, 0.55), 0.4, turn=turn)
     masks = draw(Story((thing,), "sand"), 5).masks[0]
-    assert measure.steadiness(masks, thing) > 0.95
+    assert steadiness(masks, thing) > 0.95
     # not moved along, the same masks are not
-    assert measure.steadiness(masks, dataclasses.replace(thing, end=thing.start)) < 0.9
+    assert steadiness(masks, dataclasses.replace(thing, end=thing.start)) < 0.9
     with pytest.raises(ValueError, match="1 frame"):
-        measure.steadiness(masks[:1], thing)
+        steadiness(masks[:1], thing)
 
 
 @needs_data

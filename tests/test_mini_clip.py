@@ -10,15 +10,15 @@ import pytest
 import torch
 from transformers import CLIPModel
 
-from bench import table1
+from bench.table1_cells import fingerprint, judge_of
 from fz import evaluate, mini
 from fz.checkpoint import choose_clip
 from fz.clips.media import write_pngs
 from fz.errors import FzError
-from fz.mini import train_clip
+from fz.mini import clip_training
+from fz.mini.clip_training import CHOICES, Neighbours, attributes, contrast, new_clip, otherwise, retrieval, stories_of
 from fz.mini.data import held_out
-from fz.mini.export import export_clip
-from fz.mini.train_clip import CHOICES, Neighbours, attributes, contrast, new_clip, otherwise, retrieval, stories_of
+from fz.mini.folder import export_clip
 from fz.mini.words import write_tokenizer
 from fz.mini.world import caption, sample_story
 from fz.weights.clip import load_clip
@@ -74,7 +74,7 @@ def test_stories_are_found_again_with_and_without_their_things():
     captions = [
         caption(sample_story(0)),
         caption(sample_story(1)),
-        caption(train_clip.dataclasses.replace(sample_story(2), things=())),
+        caption(clip_training.dataclasses.replace(sample_story(2), things=())),
     ]
     assert [caption(s) for s in stories_of(captions)] == captions and not stories_of(captions)[2].things
     with pytest.raises(ValueError, match="1 captions"):
@@ -113,13 +113,13 @@ def test_export_gives_the_trained_features_to_both_readers(exported):
         read = torch.nn.functional.normalize(
             theirs.visual_projection(theirs.vision_model(pixel_values=x).pooler_output), dim=-1
         )
-        texts = torch.nn.functional.normalize(train_clip.texts_of(model, tokenizer, sentences), dim=-1)
+        texts = torch.nn.functional.normalize(clip_training.texts_of(model, tokenizer, sentences), dim=-1)
     torch.testing.assert_close(ours.images(pictures), wanted, atol=1e-5, rtol=0)
     torch.testing.assert_close(read, wanted, atol=1e-5, rtol=0)
     torch.testing.assert_close(ours.texts(sentences), texts, atol=1e-5, rtol=0)
-    torch.testing.assert_close(train_clip.as_clip(model, tokenizer).images(pictures), wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(clip_training.as_clip(model, tokenizer).images(pictures), wanted, atol=1e-5, rtol=0)
     # what training feeds is what the metrics feed
-    torch.testing.assert_close(train_clip.normalised(torch.from_numpy(pictures).permute(0, 3, 1, 2)), x)
+    torch.testing.assert_close(clip_training.normalised(torch.from_numpy(pictures).permute(0, 3, 1, 2)), x)
 
 
 def test_without_training_there_is_nothing_to_export(tmp_path):
@@ -161,12 +161,9 @@ def test_it_is_the_default_for_the_miniature_s_runs_only(tmp_path, capsys):
 
 @needs_clip
 def test_table_1_uses_it_for_held_out_clips_and_its_cells_know_the_weights(tmp_path):
-    table1.judge_of.cache_clear()
-    assert (
-        table1.judge_of(None, None, None, False)[0].name == "clip"
-        and table1.judge_of(None, None, None, True)[0] is None
-    )
+    judge_of.cache_clear()
+    assert judge_of(None, None, None, False)[0].name == "clip" and judge_of(None, None, None, True)[0] is None
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "w.safetensors").write_bytes(name.encode() * 100_000)
-    assert table1.fingerprint(tmp_path / "a") != table1.fingerprint(tmp_path / "b") != table1.fingerprint(None)
+    assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b") != fingerprint(None)

@@ -8,14 +8,14 @@ import torch
 from fz import mini
 from fz.clips.canny import edges
 from fz.errors import FzError
-from fz.mini import controlled, shards, train, train_control
+from fz.mini import control_training, controlled, shards, train_control, training
+from fz.mini.control_training import Teacher, control_of
 from fz.mini.data import as_given, to_unit
-from fz.mini.edited import Setup
 from fz.mini.evaluate import main as evaluate
-from fz.mini.evaluate import ready
+from fz.mini.evaluation import ready
 from fz.mini.figures import held_out_story
-from fz.mini.train import Batch, Noised
-from fz.mini.train_control import Teacher, control_of
+from fz.mini.setup import Setup
+from fz.mini.training import Batch, Noised
 from fz.weights.control import load_control
 from fz.weights.load import load_checkpoint
 
@@ -25,11 +25,11 @@ pytestmark = pytest.mark.skipif(not (mini.FOLDER / "unet").is_dir(), reason="nee
 @pytest.fixture(autouse=True)
 def _few(monkeypatch):
     """Shards of three pairs, batches of eight small pictures, one thread."""
-    for module in (shards, train):
+    for module in (shards, training):
         monkeypatch.setattr(module, "PAIRS", 3)
-    monkeypatch.setattr(train_control, "NEW_SHARD", 16)
-    monkeypatch.setattr(train_control, "BATCHES", {64: 8})
-    monkeypatch.setattr(train_control, "LOG_EVERY", 1)
+    monkeypatch.setattr(control_training, "NEW_SHARD", 16)
+    monkeypatch.setattr(control_training, "BATCHES", {64: 8})
+    monkeypatch.setattr(control_training, "LOG_EVERY", 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -39,7 +39,7 @@ def _few(monkeypatch):
 def trained(folder, steps):
     folder.mkdir(exist_ok=True)
     checkpoint = load_checkpoint(mini.checkpoint())
-    done = train_control.train(folder, checkpoint, "cpu", lambda training: training.steps < steps)
+    done = control_training.train(folder, checkpoint, "cpu", lambda training: training.steps < steps)
     return done, checkpoint
 
 
@@ -58,8 +58,8 @@ def test_it_goes_on_to_the_bit_and_is_exported(tmp_path):
     lines = (tmp_path / "parts/log.csv").read_text().splitlines()
     assert lines[0] == "step,seconds,pictures,size,loss,without control" and len(lines) == 5
     # edges lie beside the latents, in their order
-    made = train_control.OutlinedShards(tmp_path / "whole", checkpoint.vae, checkpoint.text, (64,))
-    chosen = train.Chosen([(1, 2, [0, 3], 0)], torch.ones(2, dtype=torch.bool))
+    made = control_training.OutlinedShards(tmp_path / "whole", checkpoint.vae, checkpoint.text, (64,))
+    chosen = training.Chosen([(1, 2, [0, 3], 0)], torch.ones(2, dtype=torch.bool))
     pictures = torch.from_numpy(shards.draw_pair(shards.seeds_of(1)[2])[0])[:, [0, 3]].flatten(0, 1)
     small = torch.nn.functional.interpolate(to_unit(pictures), size=(64, 64), mode="area")
     assert torch.equal(made.edges(64, chosen)[:, 1] > 0, edges(small))
@@ -69,7 +69,7 @@ def test_it_goes_on_to_the_bit_and_is_exported(tmp_path):
     assert all(torch.equal(loaded[key], whole.shadow[f"control.{key}"].half().float()) for key in loaded)
     assert sum(t.numel() for t in loaded.values()) * 2 <= 8e6
     with pytest.raises(FzError, match="no averages"):
-        train_control.export(tmp_path, tmp_path / "none")
+        control_training.export(tmp_path, tmp_path / "none")
 
 
 def test_it_begins_as_nothing_and_every_part_learns():
@@ -94,7 +94,7 @@ def test_it_begins_as_nothing_and_every_part_learns():
 @pytest.mark.slow
 def test_edits_are_measured_with_it(tmp_path, capsys):
     done, _ = trained(tmp_path / "state", 2)
-    train_control.export(tmp_path / "state", tmp_path / "net")
+    control_training.export(tmp_path / "state", tmp_path / "net")
     flags = [
         "--pictures",
         "0",
@@ -122,7 +122,7 @@ def test_edits_are_measured_with_it(tmp_path, capsys):
 def test_what_a_bench_shows(tmp_path):
     """The edges of the frames that are given, at every step, to a key of its own."""
     trained(tmp_path / "state", 1)
-    train_control.export(tmp_path / "state", tmp_path / "net")
+    control_training.export(tmp_path / "state", tmp_path / "net")
     plain = ready(Setup(2, 64, 3), mini.checkpoint())
     bench = ready(Setup(2, 64, 3), mini.checkpoint(), str(tmp_path / "net"))
     assert plain.key() != bench.key() and bench.model.control is None

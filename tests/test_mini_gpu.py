@@ -7,7 +7,7 @@ from fz import mini
 from fz.ddim import Schedule
 from fz.mini.shape import SCHEDULER
 from fz.mini.state import Training
-from fz.mini.train import Batch, losses, start_from
+from fz.mini.training import Batch, losses, start_from
 
 META = torch.device("meta")
 

@@ -5,12 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
+from fz.mini import EYE
+from fz.mini.eye import load_eye
 from fz.mini.figures import held_out_story
 from fz.mini.judged import Named, judged, named
-from fz.mini.measure import WEIGHTS, load_eye
 from fz.mini.world import caption, counterfactual, draw, sample_story
 
-needs_judge = pytest.mark.skipif(not WEIGHTS.is_file(), reason="weights/mini has no judge yet")
+needs_judge = pytest.mark.skipif(not EYE.is_file(), reason="weights/mini has no judge yet")
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from fz import mini
 from fz.attention import MAP_STRIDE, Plain
 from fz.errors import FzError
 from fz.frames import FrameIndex
-from fz.mini import attend, shards, state, train
+from fz.mini import attend, shards, state, training
 from fz.mini.attend import TrainingAttention
 from fz.mini.data import HELD_OUT
-from fz.mini.export import draw_log, export
+from fz.mini.folder import draw_log, export
 from fz.mini.shape import UNET, VAE_JSON
 from fz.mini.stage import Stage
-from fz.mini.train import Batch, Start, batch_of, choose, losses, new_text_model, placing_loss
+from fz.mini.training import Batch, Start, batch_of, choose, losses, new_text_model, placing_loss
 from fz.mini.words import write_tokenizer
 from fz.mini.world import caption, render
 from fz.model.layers import TextContext
@@ -48,7 +48,7 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture
 def few(monkeypatch):
     """Shards of three pairs."""
-    for module in (shards, train):
+    for module in (shards, training):
         monkeypatch.setattr(module, "PAIRS", 3)
 
 
@@ -164,8 +164,8 @@ def test_batches_are_pairs_of_pictures_or_of_clips_in_order(few):
         empty.append((~batch.told).float().mean())
         short += (said % 2).tolist()
     assert {1, 2, 3, 4} == set(lengths) and 70 < sum(f > 1 for f in lengths) < 130
-    assert torch.tensor(empty).mean() == pytest.approx(train.EMPTY, abs=0.04)
-    assert torch.tensor(short).float().mean() == pytest.approx(train.SHORT, abs=0.05)
+    assert torch.tensor(empty).mean() == pytest.approx(training.EMPTY, abs=0.04)
+    assert torch.tensor(short).float().mean() == pytest.approx(training.SHORT, abs=0.05)
 
 
 # ---- attention and losses --------------------------------------------------------------------------------------------
@@ -250,15 +250,15 @@ def test_a_pair_has_one_timestep_and_one_noise(tokenizer):
 
 
 def test_training_goes_on_to_the_bit_and_is_exported(tmp_path, tokenizer, few, monkeypatch):
-    monkeypatch.setattr(train, "NEW_SHARD", 20)
-    monkeypatch.setattr(train, "BATCHES", {64: 8, 128: 8})
-    monkeypatch.setattr(train, "LOG_EVERY", 1)
+    monkeypatch.setattr(training, "NEW_SHARD", 20)
+    monkeypatch.setattr(training, "BATCHES", {64: 8, 128: 8})
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
     folders = [tmp_path / name for name in ("whole", "parts")]
     for folder in folders:
         folder.mkdir()
 
     def run(folder, steps):
-        return train.train(folder, start(tokenizer), "cpu", lambda training: training.steps < steps)
+        return training.train(folder, start(tokenizer), "cpu", lambda training: training.steps < steps)
 
     whole = run(folders[0], 4)
     run(folders[1], 2)
@@ -319,14 +319,14 @@ def test_a_stage_goes_on_from_its_file(tmp_path):
 @needs_data
 def test_it_needs_neither_av_nor_diffusers():
     code = "import sys; sys.modules['av'] = sys.modules['diffusers'] = sys.modules['imageio'] = None\n"
-    code += "from fz import mini; from fz.mini import train; train.start_from(mini.checkpoint()); print('there')"
+    code += "from fz import mini; from fz.mini import training; training.start_from(mini.checkpoint()); print('there')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "there", done.stderr[-500:]
 
 
 @needs_data
 def test_what_ships_is_a_start_and_its_export_is_a_checkpoint(tmp_path):
-    begun = train.start_from(mini.checkpoint())
+    begun = training.start_from(mini.checkpoint())
     state.write_averages(tmp_path, torch.nn.ModuleDict({"unet": begun.unet, "text": begun.text.model}).state_dict())
     torch.save(begun.vae.state_dict(), tmp_path / "vae-final.pt")
     (tmp_path / "log.csv").write_text(
@@ -345,8 +345,8 @@ def test_what_ships_is_a_start_and_its_export_is_a_checkpoint(tmp_path):
 
 def test_anew_needs_a_vae(tmp_path):
     with pytest.raises(FzError, match="train_vae"):
-        train.start_anew(tmp_path)
+        training.start_anew(tmp_path)
     torch.save(VAE(VAEConfig.from_json(VAE_JSON)).state_dict(), tmp_path / "vae-final.pt")
-    begun = train.start_anew(tmp_path)
+    begun = training.start_anew(tmp_path)
     assert begun.text.tokens("a blue star").words[2].text == "star"
     assert not any(p.requires_grad for p in begun.vae.parameters()) and next(begun.unet.parameters()).requires_grad

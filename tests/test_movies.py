@@ -2,6 +2,7 @@
 wherever reading starts. tests/inputs/movies.py makes the files.
 """
 
+import contextlib
 import shutil
 import subprocess
 
@@ -69,34 +70,81 @@ def test_files_that_begin_within_a_group_of_pictures(tmp_path, name):
     assert len(read_clip(ClipSettings(str(path), size=64)).frames) == 8
 
 
+def ffmpeg():
+    """The program, of the system or of imageio-ffmpeg; without one the test is skipped."""
+    program = shutil.which("ffmpeg")
+    if program is None:
+        with contextlib.suppress(ImportError, RuntimeError):
+            import imageio_ffmpeg
+
+            program = imageio_ffmpeg.get_ffmpeg_exe()
+    return program or pytest.skip("needs the ffmpeg program: install it, or imageio-ffmpeg")
+
+
+def of_ffmpeg(path, height, width):
+    """All pictures that the program gives, (F, H, W, 3) uint8."""
+    command = [ffmpeg(), "-v", "quiet", "-i", str(path), "-fps_mode", "passthrough", "-f", "rawvideo"]
+    raw = subprocess.run([*command, "-pix_fmt", "rgb24", "-"], capture_output=True, check=False).stdout
+    return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*WHOLE, *CUT])
 def test_against_the_ffmpeg_program(tmp_path, name):
-    """Another build of FFmpeg. It also shows some pictures whose references were cut off: ours are then the last."""
-    if not shutil.which("ffmpeg"):
-        pytest.skip("needs the ffmpeg program")
+    """Another build of FFmpeg: the same bytes, wherever reading starts and however many frames it passes over. The
+    program also shows some pictures whose references were cut off: ours are then the last.
+    """
     path = whole(name, tmp_path) if name in WHOLE else CUT[name](tmp_path)
-    command = ["ffmpeg", "-v", "quiet", "-i", str(path), "-fps_mode", "passthrough", "-f", "rawvideo"]
-    raw = subprocess.run([*command, "-pix_fmt", "gray", "-"], capture_output=True, check=False).stdout
-    theirs = [number(picture) for picture in np.frombuffer(raw, np.uint8).reshape(-1, 48, 64)]
-    if not theirs:
+    theirs = of_ffmpeg(path, 48, 64)
+    if not len(theirs):
         pytest.skip("that program cannot read this file")
     source = open_source(str(path))
-    ours = [number(picture) for _, picture in source.read(range(source.count))]
-    if name in WHOLE:
-        assert ours == theirs
-    else:
-        at = theirs.index(ours[0], max(0, len(theirs) - len(ours) - 2))
-        assert theirs[at : at + len(ours)] == ours and len(theirs) - at - len(ours) <= 2
+    at = 0
+    if name in CUT:
+        ((_, first),) = source.read([0])
+        numbers = [number(picture) for picture in theirs]
+        at = numbers.index(number(first), max(0, len(theirs) - source.count - 2))
+        assert len(theirs) - at - source.count <= 2
+        theirs = theirs[at : at + source.count]
+    assert len(theirs) == source.count
+    for start, every in ((0, 1), (1, 2), (5, 3), (9, 7), (13, 13), (source.count - 1, 1)):
+        wanted = range(start, source.count, every)
+        found = dict(source.read(wanted))
+        assert list(found) == list(wanted)
+        for index, picture in found.items():
+            assert np.array_equal(picture, theirs[index]), f"{index} of {start}::{every} is {number(picture)}"
+
+
+# what a file says of its colours: (matrix, range), FFmpeg's numbers; 1 is BT.709, 5 and 6 BT.601, 9 BT.2020
+TAGS = {"none": (None, None), "709": (1, 1), "709 full": (1, 2), "470bg": (5, 1), "170m full": (6, 2), "2020": (9, 1)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tags", TAGS)
+@pytest.mark.parametrize("height", [96, 720])
+@pytest.mark.parametrize("codec", ["libx264", "libvpx-vp9", "mpeg4"])
+def test_colours_against_the_ffmpeg_program(tmp_path, codec, height, tags):
+    y, x = np.mgrid[:height, : 2 * height] / height
+    picture = np.stack([127 * x, 255 * y, 255 - 127 * x], -1).clip(0, 255).astype(np.uint8)
+    path, (matrix, span) = tmp_path / "clip.mkv", TAGS[tags]
+    with av.open(str(path), "w") as box:
+        stream = box.add_stream(codec, rate=25, options={"b": "4000000"})
+        stream.height, stream.width, stream.pix_fmt = height, 2 * height, "yuv420p"
+        if matrix:
+            stream.codec_context.colorspace, stream.codec_context.color_range = matrix, span
+        for _ in range(3):
+            box.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        box.mux(stream.encode())
+    source = open_source(str(path))
+    ours = np.stack([picture for _, picture in source.read(range(source.count))])
+    assert np.array_equal(ours, of_ffmpeg(path, height, 2 * height))
 
 
 def test_a_cut_copy_with_an_edit_list(tmp_path):
     """mp4 says by an edit list that its first pictures, which others lean on, are not shown."""
-    if not shutil.which("ffmpeg"):
-        pytest.skip("needs the ffmpeg program")
     path = whole("h264-open.mp4", tmp_path)
     target = tmp_path / "cut.mp4"
-    subprocess.run(["ffmpeg", "-v", "error", "-ss", "0.8", "-i", str(path), "-c", "copy", str(target)], check=True)
+    subprocess.run([ffmpeg(), "-v", "error", "-ss", "0.8", "-i", str(path), "-c", "copy", str(target)], check=True)
     agrees(open_source(str(target)), forwards(target))
 
 

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from bench import pareto
+from bench.pareto_clips import Way, drawing, table
+from bench.pareto_ways import WAYS
+from fz import mini
+from fz.mini.setup import Setup
 from fz.settings.config import FAST
+from fz.weights.load import load_checkpoint
 
 
 def rows(**changes):
@@ -13,18 +18,26 @@ def rows(**changes):
 
 
 def test_differences_are_paired():
-    found = pareto.table({"exact": rows(), "fast": rows(**{"background psnr": 24.0, "seconds": 8.0})})
+    found = table({"exact": rows(), "fast": rows(**{"background psnr": 24.0, "seconds": 8.0})})
     line = next(line for line in found.splitlines() if line.startswith("| fast"))
     # clips differ by 1 dB each, the ways by exactly 1: no interval but 0
     assert "(-1.00 ± 0.00)" in line and line.startswith("| fast | 3 | 0.2")
 
 
 def test_the_fast_way_is_what_the_flag_takes():
-    assert pareto.WAYS["fast"] == {"steps": 10, **FAST}
+    assert WAYS["fast"] == {"steps": 10, **FAST}
+
+
+def test_a_way_edits_by_its_settings():
+    checkpoint = load_checkpoint(mini.checkpoint())
+    way = Way.of(checkpoint, Setup(2, 64), {"steps": 5, "solver": "dpm++2m", "reuse": 2, "guidance_window": (0, 0.5)})
+    model = way.model
+    assert (model.solver, model.reuse.every, model.schedule.steps) == ("dpm++2m", 2, 5)
+    assert way.guidance().window == (0, 0.5) and way.net is None and len(way.key()) == 32
 
 
 def test_a_point_stands_where_its_figures_say():
-    picture = np.array(pareto.drawing({"exact": rows(), "fast": rows(**{"seconds": 10.0, "background psnr": 20.0})}))
+    picture = np.array(drawing({"exact": rows(), "fast": rows(**{"seconds": 10.0, "background psnr": 20.0})}))
     red = np.argwhere((picture == (220, 20, 60)).all(-1)).mean(0)
     blue = np.argwhere((picture == (70, 130, 180)).all(-1)).mean(0)
     assert red[1] < blue[1] and red[0] > blue[0], "further left, as it took less, and lower"

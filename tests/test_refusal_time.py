@@ -5,10 +5,43 @@ import subprocess
 import sys
 
 import pytest
+from processes import COMMANDS as ALL
 
 LIMIT = 1.5  # seconds of user and system time of a whole process
 
 LONG = "car," * 80
+
+# of every command, what it has to find or write and cannot; None: it has neither
+PATHS = {
+    "fz.__main__": "rnu",
+    "fz.run": "--video none.mp4",
+    "fz.tune": "--checkpoint model --video none.mp4 --prompt car --out t",
+    "fz.prompt": "--source car --target boat --config none.yaml",
+    "fz.sweep": "--source car --target boat --video none.mp4 --sweep threshold=0.1,0.2",
+    "fz.web.__main__": "--checkpoint nowhere",
+    "fz.batch": "none.yaml",
+    "fz.evaluate": "nowhere",
+    "fz.report": "nowhere",
+    "fz.mini.train": "--state t --start nowhere",
+    "fz.mini.train_vae": "--state text.mp4",
+    "fz.mini.train_clip": "--state text.mp4/t",
+    "fz.mini.train_control": "--export t --state nowhere",
+    "fz.mini.measure": "--out empty",
+    "fz.mini.evaluate": "--checkpoint nowhere --out t",
+    "fz.mini.export": "--state nowhere --out t",
+    "fz.mini.sample": "car --checkpoint nowhere --out t/car.png",
+    "bench.aot": "91",
+    "bench.attention": "--csv empty",
+    "bench.edit": "--csv text.mp4/rows.csv",
+    "bench.gallery": "--only shapes --out t",
+    "bench.gpu": "--out text.mp4",
+    "bench.gpu_attention": None,
+    "bench.lora_style": "--out text.mp4",
+    "bench.pareto": "--out text.mp4",
+    "bench.roofline": "--size 0",
+    "bench.shard": None,
+    "bench.table1": "--clips 1 --checkpoint nowhere --out t",
+}
 
 FLAGS = {
     "unknown flag": ["--guidence", "7"],
@@ -110,18 +143,42 @@ def test_of_every_command(case, place, root):
     assert not (place / "t").exists()
 
 
+def test_no_command_is_forgotten():
+    assert set(PATHS) == set(ALL)
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="measures a process by wait4")
+@pytest.mark.parametrize("command", ALL)
+@pytest.mark.parametrize("what", ["flag", "path", "help"])
+def test_every_command_answers_before_torch(what, command, place, root):
+    if what == "help":
+        said, code = process(command, ["--help"], place, root)
+        assert code == 0 and said == ""
+        return
+    line = {"flag": "--nonsense", "path": PATHS[command]}[what]
+    if line is not None:
+        refused(command, line.split(), place, root)
+    assert not (place / "t").exists()
+
+
 def refused(command, argv, place, root):
+    said, code = process(command, argv, place, root)
+    assert code == 2 and len(said.splitlines()) == 1, said
+    assert "no weights" not in said and "safetensors" not in said, said
+
+
+def process(command, argv, place, root):
+    """(stderr, exit code) of a command whose process takes no time."""
     # a process of its own, whose time is its own
-    process = subprocess.Popen(
+    started = subprocess.Popen(
         [sys.executable, "-m", command, *argv],
         cwd=place,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "FZ_CACHE": "cache", "HF_HUB_OFFLINE": "1"},
     )
-    said = process.stderr.read().decode()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 2 and len(said.splitlines()) == 1, said
-    assert "no weights" not in said and "safetensors" not in said, said
+    said = started.stderr.read().decode()
+    _, status, usage = os.wait4(started.pid, 0)
+    started.returncode = os.waitstatus_to_exitcode(status)
     assert usage.ru_utime + usage.ru_stime < LIMIT, said
+    return said, started.returncode

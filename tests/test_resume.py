@@ -16,7 +16,7 @@ import pytest
 TIMINGS = ("started", "finished", "stages")
 
 
-def command(shared, out, store):
+def command(shared, out, store, *more):
     return [
         sys.executable,
         "-m",
@@ -46,6 +46,7 @@ def command(shared, out, store):
         "--save-latents",
         "--out",
         str(out),
+        *more,
     ]
 
 
@@ -66,11 +67,19 @@ def steps_on_disk(cache):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("store", ["recompute", "disk"])
-def test_a_run_killed_ten_times_gives_the_same_bytes(shared, tmp_path, store):
+@pytest.mark.parametrize(
+    ("store", "more"),
+    [
+        ("recompute", ()),
+        ("disk", ()),
+        ("recompute", ("--solver", "dpm++2m")),
+        ("disk", ("--solver", "dpm++2m", "--reuse", "3")),
+    ],
+)
+def test_a_run_killed_ten_times_gives_the_same_bytes(shared, tmp_path, store, more):
     def run(name):
         environment = os.environ | {"FZ_CACHE": str(tmp_path / f"cache-{name}"), "OMP_NUM_THREADS": "1"}
-        arguments = command(shared, tmp_path / name, store)
+        arguments = command(shared, tmp_path / name, store, *more)
         return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     start = time.monotonic()

@@ -176,7 +176,7 @@ def test_an_inversion_goes_on_from_any_step(unet, tmp_path, reuse, done):
             inversion.save(i, whole, SCHEDULE)
     with Inversion.open(str(tmp_path), "key", pytest.fail) as inversion:
         source = Source(SOURCE, latents={CLEAN: inversion.z0()})
-        assert inversion.restore(source, SCHEDULE, CPU) == done
+        assert inversion.restore(source, SCHEDULE) == done
     inverted(unet, reuse, done=source)
     for ours, theirs in ((source.latents, whole.latents), (source.maps, whole.maps), (source.inputs, whole.inputs)):
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[t], theirs[t]) for t in theirs)

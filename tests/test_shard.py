@@ -12,7 +12,7 @@ from random_weights import relative
 from safetensors.torch import load_file
 from shard_worker import FRAMES, INDEXES, MODELS, SHAPE, SIDE, SOME, STEPS
 
-from bench.shard import Split, Step, parts, table
+from bench.shard_bytes import Split, Step, parts, table
 from fz.errors import FzError
 from fz.frames import FrameIndex
 from fz.model.unet import UNetConfig

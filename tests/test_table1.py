@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from processes import alive
 
-from bench import summary, table1
+from bench import summary, table1, table1_cells
 from fz import pipeline
 from fz.clips.video import Video, read_clip
 from fz.metrics import numbers
@@ -50,7 +50,7 @@ def snapshot(folder):
 def test_a_second_run_changes_nothing_and_a_kill_costs_a_cell(tmp_path, runs, capsys):
     assert bench(tmp_path / "a") == 0
     said, before, count = capsys.readouterr().out, snapshot(tmp_path / "a"), len(runs)
-    assert count == 2 * (len(table1.TABLE) + len(table1.ABLATED))
+    assert count == 2 * (len(table1_cells.TABLE) + len(table1_cells.ABLATED))
     assert "| FateZero |" in said and "Null-text" in said and "Fig. 4, 9" in said and "±" in said
     assert bench(tmp_path / "a") == 0 and len(runs) == count and snapshot(tmp_path / "a") == before
     assert capsys.readouterr().out == said
@@ -65,7 +65,7 @@ def test_a_second_run_changes_nothing_and_a_kill_costs_a_cell(tmp_path, runs, ca
 
 def test_methods_are_what_they_say(tmp_path, runs):
     bench(tmp_path)
-    first = {Path(s.out).parent.name: s for s in runs[: len(table1.TABLE) + len(table1.ABLATED)]}
+    first = {Path(s.out).parent.name: s for s in runs[: len(table1_cells.TABLE) + len(table1_cells.ABLATED)]}
     assert [e.threshold for e in first["fatezero"].edits] == [None, 0.3, None]
     methods = {
         "ddim-inversion-target-prompt": "ddim",
@@ -95,7 +95,7 @@ def test_methods_are_chosen_and_counted(tmp_path, runs, capsys):
         "fig-4-9-no-self-attention-fused",
     }
     assert "3 clips" in said and "| frame-wise: SDEdit |" in said and "Null-text" not in said
-    assert (tmp_path / "table1.md").read_text() == said and f"commit {table1.commit()}" in said
+    assert (tmp_path / "table1.md").read_text() == said and f"commit {table1_cells.commit()}" in said
     # what was done counts for more methods, more clips and other processes
     assert (
         bench(tmp_path, "--clips", "3", "--methods", "fatezero", "sdedit", "--seeds", "2", "--threads", "1") == 0
@@ -154,14 +154,14 @@ def test_verdict(ours, plain, said):
 
 
 def test_the_table_itself_says_the_place():
-    plain = table1.TABLE[1].name
-    text, _, said = table1.page(
-        {"FateZero": rows_of(0.9, 0.9), plain: rows_of(0.95, 0.8), table1.TABLE[2].name: rows_of(0.99, 0.3)}
+    plain = table1_cells.TABLE[1].name
+    text, _, said = table1_cells.page(
+        {"FateZero": rows_of(0.9, 0.9), plain: rows_of(0.95, 0.8), table1_cells.TABLE[2].name: rows_of(0.99, 0.3)}
     )
     assert (
         "| FateZero | 2 | 0.9000 ± 0.0000 |" in text
         and f"| {plain} | 1 |" in text
-        and f"| {table1.TABLE[2].name} | - |" in text
+        and f"| {table1_cells.TABLE[2].name} | - |" in text
     )
     assert "FateZero is not" in said and said in text
 
@@ -193,7 +193,7 @@ def test_killed_and_started_again_it_gives_the_same_bytes(shared, tmp_path, proc
         command = [sys.executable, "-m", "bench.table1", *arguments, "--out", str(tmp_path / name)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(
-            command, env=environment, cwd=table1.__file__.rpartition("/bench")[0], start_new_session=True, **pipes
+            command, env=environment, cwd=table1_cells.__file__.rpartition("/bench")[0], start_new_session=True, **pipes
         )
 
     def cells():

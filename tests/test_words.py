@@ -1,12 +1,13 @@
 """Words and what becomes of them: where they begin and end, which differ, which tokens an edit takes from where."""
 
+import csv
 import json
 
 import pytest
 import torch
 from tiny_model import text_encoder
 
-from fz import mini, prompt, words
+from fz import batch, mini, prompt, run, tune, words
 from fz.errors import FzError
 from fz.preflight import text_of
 from fz.prompts import align, describe
@@ -17,6 +18,7 @@ from fz.results import words as pictures
 from fz.results.report import first_word
 from fz.settings.applications import without
 from fz.settings.config import EditSettings, build
+from fz.web import form as forms
 
 
 @pytest.fixture(scope="module")
@@ -370,3 +372,52 @@ def test_a_weight_that_no_number_holds_is_one_line(capsys):
     assert prompt.main(argv) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "reweight: got 1e+308" in err
+
+
+NO_WORD = ("...", "!?", " — ,", "+$|", "\u200b", "\u200d\ufe0f", "\u3164\u2800", "\x00", "\ue000")
+WITH_CONTROL = ("a red\x00 car", "a \x1b[31mred car", "a\x7f car")
+
+
+@pytest.mark.parametrize("sentence", [*NO_WORD, *WITH_CONTROL], ids=ascii)
+@pytest.mark.parametrize("way", ["run", "YAML", "prompt", "CSV", "jobs", "tune", "API", "form"])
+@pytest.mark.parametrize("which", ["target", "source"])
+def test_a_sentence_without_a_word_is_refused(which, way, sentence, tmp_path, capsys, monkeypatch):
+    """As an empty one, before anything is loaded."""
+    monkeypatch.chdir(tmp_path)
+    said = {"source": "a red car", "target": "a blue car", which: sentence}
+    flags = [f"--{name}={value}" for name, value in said.items()]
+    command, argv = {
+        "run": (run, flags),
+        "YAML": (run, ["--config", "a.yaml", "--checkpoint", "nowhere"]),
+        "prompt": (prompt, flags),
+        "CSV": (batch, ["jobs.csv"]),
+        "jobs": (batch, ["jobs.yaml"]),
+        "tune": (tune, [f"--prompt={sentence}", "--checkpoint=nowhere", "--video=a.mp4", "--out=t"]),
+        "API": (None, []),
+        "form": (None, []),
+    }[way]
+    if way == "YAML":
+        pipeline = {"editing_prompts": [said["target"]]}
+        content = {"dataset_config": {"path": "a", "prompt": said["source"]}, "editing_config": pipeline}
+        (tmp_path / "a.yaml").write_text(json.dumps(content))
+    (tmp_path / "jobs.yaml").write_text(json.dumps({"jobs": [{"video": "a.mp4", **said}]}))
+    with open(tmp_path / "jobs.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["video", *said], ["a.mp4", *said.values()]])
+    if way == "API":
+        with pytest.raises(FzError, match=f"^{which}: got "):
+            build({"clip.path": "a", "source": said["source"], "edits.0.target": said["target"]})
+    elif way == "form":
+        assert sentence in WITH_CONTROL or forms.sentence({"target": sentence, "remove": "", "enhance": ""}) == ""
+    else:
+        assert command.main(argv) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1
+        assert any(
+            words in err for words in ("which has no word", "an empty sentence", "control character", "null bytes")
+        ), err
+        assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("sentence", ["🚗", "車", "a", "7", "á", "a car ✨", "👩\u200d🚀 walks"], ids=ascii)
+def test_a_sentence_of_one_sign_is_none_without_words(sentence):
+    assert EditSettings(sentence).target == sentence

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +67,44 @@ def digest(*parts: Any) -> str:
     return sha.hexdigest()[:32]
 
 
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A weight as it was hashed: another storage, version or view of it may hold other numbers. The storage is not kept
+    alive by this, and while it lives nothing else has its place.
+    """
+
+    storage: ReferenceType
+    version: int
+    view: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, t: Tensor) -> "Written":
+        return cls(ref(t.untyped_storage()), t._version, (t.dtype, t.shape, t.stride(), t.storage_offset()))
+
+    def is_now(self, t: Tensor) -> bool:
+        now = Written.of(t)
+        return self.storage() is now.storage() and (self.version, self.view) == (now.version, now.view)
+
+
+DIGESTS: WeakKeyDictionary[nn.Module, tuple[dict[str, Written], str]] = WeakKeyDictionary()
+
+
 def model_digest(model: nn.Module) -> str:
-    """Of every weight by name, in their dtype; several threads, as hashing lets go of the interpreter."""
-    state = model.state_dict()
+    """Of every weight by name, in their dtype. Hashed again only where something was written to them since, by anything
+    but their `.data`, which torch does not count.
+    """
+    state = model.state_dict(keep_vars=True)
+    if any(t.is_inference() for t in state.values()):  # of which torch counts nothing
+        return digest_of(state)
+    before, found = DIGESTS.get(model, ({}, ""))
+    if before.keys() != state.keys() or not all(before[name].is_now(t) for name, t in state.items()):
+        found = digest_of(state)
+        DIGESTS[model] = {name: Written.of(t) for name, t in state.items()}, found
+    return found
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """Several threads, as hashing lets go of the interpreter."""
     with ThreadPoolExecutor() as pool:
         return digest(dict(zip(state, pool.map(digest, state.values()), strict=True)))
 
@@ -126,20 +162,19 @@ class Inversion:
         first = self.log.get(0)
         return first and first["z"]
 
-    def restore(self, source: Source, schedule: Schedule, device: torch.device) -> int:
+    def restore(self, source: Source, schedule: Schedule) -> int:
         """Put the steps that are done into source, as far as they are there without a gap. Returns how many."""
         for done, (t_prev, t) in enumerate(schedule.upward(), start=1):
             step = self.log.get(done)
             if step is None:
                 return done - 1
-            source.latents[t], source.maps[t] = step["z"].to(device), step["map"].to(device)
-            source.inputs[t] = source.latents[t_prev]
+            source.restore(t_prev, t, step)
         return schedule.steps
 
     def save(self, done: int, source: Source, schedule: Schedule) -> None:
         """Keep step `done` of an inversion (0: z_0)."""
         t = (CLEAN, *reversed(schedule.timesteps))[done]
-        self.log.put(done, {"z": source.latents[t]} | ({"map": source.maps[t]} if done else {}))
+        self.log.put(done, source.left(t) if done else {"z": source.latents[t]})
 
     def edit_log(self, key: str) -> StepLog:
         """The log of one edit of this inversion; its steps hold the latents after them."""
@@ -152,15 +187,15 @@ class Inversion:
         return self.folder / "operands"
 
 
-def leading(log: StepLog, steps: int, device: torch.device) -> list[Tensor]:
-    """The latents of an edit's log without a gap: step 1, 2, …"""
-    latents = []
+def leading(log: StepLog, steps: int) -> list[dict[str, Tensor]]:
+    """The steps of an edit's log without a gap, 1, 2, …: their latents, and what a solver remembers."""
+    found = []
     for k in range(1, steps + 1):
         step = log.get(k)
         if step is None:
             break
-        latents.append(step["z"].to(device))
-    return latents
+        found.append(step)
+    return found
 
 
 def prune(cache: Path, keep: Iterable[str] = (), limit: int = LIMIT, say: Say = lambda line: None) -> None:

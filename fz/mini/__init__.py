@@ -17,6 +17,7 @@ SIZE = 128  # side of the pictures that the shipped UNet was last trained on
 # background
 DEFAULTS: dict[str, Any] = {"clip.size": SIZE, "guidance": 3.0, "steps": 20}
 FOLDER = Path(fz.weights.__file__).parent / "mini"
+EYE = FOLDER / "measure.safetensors"  # the network that judges pictures
 
 
 def checkpoint() -> str:

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fz import mini
 from fz.clips.canny import edges
 from fz.clips.media import to_uint8
 from fz.ddim import CLEAN, Schedule
@@ -18,7 +17,8 @@ from fz.memory.budget import wanted
 from fz.memory.inversions import digest, model_digest
 from fz.memory.kept import KeptInMemory
 from fz.mini.data import to_unit
-from fz.mini.measure import Eye
+from fz.mini.eye import Eye
+from fz.mini.setup import Setup
 from fz.model.control import Control, ControlNet
 from fz.model.vae import decode_clip, encode_clip
 from fz.prompts.plan import plan_edit
@@ -28,17 +28,6 @@ from fz.weights.load import Checkpoint
 
 ORDER = FrameIndex((0, "mid"))
 FULL = {"self_replace": (0.0, 1.0), "cross_replace": (0.0, 1.0), "threshold": None, "align": "replace"}
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What figures depend on beside the checkpoint. steps: of clips; picture_steps: of pictures from captions."""
-
-    frames: int = 8
-    size: int = mini.SIZE
-    steps: int = mini.DEFAULTS["steps"]
-    picture_steps: int = mini.DEFAULTS["steps"]
-    guidance: float = mini.DEFAULTS["guidance"]
 
 
 @dataclass(frozen=True)

@@ -4,114 +4,38 @@ One JSON file for each picture and clip, so that an evaluation that was stopped 
 nothing; then `fz.mini.bars`' table. What the figures are is in `fz.mini.figures`.
 """
 
-import contextlib
-import dataclasses
-import json
-import multiprocessing
-import platform
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from fz import mini
-from fz.clips.media import atomic, write_json
 from fz.errors import FzError
-from fz.memory.machine import start_alone
-from fz.mini.bars import Row, table
-from fz.mini.controlled import measure_control
-from fz.mini.edited import Bench, Setup
-from fz.mini.figures import MEASURES
-from fz.mini.measure import errors, load_eye
-from fz.model import fast_cpu
+from fz.mini.setup import Setup
+from fz.results.lock import claimed
+from fz.settings.place import writable
+from fz.settings.texts import number, whole
 from fz.shell import Parser, answered, leave
-from fz.weights.control import check_beside, load_control
-from fz.weights.load import load_checkpoint
-
-
-def figures_of(bench: Bench, key: str, part: str, i: int, folder: Path) -> list[Row]:
-    """The figures of the i-th picture or clip: read where they were measured before, with the same key, else measured
-    and written.
-    """
-    file = folder / f"{part.replace(' ', '-')}-{i:04d}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, cut short or not ours: done again
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["key"] == key:
-            return [(i, name, value) for name, value in content["figures"].items()]
-    figures = {figure.name: float(figure.value) for figure in (MEASURES | {"control": measure_control})[part](bench, i)}
-    write_json(file, {"key": key, "figures": figures})
-    return [(i, name, value) for name, value in figures.items()]
-
-
-def evaluate(
-    setup: Setup,
-    checkpoint: str,
-    jobs: list[tuple[str, int]],
-    folder: Path,
-    processes: int = 1,
-    control: str | None = None,
-) -> Iterator[list[Row]]:
-    """The rows of each of the jobs (a name of MEASURES or 'control', number), as they are done. More than one process:
-    each has one thread. control: a ControlNet.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if processes == 1:
-        bench = ready(setup, checkpoint, control)
-        key = bench.key()
-        yield from (figures_of(bench, key, part, i, folder) for part, i in jobs)
-        return
-    # processes of their own: a forked one may hang in a library's locks
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=start, initargs=(setup, checkpoint, control)) as pool:
-        for done in as_completed([pool.submit(work, part, i, folder) for part, i in jobs]):
-            yield done.result()
-
-
-def ready(setup: Setup, checkpoint: str, control: str | None = None) -> Bench:
-    fast_cpu.keep_freed_memory()
-    loaded, net = load_checkpoint(checkpoint), None
-    latent_size = (setup.size // loaded.vae.config.stride,) * 2
-    unet, _ = fast_cpu.prepare(loaded.unet, latent_size, setup.frames)
-    if control is not None:
-        net = load_control(control)
-        check_beside(net, unet.config, loaded.vae.config.stride)
-        net, _ = fast_cpu.prepare(net, latent_size, setup.frames)
-    return Bench(dataclasses.replace(loaded, unet=unet), load_eye(), setup, net)
-
-
-OWN: list[tuple[Bench, str]] = []  # a worker process's bench and its key
-
-
-def start(setup: Setup, checkpoint: str, control: str | None) -> None:
-    start_alone()
-    bench = ready(setup, checkpoint, control)
-    OWN.append((bench, bench.key()))
-
-
-def work(part: str, i: int, folder: Path) -> list[Row]:
-    return figures_of(*OWN[0], part, i, folder)
+from fz.weights.hub import models_of
 
 
 def answer(argv: Sequence[str] | None) -> None:
     parser = Parser(prog="python -m fz.mini.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=256, help="sampled from captions of one thing")
-    parser.add_argument("--two", type=int, default=128, help="pictures sampled from captions of two things")
-    parser.add_argument("--clips", type=int, default=64, help="edited: six edits and two reconstructions each")
+    parser.add_argument("--pictures", type=whole(0), default=256, help="sampled from captions of one thing")
+    parser.add_argument("--two", type=whole(0), default=128, help="pictures sampled from captions of two things")
+    parser.add_argument("--clips", type=whole(0), default=64, help="edited: six edits and two reconstructions each")
     parser.add_argument(
-        "--ablations", type=int, default=32, help="clips edited without parts of the method: five edits each"
+        "--ablations", type=whole(0), default=32, help="clips edited without parts of the method: five edits each"
     )
-    parser.add_argument("--removals", type=int, default=64, help="clips from which the thing is removed")
-    parser.add_argument("--one-of-two", type=int, default=64, help="clips of two things, one of which is edited")
+    parser.add_argument("--removals", type=whole(0), default=64, help="clips from which the thing is removed")
+    parser.add_argument("--one-of-two", type=whole(0), default=64, help="clips of two things, one of which is edited")
     parser.add_argument("--control", metavar="PATH", default=None, help="a ControlNet on outlines")
-    parser.add_argument("--controlled", type=int, default=0, help="clips edited with it: nine edits each")
-    parser.add_argument("--frames", type=int, default=Setup.frames)
-    parser.add_argument("--size", type=int, default=Setup.size, help="side of the pictures")
-    parser.add_argument("--steps", type=int, default=Setup.steps, help="of an edit")
-    parser.add_argument("--picture-steps", type=int, default=Setup.picture_steps)
-    parser.add_argument("--guidance", type=float, default=Setup.guidance)
+    parser.add_argument("--controlled", type=whole(0), default=0, help="clips edited with it: nine edits each")
+    parser.add_argument("--frames", type=whole(1), default=Setup.frames)
+    parser.add_argument("--size", type=whole(32), default=Setup.size, help="side of the pictures")
+    parser.add_argument("--steps", type=whole(1), default=Setup.steps, help="of an edit")
+    parser.add_argument("--picture-steps", type=whole(1), default=Setup.picture_steps)
+    parser.add_argument("--guidance", type=number, default=Setup.guidance)
     parser.add_argument("--checkpoint", default=None, help="another folder; default: the bundled miniature")
-    parser.add_argument("--processes", type=int, default=1, help="one core each")
+    parser.add_argument("--processes", type=whole(1), default=1, help="one core each")
     parser.add_argument(
         "--out",
         type=Path,
@@ -131,18 +55,17 @@ def answer(argv: Sequence[str] | None) -> None:
     }
     if given.controlled and given.control is None:
         raise FzError(f"controlled: got {given.controlled} clips without a ControlNet, expected one. Pass --control.")
+    out, checkpoint = writable(given.out, "out"), given.checkpoint or mini.checkpoint()
+    models_of({"checkpoint": checkpoint, "control": given.control})
+    from fz.mini.evaluation import evaluate, write_table
+
     jobs = [(part, i) for part, count in counts.items() for i in range(count)]
-    rows: list[Row] = []
-    found = evaluate(setup, given.checkpoint or mini.checkpoint(), jobs, given.out, given.processes, given.control)
-    for n, some in enumerate(found, start=1):
-        rows += some
-        print(f"{n} of {len(jobs)}", end="\r" if n < len(jobs) else "\n", flush=True)
-    judge = ", ".join(f"{name} {value:.1%}" for name, value in errors(load_eye(), 160).items())
-    head = [f"# {platform.machine()}, torch {torch.__version__}; {setup}", f"# the judge on drawn pictures: {judge}"]
-    lines = [*head, *table(sorted(rows))]
-    print("\n".join(lines))
-    with atomic(given.out / "table.txt") as part:
-        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = []
+    with claimed(out):
+        for n, some in enumerate(evaluate(setup, checkpoint, jobs, out, given.processes, given.control), start=1):
+            rows += some
+            print(f"{n} of {len(jobs)}", end="\r" if n < len(jobs) else "\n", flush=True)
+        print(write_table(out / "table.txt", setup, rows), end="")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,8 +21,8 @@ from fz.masks import blend_mask
 from fz.metrics.numbers import psnr
 from fz.mini.data import as_given, held_out
 from fz.mini.edited import FULL, Bench, code
-from fz.mini.measure import halves, hue_name, look, outline_iou, remains, steadiness
-from fz.mini.sample import sample
+from fz.mini.eye import halves, hue_name, look, outline_iou, remains, steadiness
+from fz.mini.sampled import sample
 from fz.mini.world import COLOURS, KINDS, STYLES, Drawn, Story, Thing, caption, counterfactual
 from fz.model.vae import decode_clip
 from fz.prompts.plan import weights

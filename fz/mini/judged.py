@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fz.mini.measure import Eye, Seen, halves, look
+from fz.mini.eye import Eye, Seen, halves, look
 from fz.mini.scenes import SCENES
 from fz.mini.styles import STYLES
 from fz.mini.world import COLOURS, KINDS

@@ -1,228 +1,22 @@
 """Trains the miniature's UNet and text encoder: `python -m fz.mini.train --state DIR`, for as long as it is let, on a
 CPU or a GPU.
 
-It starts from a checkpoint (the one that ships) and goes on, to the bit, from DIR, where it was stopped. The rate is
-constant after a warm-up and the weights that count are averages: it may be stopped at any time and go on later. Batches
-of 16x16 and 32x32 latents take turns at random, three of four the larger; half of them are clips, attending and
-normalising as the editor does. Cross-attention is taught where a story's things are all along.
-`python -m fz.mini.export` writes the averages into a checkpoint folder.
+It goes on, to the bit, from DIR, and may be stopped at any time. `python -m fz.mini.export` writes the averages into a
+checkpoint folder.
 """
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
-
 from fz import mini
-from fz.attention import MAP_STRIDE
-from fz.ddim import Schedule
-from fz.errors import FzError
-from fz.frames import FrameIndex
-from fz.kernels.gemm import multiplies_bfloat16
-from fz.memory.machine import pick_device
-from fz.mini.attend import TrainingAttention
-from fz.mini.shape import SCHEDULER, TEXT, UNET, VAE_JSON
-from fz.mini.shards import CELLS, FRAMES, PAIRS, Shard, Shards, drawing
-from fz.mini.state import Training
-from fz.mini.words import write_tokenizer
-from fz.model.fast_cpu import keep_freed_memory
-from fz.model.layers import TextContext
-from fz.model.unet import UNet, UNetConfig
-from fz.model.vae import VAE, VAEConfig
-from fz.prompts.text import TextEncoder
+from fz.results.lock import claimed
+from fz.settings.device import check_device
+from fz.settings.place import writable
+from fz.settings.texts import positive, whole
 from fz.shell import Parser, answered, leave
-from fz.weights.load import load_checkpoint
-
-EMPTY = 0.1  # share of prompts left empty, for guidance
-SHORT = 0.2  # share of prompts without the verb: 'a blue star on the grass'
-PLACING = 0.01  # weight of the loss of words' places
-CLIPS = 0.5  # share of batches whose pictures are clips of two to four frames, as editing has them
-# steps with less noise weigh less (min-SNR, arXiv 2303.09556): they hold most of the loss and little of the shapes
-MOST_SNR = 5.0
-BATCHES = {64: 32, 128: 16}  # pictures of a batch, by their side
-LARGE = 0.75  # share of batches of the larger size, at which edits are made
-ON_GPU = 8  # times as many on a GPU
-NEW_SHARD = 6_000  # pictures after which training gets one shard more
-MOST_SHARDS = 120  # 60 000 stories
-LOG_EVERY = 25  # batches of a size
-
-
-def placing_loss(maps: list[Tensor], cells: Tensor, columns: Tensor, told: Tensor) -> Tensor:
-    """Cross-entropy of the words' attention over a picture's cells to the thing's own place; of the prompts that were
-    told.
-
-    maps: (n, F, N, L) each; cells (n, F, 2, N) shares; columns (n, 2, L) bool; told (n,) bool.
-    """
-    words = columns.float()
-    seen = torch.einsum("bfnl,bkl->bfkn", torch.stack(maps).mean(0), words)
-    there = told[:, None, None] & (cells.sum(-1) > 0) & (words.sum(-1) > 0)[:, None]
-    log = (seen / seen.sum(-1, keepdim=True).clamp(min=1e-6)).clamp(min=1e-6).log()
-    entropy = -(cells / cells.sum(-1, keepdim=True).clamp(min=1e-6) * log).sum(-1)
-    return (entropy * there).sum() / there.sum().clamp(min=1)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """latents (n, F, 4, h, w), prompts' ids (n, 77), columns (n, 2, 77), cells (n, F, 2, N), told (n,): is the prompt
-    not empty?
-
-    Rows 2i and 2i + 1 are a pair.
-    """
-
-    latents: Tensor
-    ids: Tensor
-    columns: Tensor
-    cells: Tensor
-    told: Tensor
-
-    def to(self, device: str) -> "Batch":
-        return Batch(*(part.to(device, non_blocking=True) for part in vars(self).values()))
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Which pairs of which shards a batch has. rows: (shard, row, moments, 0 for a caption or 1 for its short form) of
-    each pair; told (2n,): whether a story has its prompt.
-    """
-
-    rows: list[tuple[int, int, list[int], int]]
-    told: Tensor
-
-
-def choose(shards: int, pictures: int, empty: float = EMPTY) -> Chosen:
-    """At random: pairs of pictures or, half of the time, of clips of two to four frames, in their order.
-
-    pictures: at most so many; empty: the share of prompts left out.
-    """
-    frames = int(torch.randint(2, FRAMES + 1, ())) if torch.rand(()) < CLIPS else 1
-    n = pictures // frames // 2
-    which, rows = torch.randint(shards, (n,)).tolist(), torch.randint(PAIRS, (n,)).tolist()
-    at = [sorted(torch.randperm(FRAMES)[:frames].tolist()) for _ in range(n)]
-    told, short = (torch.rand(n) >= empty).repeat_interleave(2), (torch.rand(n) < SHORT).long()
-    return Chosen(list(zip(which, rows, at, short.tolist(), strict=True)), told)
-
-
-def batch_of(shards: list[Shard], chosen: Chosen, nothing: Tensor) -> Batch:
-    """The batch of these pairs; nothing (77,): the empty prompt."""
-    told, rows = chosen.told, chosen.rows
-    latents = torch.cat([shards[s].latents[r][:, a] for s, r, a, _ in rows]).float()
-    cells = torch.cat([shards[s].cells[r][:, a] for s, r, a, _ in rows]).float()
-    ids = torch.cat([shards[s].ids[r][:, v] for s, r, _, v in rows])
-    columns = torch.cat([shards[s].columns[r][:, v] for s, r, _, v in rows])
-    grid = latents.shape[-1] // MAP_STRIDE
-    cells = F.avg_pool2d(cells.flatten(0, 2), CELLS // grid).flatten(1).unflatten(0, cells.shape[:3])
-    return Batch(latents, torch.where(told[:, None], ids, nothing), columns, cells, told)
-
-
-@dataclass(frozen=True)
-class Noised:
-    """Latents with noise: z at timesteps t (n,), eps and its error's weight (n, 1, 1, 1, 1)."""
-
-    z: Tensor
-    t: Tensor
-    eps: Tensor
-    weight: Tensor
-
-    @classmethod
-    def of(cls, x: Tensor, alpha_bar: Tensor) -> "Noised":
-        """Of latents (n, F, 4, h, w), two in a row being a pair, of one timestep and one noise. alpha_bar: (1000,)."""
-        t = torch.randint(1000, (len(x) // 2,)).repeat_interleave(2).to(x.device)
-        eps = torch.randn(len(x) // 2, *x.shape[1:]).repeat_interleave(2, 0).to(x.device)
-        a = alpha_bar[t].view(-1, 1, 1, 1, 1)
-        weight = (MOST_SNR * (1 - a) / a).clamp(max=1)  # min(SNR, 5) / SNR, SNR = alpha_bar / (1 - alpha_bar)
-        return cls(a.sqrt() * x + (1 - a).sqrt() * eps, t, eps, weight)
-
-    def error(self, predicted: Tensor) -> Tensor:
-        """The weighted mean squared error of the noise that was predicted."""
-        return (self.weight * (predicted.float() - self.eps).square()).mean()
-
-
-def losses(unet: UNet, text: nn.Module, batch: Batch, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
-    """The weighted epsilon loss of a batch, and the loss of its words' places. A pair has one timestep and one noise.
-
-    alpha_bar: (1000,). In bfloat16 on a GPU, and on a CPU that multiplies it natively.
-    """
-    noised = Noised.of(batch.latents, alpha_bar)
-    attend = TrainingAttention(FrameIndex((0, "mid")))
-    with autocast(batch.latents.device):
-        embedding = text(input_ids=batch.ids).last_hidden_state
-        out = unet(noised.z, noised.t, TextContext(embedding), attend)
-    return noised.error(out), placing_loss(attend.maps, batch.cells, batch.columns, batch.told)
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    """To bfloat16 where the device has instructions for it; elsewhere float32 is faster."""
-    native = device.type == "cuda" or (device.type == "cpu" and multiplies_bfloat16())
-    return torch.autocast(device.type, torch.bfloat16, enabled=native)
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a training begins with. `vae` stays as it is."""
-
-    unet: UNet
-    vae: VAE
-    text: TextEncoder
-
-
-def start_from(checkpoint: str) -> Start:
-    """A checkpoint of the miniature's shape; its number of heads may be another."""
-    loaded = load_checkpoint(checkpoint)
-    unet = UNet(UNetConfig.from_json(UNET))
-    unet.load_state_dict({key: t.float() for key, t in loaded.unet.state_dict().items()})
-    return Start(unet, loaded.vae.float(), TextEncoder(loaded.text.tokenizer, loaded.text.model.float()))
-
-
-def start_anew(state: Path) -> Start:
-    """Random weights and the VAE that `fz.mini.train_vae` left in the state's folder. Raises FzError for no VAE."""
-    if not (state / "vae-final.pt").exists():
-        raise FzError(f"state: {state} has no vae-final.pt. Run python -m fz.mini.train_vae --state {state} first.")
-    torch.manual_seed(0)
-    vae = VAE(VAEConfig.from_json(VAE_JSON))
-    vae.load_state_dict(torch.load(state / "vae-final.pt", weights_only=True))
-    tokenizer = write_tokenizer(state / "tokenizer")
-    text = new_text_model(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
-    return Start(UNet(UNetConfig.from_json(UNET)), vae.requires_grad_(False), TextEncoder(tokenizer, text))
-
-
-def new_text_model(vocabulary: int, start: int, end: int) -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(vocab_size=vocabulary, bos_token_id=start, eos_token_id=end, pad_token_id=end, **TEXT)
-    )
-
-
-def train(state: Path, start: Start, device: str, wanted: Callable[[Training], bool], each: Callable = map) -> Training:
-    """Train, or go on, while it is `wanted`; then save. Saves on the way, too. each: what shards are drawn with
-    (`make_shard`).
-    """
-    torch.manual_seed(0)
-    unet, text = start.unet.to(memory_format=torch.channels_last), start.text.model.requires_grad_(True).train()
-    training = Training(state, {"unet": unet, "text": text}, device)
-    if not (state / "vae-final.pt").exists():
-        torch.save(start.vae.state_dict(), state / "vae-final.pt")
-    shards = Shards(state, start.vae.to(device, memory_format=torch.channels_last), start.text, tuple(BATCHES), each)
-    nothing = torch.tensor(start.text.tokens("").ids)
-    alpha_bar = torch.tensor(Schedule.from_config(SCHEDULER, 1000).alpha_bars).float().to(device)
-    many = ON_GPU if device == "cuda" else 1
-    recent: dict[int, list[Tensor]] = {size: [] for size in BATCHES}
-    for _ in training.rounds(wanted):
-        size = max(BATCHES) if torch.rand(()) < LARGE else min(BATCHES)
-        there = shards.of(size, min(1 + training.pictures // NEW_SHARD, MOST_SHARDS))
-        batch = batch_of(there, choose(len(there), many * BATCHES[size]), nothing).to(device)
-        loss, placing = losses(unet, text, batch, alpha_bar)
-        training.step(loss + PLACING * placing)
-        training.pictures += batch.latents.shape[:2].numel()
-        recent[size].append(torch.stack([loss, placing]).detach())
-        if len(recent[size]) == LOG_EVERY:
-            training.write_log(size, *torch.stack(recent[size]).mean(0).tolist())
-            recent[size] = []
-    return training
+from fz.weights.hub import models_of
 
 
 def answer(argv: Sequence[str] | None) -> None:
@@ -233,23 +27,33 @@ def answer(argv: Sequence[str] | None) -> None:
     parser.add_argument(
         "--start", default=None, help="a new training's checkpoint, or 'anew'; default: the bundled miniature"
     )
-    parser.add_argument("--minutes", type=float, default=60, help="of this run; the next one goes on")
+    parser.add_argument("--minutes", type=positive, default=60, help="of this run; the next one goes on")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="of training on a CPU")
+    parser.add_argument("--threads", type=whole(1), default=1, help="of training on a CPU")
     parser.add_argument(
-        "--processes", type=int, default=None, help="that draw; default: one on a CPU, all cores with a GPU"
+        "--processes", type=whole(1), default=None, help="that draw; default: one on a CPU, all cores with a GPU"
     )
     given = parser.parse_args(argv)
+    state, start = writable(given.state, "state"), given.start or mini.checkpoint()
+    check_device(given.device)
+    if start != "anew":
+        models_of({"checkpoint": start})
+    import torch
+
+    from fz.memory.machine import pick_device
+    from fz.mini.shards import drawing
+    from fz.mini.training import start_anew, start_from, train
+    from fz.model.fast_cpu import keep_freed_memory
+
     torch.set_num_threads(given.threads)
     keep_freed_memory()
-    given.state.mkdir(parents=True, exist_ok=True)
-    start = start_anew(given.state) if given.start == "anew" else start_from(given.start or mini.checkpoint())
-    end = time.monotonic() + 60 * given.minutes
-    processes = given.processes or (1 if given.device == "cpu" else os.cpu_count())
     device = pick_device(given.device).type
-    with drawing(processes) as each:
-        done = train(given.state, start, device, lambda training: time.monotonic() < end, each)
-    print(f"{done.pictures} pictures in {done.steps} steps, {done.seconds / 60:.0f} minutes in all: {given.state}")
+    with claimed(state, "state"):
+        begun = start_anew(state) if start == "anew" else start_from(start)
+        end = time.monotonic() + 60 * given.minutes
+        with drawing(given.processes or (1 if device == "cpu" else os.cpu_count())) as each:
+            done = train(state, begun, device, lambda training: time.monotonic() < end, each)
+    print(f"{done.pictures} pictures in {done.steps} steps, {done.seconds / 60:.0f} minutes in all: {state}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,9 +10,11 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from fz.errors import FzError
+from fz.results import own
 
 try:
     import fcntl
@@ -47,7 +49,7 @@ class Lock:
                 said = _owner(self.file)
                 os.close(self.file)
                 raise Busy(
-                    f"{what}: {folder} is being written by {said}. Wait until it is done, or pass another --out."
+                    f"{what}: {folder} is being written by {said}. Wait until it is done, or pass another --{what}."
                 ) from None
             # whoever had it before removed the file between `open` and now: then it is no longer the folder's
             with contextlib.suppress(OSError):
@@ -77,6 +79,23 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, what: str = "out") -> Iterator[None]:
+    """A folder of one's own in the block, made where there was none; one that stays empty goes again. Raises FzError
+    where another process has it or it cannot be written.
+    """
+    try:
+        made = own.made(folder)
+        lock = Lock(folder, what)
+    except OSError as error:
+        raise FzError(f"{what}: {folder} cannot be written ({error.strerror}). Pass another --{what}.") from None
+    try:
+        with lock:
+            yield
+    finally:
+        own.unmake(made)
 
 
 def _lock(file: int) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from fz import words
 from fz.errors import FzError, suggest
 
 Window = tuple[float, float]  # the share of steps, from a to b, in which something is replaced
@@ -41,6 +42,16 @@ def is_factor(value: Any) -> bool:
 def check_sentence(name: str, value: Any) -> None:
     if not isinstance(value, str):
         raise FzError(f"{name}: got {value!r}, expected a sentence.")
+    if found := words.control(value):
+        raise FzError(f"{name}: got the control character {found!r} in {value[:60]!r}, expected text. Write it again.")
+
+
+def check_says(name: str, value: Any, example: str) -> None:
+    """A sentence that has a word. Raises FzError naming the setting."""
+    check_sentence(name, value)
+    if not words.says(value):
+        got = "an empty sentence" if not value.strip() else f"{value[:20]!r}, which has no word"
+        raise FzError(f"{name}: got {got}, expected {example}.")
 
 
 def pairs(name: str, value: Any, example: str) -> tuple[tuple[str, Any], ...]:

@@ -19,6 +19,7 @@ from fz.settings.checks import (
     Window,
     check_number,
     check_one_of,
+    check_says,
     check_sentence,
     check_shard,
     check_whole,
@@ -39,6 +40,7 @@ ATTENTIONS = ("inversion", "reconstruction")
 CONVS = ("auto", "direct")
 GRAPHS = ("auto", "on", "off")
 WEIGHTS = ("same", "int8")
+SOLVERS = ("ddim", "dpm++2m")
 STORES = ("auto", "recompute", "memory", "disk")
 STORE_DTYPES = ("same", "float16", "bfloat16")
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -51,8 +53,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 ALIGNS = ("auto", "replace", "refine", "plain")
 METHOD_NAMES = ("fatezero", "ddim", "sdedit", "null-p2p", "pnp")  # the table of them is `fz.baselines.METHODS`
 KNOWN = {"method": METHOD_NAMES, "dtype": DTYPES, "attention": ATTENTIONS, "store": STORES, "store_dtype": STORE_DTYPES,
-         "conv": CONVS, "graph": GRAPHS, "weights": WEIGHTS}  # fmt: skip
-REUSING = ("fatezero", "ddim")  # those that may take deep features of another step
+         "conv": CONVS, "graph": GRAPHS, "weights": WEIGHTS, "solver": SOLVERS}  # fmt: skip
+REUSING = ("fatezero", "ddim")  # those that may take deep features of another step, or steps of another solver
 # the paper's ablations, as overlays of a run's settings
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     # Fig. 4 and 9: no self-attention is the source's; all of it is, everywhere and always
@@ -99,12 +101,9 @@ class EditSettings:
     lenient: bool = False
 
     def __post_init__(self):
-        check_sentence("target", self.target)
-        if not self.target.strip():
-            raise FzError(
-                f"target: got {self.target[:20]!r}, expected a sentence that describes the clip after the edit, as 'a "
-                "red jeep on a road'."
-            )
+        check_says(
+            "target", self.target, "a sentence that describes the clip after the edit, as 'a red jeep on a road'"
+        )
         check_one_of("align", self.align, ALIGNS)
         object.__setattr__(self, "cross_replace", window(self.cross_replace, "cross_replace"))
         object.__setattr__(self, "self_replace", window(self.self_replace, "self_replace"))
@@ -158,6 +157,7 @@ class Settings(ControlSettings):
     method: str = "fatezero"
     strength: float = 0.75  # the share of the steps that method sdedit noises and denoises
     steps: int = 50
+    solver: str = "ddim"  # of inversion and editing
     guidance: float = 7.5
     guidance_window: Window = (0.0, 1.0)  # the share of edit steps with guidance; one branch less outside it
     attention: str = "inversion"
@@ -213,6 +213,9 @@ class Settings(ControlSettings):
         if self.reuse != 1 and self.method not in REUSING:
             got = f"reuse: got {self.reuse} with method {self.method}"
             raise FzError(f"{got}, expected method fatezero or ddim. Leave --reuse out.")
+        if self.solver != "ddim" and self.method not in REUSING:
+            got = f"solver: got {self.solver} with method {self.method}"
+            raise FzError(f"{got}, expected method fatezero or ddim. Leave --solver out.")
         if self.chunk is not None:
             check_whole("chunk", self.chunk, 1, 10**6)
             if self.method not in ("fatezero", "ddim"):
@@ -233,13 +236,10 @@ class Settings(ControlSettings):
             raise FzError(
                 f"strength: got {self.strength!r}, expected a share of the steps above 0, at most 1, as 0.75."
             )
-        check_sentence("source", self.source)
+        check_says("source", self.source, "one that describes the clip, as --source 'a silver jeep on a road'")
         check_sentence("negative", self.negative)
-        if not self.source.strip():
-            raise FzError(
-                "source: got an empty sentence, expected one that describes the clip, as --source 'a silver jeep on "
-                "a road'."
-            )
+        if self.reconstruction_prompt is not None:
+            check_sentence("reconstruction_prompt", self.reconstruction_prompt)
         if not self.edits:
             raise FzError("target: got none, expected at least one sentence, as --target 'a red jeep on a road'.")
         if self.frame_index is not None:

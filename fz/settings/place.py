@@ -44,3 +44,31 @@ def expanded(path: str | Path, what: str) -> Path:
     except RuntimeError:
         user = Path(path).parts[0]
         raise FzError(f"{what}: {user} is no user of this machine. Expected ~/… for your own folder.") from None
+
+
+def readable(path: str | Path, what: str) -> Path:
+    """A folder that is there. Raises FzError, which begins with `what`."""
+    place = expanded(path, what)
+    if not place.is_dir():
+        raise FzError(f"{what}: {place} {'is a file' if place.exists() else absent(place)}. Expected a folder.")
+    return place
+
+
+def writable(path: str | Path, what: str) -> Path:
+    """A folder that is there or can be made, and written to. Raises FzError, which begins with `what`."""
+    place = expanded(path, what)
+    above = next(p for p in (place, *place.parents) if p.exists() or p.is_symlink())
+    if not above.is_dir():
+        raise FzError(f"{what}: {above} is no folder, expected one. Pass another --{what}.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise FzError(f"{what}: {place} cannot be written (permission denied). Pass another --{what}.")
+    return place
+
+
+def writable_file(path: str | Path, what: str) -> Path:
+    """A file that can be written, its folder too. Raises FzError, which begins with `what`."""
+    place = expanded(path, what)
+    if place.is_dir():
+        raise FzError(f"{what}: {place} is a folder, expected a file's name. Pass another --{what}.")
+    writable(place.parent, what)
+    return place

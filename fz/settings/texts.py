@@ -3,6 +3,7 @@ message.
 """
 
 import argparse
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -34,6 +35,12 @@ def number(value: str) -> float:
         return float(value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"got {value!r}, expected a number.") from None
+
+
+def positive(value: str) -> float:
+    if not 0 < number(value) < math.inf:
+        raise argparse.ArgumentTypeError(f"got {value!r}, expected a number above 0.")
+    return number(value)
 
 
 def gradients(value: str) -> tuple[float, float]:
@@ -141,8 +148,10 @@ def file_of_word(value: str) -> tuple[str, str | None]:
 
 
 def sentence(value: str) -> str:
-    if not value.strip():
-        raise argparse.ArgumentTypeError("got an empty sentence, expected one that describes the clip.")
+    try:
+        checks.check_says("", value, "one that describes the clip")
+    except FzError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from None
     return value
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from fz import mini
 from fz.errors import FzError
 from fz.settings import released, texts, tree
+from fz.settings.checks import check_says
 from fz.settings.config import ClipSettings
 from fz.settings.limits import check_tuning
 from fz.shell import Parser, unknown
@@ -205,6 +206,12 @@ def parse(argv: Sequence[str]) -> tuple[TuneSettings, list[str]]:
             raise FzError(f"{name}: got none, expected one, as {example}.")
     top = {name: value for name, value in values.items() if not name.startswith("clip.")}
     top["sample_prompts"] = tuple(top.get("sample_prompts", ()))
+    for name, sentence in (
+        ("prompt", top["prompt"]),
+        *([("class_prompt", top["class_prompt"])] if top.get("class_prompt") is not None else []),
+        *(("sample_prompt", prompt) for prompt in top["sample_prompts"]),
+    ):
+        check_says(name, sentence, "one that describes the pictures, as 'a silver jeep on a road'")
     settings = TuneSettings(ClipSettings(**clip), **top)
     if settings.rate is not None and not 0 < settings.rate < 1:
         raise FzError(f"rate: got {settings.rate}, expected a number between 0 and 1, as 3e-5.")

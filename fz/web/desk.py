@@ -23,6 +23,7 @@ from fz.web.examples import Examples
 from fz.web.folder import Folder, Visitor, VisitorClip, read_json
 from fz.web.jobs import Job, Queue
 from fz.web.studio import Models, Studio
+from fz.words import says
 
 LARGEST_MASK = 3_000_000  # characters of a drawn mask's text
 BRUSH_SIDE = 640
@@ -123,7 +124,7 @@ class Desk:
 
     def words(self, clip: VisitorClip | None, form: forms.Form) -> tuple[str, str]:
         """What happens to each word, and a slider for each."""
-        if not form["source"].strip():
+        if not says(form["source"]):
             return show.note("Say what is in your clip, in a sentence."), ""
         target = forms.sentence(form)
         if target == "":
@@ -179,7 +180,7 @@ class Desk:
         if not clip.here:
             raise FzError(f"{clip.name} went after a day. Bring it again.")
         checked = forms.checked(form)
-        if not checked["source"].strip():
+        if not says(checked["source"]):
             raise FzError("Say what is in your clip first.")
         if forms.sentence(checked) == "":
             raise FzError("Say what it should become first.")

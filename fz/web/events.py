@@ -15,6 +15,7 @@ from fz.web import show
 from fz.web.desk import Desk
 from fz.web.folder import Visitor, VisitorClip
 from fz.web.studio import guess
+from fz.words import says
 
 Updates = dict[Any, Any]
 
@@ -198,7 +199,7 @@ class Events:
         return {self.parts[name]: value for name, value in values.items()} | self.retold(asked) | self.bounded(asked)
 
     def bounded(self, asked: Asked) -> Updates:
-        if asked.maybe is None or not asked.form["source"].strip() or forms.sentence(asked.form) == "":
+        if asked.maybe is None or not says(asked.form["source"]) or forms.sentence(asked.form) == "":
             return {self.out["area"]: ""}
         try:
             return {self.out["area"]: self.desk.area(asked.clip, asked.form)}

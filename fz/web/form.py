@@ -11,6 +11,7 @@ from typing import Any
 from fz.errors import FzError
 from fz.settings.config import FAST, PRESETS
 from fz.settings.sweep import NAMES, read_sweeps
+from fz.words import says
 
 Form = Mapping[str, Any]
 
@@ -101,7 +102,7 @@ def guiding(form: Form, quick: bool) -> dict[str, Any]:
 def sentence(form: Form) -> str | None:
     """The target; None where removing or enhancing makes it."""
     target = form["target"].strip()
-    return target or (None if form["remove"].strip() or form["enhance"].strip() else "")
+    return target if says(target) else (None if form["remove"].strip() or form["enhance"].strip() else "")
 
 
 def editing(form: Form, mask: Path | None = None) -> dict[str, Any]:

@@ -48,8 +48,9 @@ def import_all() -> None:
 
     torch.set_num_threads(1)
     for name in (
-        *("fz.run", "fz.prompt", "fz.tune", "fz.evaluate", "fz.report", "fz.sweep", "fz.batch", "bench.table1"),
-        *("fz.pipeline", "fz.tuning.trainer", "fz.weights.write", "fz.weights.clip", "fz.mini.evaluate", "tqdm"),
+        *("fz.run", "fz.prompt", "fz.tune", "fz.evaluate", "fz.report", "fz.sweep", "fz.batch"),
+        *("bench.table1", "bench.table1_cells", "fz.mini.evaluate", "fz.mini.evaluation"),
+        *("fz.pipeline", "fz.tuning.trainer", "fz.weights.write", "fz.weights.clip", "tqdm"),
     ):
         importlib.import_module(name)
 

@@ -182,9 +182,13 @@ def tunings(chance: Random, ground: Ground, work: Path) -> Input:
 
 
 def cells(chance: Random, ground: Ground, work: Path) -> Input:
-    """A table whose cells, clips or summaries are damaged."""
+    """A table, or an evaluation of the miniature, whose cells, clips or summaries are damaged."""
     keep: list[Path] = []
     (work / "canary").mkdir(exist_ok=True)
+    # rarely: the judge's own errors take seconds
+    if chance.random() < 0.12:
+        about = wounded(chance, ground.evaluated / "o", work / "o", keep)
+        return Input("cells", "fz.mini.evaluate", joined(ground.evaluation()), work, about, keep=keep)
     about = wounded(chance, ground.table / "o", work / "o", keep, chance.choice(("cells/**/*", "cells/**/*", "*")))
     more = {} if chance.random() < 0.7 else {"clip": chance.choice(("nowhere", str(ground.judge), str(ground.clip)))}
     return Input("cells", "bench.table1", joined(ground.table1(**more)), work, about, keep=keep)

@@ -84,12 +84,18 @@ checkpointing_steps: 1
 
 @dataclass(frozen=True)
 class Ground:
-    """Paths: model, clip (frames), movie, mask, config (YAML), results (with a cache), tuned, table, judge."""
+    """Paths: model, clip (frames), movie, mask, config and jobs (YAML), results (with a cache), tuned, table,
+    evaluated, judge."""
 
     folder: Path
 
     def __getattr__(self, name: str) -> Path:
-        return self.folder / {"movie": "clip.mp4", "mask": "mask.png", "config": "config.yaml"}.get(name, name)
+        return self.folder / {
+            "movie": "clip.mp4",
+            "mask": "mask.png",
+            "config": "config.yaml",
+            "jobs": "jobs.yaml",
+        }.get(name, name)
 
     def flags(self, **changes: str | bool | None) -> list[tuple[str, str | None]]:
         """Flags of a run that is fine, as pairs; a change of None leaves one out, True is a switch."""
@@ -114,6 +120,12 @@ class Ground:
         }  # fmt: skip
         return self.flags(**{**more, **changes})
 
+    def evaluation(self, **changes: str | bool | None) -> list[tuple[str, str | None]]:
+        """Flags of an evaluation of the miniature that is fine: few clips, of the model's pictures."""
+        parts = dict.fromkeys(("pictures", "two", "clips", "removals", "one_of_two"), "1")
+        more = {**dict.fromkeys(("source", "target", "cache", "video", "device", "threads")), "ablations": "0", **parts}
+        return self.flags(**{**more, "picture_steps": "1", **changes})
+
 
 def joined(flags: list[tuple[str, str | None]]) -> list[str]:
     return [part for name, value in flags for part in ((name,) if value is None else (name, value))]
@@ -128,6 +140,11 @@ def prepare(folder: Path) -> Ground:
     child(lambda: make_model(ground.model), work)
     child(lambda: make_clips(ground), work)
     ground.config.write_text(CONFIG)
+    jobs = [
+        {"name": "red", "clip": str(ground.clip), "source": SOURCE, "target": TARGET, "threshold": 0.5},
+        {"name": "two", "clip": str(ground.movie), "source": SOURCE, "targets": [TARGET, f"oil painting of {SOURCE}"]},
+    ]
+    ground.jobs.write_text(json.dumps({"jobs": jobs}))
     from fz import mini
 
     shutil.copytree(mini.FOLDER / "clip", ground.judge)
@@ -137,6 +154,7 @@ def prepare(folder: Path) -> Ground:
         ("fz.run", ground.flags(**more, out=str(ground.results / "o"), cache=str(ground.results / "cache"))),
         ("fz.tune", ground.tuning(out=str(ground.tuned / "o"))),
         ("bench.table1", ground.table1(out=str(ground.table / "o"))),
+        ("fz.mini.evaluate", ground.evaluation(out=str(ground.evaluated / "o"))),
     ):
         child(lambda n=name, f=flags: run_command(n, joined(f), work, environment), work)
     return ground

@@ -22,7 +22,7 @@ from .checks import difference, seen
 from .children import end, import_all, run_command
 from .ground import Ground, joined, prepare
 
-COMMANDS = {"run": "fz.run", "tune": "fz.tune", "table1": "bench.table1"}
+COMMANDS = {"run": "fz.run", "tune": "fz.tune", "batch": "fz.batch", "table1": "bench.table1"}
 TIMINGS = ("started", "finished", "stages")
 SECONDS = 120.0  # after which a child counts as one that hangs
 
@@ -30,6 +30,9 @@ SECONDS = 120.0  # after which a child counts as one that hangs
 def flags_of(name: str, ground: Ground) -> list[str]:
     if name == "run":
         return joined(ground.flags(steps="6", save_latents=True, threshold="0.5", report=True))
+    if name == "batch":
+        flags = ground.flags(video=None, source=None, target=None, steps="3", clip_model="none", report=True)
+        return [str(ground.jobs), *joined(flags)]
     return joined(ground.tuning(steps="4", sample_prompt="a blue car") if name == "tune" else ground.table1(clips="2"))
 
 

@@ -10,6 +10,7 @@ MODEL = ("tests/test_values_model.py",)
 WORDS = ("tests/test_align.py", "tests/test_words.py")
 KERNELS = ("tests/test_kernels.py",)
 FUSION = ("tests/test_fusion.py",)
+SOLVER = ("tests/test_solver.py",)
 ALIGN = ("tests/test_align.py",)
 WORDING = ("tests/test_words.py",)
 CPU = ("tests/test_cpu.py",)
@@ -35,9 +36,15 @@ MUTATIONS = (
     Mutation("alpha-to-one-default", "fz/ddim.py", 'config.get("set_alpha_to_one", False)',
              'config.get("set_alpha_to_one", True)', ("tests/test_ddim.py",)),
     # Algorithm 1
-    Mutation("inversion-backwards", "fz/edit.py",
-             "ddim_inverse_step(z, eps, schedule.alpha_bar(t_prev), schedule.alpha_bar(t))",
-             "ddim_inverse_step(z, eps, schedule.alpha_bar(t_prev), schedule.alpha_bar(t_prev))", EDIT),
+    Mutation("inversion-backwards", "fz/solver.py",
+             "ddim_inverse_step(shown, eps, self.schedule.alpha_bar(t_prev), self.schedule.alpha_bar(t))",
+             "ddim_inverse_step(shown, eps, self.schedule.alpha_bar(t_prev), self.schedule.alpha_bar(t_prev))", EDIT),
+    Mutation("multistep-is-first-order", "fz/solver.py", "if t == CLEAN or r not in self.clean:",
+             "if True:", SOLVER),
+    Mutation("multistep-extrapolates-backwards", "fz/solver.py", "return (1 + w) * x - w * self.clean[r]",
+             "return (1 - w) * x + w * self.clean[r]", SOLVER),
+    Mutation("multistep-shows-what-was", "fz/solver.py", "return z if t_prev == CLEAN else self.step(z, t_prev, t)",
+             "return z", SOLVER),
     Mutation("reconstruction-records-unconditional", "fz/edit.py", "branch=-1)", "branch=0)", EDIT),
     Mutation("edit-starts-clean", "fz/edit.py", "else source.latents[schedule.timesteps[0]]",
              "else source.latents[schedule.timesteps[-1]]", EDIT),

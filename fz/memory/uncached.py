@@ -1,9 +1,8 @@
-"""An inversion that is kept nowhere: it answers `fz.memory.inversions.Inversion`'s questions, and writes no file."""
+"""An inversion that is in no cache: it answers `fz.memory.inversions.Inversion`'s questions, and writes no file."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from fz.ddim import Schedule
@@ -22,7 +21,7 @@ class NoLog:
         return None
 
 
-class Unkept:
+class Uncached:
     """For a Python program that named no cache. There is no folder, so queries and keys cannot go to disk."""
 
     folder = operands = NoLog.folder
@@ -30,7 +29,7 @@ class Unkept:
     def z0(self) -> None:
         return None
 
-    def restore(self, source: Source, schedule: Schedule, device: torch.device) -> int:
+    def restore(self, source: Source, schedule: Schedule) -> int:
         return 0
 
     def save(self, done: int, source: Source, schedule: Schedule) -> None:
