@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from fz.edit import Callback, Edit, invert, reconstruct
 from fz.errors import FzError
 from fz.guidance import Guidance
 from fz.keys import key_of_edit, key_of_inversion
+from fz.loaded import Loaded
 from fz.masks import blend_mask, changed_pixels, paste_background
 from fz.memory.budget import Footprint, choose_store, keep_for, store_for
 from fz.memory.inversions import Inversion, digest, leading
@@ -36,16 +37,12 @@ from fz.progress import Journal, Progress, bars
 from fz.prompts import align
 from fz.prompts.align import word_positions
 from fz.prompts.plan import Plan
-from fz.results.result import Edited
+from fz.results.result import Edited, Result
 from fz.saved import save_run
 from fz.settings.checks import is_factor
 from fz.settings.config import Settings
 from fz.source import Source, Store, keep_nothing
 from fz.stages import decode, encode, masks_by_size, plan_edits, with_masks
-
-if TYPE_CHECKING:
-    from fz.editor import Editor
-
 
 # an edit's step in steps of inversion: two branches, fused (bench/LOG.md); the source's once more to recompute
 EDIT_STEP = 2
@@ -58,9 +55,7 @@ class InvertedClip:
     left, by timestep (`fz.source.Source`).
     """
 
-    def __init__(
-        self, editor: "Editor", settings: Settings, video: Video, journal: Journal, shown: Tensor | None = None
-    ):
+    def __init__(self, editor: Loaded, settings: Settings, video: Video, journal: Journal, shown: Tensor | None = None):
         self.editor, self.settings, self.video, self.journal = editor, settings, video, journal
         checkpoint = editor.checkpoint
         schedule = Schedule.from_config(checkpoint.scheduler, settings.steps)
@@ -139,7 +134,8 @@ class InvertedClip:
         """Write the folder that `fz run` writes, of these edits: clips, frames, masks, attention, run.json. Returns its
         path. Raises FzError for a folder that holds something else, and for edits that cannot be of one run.
         """
-        return save_run(self, out, edits)
+        about = Result(self.settings, self.journal.notes, None, self.video, self.source, self.schedule, list(edits))
+        return save_run(dataclasses.replace(about, stages=self.journal.stages), self.tokens, self.editor.device, out)
 
     def averaged_maps(self) -> Tensor:
         """The source's cross-attention averaged over heads, layers and steps, (F, N, 77) on the CPU."""
@@ -152,7 +148,8 @@ class InvertedClip:
 
     def key(self) -> str:
         """A hash of all that the inverted latents depend on."""
-        return key_of_inversion(self)
+        of = self.video.frames, self.source.embedding, self.inverting
+        return key_of_inversion(self.editor, self.settings, *of)
 
     def choose_store(self, cached: Inversion | Uncached, keep: Callable[[int], Keep]) -> None:
         """Decide where the source's queries and keys stay, of which `keep` says those that edits need. Raises FzError
@@ -311,7 +308,8 @@ class InvertedClip:
 
     def edit_key(self, settings: Settings, plan: Plan, target: Tensor, negative: Tensor) -> str:
         """A hash of all that an edit of this inversion depends on."""
-        return key_of_edit(self, settings, plan, target, negative)
+        reconstruction = self.editor.embed(settings.reconstruction_prompt or settings.source)
+        return key_of_edit(settings, plan, (target, negative, reconstruction), self.model.control, self.mode)
 
     def frames_of(self, z: Tensor, changes: Tensor | None, journal: Journal) -> Tensor:
         """Decode z_0; outside of `changes` (`changed_pixels`) the clip's pixels. (F, 3, H, W) float32 in [-1, 1]."""

@@ -10,8 +10,9 @@ import torch
 
 from fz.baselines import METHODS
 from fz.checkpoint import settled
-from fz.editor import Editor, Models
+from fz.editor import Editor
 from fz.inverted import InvertedClip
+from fz.loaded import Models
 from fz.memory.budget import wanted
 from fz.memory.inversions import Inversion
 from fz.memory.machine import pick_device

@@ -21,8 +21,8 @@ from fz.checkpoint import settled
 from fz.clips.decode import check_source
 from fz.clips.media import write_json
 from fz.clips.user_mask import read_mask
-from fz.editor import Models
 from fz.errors import FzError
+from fz.loaded import Models
 from fz.metrics.measure import Truth
 from fz.pipeline import run
 from fz.progress import Progress

@@ -417,11 +417,11 @@ def test_a_run_is_done_when_its_report_is(here):
 
 
 def test_a_finished_run_is_reused_until_its_input_changes(done, here, flags, capsys, monkeypatch):
-    from fz import editor
+    from fz import loaded
 
     before = content(done)
     with monkeypatch.context() as patched:
-        patched.setattr(editor, "load_checkpoint", lambda *_, **__: pytest.fail("a model was loaded"))
+        patched.setattr(loaded, "load", lambda *_, **__: pytest.fail("a model was loaded"))
         assert main(flags()) == 0
     assert "nothing was computed" in capsys.readouterr().out and content(done) == before
     (done / "edit-0.mp4").unlink()
