@@ -1,7 +1,7 @@
 """How long will a run take, and how long with `--fast`? Told before its first step; nothing that is computed depends on
 it.
 
-A few short passes of the run's own layers are timed: over one frame and over MANY, a shallow one, the VAE over a small
+A few short passes of the run's own layers are timed: over one frame and over some, a shallow one, the VAE over a small
 picture. The run is the sum of the passes that it will make, each as long as its frames and branches have it.
 """
 
@@ -29,9 +29,9 @@ from fz.settings.config import FAST, REUSING, Settings
 INVERTING, FUSED, AGAIN, CONTROLLED, INT8 = 1.1, 1.05, 0.8, 1.3, 0.65
 # an edit's step in steps of inversion: two branches, fused; the source's once more to recompute
 EDIT_STEP = 2
-# frames of the longer pass that is tried; passes over one frame that a trial makes, about; and what share of the run's
-# it may be: small frames cost less each in a pass of many, so that a trial takes up to 3 % of the time (bench/LOG.md)
-MANY, TRIAL, SHARE = 3, 6, 0.0125
+# of the longer pass that is tried, frames at least and at most, and pixels of latents: small frames cost less each in a
+# pass of many. SHARE: of the run's passes over a frame, what a trial's may be; of its time that is 3 % at most
+FEWEST, MOST, PIXELS, SHARE = 2, 4, 4096, 0.02
 # a side of the picture that the VAE is tried on, of the clip's
 SMALLER = 4
 
@@ -89,6 +89,11 @@ class Course:
         return trial <= SHARE * sum(count * frames for count, frames, shallow in self.passes() if not shallow)
 
 
+def tried_frames(size: tuple[int, ...]) -> int:
+    """Frames of the longer pass that is tried, of latents of that (h, w)."""
+    return min(max(PIXELS // (size[0] * size[1]), FEWEST), MOST)
+
+
 def course_of(settings: Settings, frames: int, keep: Collection[int], left: int) -> Course:
     """keep: the edit steps at which queries and keys of the source are computed again."""
     first, last = settings.guidance_window
@@ -112,12 +117,14 @@ def with_fast(settings: Settings) -> Settings | None:
 def trial(
     model: Denoiser, vae: VAE, size: tuple[int, int], prompt: Tensor, clock: Callable[[], float] = time.perf_counter
 ) -> Pace:
-    """The pace of a model on this machine, by about TRIAL passes over a frame of (H, W) pixels. prompt: (77, Cx).
-    Nothing of it stays, and no random number is drawn from what a run draws from.
+    """The pace of a model on this machine, by some passes over frames of (H, W) pixels. prompt: (77, Cx). Nothing of it
+    stays, and no random number is drawn from what a run draws from.
     """
     unet, device, stride = model.layers, prompt.device, vae.config.stride
     draw = torch.Generator().manual_seed(0)
-    z = torch.randn(1, MANY, 4, *(side // stride for side in size), generator=draw).to(device)
+    latent_size = tuple(side // stride for side in size)
+    some = tried_frames(latent_size)
+    z = torch.randn(1, some, 4, *latent_size, generator=draw).to(device)
     text, t = TextContext(prompt[None]), model.schedule.timesteps[0]
     deep = Deep((model.reuse if model.reuse.every > 1 else Reuse.of(FAST["reuse"])).outer)
 
@@ -131,17 +138,17 @@ def trial(
     def forward(frames: int, **extra: Deep) -> float:
         return took(lambda: unet(z[:, :frames], t, text, Plain(model.frame_index), **extra))
 
-    # the first pass warms up
-    forward(1, deep=deep)
-    one, many, deep.shallow = forward(1), forward(MANY), True
-    shallow = forward(1, deep=deep)
+    # the first pass warms up: it asks for memory that later ones find
+    forward(some, deep=deep)
+    one, many, deep.shallow = forward(1), forward(some), True
+    shallow = forward(some, deep=deep)
     # another frame takes what the first does at most, and on a busy machine may seem to take anything
-    frame = min(max((many - one) / (MANY - 1), one / 8), one)
+    frame = min(max((many - one) / (some - 1), one / 8), one)
     height, width = (max(side // (SMALLER * stride), 1) * stride for side in size)
     small, share = torch.zeros(1, 3, height, width), size[0] * size[1] / (height * width)
     latent = encode_clip(vae, small)
     encode, decode = took(lambda: encode_clip(vae, small)), took(lambda: decode_clip(vae, latent))
-    return Pace(one - frame, frame, min(shallow / one, 1.0) if one else 1.0, share * encode, share * decode)
+    return Pace(one - frame, frame, min(shallow / many, 1.0) if many else 1.0, share * encode, share * decode)
 
 
 @dataclass(frozen=True)
@@ -162,15 +169,17 @@ class Ahead:
         where a trial would take more than SHARE of the run (unless it is free to), and where several processes or
         compiled layers would have to take part in it.
         """
-        settings, loaded, (frames, _, *pixels) = self.settings, self.loaded, self.size
+        settings, loaded, frames, pixels = self.settings, self.loaded, self.size[0], self.size[2:]
         if settings.method not in REUSING or loaded.ranks.world > 1 or settings.compile:
             return None
         course = course_of(settings, frames, self.again, left)
-        if not (free or course.affords(TRIAL)):
-            return None
         vae = loaded.checkpoint.vae
+        # the longer one twice, and one of a frame
+        passes = 2 * tried_frames(tuple(side // vae.config.stride for side in pixels)) + 1
+        if not (free or course.affords(passes)):
+            return None
         with loaded.denoising(), loaded.resident(vae):
-            pace = trial(self.model, vae, tuple(pixels), self.prompt)
+            pace = trial(self.model, vae, pixels, self.prompt)
         line = f"about {shown(course.seconds(pace))} to go"
         if fast := with_fast(settings):
             # of other timesteps, nothing is inverted yet
