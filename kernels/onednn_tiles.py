@@ -16,7 +16,7 @@ from fz.kernels.gemm import prefers_onednn, vector_bits
 TILE = 2**18
 # multiply-adds of one head below which calling a product costs more than it saves
 LEAST = 2**21
-# keys up to which tiles pay on any CPU; with more, only where vectors are wide: elsewhere `scaled_dot_product_attention`
+# keys up to which tiles pay on any CPU; with more, only where vectors are wide: elsewhere PyTorch's fused kernel
 # multiplies as fast, and never writes the logits (bench/LOG.md)
 FEW_KEYS = 128
 # oneDNN compiles a product for every shape: tiles have a multiple of so many rows
