@@ -106,6 +106,8 @@ def located(given: str | Path, what: str, parts: tuple[Part, ...]) -> Path:
     parts, fetched where it has to be. Raises FzError, beginning with the setting's name `what`.
     """
     path = expanded(given, what)
+    if not str(given).strip():
+        raise FzError(f"{what}: got an empty path, expected {EXPECTED.get(what, A_MODEL)}.")
     if path.exists():
         return followed(path)
     name = parsed(str(given))
