@@ -44,10 +44,11 @@ def answer(argv: Sequence[str] | None) -> int:
     import torch
 
     from bench.gpu_stages import run_stages
+    from fz.memory.machine import pick_device
 
     if not given.dry and not torch.cuda.is_available():
         raise FzError(NO_GPU)
-    return run_stages(torch.device("cpu" if given.dry else "cuda"), given.dry, given.seconds, out, given.only)
+    return run_stages(pick_device("cpu" if given.dry else "cuda"), given.dry, given.seconds, out, given.only)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 from bench.attention_ways import anchored, disc
 from fz.kernels import reference, rows, torch_ops, triton_norm, triton_ops
 from fz.kernels.triton_tiles import Tiles, capability_of, self_tiles
+from fz.memory.machine import pick_device
 
 Row = dict[str, object]
 WORDS = 77
@@ -293,4 +294,4 @@ def attention(device: torch.device, small: bool, until: float, clock: Callable[.
 @torch.no_grad()
 def check_small() -> list[Row]:
     """All comparisons in small, on the GPU where there is one."""
-    return check(torch.device("cuda" if torch.cuda.is_available() else "cpu"), True, time.monotonic() + 600)
+    return check(pick_device("cuda" if torch.cuda.is_available() else "cpu"), True, time.monotonic() + 600)

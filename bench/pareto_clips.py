@@ -9,6 +9,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,7 @@ from PIL import Image, ImageDraw
 
 from bench.pareto_ways import EXACT, WAYS
 from bench.summary import interval
-from fz import records
-from fz.clips.media import atomic, write_json
+from fz.clips.media import atomic
 from fz.denoiser import Denoiser
 from fz.guidance import Guidance
 from fz.memory.inversions import digest
@@ -30,12 +30,15 @@ from fz.mini.setup import Setup
 from fz.mini.world import caption
 from fz.model import fast_cpu
 from fz.model.deep import Reuse
+from fz.records import NUMBER
+from fz.results.cells import cell
 from fz.settings.config import PRESETS, Settings
 from fz.weights.load import Checkpoint
 
 # of an edit of each kind, what is to be right
 ASKED = {"attribute": "colour", "shape": "kind", "style": "style"}
 FIGURES = {"background psnr": "background, dB", "outline iou": "outline IoU", "right": "right", "seconds": "seconds"}
+CELL = {"figures": dict.fromkeys(FIGURES, NUMBER)}
 Row = dict[str, float]
 
 
@@ -81,6 +84,13 @@ def measured(way: Way, i: int) -> Row:
     return means | {"seconds": seconds}
 
 
+def told(way: Way, name: str, i: int) -> dict[str, Row]:
+    """A cell, and a line about it."""
+    figures = measured(way, i)
+    print(f"clip {i}, {name}: {figures['seconds']:.1f} s", flush=True)
+    return {"figures": figures}
+
+
 def rows_of(
     loaded: Checkpoint, setup: Setup, names: Sequence[str], clips: range, folder: Path
 ) -> dict[str, dict[int, Row]]:
@@ -94,13 +104,7 @@ def rows_of(
                 key = key or ways[name].key()
             own = digest(key, dict(WAYS[name]), ways[name].setup)
             file = folder / f"{name.replace(' ', '-').replace(':', '-')}-{i:03d}.json"
-            # one that is cut short, or not ours, is measured again
-            content = records.read(file, {"key": str, "figures": dict.fromkeys(FIGURES, records.NUMBER)})
-            if content is None or content["key"] != own:
-                content = {"key": own, "figures": measured(ways[name], i)}
-                write_json(file, content)
-                print(f"clip {i}, {name}: {content['figures']['seconds']:.1f} s", flush=True)
-            rows[name][i] = content["figures"]
+            rows[name][i] = cell(file, own, CELL, partial(told, ways[name], name, i))["figures"]
     return rows
 
 

@@ -11,10 +11,8 @@ import dataclasses
 import functools
 import hashlib
 import json
-import multiprocessing
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +22,19 @@ import numpy as np
 from bench.here import commit, machine
 from bench.summary import ranked, summary, table, verdict
 from bench.table1_rows import ABLATED, MISSING, SHAPES, TABLE, TableRow, methods_of
-from fz import records
 from fz.clips.media import atomic, to_uint8, write_json, write_pngs
-from fz.memory.machine import start_alone
 from fz.metrics.measure import TITLES, Truth, measure
 from fz.records import NUMBER
 from fz.results import own
+from fz.results.cells import cell, each
 from fz.results.folder import RUN, as_json, read_run
 from fz.settings.config import PRESETS, ClipSettings, EditSettings, Settings
 from fz.settings.place import expanded
+
+CELL = {
+    "commit": str,
+    "rows": [{"clip": str, "kind": str, "target": str, "seed": int, **dict.fromkeys(TITLES, (*NUMBER, None))}],
+}
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def settings_of(method: TableRow, job: Job, seed: int, out: Path) -> tuple[Setti
     ), chosen
 
 
-def cell(method: TableRow, job: Job, seed: int, out: Path, clip: Any, by: str, keep: bool) -> list[dict[str, Any]]:
+def cell_of(method: TableRow, job: Job, seed: int, out: Path, clip: Any, by: str, keep: bool) -> list[dict[str, Any]]:
     """The rows of one cell: read where it was done before with the same settings and weights (`by`), else run and
     written.
 
@@ -116,30 +118,22 @@ def cell(method: TableRow, job: Job, seed: int, out: Path, clip: Any, by: str, k
     clip_settings = {**as_json(settings)["clip"], "path": Path(settings.clip.path).name}
     about = as_json(settings) | {"clip": clip_settings, "out": None, "threads": None, "by": by}
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-    file = out / "cells" / slugged(method) / f"{job.name}-{seed}.json"
-    if file.is_file():
-        done = read_cell(file)
-        if done is not None and done["key"] == key:
-            return [row | {"commit": done["commit"]} for row in done["rows"]]
-    result = run(settings)
-    source, rows = to_uint8(result.video.frames), []
-    for i, edited in zip(chosen, result.edits, strict=True):
-        row = measure(source, to_uint8(edited.frames), (settings.source, edited.target), clip, job.truths[i])
-        rows.append({"clip": job.name, "seed": seed, "kind": job.kinds[i], "target": edited.target, **row})
-    done = {"key": key, "method": method.name, "commit": commit(), "rows": rows}
-    # first, so that no kill leaves a folder beside a cell that is done
-    if not keep:
-        folder = Path(settings.out)
-        own.remove(folder, [*(read_run(folder) or {"files": []})["files"], RUN])
-        own.unmake([folder])
-    write_json(file, done)
-    return [row | {"commit": done["commit"]} for row in rows]
 
+    def measured() -> dict[str, Any]:
+        result = run(settings)
+        source, rows = to_uint8(result.video.frames), []
+        for i, edited in zip(chosen, result.edits, strict=True):
+            row = measure(source, to_uint8(edited.frames), (settings.source, edited.target), clip, job.truths[i])
+            rows.append({"clip": job.name, "seed": seed, "kind": job.kinds[i], "target": edited.target, **row})
+        # before the cell is written, so that no kill leaves a folder beside one that is done
+        if not keep:
+            folder = Path(settings.out)
+            own.remove(folder, [*(read_run(folder) or {"files": []})["files"], RUN])
+            own.unmake([folder])
+        return {"method": method.name, "commit": commit(), "rows": rows}
 
-def read_cell(file: Path) -> dict[str, Any] | None:
-    """A cell that was done; None for one that is damaged or not ours, which is done again."""
-    row = {"clip": str, "kind": str, "target": str, "seed": int, **dict.fromkeys(TITLES, (*NUMBER, None))}
-    return records.read(file, {"key": str, "commit": str, "rows": [row]})
+    done = cell(out / "cells" / slugged(method) / f"{job.name}-{seed}.json", key, CELL, measured)
+    return [row | {"commit": done["commit"]} for row in done["rows"]]
 
 
 def fingerprint(path: str | Path | None) -> str:
@@ -167,7 +161,7 @@ def rows_of(given: argparse.Namespace, number: int) -> dict[str, list[dict[str, 
     job = config_job(given.config[number], given) if given.config else held_out_job(number, given)
     clip, by = judge_of(given.clip_model, given.tokenizer, given.checkpoint, bool(given.config))
     cells = {
-        m.name: [cell(m, job, seed, given.out, clip, by, given.keep) for seed in range(given.seeds)]
+        m.name: [cell_of(m, job, seed, given.out, clip, by, given.keep) for seed in range(given.seeds)]
         for m in methods_of(given.methods)
     }
     return {name: sum(seeds, []) for name, seeds in cells.items()}
@@ -184,24 +178,14 @@ def judge_of(path: str | None, tokenizer: str | None, checkpoint: str | None, ow
     return clip, f"{fingerprint(checkpoint or mini.FOLDER)} {fingerprint(used)}"
 
 
-def every_clip(given: argparse.Namespace) -> Iterator[dict[str, list[dict[str, Any]]]]:
-    """`rows_of` every clip, in order, by as many processes as are asked for."""
-    count = len(given.config) if given.config else given.clips
-    if given.processes == 1:
-        yield from (rows_of(given, number) for number in range(count))
-        return
-    # processes of their own: a forked one may hang in a library's locks
-    with ProcessPoolExecutor(given.processes, multiprocessing.get_context("spawn"), initializer=start_alone) as pool:
-        yield from pool.map(functools.partial(rows_of, given), range(count))
-
-
 def bench(given: argparse.Namespace) -> str:
     """Run what is not done yet; write table1.json and table1.md, whose text is returned."""
     rows: dict[str, list[dict[str, Any]]] = {m.name: [] for m in methods_of(given.methods)}
-    for number, found in enumerate(every_clip(given)):
+    count = len(given.config) if given.config else given.clips
+    for number, found in enumerate(each(functools.partial(rows_of, given), range(count), given.processes), start=1):
         for name, more in found.items():
             rows[name] += more
-        print(f"clip {number + 1}: done", file=sys.stderr, flush=True)
+        print(f"clip {number}: done", file=sys.stderr, flush=True)
     text, summaries, said = page(rows)
     content = {"summaries": summaries, "missing": MISSING, "verdict": said}
     write_json(given.out / "table1.json", content)

@@ -18,7 +18,7 @@ from fz.model.layers import Operands, Site
 MAP_STRIDE = 4  # masks come from the cross-attention whose feature map is 1/4 of the latent's side
 FUSED_FROM_STRIDE = 2  # the full-size level is never fused
 
-Kept = Mapping[str, tuple[Tensor, ...]]  # site name -> (q, k) of a self-attention, (q,) of a cross-attention
+QK = Mapping[str, tuple[Tensor, ...]]  # site name -> (q, k) of a self-attention, (q,) of a cross-attention
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Recorder:
     """Plain attention of one timestep that keeps what fusion will need of one branch: c_src of Algorithm 1, and Q and K
     if asked.
 
-    maps: the branch's cross-attention at each 1/4-level site, averaged over heads, (F, N, 77). kept: site name -> (q,
+    maps: the branch's cross-attention at each 1/4-level site, averaged over heads, (F, N, 77). qk: site name -> (q,
     k) or (q,). last: the name of a site at which the pass ends by raising StopForward, or None.
     """
 
@@ -69,18 +69,18 @@ class Recorder:
     keep: Keep = Keep()
     last: str | None = None
     maps: dict[str, Tensor] = field(default_factory=dict)
-    kept: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    qk: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def __call__(self, site: Site, x: Operands) -> Tensor:
         if not site.fusible:
             return Plain(self.frame_index)(site, x)
-        if site.name in self.maps or site.name in self.kept:
+        if site.name in self.maps or site.name in self.qk:
             raise RuntimeError(f"{site.name} was recorded twice in one forward pass")
         q, k = x.q(), x.k()
         if self.keep.wants(site):
             # the keys of a cross-attention are the prompt's, the same at every step
             operands = (q, k[:, x.own]) if site.kind == "self" else (q,)
-            self.kept[site.name] = tuple(o[self.branch].to(self.keep.dtype or o.dtype, copy=True) for o in operands)
+            self.qk[site.name] = tuple(o[self.branch].to(self.keep.dtype or o.dtype, copy=True) for o in operands)
         if site.name == self.last:
             raise StopForward
         if site.kind == "self":
@@ -92,7 +92,7 @@ class Recorder:
 
     def fresh(self) -> "Recorder":
         """The same before its forward pass: nothing recorded yet."""
-        return replace(self, maps={}, kept={})
+        return replace(self, maps={}, qk={})
 
     def average(self) -> Tensor:
         """The cross-attention averaged over heads and 1/4-level layers, (F, N, 77), float32; N = h/4 · w/4 tokens."""

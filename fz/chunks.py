@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from fz.attention import Kept, Plain, Recorder, StopForward
+from fz.attention import QK, Plain, Recorder, StopForward
 from fz.crossing import OWN, Attending, Chunk, Reading, of_frames
 from fz.errors import FzError
 from fz.frames import ABSOLUTE, FrameIndex
@@ -128,15 +128,15 @@ def of_chunk(attend: Attending, chunk: Chunk) -> Attending:
     inner = of_frames(attend, chunk, "chunk")
     if not isinstance(attend, Fuser):
         return inner
-    kept = attend.kept.chunk(chunk) if isinstance(attend.kept, Deferred) else KeptOfChunk(attend.kept, chunk)
-    return replace(inner, kept=kept)
+    qk = attend.qk.chunk(chunk) if isinstance(attend.qk, Deferred) else QKOfChunk(attend.qk, chunk)
+    return replace(inner, qk=qk)
 
 
 @dataclass
-class KeptOfChunk(Mapping):
+class QKOfChunk(Mapping):
     """Of kept queries a chunk's own, of kept keys those that it reads."""
 
-    whole: Kept
+    whole: QK
     chunk: Chunk
 
     def __getitem__(self, name: str) -> tuple[Tensor, ...]:
@@ -156,7 +156,7 @@ class KeptOfChunk(Mapping):
 def results(attend: Attending) -> list[dict[str, Tensor | tuple[Tensor, ...]]]:
     """What an attention function has recorded, by site name."""
     return (
-        [attend.kept, attend.maps]
+        [attend.qk, attend.maps]
         if isinstance(attend, Recorder)
         else [attend.target_maps]
         if isinstance(attend, Fuser)
@@ -241,9 +241,9 @@ class Earlier:
         return torch.cat([own, torch.stack(lacking, dim=1)], dim=1) if lacking else own
 
 
-def kept_of(
+def qk_of(
     unet: UNet | Chunks | Shard, seen: Recorder, z: Tensor, t: int, text: TextContext, control: Control | None = None
-) -> "Kept | Deferred":
+) -> "QK | Deferred":
     """What a Recorder keeps of a pass that it may break off; of chunks that run alone only when the same chunk is fused
     with it.
     """
@@ -251,7 +251,7 @@ def kept_of(
         return Deferred(unet.unet, seen, z, t, text, control)
     with contextlib.suppress(StopForward):
         unet(z, t, text, seen, **({} if control is None else {"control": control}))
-    return seen.kept
+    return seen.qk
 
 
 @dataclass
@@ -272,4 +272,4 @@ class Deferred:
         with contextlib.suppress(StopForward):
             reading = Reading(seen, chunk, Earlier(chunk, self.shared), keeps_all=True)
             self.unet(self.z[:, chunk.own], self.t, self.text, reading, control=control)
-        return seen.kept
+        return seen.qk

@@ -73,7 +73,7 @@ def of_frames(attend: Attending, chunk: Chunk, what: str) -> Attending:
     if isinstance(attend, Plain):
         return Plain(chunk)
     if isinstance(attend, Recorder):
-        return replace(attend, frame_index=chunk, maps={}, kept={})
+        return replace(attend, frame_index=chunk, maps={}, qk={})
     if attend.hides_object:
         raise FzError(
             f"{what}: got an edit that removes an object, expected one without: what hides it spans all frames. Leave "

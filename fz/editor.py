@@ -17,36 +17,22 @@ from torch import Tensor
 from fz import mini
 from fz.arguments import OF_AN_EDIT, OF_INVERTING, OF_LOADING, called, edit_of, named, path_of
 from fz.attention import Keep
-from fz.checkpoint import choose_frame_index, load_beside, place, settled
-from fz.checkpoint import load as load_checkpoint
-from fz.chunks import Chunks
 from fz.clips.arrays import ClipLike, as_video
 from fz.clips.canny import outlines
 from fz.clips.control_video import CANNY
 from fz.clips.video import Video
 from fz.edit import Callback
 from fz.errors import FzError
-from fz.graphs import Graphs, graphed
 from fz.inverted import InvertedClip
+from fz.loaded import Loaded
 from fz.memory.budget import Footprint, Prediction, prediction
 from fz.memory.inversions import Inversion
-from fz.memory.machine import pick_device
-from fz.memory.offload import resident
-from fz.memory.unkept import Unkept
-from fz.model import fast_cpu
-from fz.model.compiled import compile_step
-from fz.model.control import ControlNet
-from fz.model.some_frames import some_frames_at_once
-from fz.model.unet import UNet
+from fz.memory.uncached import Uncached
 from fz.progress import Journal, Progress, bars
 from fz.prompts.describe import Explained, explained
-from fz.ranks import Alone
 from fz.settings.checks import check_one_of, check_whole
 from fz.settings.config import ClipSettings, EditSettings, Settings
-from fz.settings.control import OF_CONTROL
-from fz.shard import Shard
 from fz.stages import plan_edits
-from fz.weights.load import Checkpoint
 
 
 def load(
@@ -74,80 +60,8 @@ def load(
     )
 
 
-FastUNet = UNet | Chunks | Shard | Graphs
-# settings that change nothing of a loaded model; whatever else there is may
-NOT_OF_MODELS = (
-    "clip", "source", "edits", "negative", "method", "strength", "steps", "solver", "guidance", "guidance_window",
-    "attention", "reconstruction_prompt", "frame_index", "least_channels", "chunk", "store", "store_dtype", "cache",
-    "seed", "out", "overwrite", "save_latents", "report", "dry_run", "notes", "shard", "reuse", *OF_CONTROL,
-)  # fmt: skip
-
-
-@dataclasses.dataclass
-class Models:
-    """What was loaded last, for runs that follow each other in one process: models are read once.
-
-    fitted: the UNet and the ControlNet made fast for a size of clips, and what was noted of them.
-    """
-
-    of: dict[str, Any] = dataclasses.field(default_factory=dict)
-    checkpoint: Checkpoint | None = None
-    control: ControlNet | None = None
-    vae_dtype: torch.dtype | None = None
-    fitted: dict[tuple[Any, ...], tuple[FastUNet, ControlNet | None, list[str]]] = dataclasses.field(
-        default_factory=dict
-    )
-
-    def get(self, settings: Settings, device: torch.device) -> tuple[Checkpoint, ControlNet | None]:
-        """The settings' checkpoint on its device, and the ControlNet beside it, if there is one."""
-        fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-        of = {name: value for name, value in fields.items() if name not in NOT_OF_MODELS}
-        # a run whose VAE overflowed left it in float32: others begin as they would alone
-        if self.checkpoint is None or self.of != of or self.vae_dtype != dtype_of(self.checkpoint):
-            # the old one goes before the new one comes
-            self.checkpoint = self.control = None
-            self.fitted.clear()
-            control = load_beside(settings)  # a wrong file is refused before the checkpoint is read
-            checkpoint = load_checkpoint(settings, device)
-            self.control = None if control is None else place(control, checkpoint, settings, device)
-            self.checkpoint, self.of, self.vae_dtype = checkpoint, of, dtype_of(checkpoint)
-        return self.checkpoint, self.control
-
-
-def dtype_of(checkpoint: Checkpoint) -> torch.dtype:
-    return checkpoint.vae.quant_conv.weight.dtype
-
-
-class Editor:
-    """A loaded model. One serves many clips and prompts; made by `fz.load`.
-
-    checkpoint: its parts; control: the ControlNet beside it, or None. device: where it runs. multiple: what the sides
-    of a clip are multiples of, in pixels.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        journal: Journal | None = None,
-        models: "Models | None" = None,
-        ranks: Alone | None = None,
-    ):
-        """models: what an earlier editor has loaded, taken where it is what these settings name. ranks: the processes
-        that have the clip's frames; one, unless given.
-        """
-        self.ranks = ranks or Alone()
-        journal, models = journal or Journal(), models or Models()
-        settings, _ = settled(settings)
-        self.settings, self.device = settings, pick_device(settings.device)
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-        torch.manual_seed(settings.seed)
-        with journal.timed("load", self.device):
-            self.checkpoint, self.control = models.get(settings, self.device)
-        journal.note(self.checkpoint.report)
-        self.frame_index = choose_frame_index(settings, self.checkpoint.tuned, journal.note)
-        self.multiple = self.checkpoint.vae.config.stride * self.checkpoint.unet.config.stride
-        self.fitted = models.fitted
+class Editor(Loaded):
+    """A loaded model. One serves many clips and prompts; made by `fz.load`."""
 
     def invert(
         self,
@@ -185,13 +99,13 @@ class Editor:
         # which edits will follow is not known yet: whatever any of them could need
         dtype = None if chosen.store_dtype == "same" else getattr(torch, chosen.store_dtype)
         open_folder = Inversion.open(cache, inversion.key(), journal.say) if cache else None
-        with open_folder or contextlib.nullcontext(Unkept()) as kept:
-            inversion.choose_store(kept, lambda k: Keep(True, True, dtype))
+        with open_folder or contextlib.nullcontext(Uncached()) as cached:
+            inversion.choose_store(cached, lambda k: Keep(True, True, dtype))
             inversion.encode()
             inversion.invert(callback)
-            kept.finished()
+            cached.finished()
         # edits of a Python program are not resumed
-        inversion.kept = Unkept()
+        inversion.cached = Uncached()
         return inversion
 
     def explain(
@@ -222,13 +136,6 @@ class Editor:
         footprint = Footprint(unet, latent_size, frames, settings.chunk, branches, settings.offload, vae)
         return prediction(footprint, steps or settings.steps, self.device)
 
-    def check_chunks(self, settings: Settings, video: Video | None) -> None:
-        """Raise FzError now for a clip that cannot be done so many frames at a time."""
-        if settings.chunk is not None:
-            chunks = Chunks(self.checkpoint.unet, settings.chunk)
-            if video is not None:
-                chunks.cut(self.frame_index, len(video.frames))
-
     def shown(self, pictures: ClipLike | str | None, video: Video, canny: tuple[float, float]) -> Tensor | None:
         """What the ControlNet is shown, (F, 3, H, W) in [-1, 1]; None without one. Raises FzError."""
         if self.control is None:
@@ -244,64 +151,3 @@ class Editor:
             wanted = f"{expected[0]} of {expected[-1]}x{expected[-2]} (width x height), as the clip has"
             raise FzError(f"control_video: got frames {got}, expected {wanted}. Read it as the clip was read.")
         return frames.expand(expected).contiguous()
-
-    def fit(
-        self, latent_size: tuple[int, int], frames: int, chunk: int | None, journal: Journal
-    ) -> tuple[FastUNet, ControlNet | None]:
-        """The UNet made fast for clips of that size and that many frames here, `chunk` at a time or all of them, and
-        the ControlNet likewise. The last ones are kept: clips of one size share them.
-        """
-        settings, unet, wanted = self.settings, self.checkpoint.unet, (latent_size, frames, chunk)
-        if wanted not in self.fitted:
-            budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9)
-            with journal.timed("prepare", self.device), self.resident(unet):
-                unet, line = fast_cpu.prepare(
-                    unet, latent_size, chunk or frames, settings.conv, budget, settings.weights
-                )
-            fast = Chunks(unet, chunk) if chunk else Shard(unet, self.ranks) if self.ranks.world > 1 else unet
-            lines = [line, *([compile_step(fast, self.device)] if settings.compile else [])]
-            control, lines_of_control = self.fit_control(latent_size, frames, chunk, journal)
-            # a graph is replayed on inputs of its own, and a ControlNet brings others
-            graph = settings.graph if control is None else "off"
-            fast, said = graphed(fast, graph, self.device, settings.offload, journal.note)
-            lines += said
-            self.fitted.clear()
-            self.fitted[wanted] = fast, control, lines + lines_of_control
-        fast, control, lines = self.fitted[wanted]
-        for line in lines:
-            # what was asked for and is not done is told
-            (journal.note if "left out" in line else journal.detail)(line)
-        return fast, control
-
-    def fit_control(
-        self, latent_size: tuple[int, int], frames: int, chunk: int | None, journal: Journal
-    ) -> tuple[ControlNet | None, list[str]]:
-        """The ControlNet made fast likewise, and what to note of it."""
-        settings, control = self.settings, self.control
-        if control is None:
-            return None, []
-        # half of what the UNet's weights may take: it is half of a UNet
-        budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9 / 2)
-        with journal.timed("prepare", self.device), self.resident(control):
-            control, line = fast_cpu.prepare(control, latent_size, chunk or frames, settings.conv, budget)
-        if chunk and control.clip_norm:
-            control = some_frames_at_once(control, chunk)
-        if settings.compile:
-            compile_step(control, self.device)
-        return control, [f"ControlNet: {line}"]
-
-    def denoising(self) -> contextlib.AbstractContextManager:
-        """What predicts noise on the run's device, for the time of a block if models are offloaded."""
-        stack = contextlib.ExitStack()
-        for module in (self.checkpoint.unet, self.control):
-            if module is not None:
-                stack.enter_context(self.resident(module))
-        return stack
-
-    def embed(self, prompt: str) -> Tensor:
-        """(77, Cx), on the device."""
-        return self.checkpoint.text.encode([prompt])[0].to(self.device)
-
-    def resident(self, module: torch.nn.Module) -> contextlib.AbstractContextManager:
-        """The module on the run's device, for the time of a block if models are offloaded."""
-        return resident(module, self.device, self.settings.offload)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fz import kernels
-from fz.attention import FUSED_FROM_STRIDE, MAP_STRIDE, Keep, Kept, Plain
+from fz.attention import FUSED_FROM_STRIDE, MAP_STRIDE, QK, Keep, Plain
 from fz.frames import FrameIndex, frame_table
 from fz.masks import surroundings
 from fz.model.layers import Operands, Site, TextContext
@@ -96,7 +96,7 @@ class Fuser:
     """Algorithm 2 at one edit step: the last branch's attention fused with the source's at the same t; other branches
     plain.
 
-    kept: the source's queries and keys at this t by site name, as a Recorder kept them; source_text: the source prompt,
+    qk: the source's queries and keys at this t by site name, as a Recorder keeps them; source_text: the source prompt,
     whose keys are those of the cross-attention. masks: stride of a site -> (F, h, w) bool, or None for no mask.
     hides_object: no query of any branch attends to a key under the mask. record_target: keep the target's 1/4-level
     cross-attention.
@@ -104,7 +104,7 @@ class Fuser:
 
     frame_index: FrameIndex
     fusion: FusionStep
-    kept: Kept
+    qk: QK
     source_text: TextContext
     masks: Mapping[int, Tensor] | None = None
     hides_object: bool = False
@@ -134,7 +134,7 @@ class Fuser:
         # without a mask no row is the edit's: the last branch's queries and keys are not even computed
         branches = slice(None, -1) if mask is None else slice(None)
         q, k = x.q(branches), x.k(branches)
-        q_src, k_src = self.kept[site.name]
+        q_src, k_src = self.qk[site.name]
         return kernels.self_attention(q, k, x.v(), table, q_src=q_src, k_src=k_src, mask=mask, key_mask=visible)
 
     def mask_at(self, site: Site) -> Tensor | None:
@@ -158,7 +158,7 @@ class Fuser:
                 x.q(slice(None) if edits else slice(None, -1)),
                 k,
                 torch.cat([v[:-1], v[-1:] * edit_weights[None, :, None, None]]),
-                q_src=self.kept[site.name][0],
+                q_src=self.qk[site.name][0],
                 k_src=x.keys_of(self.source_text)[0],
                 v_src=torch.einsum("ij,jhd->ihd", source_weights, v[-1]),
                 map_branch=-1 if wants_map and edits else None,

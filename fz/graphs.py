@@ -148,13 +148,13 @@ def operands(attend: Attend, like: Tensor) -> list[Tensor] | None:
         return None
     masks = attend.masks or {}
     weights = attend.fusion.weights(like) if attend.fusion.fuses_cross else ()
-    return [*(x for name in fused(attend) for x in attend.kept[name]), *(masks[s] for s in sorted(masks)), *weights]
+    return [*(x for name in fused(attend) for x in attend.qk[name]), *(masks[s] for s in sorted(masks)), *weights]
 
 
 def fused(attend: Fuser) -> list[str]:
     """The names of the sites whose kept queries and keys are read."""
     wanted = {2: attend.fusion.fuses_self, 1: attend.fusion.fuses_cross}
-    return sorted(name for name, kept in attend.kept.items() if wanted[len(kept)])
+    return sorted(name for name, qk in attend.qk.items() if wanted[len(qk)])
 
 
 def constants(attend: Plain | Recorder | Fuser) -> tuple:
@@ -178,10 +178,10 @@ def of_operands(attend: Plain | Recorder | Fuser, tensors: list[Tensor]) -> Plai
     if isinstance(attend, Recorder):
         return attend.fresh()
     left = iter(tensors)
-    kept = {name: tuple(next(left) for _ in attend.kept[name]) for name in fused(attend)}
+    qk = {name: tuple(next(left) for _ in attend.qk[name]) for name in fused(attend)}
     masks = attend.masks and {stride: next(left) for stride in sorted(attend.masks)}
     fusion = attend.fusion.of_weights(*left) if attend.fusion.fuses_cross else attend.fusion
-    return replace(attend, kept=kept, masks=masks, fusion=fusion)
+    return replace(attend, qk=qk, masks=masks, fusion=fusion)
 
 
 def fill(places: list[Tensor], tensors: list[Tensor], t: int) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,26 +26,23 @@ from fz.edit import Callback, Edit, invert, reconstruct
 from fz.errors import FzError
 from fz.guidance import Guidance
 from fz.keys import key_of_edit, key_of_inversion
+from fz.loaded import Loaded
 from fz.masks import blend_mask, changed_pixels, paste_background
-from fz.memory.budget import Footprint, choose_store, keep_for, kept_for
+from fz.memory.budget import Footprint, choose_store, keep_for, store_for
 from fz.memory.inversions import Inversion, digest, leading
-from fz.memory.unkept import Unkept
+from fz.memory.uncached import Uncached
 from fz.model.deep import Reuse
 from fz.model.finite import NotFinite
 from fz.progress import Journal, Progress, bars
 from fz.prompts import align
 from fz.prompts.align import word_positions
 from fz.prompts.plan import Plan
-from fz.results.result import Edited
+from fz.results.result import Edited, Result
 from fz.saved import save_run
 from fz.settings.checks import is_factor
 from fz.settings.config import Settings
 from fz.source import Source, Store, keep_nothing
 from fz.stages import decode, encode, masks_by_size, plan_edits, with_masks
-
-if TYPE_CHECKING:
-    from fz.editor import Editor
-
 
 # an edit's step in steps of inversion: two branches, fused (bench/LOG.md); the source's once more to recompute
 EDIT_STEP = 2
@@ -58,9 +55,7 @@ class InvertedClip:
     left, by timestep (`fz.source.Source`).
     """
 
-    def __init__(
-        self, editor: "Editor", settings: Settings, video: Video, journal: Journal, shown: Tensor | None = None
-    ):
+    def __init__(self, editor: Loaded, settings: Settings, video: Video, journal: Journal, shown: Tensor | None = None):
         self.editor, self.settings, self.video, self.journal = editor, settings, video, journal
         checkpoint = editor.checkpoint
         schedule = Schedule.from_config(checkpoint.scheduler, settings.steps)
@@ -74,7 +69,7 @@ class InvertedClip:
         model = Denoiser(unet, schedule, editor.frame_index, reuse, solver=settings.solver)
         self.model, self.inverting = controlled(model, editor, net, shown, settings)
         self.source = Source(editor.embed(settings.source))
-        self.kept: Inversion | Unkept = Unkept()
+        self.cached: Inversion | Uncached = Uncached()
         self.keep: Callable[[int], Keep] = keep_nothing
         self.mode = "recompute"
         self.once: dict[str, Any] = {}  # what several edits need, by what it depends on
@@ -139,7 +134,8 @@ class InvertedClip:
         """Write the folder that `fz run` writes, of these edits: clips, frames, masks, attention, run.json. Returns its
         path. Raises FzError for a folder that holds something else, and for edits that cannot be of one run.
         """
-        return save_run(self, out, edits)
+        about = Result(self.settings, self.journal.notes, None, self.video, self.source, self.schedule, list(edits))
+        return save_run(dataclasses.replace(about, stages=self.journal.stages), self.tokens, self.editor.device, out)
 
     def averaged_maps(self) -> Tensor:
         """The source's cross-attention averaged over heads, layers and steps, (F, N, 77) on the CPU."""
@@ -152,9 +148,10 @@ class InvertedClip:
 
     def key(self) -> str:
         """A hash of all that the inverted latents depend on."""
-        return key_of_inversion(self)
+        of = self.video.frames, self.source.embedding, self.inverting
+        return key_of_inversion(self.editor, self.settings, *of)
 
-    def choose_store(self, kept: Inversion | Unkept, keep: Callable[[int], Keep]) -> None:
+    def choose_store(self, cached: Inversion | Uncached, keep: Callable[[int], Keep]) -> None:
         """Decide where the source's queries and keys stay, of which `keep` says those that edits need. Raises FzError
         where the run cannot fit.
         """
@@ -174,14 +171,14 @@ class InvertedClip:
         # shallow steps fuse nothing
         per_step = [keep(k) if reuse.is_full(k, steps) else Keep() for k in range(steps)]
         # what is free differs from run to run: said, not noted
-        self.mode = choose_store(settings.store, footprint, per_step, kept.operands, editor.device, self.journal.say)
+        self.mode = choose_store(settings.store, footprint, per_step, cached.operands, editor.device, self.journal.say)
         # passes are made together: what is computed again has to be so in all
         self.mode = self.ranks.agree(self.mode)
-        self.kept, self.keep = kept, keep_for(self.mode, per_step.__getitem__)
+        self.cached, self.keep = cached, keep_for(self.mode, per_step.__getitem__)
 
     def encode(self) -> None:
         """The clip's z_0, from the inversion's folder if it is there."""
-        z0, device, vae = self.ranks.agree(self.kept.z0()), self.editor.device, self.editor.checkpoint.vae
+        z0, device, vae = self.ranks.agree(self.cached.z0()), self.editor.device, self.editor.checkpoint.vae
         found = z0 is not None
         if not found:
             with self.journal.timed("encode", device), self.editor.resident(vae):
@@ -189,15 +186,15 @@ class InvertedClip:
             z0 = self.ranks.gather(z0, len(self.video.frames))
         self.source.latents[CLEAN] = z0.to(device)
         if not found:
-            self.kept.save(0, self.source, self.schedule)
+            self.cached.save(0, self.source, self.schedule)
 
     def invert(self, callback: Callback | None = None) -> None:
         """Invert z_0: as much as the inversion's folder has of it, and the rest."""
         source, schedule, editor = self.source, self.schedule, self.editor
         source.store, source.keep = self.store("inversion"), self.keep
-        restored = same_inversion(self.ranks, source, schedule, self.kept.restore(source, schedule))
+        restored = same_inversion(self.ranks, source, schedule, self.cached.restore(source, schedule))
         if restored:
-            self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.kept.folder}")
+            self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.cached.folder}")
         with self.journal.steps("invert", "inverting", schedule.steps, editor.device) as advance:
             start = time.monotonic()
 
@@ -207,7 +204,7 @@ class InvertedClip:
                     return
                 if done == restored + 1:
                     self.tell_seconds(time.monotonic() - start, schedule.steps - done)
-                self.kept.save(done, source, schedule)
+                self.cached.save(done, source, schedule)
                 advance()
                 if callback:
                     callback(done, z)
@@ -274,7 +271,7 @@ class InvertedClip:
         guidance = Guidance(editor.embed(settings.negative), settings.guidance, settings.guidance_window)
         edit = self.method_of(settings, guidance, journal)
         target = editor.embed(settings.edits[0].target)
-        log = self.kept.edit_log(self.edit_key(settings, plan, target, guidance.negative))
+        log = self.cached.edit_log(self.edit_key(settings, plan, target, guidance.negative))
         done = same_steps(self.ranks, leading(log, steps) if method.resumes else [])
         # shallow steps want the deep features of their full step, which is done again
         done = done[: self.model.full_step(len(done))] if len(done) < steps else done
@@ -311,7 +308,8 @@ class InvertedClip:
 
     def edit_key(self, settings: Settings, plan: Plan, target: Tensor, negative: Tensor) -> str:
         """A hash of all that an edit of this inversion depends on."""
-        return key_of_edit(self, settings, plan, target, negative)
+        reconstruction = self.editor.embed(settings.reconstruction_prompt or settings.source)
+        return key_of_edit(settings, plan, (target, negative, reconstruction), self.model.control, self.mode)
 
     def frames_of(self, z: Tensor, changes: Tensor | None, journal: Journal) -> Tensor:
         """Decode z_0; outside of `changes` (`changed_pixels`) the clip's pixels. (F, 3, H, W) float32 in [-1, 1]."""
@@ -337,8 +335,8 @@ class InvertedClip:
 
     def store(self, of: str) -> Store:
         """Where queries and keys of that pass stay."""
-        folder = self.kept.operands / f"{of}-{self.settings.store_dtype}"
-        return kept_for(
+        folder = self.cached.operands / f"{of}-{self.settings.store_dtype}"
+        return store_for(
             self.mode, folder, self.schedule.timesteps, self.editor.device, self.journal.say, self.settings.offload
         )
 

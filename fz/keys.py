@@ -1,7 +1,7 @@
 """What do an inversion's latents, and an edit of it, depend on? Hashes by which they are found again."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,30 +10,31 @@ import fz
 from fz import kernels
 from fz.control import parts_of
 from fz.ddim import CLEAN
+from fz.denoiser import Denoiser
+from fz.loaded import Loaded
 from fz.memory.inversions import digest, model_digest
 from fz.model import fast_cpu
+from fz.model.control import Control
 from fz.prompts.plan import Plan
 from fz.settings.config import Settings
 
-if TYPE_CHECKING:
-    from fz.inverted import InvertedClip
 
-
-def key_of_inversion(inversion: "InvertedClip") -> str:
-    """Of all that the inverted latents depend on."""
-    editor, settings, schedule = inversion.editor, inversion.settings, inversion.schedule
-    unet, device = editor.checkpoint.unet, editor.device
+def key_of_inversion(loaded: Loaded, settings: Settings, frames: Tensor, embedding: Tensor, inverting: Denoiser) -> str:
+    """Of all that the inverted latents depend on. frames: the clip's; embedding: of its sentence; inverting: what
+    predicts noise.
+    """
+    unet, device, schedule = loaded.checkpoint.unet, loaded.device, inverting.schedule
     times = (CLEAN, *schedule.timesteps)
     return digest(
-        inversion.video.frames,
-        inversion.source.embedding,
+        frames,
+        embedding,
         # heads, groups and the like, which no weight shows
         unet.config,
-        editor.checkpoint.vae.config,
+        loaded.checkpoint.vae.config,
         model_digest(unet),
-        model_digest(editor.checkpoint.vae),
+        model_digest(loaded.checkpoint.vae),
         [schedule.timesteps, [schedule.alpha_bar(t) for t in times]],
-        dataclasses.asdict(editor.frame_index),
+        dataclasses.asdict(loaded.frame_index),
         [
             settings.clip_norm,
             settings.chunk,
@@ -43,27 +44,32 @@ def key_of_inversion(inversion: "InvertedClip") -> str:
             settings.reuse,
             settings.weights,
         ],
-        [kernels.choose(device), fast_cpu.signature(inversion.model.unet), torch.get_num_threads()],
+        [kernels.choose(device), fast_cpu.signature(inverting.unet), torch.get_num_threads()],
         [fz.__version__, torch.__version__],
-        *parts_of(inversion.inverting.control),
+        *parts_of(inverting.control),
         *([["solver", settings.solver]] if settings.solver != "ddim" else []),
         # the frames' split shows in the last digits
-        *([["processes", editor.ranks.world]] if editor.ranks.world > 1 else []),
+        *([["processes", loaded.ranks.world]] if loaded.ranks.world > 1 else []),
     )
 
 
-def key_of_edit(inversion: "InvertedClip", settings: Settings, plan: Plan, target: Tensor, negative: Tensor) -> str:
-    """Of all that an edit of this inversion depends on. target, negative: embeddings."""
+def key_of_edit(
+    settings: Settings, plan: Plan, embeddings: Sequence[Tensor], control: Control | None, mode: str
+) -> str:
+    """Of all that an edit of an inversion depends on. embeddings: of target, negative and reconstruction prompt; mode:
+    where queries and keys stay.
+    """
+    target, negative, reconstruction = embeddings
     return digest(
         settings.method,
         target,
         negative,
         [settings.guidance, settings.guidance_window, settings.strength, settings.seed],
         settings.attention,
-        inversion.editor.embed(settings.reconstruction_prompt or settings.source),
+        reconstruction,
         # queries and keys that are computed again are exact, those kept have the store's dtype
-        settings.store_dtype if inversion.mode != "recompute" else "same",
+        settings.store_dtype if mode != "recompute" else "same",
         plan.fusion,
         plan.region,
-        *parts_of(inversion.model.control),
+        *parts_of(control),
     )

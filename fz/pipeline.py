@@ -10,12 +10,13 @@ import torch
 
 from fz.baselines import METHODS
 from fz.checkpoint import settled
-from fz.editor import Editor, Models
+from fz.editor import Editor
 from fz.inverted import InvertedClip
+from fz.loaded import Models
 from fz.memory.budget import wanted
 from fz.memory.inversions import Inversion
 from fz.memory.machine import pick_device
-from fz.memory.unkept import Unkept
+from fz.memory.uncached import Uncached
 from fz.progress import Journal, Progress
 from fz.ranks import Alone, Ranks
 from fz.results import reuse
@@ -61,8 +62,8 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
         folder.start(settings)
         inversion = InvertedClip(editor, settings, result.video, journal, shown)
         keep = wanted([plan.fusion for plan in plans if plan.fusion and method.keeps], settings.store_dtype)
-        with opened(settings, inversion, ranks) as kept:
-            inversion.choose_store(kept, keep)
+        with opened(settings, inversion, ranks) as cached:
+            inversion.choose_store(cached, keep)
 
             # encode
             inversion.encode()
@@ -84,7 +85,7 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
                 folder.write_edit(i, result.video, edited)
                 if settings.save_latents:
                     folder.add_latents(edit_tensors(i, edited))
-            kept.finished()
+            cached.finished()
         result.out = str(folder.path) if ranks.leads else None
         # the command writes the report once all else is complete, and then says that it is done
         folder.finish(result, versions(editor.device, ranks.world), awaits=["report.html"] if settings.report else [])
@@ -106,7 +107,7 @@ def results(settings: Settings, ranks: Alone) -> ResultFolder | NoFolder:
 def opened(settings: Settings, inversion: InvertedClip, ranks: Alone) -> contextlib.AbstractContextManager:
     """The inversion's folder in the cache; of several processes, the first one's."""
     if not ranks.leads:
-        return contextlib.nullcontext(Unkept())
+        return contextlib.nullcontext(Uncached())
     return Inversion.open(settings.cache, inversion.key(), inversion.journal.say)
 
 

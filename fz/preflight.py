@@ -19,7 +19,8 @@ from fz.settings.device import check_device
 from fz.settings.place import expanded
 from fz.tuning.folder import TuningFolder
 from fz.tuning.settings import TuneSettings
-from fz.weights.hub import OF_TOKENIZER, TOKENIZER_OF_CHECKPOINT, located, models_of
+from fz.weights.hub import located, models_of
+from fz.weights.needed import OF_TOKENIZER, TOKENIZER_OF_CHECKPOINT
 from fz.weights.tokenizer import find_tokenizer, load_tokenizer
 
 

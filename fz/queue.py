@@ -11,7 +11,7 @@ import gc
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -21,8 +21,8 @@ from fz.checkpoint import settled
 from fz.clips.decode import check_source
 from fz.clips.media import write_json
 from fz.clips.user_mask import read_mask
-from fz.editor import Models
 from fz.errors import FzError
+from fz.loaded import Models
 from fz.metrics.measure import Truth
 from fz.pipeline import run
 from fz.progress import Progress
@@ -86,6 +86,7 @@ class Queue:
         self.jobs, self.out, self.place, self.progress = list(jobs), out, place, progress
         self.clip_model, self.models = clip_model, Models()
         self.known: dict[str, Settings | None] = {}
+        self.alike: dict[Hashable, list[str]] = {}  # names of jobs, by their clip
         # what failed before this start is tried again
         self.old = {job.name: token for job in jobs if (token := read_failure(out, job.name).get("token"))}
 
@@ -128,24 +129,43 @@ class Queue:
         first = self.place.rank * len(self.jobs) // self.place.world
         left = [*self.jobs[first:], *self.jobs[:first]]
         while left:
-            did = False
+            did, later = False, []
             for job in list(left):
                 if self.finished(job):
                     left.remove(job)
-                    continue
-                with self.claimed(job) as mine:
-                    # it may have been done while this process did another
-                    if mine and not self.finished(job):
-                        self.do(job)
-                        did = True
+                elif self.clip_is_busy(job):
+                    later.append(job)
+                else:
+                    did |= self.attempt(job)
+            # two processes that begin a clip both invert it: only where there is nothing else to do
+            did = did or any(self.attempt(job) for job in later)
             if left and not did:
                 time.sleep(PAUSE)
+
+    def attempt(self, job: Job) -> bool:
+        """Do the job, unless another process does it or has done it meanwhile. Returns whether this one did."""
+        with self.claimed(job) as mine:
+            if not mine or self.finished(job):
+                return False
+            self.do(job)
+            return True
+
+    def clip_is_busy(self, job: Job) -> bool:
+        """Does another job of the same clip, under the same sentence, seem to be in progress elsewhere?"""
+        if not self.alike:
+            for other in self.jobs:
+                self.alike.setdefault(self.clip_of(other), []).append(other.name)
+        return any((self.out / claim(name)).exists() for name in self.alike[self.clip_of(job)] if name != job.name)
+
+    def clip_of(self, job: Job) -> Hashable:
+        settings = self.settings(job)
+        return job.name if settings is None else (settings.clip, settings.source)
 
     @contextlib.contextmanager
     def claimed(self, job: Job) -> Iterator[bool]:
         """Whether the job is this process's, which it stays for the block."""
         try:
-            lock = Lock(self.out, name=f".fz-claim-{job.name}")
+            lock = Lock(self.out, name=claim(job.name))
         except Busy:
             yield False
             return
@@ -211,6 +231,11 @@ class Queue:
             except Exception as error:
                 found.append((job.name, explain(error)[0]))
         return found
+
+
+def claim(name: str) -> str:
+    """The file by which a process has a job."""
+    return f".fz-claim-{name}"
 
 
 def truth_of(job: Job, settings: Settings, result: Result) -> Truth | None:

@@ -1,23 +1,23 @@
 """Edits of a Python program as the folder that `fz run` writes: clips, frames, masks, attention and run.json."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from fz.errors import FzError
+from fz.prompts.text import Tokens
 from fz.results.folder import ResultFolder
 from fz.results.result import Edited, Result
 from fz.stages import versions
 
-if TYPE_CHECKING:
-    from fz.inverted import InvertedClip
 
-
-def save_run(inversion: "InvertedClip", out: str | Path, edits: Sequence[Edited]) -> Path:
-    """Missing folders are made. Raises FzError for what is no path or no edit, for a folder that holds something else,
-    and for edits whose settings differ in more than the edit itself.
+def save_run(found: Result, tokens: Tokens, device: torch.device, out: str | Path) -> Path:
+    """found: an inversion and edits of it; tokens: of its sentence. Missing folders are made. Raises FzError for what
+    is no path or no edit, for a folder that holds something else, and for edits whose settings differ in more than the
+    edit itself.
     """
+    edits = found.edits
     if not edits:
         raise FzError("save: got no edits, expected what InvertedClip.edit returned.")
     if not isinstance(out, (str, Path)) or out == "":
@@ -29,13 +29,12 @@ def save_run(inversion: "InvertedClip", out: str | Path, edits: Sequence[Edited]
         raise FzError("save: got edits of different guidance, method or clip, expected those of one run. Save each.")
     ours = tuple(edited.settings.edits[0] for edited in edits)
     settings = dataclasses.replace(runs[0], edits=ours, out=str(Path(out).expanduser()))
-    notes = list(dict.fromkeys(note for edited in edits for note in (*inversion.journal.notes, *edited.notes)))
-    result = Result(settings, notes, settings.out, inversion.video, inversion.source, inversion.schedule, list(edits))
-    result.stages = dict(inversion.journal.stages)
+    notes = list(dict.fromkeys(note for edited in edits for note in (*found.notes, *edited.notes)))
+    result = dataclasses.replace(found, settings=settings, notes=notes, out=settings.out)
     with ResultFolder.claim(settings) as folder:
         folder.start(settings)
-        folder.write_source(inversion.video, inversion.source, inversion.tokens, inversion.schedule)
+        folder.write_source(found.video, found.source, tokens, found.schedule)
         for i, edited in enumerate(edits):
-            folder.write_edit(i, inversion.video, edited)
-        folder.finish(result, versions(inversion.editor.device))
+            folder.write_edit(i, found.video, edited)
+        folder.finish(result, versions(device))
     return folder.path

@@ -65,7 +65,7 @@ class Shard(StandIn):
         except StopForward:
             pass
         if isinstance(attend, Recorder):
-            attend.kept.update(inner.kept)
+            attend.qk.update(inner.qk)
             self.gather_maps(inner.maps, attend.maps)
         elif isinstance(attend, Fuser):
             self.gather_maps(inner.target_maps, attend.target_maps)

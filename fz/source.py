@@ -10,8 +10,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fz.attention import Keep, Kept, Plain, Recorder
-from fz.chunks import kept_of
+from fz.attention import QK, Keep, Plain, Recorder
+from fz.chunks import qk_of
 from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
 from fz.model.control import Control
@@ -22,19 +22,19 @@ from fz.model.layers import TextContext
 class Store(Protocol):
     """Where the source's queries and keys are kept, by timestep; `fz.memory.kept` has one in RAM and one in files."""
 
-    def put(self, t: int, kept: Kept) -> None: ...
+    def put(self, t: int, qk: QK) -> None: ...
 
-    def get(self, t: int) -> Kept | None:
+    def get(self, t: int) -> QK | None:
         """None where they are not: they are then computed again from the source's latent, to the same bits."""
 
 
 class Recompute:
     """The store that keeps nothing but latents and averaged maps ('recompute')."""
 
-    def put(self, t: int, kept: Kept) -> None:
+    def put(self, t: int, qk: QK) -> None:
         pass
 
-    def get(self, t: int) -> Kept | None:
+    def get(self, t: int) -> QK | None:
         return None
 
 
@@ -105,20 +105,20 @@ class Source:
         self.inputs[t] = z
         if isinstance(seen, Recorder):
             self.newest_map = seen.average()
-            if seen.kept:
-                self.store.put(t, seen.kept)
+            if seen.qk:
+                self.store.put(t, seen.qk)
         self.maps[t] = self.newest_map
 
-    def queries_and_keys(self, model: Denoiser, t: int, keep: Keep, text: TextContext) -> Kept:
+    def queries_and_keys(self, model: Denoiser, t: int, keep: Keep, text: TextContext) -> QK:
         """The source's queries and keys at t: those in the store, or else of a pass over the source's own latent as far
         as the last fused layer.
 
         The pass has inversion's batch, so that what it gives is what inversion would have kept, to the bit.
         """
         wanted = [site.name for site in model.unet.sites() if keep.wants(site)]
-        kept = self.store.get(t) or {}
-        if any(name not in kept for name in wanted):
+        qk = self.store.get(t) or {}
+        if any(name not in qk for name in wanted):
             seen = Recorder(model.frame_index, keep=keep, last=wanted[-1])
             control = self.control and self.control.at(t)
-            kept = kept_of(model.unet, seen, self.inputs[t][None], t, text, control)
-        return kept
+            qk = qk_of(model.unet, seen, self.inputs[t][None], t, text, control)
+        return qk

@@ -7,7 +7,6 @@ Each gets the few values that it needs. What a run is, from top to bottom, is `f
 import dataclasses
 import platform
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from fz.clips.video import ClipPlan, Video, plan_clip
 from fz.denoiser import Denoiser
 from fz.edit import Edit, masks_of
 from fz.errors import FzError
+from fz.loaded import Loaded
 from fz.memory.budget import check_vae, pictures_at_once
 from fz.model.finite import NotFinite
 from fz.model.vae import VAE, decode_clip, encode_clip
@@ -30,9 +30,6 @@ from fz.prompts.text import TextEncoder
 from fz.results.result import Edited
 from fz.settings.config import Settings
 from fz.source import Source
-
-if TYPE_CHECKING:
-    from fz.editor import Editor
 
 Note = Callable[[str], None]
 
@@ -83,12 +80,12 @@ def check_clip(settings: Settings) -> None:
         check_control_video(settings.control_video, settings.clip)
 
 
-def read_video(settings: Settings, editor: "Editor", note: Note) -> Video | None:
+def read_video(settings: Settings, loaded: Loaded, note: Note) -> Video | None:
     """The clip's frames, if the VAE can take them; None for what only a dry run allows."""
-    plan = plan_video(settings, editor.multiple, note)
+    plan = plan_video(settings, loaded.multiple, note)
     if plan is None:
         return None
-    check_vae(editor.checkpoint.vae, *plan.size, editor.device)
+    check_vae(loaded.checkpoint.vae, *plan.size, loaded.device)
     video = plan.read()
     for line in video.notes:
         note(line)

@@ -18,6 +18,11 @@ import torch  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items):
+    """Mutations last: there are many, and time for the slow tests may run out."""
+    items.sort(key=lambda item: item.path.name == "test_mutations.py")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""

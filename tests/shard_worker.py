@@ -99,7 +99,7 @@ def main(out, everything=False):
     try:
         shard(numbers(4, 1, FRAMES, 4, SIDE, SIDE), 300, TextContext(TEXT[:1]), seen)
     except StopForward:
-        found["stopped"] = sorted(seen.kept)
+        found["stopped"] = sorted(seen.qk)
     if ranks.leads:
         torch.save(found, Path(out))
     ranks.close()

@@ -15,6 +15,10 @@ from PIL import Image
 
 from fz import batch
 from fz.errors import FzError
+from fz.memory import inversions
+from fz.progress import Progress
+from fz.queue import Place, Queue, claim
+from fz.results.lock import Lock
 from fz.settings.jobs import read_jobs
 
 SOURCE, TARGET = "a red car moving on the sand", "a blue car moving on the sand"
@@ -74,6 +78,29 @@ jobs:
     # what the command line says is over what files say
     assert read_jobs(str(jobs), ["--steps", "4"])[1].settings(tmp_path).steps == 4
     assert read_jobs(str(jobs), ["--reweight", "car=4"])[1].settings(tmp_path).edits[0].reweight == (("car", 4.0),)
+
+
+def test_files_are_looked_for_beside_the_jobs(tmp_path):
+    """Those that a value follows, too; a Hub name, and what is not there, stay as they are."""
+    frames(tmp_path / "clip")
+    (tmp_path / "canny").mkdir()
+    for name in ("style.safetensors", "cat.pt", "a=b.pt", "net.safetensors"):
+        (tmp_path / name).touch()
+    jobs = write(tmp_path / "jobs.yaml", f"""
+- clip: clip
+  source: {SOURCE}
+  target: {TARGET}
+  lora: [style.safetensors=0.8, owner/style=0.5]
+  embedding: {{cat.pt: <cat>}}
+  control: net.safetensors
+  control-video: canny
+- {{clip: clip, source: {SOURCE}, target: {TARGET}, embedding: a=b.pt, lora: gone.pt=2}}
+""")  # fmt: skip
+    first, second = (job.settings(tmp_path) for job in read_jobs(str(jobs)))
+    assert first.lora == ((str(tmp_path / "style.safetensors"), 0.8), ("owner/style", 0.5))
+    assert first.embedding == ((str(tmp_path / "cat.pt"), "<cat>"),) and first.control_video == "canny"
+    assert first.control == str(tmp_path / "net.safetensors")
+    assert second.embedding == ((str(tmp_path / "a=b.pt"), None),) and second.lora == (("gone.pt", 2.0),)
 
 
 def test_csv_of_jobs(tmp_path):
@@ -250,7 +277,33 @@ def content(out):
     return found
 
 
-def test_a_failing_job_leaves_its_line_and_the_others_run(tmp_path, example, capsys):
+def test_two_processes_begin_no_clip_at_once_while_there_are_others(tmp_path, example):
+    """Both would invert it; where nothing else is left, they do."""
+    own = {"clip": str(example), "source": SOURCE}
+    jobs = [
+        {"name": "first", "target": TARGET, **own},
+        {"name": "second", "target": "a green car", **own},
+        {"name": "later", "target": TARGET, "start": 4, **own},
+        {"name": "broken", "target": TARGET, "reweight": {"gone": 2}, **own},
+    ]
+    found = read_jobs(str(write(tmp_path / "jobs.yaml", {"jobs": jobs})), SMALL)
+    queue, done = Queue(found, tmp_path / "out", Place(), Progress()), []
+    queue.start(overwrite=False)
+    other = Lock(queue.out, name=claim("first"))
+
+    def do(job):
+        done.append(job.name)
+        if len(done) == 3:
+            other.release()
+
+    queue.do, queue.finished = do, lambda job: job.name in done
+    queue.work()
+    assert done == ["later", "broken", "second", "first"]
+
+
+def test_a_failing_job_leaves_its_line_and_the_others_run(tmp_path, example, capsys, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(inversions, "digest_of", lambda state, of=inversions.digest_of: hashed.append(1) or of(state))
     masks = frames(tmp_path / "masks", 8, (128, 128), (255, 255, 255))
     Image.new("RGB", (128, 128)).save(masks / "00000.png")
     jobs = [
@@ -267,6 +320,7 @@ def test_a_failing_job_leaves_its_line_and_the_others_run(tmp_path, example, cap
     assert batch.main(flags) == 2
     said, err = capsys.readouterr()
     assert "2 of 4 jobs failed" in err and "word: failed. reweight: 'green'" in said
+    assert len(hashed) == 2, "the UNet's and the VAE's weights, once for all jobs"
     rows = list(csv.DictReader((out / "batch.csv").open(encoding="utf-8")))
     assert [(row["job"], row["status"]) for row in rows] == [
         ("one", "done"), ("gone", "failed"), ("word", "failed"), ("two", "done")]  # fmt: skip

@@ -84,9 +84,9 @@ def test_plain_and_recorded(unet, entries):
         ours = Recorder(index, branch=-1, keep=Keep(True, True))
         close(chunks(z, 300, TextContext(TEXT), ours), expected)
         close(ours.average(), seen.average())
-        assert ours.kept.keys() == seen.kept.keys() and ours.kept
-        for name, operands in seen.kept.items():
-            for a, b in zip(ours.kept[name], operands, strict=True):
+        assert ours.qk.keys() == seen.qk.keys() and ours.qk
+        for name, operands in seen.qk.items():
+            for a, b in zip(ours.qk[name], operands, strict=True):
                 close(a, b)
 
 
@@ -101,7 +101,7 @@ def test_fused(unet, entries, masked):
     unet(numbers(4, 1, FRAMES, 4, SIDE, SIDE), 300, source_text, source)
 
     def fused():
-        return Fuser(index, fusion().at(0), source.kept, source_text, masks, record_target=True)
+        return Fuser(index, fusion().at(0), source.qk, source_text, masks, record_target=True)
 
     attend = fused()
     expected = unet(z, 300, TextContext(TEXT), attend)
@@ -140,7 +140,7 @@ def test_a_pass_that_is_broken_off_has_all_frames(unet):
     seen = Recorder(index, keep=Keep(True, True), last=last)
     with pytest.raises(StopForward):
         Chunks(unet, 2)(z, 300, TextContext(TEXT[:1]), seen)
-    assert len(seen.kept[last][0]) == FRAMES
+    assert len(seen.qk[last][0]) == FRAMES
 
 
 @pytest.mark.parametrize("entries", [(0, "mid"), *ANY_ORDER], ids=str)

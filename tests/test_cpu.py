@@ -183,6 +183,18 @@ def test_narrow_layers_do_not_gain_from_eight_bits_and_stay(unet):
     assert "int8 is left out" in line and fast_cpu.signature(fast) == fast_cpu.signature(plain)
 
 
+def test_tiles_read_the_anchors_of_each_frame(monkeypatch):
+    """Keys and values that were laid for a frame stay for the next one where it has the same anchors, only there."""
+    if not gemm.has_packed():
+        pytest.skip("this PyTorch has no packed product")
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 48, 2, 40)
+    table = torch.tensor([[0, 1], [2, 1], [2, 3], [3, 3]])
+    exact = torch_ops.self_attention(*(x.double() for x in (q, k, v)), table)
+    monkeypatch.setattr(onednn_tiles, "serves", lambda *_: True)
+    assert ((torch_ops.self_attention(q, k, v, table) - exact).norm() / exact.norm()).item() < 1e-6
+
+
 def test_attention_of_bfloat16_has_the_softmax_of_float32(monkeypatch):
     """The tiles' error is that of rounding operands and result, not of rounding logits."""
     if not gemm.has_packed():

@@ -417,11 +417,11 @@ def test_a_run_is_done_when_its_report_is(here):
 
 
 def test_a_finished_run_is_reused_until_its_input_changes(done, here, flags, capsys, monkeypatch):
-    from fz import editor
+    from fz import loaded
 
     before = content(done)
     with monkeypatch.context() as patched:
-        patched.setattr(editor, "load_checkpoint", lambda *_, **__: pytest.fail("a model was loaded"))
+        patched.setattr(loaded, "load", lambda *_, **__: pytest.fail("a model was loaded"))
         assert main(flags()) == 0
     assert "nothing was computed" in capsys.readouterr().out and content(done) == before
     (done / "edit-0.mp4").unlink()
@@ -705,16 +705,17 @@ def test_a_record_without_its_clip_is_none(here, capsys):
 
 
 def test_damaged_cells_of_a_table_are_done_again(here):
-    from bench.table1_cells import read_cell
+    from bench.table1_cells import CELL
     from fz.metrics.measure import TITLES
+    from fz.results.cells import read_cell
 
     row = {"clip": "c", "kind": "style", "target": "t", "seed": 0, **dict.fromkeys(TITLES, 1.0)}
     cell = {"key": "k", "commit": "c", "rows": [row]}
     write(here / "c.json", json.dumps(cell).encode())
-    assert read_cell(here / "c.json") == cell
+    assert read_cell(here / "c.json", CELL) == cell
     for odd in ({**cell, "rows": {}}, {**cell, "rows": [{**row, "psnr_background": "1"}]}, {**cell, "key": 3}, [], 3):
         write(here / "c.json", json.dumps(odd).encode())
-        assert read_cell(here / "c.json") is None
+        assert read_cell(here / "c.json", CELL) is None
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", None])

@@ -251,7 +251,7 @@ def test_an_absent_file_is_said_before_a_model_is_looked_for(flag, models, capsy
     given = ["--checkpoint", "none", "--video", str(models / "clips/car128"), "--source", "a", "--target", "b"]
     assert main([*given, f"--{flag}", "gone.pt"]) == 2
     said = capsys.readouterr().err
-    assert said == f"fz: {flag}: gone.pt does not exist. Expected a .safetensors, .pt or .bin file.\n"
+    assert said.startswith(f"fz: {flag}: gone.pt does not exist. Expected a .safetensors, .pt or .bin file, or a Hub ")
 
 
 def test_prompt_shows_a_learned_word(models, vectors, tmp_path, capsys):

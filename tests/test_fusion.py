@@ -90,7 +90,7 @@ def kept_operands(layer, x, text):
     """What a Recorder keeps of the source, run alone as inversion runs it."""
     seen = Recorder(INDEX, keep=Keep(True, True))
     call(seen, layer, x[:1], text)
-    return seen.kept
+    return seen.qk
 
 
 @pytest.mark.parametrize("mask", ["none", "random", "all"])

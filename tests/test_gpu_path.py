@@ -157,8 +157,8 @@ def test_what_is_kept_in_ram_edits_to_the_same_bits(unet):
 def test_the_offloaded_store_is_chosen(tmp_path):
     from fz.memory.kept import KeptInMemory
 
-    assert isinstance(budget.kept_for("memory", tmp_path, (9, 3), CPU, print, offload=True), KeptInRam)
-    assert isinstance(budget.kept_for("memory", tmp_path, (9, 3), CPU, print), KeptInMemory)
+    assert isinstance(budget.store_for("memory", tmp_path, (9, 3), CPU, print, offload=True), KeptInRam)
+    assert isinstance(budget.store_for("memory", tmp_path, (9, 3), CPU, print), KeptInMemory)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

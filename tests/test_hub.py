@@ -13,7 +13,8 @@ from hub_server import COMMIT, Hub
 
 from fz.errors import FzError
 from fz.weights import hub
-from fz.weights.hub import followed, of_checkpoint, parsed
+from fz.weights.names import followed, parsed
+from fz.weights.needed import OF_EMBEDDING, OF_LORA, OF_VAE, choose, of_checkpoint
 
 MINI = Path(__file__).resolve().parent.parent / "weights/mini"
 # of a model on the Hub, beside what fz needs
@@ -114,20 +115,24 @@ def in_cache(home):
         ("owner/name@fp16", ("owner/name", "fp16")),
         ("owner/name@refs/pr/3", ("owner/name", "refs/pr/3")),
         ("a1.b_c/d-e.f", ("a1.b_c/d-e.f", "main")),
+        ("owner/name:style.safetensors", ("owner/name", "main", "style.safetensors")),
+        ("owner/name@v1:a b/style (2).pt", ("owner/name", "v1", "a b/style (2).pt")),
     ],
 )
 def test_names(given, name):
-    assert (parsed(given).repo, parsed(given).revision) == name
+    found = parsed(given)
+    assert (found.repo, found.revision, found.file) == (*name, None)[:3]
+    assert str(found) == given
 
 
 @pytest.mark.parametrize(
     "given",
     ["none", "none/", "/a/b", "./a/b", "../a", "~/a", "a/b/c", "a//b", "a/b.ckpt", "a/b.safetensors", "a/b.PT", "a b/c",
      "a/b@", "a/b@../c", "a--b/c", "a/..", "C:\\a\\b", "ckpt\\sd", "-a/b", ".a/b", "a/" + 100 * "b", "tests/absent", "",
-     "é/b", "a/b\n"],  # fmt: skip
+     "é/b", "a/b\n", "a/b:", "a/b:/c", "a/b:../c.pt", "a/b.pt:c", "a/b:c:d"],  # fmt: skip
 )  # fmt: skip
 def test_no_names(given, root, monkeypatch):
-    """The last but three begins with a folder that is there."""
+    """tests/ is a folder here."""
     monkeypatch.chdir(root)
     assert parsed(given) is None
 
@@ -346,12 +351,137 @@ def test_models_in_several_files(home):
         index,
         *shards,
     }
-    chosen, lacking, absent = hub.choose(files, of_checkpoint(vae=False))
-    assert chosen[-4:] == [index, *shards] and not lacking
-    assert absent == ["scheduler/scheduler_config.json", "tokenizer/vocab.json and merges.txt"]
-    assert hub.choose(files - {shards[1]}, of_checkpoint(vae=False))[1] == ["unet/diffusion_pytorch_model.safetensors"]
+    choice = choose(files, of_checkpoint(vae=False))
+    assert choice.files[-4:] == [index, *shards] and not choice.lacking and not choice.alone
+    assert choice.optional == ["scheduler/scheduler_config.json", "tokenizer/vocab.json and merges.txt"]
+    one_less = choose(files - {shards[1]}, of_checkpoint(vae=False))
+    assert one_less.lacking == ["unet/diffusion_pytorch_model.safetensors"]
 
 
 def test_a_model_that_is_one_file():
-    assert hub.choose({"a.safetensors", "a.ckpt", "README.md"}, of_checkpoint()) == (["a.safetensors"], [], [])
-    assert hub.choose({"a.safetensors", "b.safetensors"}, of_checkpoint())[1]
+    choice = choose({"a.safetensors", "a.ckpt", "README.md"}, of_checkpoint())
+    assert (choice.files, choice.lacking, choice.optional, choice.alone) == (["a.safetensors"], [], [], True)
+    assert choose({"a.safetensors", "b.safetensors"}, of_checkpoint()).lacking
+    # of several, the one that was named
+    choice = choose({"a.safetensors", "b.safetensors"}, of_checkpoint(), "b.safetensors")
+    assert choice.files == ["b.safetensors"] and choice.alone and not choice.lacking
+    # a VAE's config counts, too
+    choice = choose({"v/config.json", "v/vae.pt", "config.json"}, OF_VAE, "v/vae.pt")
+    assert choice.files == ["v/config.json", "v/vae.pt"]
+
+
+# ---- LoRA and textual inversions ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "taken"),
+    [
+        (["a.safetensors", "README.md", "a.png"], ["a.safetensors"]),
+        (["a.safetensors", "pytorch_lora_weights.safetensors"], ["pytorch_lora_weights.safetensors"]),
+        (["pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"], ["pytorch_lora_weights.safetensors"]),
+        (["adapter_config.json", "adapter_model.safetensors"], ["adapter_config.json", "adapter_model.safetensors"]),
+        (["a.safetensors", "a.pt", "b.pt"], ["a.safetensors"]),
+        (["optimizer.bin", "scheduler.bin", "random_states_0.pkl", "a.bin", "checkpoint-5/a.safetensors"], ["a.bin"]),
+        (["loras/a.safetensors", "loras/README.md"], ["loras/a.safetensors"]),
+    ],
+)
+def test_the_file_of_a_lora(files, taken):
+    choice = choose(set(files), OF_LORA)
+    assert (choice.files, choice.lacking, choice.either, choice.alone) == (taken, [], [], True)
+
+
+def test_no_file_of_a_lora_and_several():
+    assert choose(of_mini("unet", "vae", "text_encoder"), OF_LORA).lacking
+    assert choose({"a.pt", "b.pt", "c.safetensors", "d.safetensors"}, OF_LORA).either == [
+        "c.safetensors",
+        "d.safetensors",
+    ]
+
+
+ON_TOP = {"lora": ("pytorch_lora_weights.safetensors", 0.8), "embedding": ("learned_embeds.safetensors", "<cat>")}
+
+
+@pytest.fixture(scope="module")
+def on_top(tmp_path_factory):
+    """Bytes of a LoRA and of an embedding for the miniature."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("on_top")
+    layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    rows, columns = load_file(MINI / "unet/diffusion_pytorch_model.safetensors")[f"{layer}.weight"].shape
+    made = {
+        "lora": {
+            f"unet.{layer}.lora.down.weight": torch.ones(2, columns),
+            f"unet.{layer}.lora.up.weight": torch.ones(rows, 2),
+        },
+        "embedding": {
+            "<cat>": torch.ones(1, json.loads((MINI / "text_encoder/config.json").read_text())["hidden_size"])
+        },
+    }
+    for what, tensors in made.items():
+        save_file(tensors, folder / what)
+    return {what: (folder / what).read_bytes() for what in made}
+
+
+@pytest.mark.parametrize("what", ["lora", "embedding"])
+def test_lora_and_embedding_fresh_cached_and_offline(what, home, on_top):
+    """The whole command, whose report says what was put on the checkpoint."""
+    usual, value = ON_TOP[what]
+    flags = ("--size", "64", "--frames", "2", "--cache", "none", "--dry-run", f"--{what}", f"owner/style={value}")
+    repository = {usual: on_top[what], "README.md": b"r", "other.png": b"p" * 9000, "checkpoint-5/optimizer.bin": b"o"}
+    expected = "LoRA owner/style × 0.8 (1 layers of rank 2)" if what == "lora" else "embedding <cat> (1 vector)"
+    with Hub({"owner/style": repository}) as server:
+        code, said, error = fz("run", *flags, server=server)
+        assert code == 0 and expected in said, error
+        assert server.fetched() == [usual] and server.count("GET", "/api/") == 1
+        server.requests.clear()
+        assert fz("run", *flags, server=server)[0] == 0 and server.requests == []
+    code, said, error = fz("run", *flags, HF_HUB_OFFLINE="1")
+    assert code == 0 and expected in said, error
+
+
+@pytest.mark.parametrize("what", ["lora", "embedding"])
+def test_one_of_several_files_is_named(what, home):
+    repository = {name: name.encode() * 900 for name in ("a.safetensors", "b.safetensors", "more/b.safetensors")}
+    with Hub({"owner/style": repository}) as server:
+
+        def asked(name, **env):
+            return find(None, server=server, settings={what: [(name, None)]}, **env)
+
+        said = refused(asked("owner/style"))
+        assert "has 2 files that may be meant (a.safetensors, b.safetensors), expected one" in said
+        assert f"Name it, as --{what} owner/style:a.safetensors." in said and server.fetched() == []
+        said = refused(asked("owner/style:c.safetensors"))
+        assert "owner/style on the Hub has no c.safetensors (there: a.safetensors, b.safetensors" in said
+        for name, file in (
+            ("owner/style:b.safetensors", "b.safetensors"),
+            ("owner/style@fp16:more/b.safetensors", "more/b.safetensors"),
+        ):
+            server.requests.clear()
+            assert asked(name)[0] == 0 and server.fetched() == [file]
+            server.requests.clear()
+            assert asked(name, HF_HUB_OFFLINE="1")[0] == 0 and server.requests == []
+        said = refused(asked("owner/style:a.safetensors", HF_HUB_OFFLINE="1"))
+        assert "HF_HUB_OFFLINE is set" in said and "has no a.safetensors" in said and server.requests == []
+        assert "HTTP 404" in refused(asked("owner/stile")) and "HTTP 404" in refused(asked("owner/stile:b.safetensors"))
+
+
+def test_what_of_several_is_in_the_cache_is_a_file_of_its_own(home, on_top):
+    """Runs that name different files of a repository are different runs."""
+    from fz.weights.embedding import read_embedding
+
+    snapshot = home / "home/hub/models--owner--style/snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs/main").write_text(COMMIT)
+    for name in ("a.safetensors", "b.safetensors"):
+        (snapshot / name).write_bytes(on_top["embedding"])
+    with pytest.raises(FzError, match="has 2 files that may be meant"):
+        read_embedding("owner/style")
+    assert read_embedding("owner/style:b.safetensors").path == snapshot / "b.safetensors"
+    # so is a folder with one file, and the cache's own
+    assert hub.located(snapshot, "checkpoint", of_checkpoint()) == snapshot
+    (snapshot / "a.safetensors").unlink()
+    assert read_embedding(snapshot.parent.parent).path == snapshot / "b.safetensors"
+    assert hub.located(snapshot, "lora", OF_LORA) == hub.located(snapshot, "embedding", OF_EMBEDDING)

@@ -403,7 +403,7 @@ def test_malformed(case, tmp_path):
 
 
 FILES = {
-    "absent": (None, "cannot be read"),
+    "absent": (None, "does not exist"),
     "empty": (b"", "is empty"),
     "a web page": (b"<html>login</html>", "HTML page"),
     "text": (b"a LoRA", "text file"),

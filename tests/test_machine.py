@@ -66,23 +66,50 @@ def test_processes_beside_others_leave_with_the_one_that_started_them(tmp_path):
         ("cpu", "float16", "float16", None),
     ],
 )
-def test_half_precision_is_the_default_on_cuda_only(monkeypatch, device, asked, expected, said):
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    try:
-        torch.backends.cudnn.allow_tf32 = True
-        dtype, line = settle_dtype(asked, torch.device(device))
-        assert torch.backends.cudnn.allow_tf32 is (device != "cuda")
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+def test_half_precision_is_the_default_on_cuda_only(device, asked, expected, said):
+    dtype, line = settle_dtype(asked, torch.device(device))
     assert dtype == expected and (line is None if said is None else said in line)
 
 
-def test_one_of_several_gpus(monkeypatch):
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Numbers of the GPUs that were made the current one."""
     current = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
-    assert pick_device("cuda:1") == torch.device("cuda", 1) and current == [1]
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    yield current
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize(("name", "off"), [("cuda", True), ("cuda:1", True), ("auto", True), ("cpu", False)])
+def test_a_gpu_that_is_picked_does_not_round_to_tf32(two_gpus, name, off):
+    assert pick_device(name).type == ("cpu" if name == "cpu" else "cuda")
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (not off, not off)
+
+
+class Picked(Exception):
+    pass
+
+
+def test_a_tuning_does_not_either(two_gpus, tmp_path, monkeypatch):
+    from fz.tuning import run as tuning
+    from fz.tuning.settings import parse
+
+    def load(settings):
+        assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+        raise Picked
+
+    monkeypatch.setattr(tuning, "load", load)
+    settings, _ = parse(["--video", "clip", "--prompt", "a car", "--out", str(tmp_path / "o"), "--device", "cuda"])
+    with pytest.raises(Picked):
+        tuning.tune(settings)
+
+
+def test_one_of_several_gpus(two_gpus):
+    assert pick_device("cuda:1") == torch.device("cuda", 1) and two_gpus == [1]
     with pytest.raises(FzError, match="got cuda:2, expected cuda:0 to cuda:1"):
         pick_device("cuda:2")
     with pytest.raises(FzError, match="got tpu:0"):

@@ -11,7 +11,7 @@ import torch
 
 from fz import mini
 from fz.ddim import Schedule
-from fz.mini import bars, edited, evaluation, figures, words
+from fz.mini import bars, edited, evaluate, evaluation, figures, words
 from fz.mini.data import HELD_OUT, as_given, draw_many, held_out
 from fz.mini.eye import Eye, errors, hue_name, load_eye, look, outline_iou, steadiness
 from fz.mini.folder import EXAMPLE, export
@@ -25,6 +25,7 @@ from fz.mini.world import COLOURS, KINDS, Story, Thing, caption, draw, draw_fram
 from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import SCALE, VAE, VAEConfig
 from fz.prompts.text import TextEncoder
+from fz.results.lock import Lock
 from fz.weights.load import load_checkpoint
 
 SHIPPED = (mini.FOLDER / "unet").is_dir()
@@ -154,11 +155,17 @@ def test_evaluation_measures_once_has_every_bar_and_goes_on(fresh, tmp_path, mon
     content = json.loads((tmp_path / "one-of-two-0000.json").read_text())
     monkeypatch.setitem(figures.MEASURES, "one of two", lambda bench, i: iter([figures.Figure("again", True)]))
     before = [(0, name, value) for name, value in content["figures"].items()]
-    assert evaluation.figures_of(bench, content["key"], "one of two", 0, tmp_path) == before
+    assert evaluation.figures_of(bench, content["key"], tmp_path, "one of two", 0) == before
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == files
-    assert evaluation.figures_of(bench, "other", "one of two", 0, tmp_path) == [(0, "again", 1.0)]
+    assert evaluation.figures_of(bench, "other", tmp_path, "one of two", 0) == [(0, "again", 1.0)]
     (tmp_path / "one-of-two-0000.json").write_text("{")
-    assert evaluation.figures_of(bench, content["key"], "one of two", 0, tmp_path) == [(0, "again", 1.0)]
+    assert evaluation.figures_of(bench, content["key"], tmp_path, "one of two", 0) == [(0, "again", 1.0)]
+
+
+def test_an_evaluations_folder_is_one_processs_at_a_time(fresh, tmp_path, capsys):
+    with Lock(tmp_path):
+        assert evaluate.main(["--checkpoint", str(fresh[2]), "--out", str(tmp_path)]) == 2
+    assert "is being written by this program itself" in capsys.readouterr().err
 
 
 def test_the_key_is_of_the_settings_and_the_weights(fresh):

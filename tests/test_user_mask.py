@@ -9,7 +9,7 @@ from PIL import Image
 from fz.clips.user_mask import read_mask
 from fz.clips.video import read_clip
 from fz.errors import FzError
-from fz.masks import EditRegion, changed_pixels, paste_background
+from fz.masks import EditRegion, changed_pixels, paste_background, reduced
 from fz.settings.config import ClipSettings
 
 SIDE = 64
@@ -92,3 +92,11 @@ def test_nothing_outside_a_users_mask_changes():
     out = paste_background(edited, source, changed_pixels(region, {}, (8, 8)))
     inside = mask.bool()[:, None].expand_as(out)
     assert torch.equal(out[~inside], source[~inside]) and torch.equal(out[inside], edited[inside])
+
+
+def test_a_cell_is_edited_where_more_than_half_of_the_fullest_one_is():
+    """Frame by frame, so that a small object does not vanish at a deep level."""
+    cells = torch.tensor([[[1.0, 0.5], [0.75, 0.0]], [[0.25, 0.125], [0.2, 0.0]]])
+    shares = cells.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    expected = torch.tensor([[True, False], [True, False]]).expand(2, 2, 2)
+    assert torch.equal(reduced(shares, (2, 2)), expected)

@@ -344,9 +344,9 @@ def test_a_reconstruction_records_its_conditional_branch(model):
             both = [model(torch.stack([z, z]), t, text, recorder) for recorder in seen.values()]
         assert torch.equal(again.inputs[t], z) and torch.equal(again.maps[t], seen[1].average())
         assert not torch.allclose(again.maps[t], seen[0].average(), atol=1e-4)
-        for name, operands in seen[1].kept.items():
+        for name, operands in seen[1].qk.items():
             assert all(torch.equal(a, b) for a, b in zip(again.store.get(t)[name], operands, strict=True))
-            assert not any(torch.allclose(a, b) for a, b in zip(seen[0].kept[name], operands, strict=True)), name
+            assert not any(torch.allclose(a, b) for a, b in zip(seen[0].qk[name], operands, strict=True)), name
         z = ddim_step(z, guided(both[1], 3.0), SCHEDULE.alpha_bar(t), SCHEDULE.alpha_bar(t_prev))
 
 

@@ -15,6 +15,7 @@ from fz.kernels import gemm
 from fz.model import fast_cpu
 from fz.model.layers import (
     ClipGroupNorm,
+    Conv3x3,
     FeedForward,
     LowRankTemporalConv,
     ResnetBlock,
@@ -148,6 +149,17 @@ def test_a_low_rank_convolution_over_time_is_a_residual():
     layer, x = randomize(LowRankTemporalConv(6, 2)).double(), numbers(1, 4, 6, 5).double()
     down = F.conv1d(x, layer.down.weight, None, 1, 1)
     assert relative(layer(x), x + F.conv1d(down, layer.up.weight, None, 1, 1)) < 1e-12
+
+
+@torch.no_grad()
+def test_a_convolution_over_time_is_of_one_pixel_in_its_branch_s_frames():
+    layer, x = randomize(Conv3x3(3, 4, temporal=0)).double(), numbers(1, 2 * 5, 3, 6, 7).double()
+    out, spatial = layer(x, 5), F.conv2d(x, layer.weight, layer.bias, padding=1)
+    over_time = layer.conv_temporal
+    for b, h, w in ((0, 0, 0), (1, 2, 6), (1, 5, 3)):
+        frames = slice(5 * b, 5 * b + 5)
+        expected = F.conv1d(spatial[frames, :, h, w].T, over_time.weight, over_time.bias, padding=1).T
+        assert relative(out[frames, :, h, w], expected) < 1e-12
 
 
 @torch.no_grad()

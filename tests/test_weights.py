@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from fz.errors import FzError
 from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import VAE, VAEConfig
-from fz.weights import architecture, layouts
+from fz.weights import inferred, layouts
 from fz.weights.load import load_checkpoint
 from fz.weights.read import read_weights
 from fz.weights.source import text_names
@@ -481,9 +481,9 @@ def test_tables_cover_stable_diffusion_v1():
         theirs = invert(state, table)
         assert not {k for k in theirs if k.startswith(("down_blocks", "up_blocks", "mid_block", "encoder.mid_block"))}
         assert layouts.rename(theirs, table, "test").keys() == state.keys()
-    config = architecture.infer_unet(invert(unet, layouts.unet_table(2, (False, True, True, True))), "sd.ckpt")
+    config = inferred.infer_unet(invert(unet, layouts.unet_table(2, (False, True, True, True))), "sd.ckpt")
     assert UNetConfig.from_json(config) == UNetConfig()
-    assert VAEConfig.from_json(architecture.infer_vae(vae, "sd.ckpt")) == VAEConfig()
+    assert VAEConfig.from_json(inferred.infer_vae(vae, "sd.ckpt")) == VAEConfig()
 
 
 @pytest.mark.parametrize(
@@ -499,7 +499,7 @@ def test_other_shapes_are_inferred(widths, layers):
     with torch.device("meta"):
         state = UNet(config).state_dict()
     theirs = invert(state, layouts.unet_table(layers, config.up_attention))
-    assert UNetConfig.from_json(architecture.infer_unet(theirs, "x.ckpt")) == config
+    assert UNetConfig.from_json(inferred.infer_unet(theirs, "x.ckpt")) == config
 
 
 def test_text_config_is_inferred():
@@ -508,7 +508,7 @@ def test_text_config_is_inferred():
     config = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
     with torch.device("meta"):
         state = text_names(CLIPTextModel(config).state_dict())
-    got = architecture.infer_text(state, "sd.ckpt")
+    got = inferred.infer_text(state, "sd.ckpt")
     assert {name: getattr(config, name) for name in got} == got
 
 

@@ -16,9 +16,11 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from fz.errors import FzError, suggest
 from fz.model.clip_vision import ClipModel, ImageTower, Preprocess, ViTConfig
 from fz.weights.architecture import numbers, short, whole_numbers
-from fz.weights.hub import OF_CLIP, OF_TOKENIZER, located, parsed
+from fz.weights.hub import located
 from fz.weights.layouts import some
 from fz.weights.load import TEXT_FIELDS, fill, load_tokenizer
+from fz.weights.names import parsed
+from fz.weights.needed import OF_CLIP, OF_TOKENIZER
 from fz.weights.read import read_json, read_weights
 from fz.weights.tokenizer import find_tokenizer, has_vocabulary
 

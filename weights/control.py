@@ -16,9 +16,11 @@ from fz.model.control import ControlConfig, ControlNet
 from fz.model.unet import UNetConfig
 from fz.weights import architecture as arch
 from fz.weights import layouts
-from fz.weights.hub import OF_CONTROLNET, located
+from fz.weights.hub import located
+from fz.weights.inferred import count, shape
 from fz.weights.layouts import some, under
 from fz.weights.load import fill
+from fz.weights.needed import OF_CONTROLNET
 from fz.weights.read import read_json, read_weights
 from fz.weights.source import Part
 
@@ -116,7 +118,7 @@ def refuse_others(keys: Collection[str], path: Path) -> None:
 def levels_of(state: Mapping[str, Tensor], path: Path) -> tuple[int, int]:
     """How many ResNets a level of the original layout has, and how many levels there are."""
     levels = 1 + sum(key.endswith(".0.op.weight") for key in state)
-    zeros = arch.count(state, "zero_convs.")
+    zeros = count(state, "zero_convs.")
     if zeros <= levels or zeros % levels:
         raise FzError(f"{path} has {zeros} zero convolutions for {levels} levels. Is the file whole? {EXPECTED}")
     return zeros // levels - 1, levels
@@ -124,19 +126,19 @@ def levels_of(state: Mapping[str, Tensor], path: Path) -> tuple[int, int]:
 
 def infer(state: Mapping[str, Tensor], path: Path) -> dict:
     """The config of a ControlNet in our names from the shapes of its weights; 8 heads and 32 groups are assumed."""
-    levels, layers = arch.count(state, "down_blocks."), arch.count(state, "down_blocks.0.resnets.")
-    widths = [arch.shape(state, f"down_blocks.{i}.resnets.{layers - 1}.conv2.weight", path)[0] for i in range(levels)]
+    levels, layers = count(state, "down_blocks."), count(state, "down_blocks.0.resnets.")
+    widths = [shape(state, f"down_blocks.{i}.resnets.{layers - 1}.conv2.weight", path)[0] for i in range(levels)]
     if not widths or any(width % 32 for width in widths):
         raise FzError(f"{path}: widths {widths} do not divide into v1's 32 groups. Put its config.json beside it.")
     attention = [f"down_blocks.{i}.attentions.0.norm.weight" in state for i in range(levels)]
-    hints = [arch.shape(state, "controlnet_cond_embedding.conv_in.weight", path)[0]]
-    blocks = arch.count(state, "controlnet_cond_embedding.blocks.")
-    hints += [arch.shape(state, f"controlnet_cond_embedding.blocks.{i}.weight", path)[0] for i in range(1, blocks, 2)]
+    hints = [shape(state, "controlnet_cond_embedding.conv_in.weight", path)[0]]
+    blocks = count(state, "controlnet_cond_embedding.blocks.")
+    hints += [shape(state, f"controlnet_cond_embedding.blocks.{i}.weight", path)[0] for i in range(1, blocks, 2)]
     cross = [t.shape[-1] for key, t in state.items() if key.endswith("attn2.to_k.weight")]
     linear = any(key.endswith("proj_in.weight") and t.ndim == 2 for key, t in state.items())
     return {
-        "in_channels": arch.shape(state, "conv_in.weight", path)[1],
-        "conditioning_channels": arch.shape(state, "controlnet_cond_embedding.conv_in.weight", path)[1],
+        "in_channels": shape(state, "conv_in.weight", path)[1],
+        "conditioning_channels": shape(state, "controlnet_cond_embedding.conv_in.weight", path)[1],
         "conditioning_embedding_out_channels": hints,
         "block_out_channels": widths,
         "layers_per_block": layers,

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fz.errors import FzError
 from fz.prompts.text import LENGTH
-from fz.settings.place import expanded
+from fz.weights.hub import located
 from fz.weights.layouts import some
+from fz.weights.needed import OF_EMBEDDING
 from fz.weights.read import read_any
 from fz.words import split
 
@@ -35,10 +36,11 @@ class Learned:
 
 
 def read_embedding(given: str | Path, word: str | None = None) -> Learned:
-    """Read a file. word: in place of the one that it has or, where it has none, of its name. Raises FzError, beginning
-    with 'embedding:', for anything that is no sound embedding for Stable Diffusion v1.
+    """Read a file, a Hub name's (`hub.py`) or a folder's. word: in place of the one that it has or, where it has none,
+    of its name. Raises FzError, beginning with 'embedding:', for anything that is no sound embedding for Stable
+    Diffusion v1.
     """
-    path = expanded(given, "embedding")
+    path = located(given, "embedding", OF_EMBEDDING)
     try:
         content = read_any(path)
     except FzError as error:

@@ -3,7 +3,7 @@ against ours.
 
 Ours are current diffusers' names, with FateZero's for the temporal layers. Each table maps module names, that is a key
 without its last part (`weight`, `bias`) or a prefix of one. This file knows names only: files are in `read.py`, shapes
-in `architecture.py`.
+in `architecture.py` and `inferred.py`.
 """
 
 from collections.abc import Iterable, Mapping

@@ -21,8 +21,10 @@ from fz.prompts.text import TextEncoder
 from fz.settings.place import expanded
 from fz.weights.architecture import check_unet
 from fz.weights.changes import NOTHING, Changes
-from fz.weights.hub import OF_TOKENIZER, OF_VAE, located, of_checkpoint, parsed
+from fz.weights.hub import located
 from fz.weights.layouts import TEMPORAL_ATTENTION, TEMPORAL_CONV, some
+from fz.weights.names import shown
+from fz.weights.needed import OF_TOKENIZER, OF_VAE, of_checkpoint
 from fz.weights.read import Weights
 from fz.weights.source import Part, check_model_config, from_folder, from_single_file
 from fz.weights.tokenizer import find_tokenizer, load_tokenizer
@@ -114,11 +116,6 @@ def load_checkpoint(
     )
     report = f"{names[0]}: {source.kind}, {parts}, {tuning(unet.config.temporal)}{on_top}"
     return Checkpoint(unet, autoencoder, text, source.scheduler, unet.config.temporal is not None, report)
-
-
-def shown(given: str | Path) -> str:
-    """A model's name for people: a Hub name as it is, a path's last part."""
-    return str(parsed(str(given)) or expanded(given, "checkpoint").resolve().name)
 
 
 def tuning(temporal: Temporal | None) -> str:

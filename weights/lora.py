@@ -18,8 +18,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fz.errors import FzError
-from fz.settings.place import expanded
+from fz.weights.hub import located
 from fz.weights.layouts import other_model, some, unet_table
+from fz.weights.names import shown
+from fz.weights.needed import OF_LORA
 from fz.weights.read import read_any, read_json
 
 # a key's end: which half of a layer's change it is
@@ -99,26 +101,27 @@ class Layer:
 
 @dataclass(frozen=True)
 class LoRA:
-    """A file's changes by layer: ('unet' or 'text', the layer's name with '_' for '.')."""
+    """A file's changes by layer: ('unet' or 'text', the layer's name with '_' for '.'). name: for people."""
 
     path: Path
+    name: str
     strength: float
     layers: Mapping[tuple[str, str], Layer] = field(repr=False)
 
     def __str__(self) -> str:
         ranks = sorted({layer.rank for layer in self.layers.values()})
         of = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
-        return f"LoRA {self.path.name} × {self.strength:g} ({len(self.layers)} layers of rank {of})"
+        return f"LoRA {self.name} × {self.strength:g} ({len(self.layers)} layers of rank {of})"
 
 
 # ---- files -------------------------------------------------------------------------------------------------
 
 
 def read_lora(given: str | Path, strength: float = 1.0) -> LoRA:
-    """Read a file. Raises FzError, beginning with 'lora:', for anything that is no sound LoRA for Stable Diffusion
-    v1.
+    """Read a file, a Hub name's (`hub.py`) or a folder's. Raises FzError, beginning with 'lora:', for anything that is
+    no sound LoRA for Stable Diffusion v1.
     """
-    path = expanded(given, "lora")
+    path = located(given, "lora", OF_LORA)
     state, about = tensors_of(path), metadata(path)
     refuse_others(path, state, about)
     layers: dict[tuple[str, str], Layer] = {}
@@ -139,7 +142,7 @@ def read_lora(given: str | Path, strength: float = 1.0) -> LoRA:
         check(path, place, layer)
     put_alphas(path, layers, about)
     refuse_widths(path, layers)
-    return LoRA(path, strength, layers)
+    return LoRA(path, shown(given), strength, layers)
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:

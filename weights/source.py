@@ -16,6 +16,7 @@ from fz.settings.place import absent
 from fz.weights import architecture as arch
 from fz.weights import layouts
 from fz.weights.architecture import MODEL_CONFIG, SD1
+from fz.weights.inferred import count, infer_text, infer_unet, infer_vae
 from fz.weights.layouts import some, under
 from fz.weights.read import Weights, read_json, read_weights
 
@@ -141,7 +142,7 @@ def from_single_file(path: Path, vae: Path | None, model_config: Path | None, em
 
     plain, used = choose_ema(state, layouts.UNET_PREFIX, "diffusion_model.", ema, path)
     where = config("unet") or path
-    unet_config = read_json(where) if config("unet") else arch.infer_unet(plain, path)
+    unet_config = read_json(where) if config("unet") else infer_unet(plain, path)
     arch.check_unet(unet_config, where)
     up_attention = tuple("CrossAttn" in kind for kind in unet_config["up_block_types"])
     table = layouts.unet_table(unet_config.get("layers_per_block", 2), up_attention)
@@ -162,9 +163,7 @@ def from_single_file(path: Path, vae: Path | None, model_config: Path | None, em
             f"{path}: has no text encoder (no {layouts.TEXT_PREFIX} keys). Use a full checkpoint, not a pruned one."
         )
     where = config("text_encoder") or path
-    text_config = arch.check_text(
-        read_json(where) if config("text_encoder") else arch.infer_text(text_state, path), where
-    )
+    text_config = arch.check_text(read_json(where) if config("text_encoder") else infer_text(text_state, path), where)
     text = Part(text_config, weights.with_tensors(text_state), where)
 
     scheduler = schedule_of(model_config) if model_config else dict(arch.SCHEDULE)
@@ -266,11 +265,15 @@ def separate_vae(path: Path, known: Path | None, ema: str) -> Part:
 
 def vae_file(state: dict[str, Tensor], weights: Weights, config: Path | None, path: Path) -> Part:
     """A VAE's part from a single file's weights, in either layout."""
-    if levels := arch.count(state, "encoder.down."):
-        layers = arch.count(state, "encoder.down.0.block.")
+    if levels := count(state, "encoder.down."):
+        layers = count(state, "encoder.down.0.block.")
         state = layouts.rename(state, layouts.MIXED_VAE_TABLE | layouts.vae_table(levels, layers), str(path))
     return vae_part(
-        Part(read_json(config) if config else arch.infer_vae(state, path), weights.with_tensors(state), config or path)
+        Part(
+            read_json(config) if config else infer_vae(state, path),
+            weights.with_tensors(state),
+            config or path,
+        )
     )
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fz.errors import FzError
-from fz.weights.hub import OF_TOKENIZER, Name, hub_cache, offline, snapshot
+from fz.weights.hub import snapshot
+from fz.weights.names import Name, hub_cache, offline
+from fz.weights.needed import OF_TOKENIZER
 from fz.weights.texts import LFS, read_json, text_of
 
 if TYPE_CHECKING:

@@ -170,7 +170,7 @@ def both(
     seen, attend = Recorder(OWN, keep=fusion.keeps(k) if fusion else Keep()), Plain(OWN)
     eps_src = model(z_src[None], t, source, seen)[0]
     if fusion:
-        attend = Fuser(OWN, fusion.at(k), seen.kept, source)
+        attend = Fuser(OWN, fusion.at(k), seen.qk, source)
     eps = model(z[None], t, TextContext(task.prompt[None]), attend)[0]
     if scale <= 1:
         return eps_src, eps

@@ -187,7 +187,7 @@ def live_maps(frames: int, chunk: int | None, clip_norm: bool) -> int:
     return ACTIVATIONS * min(max(at_once, 3) + 3, frames)
 
 
-def kept_for(
+def store_for(
     mode: str, folder: Path, timesteps: tuple[int, ...], device: torch.device, say: Say, offload: bool = False
 ) -> Store:
     """Where that mode keeps queries and keys."""

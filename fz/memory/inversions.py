@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +67,44 @@ def digest(*parts: Any) -> str:
     return sha.hexdigest()[:32]
 
 
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A weight as it was hashed: another storage, version or view of it may hold other numbers. The storage is not kept
+    alive by this, and while it lives nothing else has its place.
+    """
+
+    storage: ReferenceType
+    version: int
+    view: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, t: Tensor) -> "Written":
+        return cls(ref(t.untyped_storage()), t._version, (t.dtype, t.shape, t.stride(), t.storage_offset()))
+
+    def is_now(self, t: Tensor) -> bool:
+        now = Written.of(t)
+        return self.storage() is now.storage() and (self.version, self.view) == (now.version, now.view)
+
+
+DIGESTS: WeakKeyDictionary[nn.Module, tuple[dict[str, Written], str]] = WeakKeyDictionary()
+
+
 def model_digest(model: nn.Module) -> str:
-    """Of every weight by name, in their dtype; several threads, as hashing lets go of the interpreter."""
-    state = model.state_dict()
+    """Of every weight by name, in their dtype. Hashed again only where something was written to them since, by anything
+    but their `.data`, which torch does not count.
+    """
+    state = model.state_dict(keep_vars=True)
+    if any(t.is_inference() for t in state.values()):  # of which torch counts nothing
+        return digest_of(state)
+    before, found = DIGESTS.get(model, ({}, ""))
+    if before.keys() != state.keys() or not all(before[name].is_now(t) for name, t in state.items()):
+        found = digest_of(state)
+        DIGESTS[model] = {name: Written.of(t) for name, t in state.items()}, found
+    return found
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """Several threads, as hashing lets go of the interpreter."""
     with ThreadPoolExecutor() as pool:
         return digest(dict(zip(state, pool.map(digest, state.values()), strict=True)))
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fz.attention import Kept
+from fz.attention import QK
 from fz.errors import FzError
 from fz.whole import atomic
 
@@ -101,12 +101,12 @@ class KeptInMemory:
     """Queries and keys in RAM ('memory')."""
 
     def __init__(self):
-        self.steps: dict[int, Kept] = {}
+        self.steps: dict[int, QK] = {}
 
-    def put(self, t: int, kept: Kept) -> None:
-        self.steps[t] = kept
+    def put(self, t: int, qk: QK) -> None:
+        self.steps[t] = qk
 
-    def get(self, t: int) -> Kept | None:
+    def get(self, t: int) -> QK | None:
         return self.steps.get(t)
 
 
@@ -126,12 +126,12 @@ class KeptOnDisk:
     def path(self, t: int) -> Path:
         return self.folder / f"{t:04d}.safetensors"
 
-    def put(self, t: int, kept: Kept) -> None:
-        tensors = {f"{site}#{i}": x.cpu() for site, of in kept.items() for i, x in enumerate(of)}
+    def put(self, t: int, qk: QK) -> None:
+        tensors = {f"{site}#{i}": x.cpu() for site, of in qk.items() for i, x in enumerate(of)}
         self.flush(PENDING - 1)
         self.writes.append(self.writer.submit(write_tensors, self.path(t), tensors))
 
-    def get(self, t: int) -> Kept | None:
+    def get(self, t: int) -> QK | None:
         self.flush()
         tensors = self.ahead.pop(t, None) or self.reader.submit(read_tensors, self.path(t), self.say)
         if t in self.following:
@@ -140,11 +140,11 @@ class KeptOnDisk:
         tensors = tensors.result()
         if tensors is None:
             return None
-        kept: dict[str, tuple[Tensor, ...]] = {}
+        qk: dict[str, tuple[Tensor, ...]] = {}
         for name in sorted(tensors):
             site = name.rpartition("#")[0]
-            kept[site] = (*kept.get(site, ()), tensors[name].to(self.device))
-        return kept
+            qk[site] = (*qk.get(site, ()), tensors[name].to(self.device))
+        return qk
 
     def has(self, t: int) -> bool:
         return self.path(t).exists()

@@ -14,33 +14,34 @@ from fz.errors import FzError
 def pick_device(name: str) -> torch.device:
     """The device called so; 'auto' is cuda, else mps, else cpu; 'cuda:1' is a GPU of several, made the current one.
 
+    A GPU multiplies float32 without rounding it to TF32 from then on: who asks for float32 there wants its digits.
     Raises FzError for one that this machine does not have.
     """
     kind, _, number = name.partition(":")
-    if kind == "cuda" and number.isdigit() and torch.cuda.is_available():
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = kind = next(d for d in ("cuda", "mps", "cpu") if there[d])
+    of_several = kind == "cuda" and number.isdigit()
+    if not there.get(kind if of_several else name):
+        devices = ", ".join(d for d, ok in there.items() if ok)
+        raise FzError(f"device: got {name}, which this machine or this PyTorch does not have. There is: {devices}.")
+    if of_several:
         if int(number) >= torch.cuda.device_count():
             last = torch.cuda.device_count() - 1
             raise FzError(f"device: got {name}, expected cuda:0 to cuda:{last}, the GPUs of this machine.")
         # kernels are launched on the current device, wherever their operands are
         torch.cuda.set_device(int(number))
-        return torch.device(name)
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next(d for d in ("cuda", "mps", "cpu") if there[d])
-    if not there.get(name):
-        devices = ", ".join(d for d, ok in there.items() if ok)
-        raise FzError(f"device: got {name}, which this machine or this PyTorch does not have. There is: {devices}.")
+    if kind == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     return torch.device(name)
 
 
 def settle_dtype(name: str, device: torch.device) -> tuple[str, str | None]:
-    """The dtype of a run's models, 'auto' being float16 on CUDA and float32 elsewhere; and what to tell of it, or None.
-
-    Sets whether float32 products on CUDA may be rounded to TF32: never, as who asks for float32 there wants its digits.
+    """The dtype of a run's models, 'auto' being float16 on CUDA and float32 elsewhere; and what to tell of it, or
+    None.
     """
     if device.type != "cuda":
         return ("float32" if name == "auto" else name), None
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
         return (
             "float16",

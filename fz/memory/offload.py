@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from fz.attention import Kept
+from fz.attention import QK
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,7 @@ class Copier:
         self.device = device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def to_ram(self, operands: Kept) -> tuple[Kept, object]:
+    def to_ram(self, operands: QK) -> tuple[QK, object]:
         """Copies in pinned memory, and the event after which they are whole. Without a stream: the tensors, in RAM."""
         if self.stream is None:
             return {name: tuple(x.to(CPU) for x in kept) for name, kept in operands.items()}, None
@@ -56,7 +56,7 @@ class Copier:
                     x.record_stream(self.stream)
             return copies, self.stream.record_event()
 
-    def to_device(self, operands: Kept, written: object) -> tuple[Kept, object]:
+    def to_device(self, operands: QK, written: object) -> tuple[QK, object]:
         """Copies on the device and the event after which they are whole. written: the event of `to_ram`."""
         if self.stream is None:
             return {name: tuple(x.to(self.device) for x in kept) for name, kept in operands.items()}, None
@@ -67,7 +67,7 @@ class Copier:
             }
             return copies, self.stream.record_event()
 
-    def ready(self, operands: Kept, event: object) -> Kept:
+    def ready(self, operands: QK, event: object) -> QK:
         """The operands of `to_device`, once this thread's own stream may read them."""
         if self.stream is not None:
             here = torch.cuda.current_stream(self.device)
@@ -86,13 +86,13 @@ class KeptInRam:
     def __init__(self, timesteps: tuple[int, ...], copier: Copier):
         self.copier = copier
         self.following = dict(zip(timesteps, timesteps[1:], strict=False))
-        self.steps: dict[int, tuple[Kept, object]] = {}
-        self.ahead: dict[int, tuple[Kept, object]] = {}
+        self.steps: dict[int, tuple[QK, object]] = {}
+        self.ahead: dict[int, tuple[QK, object]] = {}
 
-    def put(self, t: int, operands: Kept) -> None:
+    def put(self, t: int, operands: QK) -> None:
         self.steps[t] = self.copier.to_ram(operands)
 
-    def get(self, t: int) -> Kept | None:
+    def get(self, t: int) -> QK | None:
         if t not in self.steps:
             return None
         here = self.ahead.pop(t, None) or self.copier.to_device(*self.steps[t])

@@ -10,6 +10,7 @@ from pathlib import Path
 from fz import mini
 from fz.errors import FzError
 from fz.mini.setup import Setup
+from fz.results.lock import claimed
 from fz.settings.place import writable
 from fz.settings.texts import number, whole
 from fz.shell import Parser, answered, leave
@@ -60,10 +61,11 @@ def answer(argv: Sequence[str] | None) -> None:
 
     jobs = [(part, i) for part, count in counts.items() for i in range(count)]
     rows = []
-    for n, some in enumerate(evaluate(setup, checkpoint, jobs, out, given.processes, given.control), start=1):
-        rows += some
-        print(f"{n} of {len(jobs)}", end="\r" if n < len(jobs) else "\n", flush=True)
-    print(write_table(out / "table.txt", setup, rows), end="")
+    with claimed(out):
+        for n, some in enumerate(evaluate(setup, checkpoint, jobs, out, given.processes, given.control), start=1):
+            rows += some
+            print(f"{n} of {len(jobs)}", end="\r" if n < len(jobs) else "\n", flush=True)
+        print(write_table(out / "table.txt", setup, rows), end="")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,17 +4,15 @@ One JSON file for each picture and clip, so that what was stopped goes on and a 
 """
 
 import dataclasses
-import multiprocessing
 import platform
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from fz import records
-from fz.clips.media import atomic, write_json
-from fz.memory.machine import start_alone
+from fz.clips.media import atomic
 from fz.mini.bars import Row, table
 from fz.mini.controlled import measure_control
 from fz.mini.edited import Bench
@@ -22,22 +20,23 @@ from fz.mini.eye import errors, load_eye
 from fz.mini.figures import MEASURES
 from fz.mini.setup import Setup
 from fz.model import fast_cpu
+from fz.records import NUMBER, Each
+from fz.results.cells import cell, each
 from fz.weights.control import check_beside, load_control
 from fz.weights.load import load_checkpoint
 
 
-def figures_of(bench: Bench, key: str, part: str, i: int, folder: Path) -> list[Row]:
+def figures_of(bench: Bench, key: str, folder: Path, part: str, i: int) -> list[Row]:
     """The figures of the i-th picture or clip: read where they were measured before, with the same key, else measured
     and written.
     """
-    file = folder / f"{part.replace(' ', '-')}-{i:04d}.json"
-    # one that is cut short, or not ours, is measured again
-    done = records.read(file, {"key": str, "figures": records.Each(records.NUMBER)})
-    if done is not None and done["key"] == key:
-        return [(i, name, value) for name, value in done["figures"].items()]
-    figures = {figure.name: float(figure.value) for figure in (MEASURES | {"control": measure_control})[part](bench, i)}
-    write_json(file, {"key": key, "figures": figures})
-    return [(i, name, value) for name, value in figures.items()]
+
+    def measured() -> dict[str, Any]:
+        figures = (MEASURES | {"control": measure_control})[part](bench, i)
+        return {"figures": {figure.name: float(figure.value) for figure in figures}}
+
+    content = cell(folder / f"{part.replace(' ', '-')}-{i:04d}.json", key, {"figures": Each(NUMBER)}, measured)
+    return [(i, name, value) for name, value in content["figures"].items()]
 
 
 def evaluate(
@@ -48,20 +47,10 @@ def evaluate(
     processes: int = 1,
     control: str | None = None,
 ) -> Iterator[list[Row]]:
-    """The rows of each of the jobs (a name of MEASURES or 'control', number), as they are done. More than one process:
+    """The rows of each of the jobs (a name of MEASURES or 'control', number), in their order. More than one process:
     each has one thread. control: a ControlNet.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if processes == 1:
-        bench = ready(setup, checkpoint, control)
-        key = bench.key()
-        yield from (figures_of(bench, key, part, i, folder) for part, i in jobs)
-        return
-    # processes of their own: a forked one may hang in a library's locks
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=start, initargs=(setup, checkpoint, control)) as pool:
-        for done in as_completed([pool.submit(work, part, i, folder) for part, i in jobs]):
-            yield done.result()
+    return each(partial(work, folder), jobs, processes, partial(start, setup, checkpoint, control))
 
 
 def ready(setup: Setup, checkpoint: str, control: str | None = None) -> Bench:
@@ -76,17 +65,16 @@ def ready(setup: Setup, checkpoint: str, control: str | None = None) -> Bench:
     return Bench(dataclasses.replace(loaded, unet=unet), load_eye(), setup, net)
 
 
-OWN: list[tuple[Bench, str]] = []  # a worker process's bench and its key
+OWN: list[tuple[Bench, str]] = []  # this process's bench and its key
 
 
 def start(setup: Setup, checkpoint: str, control: str | None) -> None:
-    start_alone()
     bench = ready(setup, checkpoint, control)
-    OWN.append((bench, bench.key()))
+    OWN[:] = [(bench, bench.key())]
 
 
-def work(part: str, i: int, folder: Path) -> list[Row]:
-    return figures_of(*OWN[0], part, i, folder)
+def work(folder: Path, job: tuple[str, int]) -> list[Row]:
+    return figures_of(*OWN[0], folder, *job)
 
 
 def write_table(path: Path, setup: Setup, rows: Sequence[Row]) -> str:

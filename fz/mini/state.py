@@ -1,5 +1,4 @@
-"""What a training of the UNet and the text encoder keeps between runs: everything in one file, and the averaged weights
-in small ones.
+"""What a training keeps between runs: everything in one file, and of the UNet's the averaged weights in small ones.
 
 DIR/training.pt is written whole and goes on to the bit. DIR/averages-N.safetensors are what a model is made of,
 float16, at most 15 MB each, so that they travel where the whole state cannot; a training that finds them alone starts
@@ -11,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,24 +21,17 @@ SAVE_EVERY = 180  # seconds
 LARGEST = 15_000_000  # bytes of a file of averages
 
 
-class Training:
-    """Modules, optimiser, averages, random numbers, and how much has been seen. The rate is constant after a
-    warm-up.
-    """
+class Resumable:
+    """Modules, optimiser, averages, random numbers and how much has been done, in one file. Goes on where that ends."""
 
-    # of log.csv, after the step, the seconds, the pictures and their size
-    columns = ("loss", "placing")
     rate = RATE
+    counts = ("seconds", "steps")
 
-    def __init__(self, state: Path, modules: dict[str, nn.Module], device: str = "cpu"):
-        self.state, self.path, self.log = state, state / "training.pt", state / "log.csv"
-        self.modules = nn.ModuleDict(modules)
-        self.seconds, self.steps, self.pictures = 0.0, 0, 0
-        if not self.path.exists() and (averages := read_averages(state)):
-            self.modules.load_state_dict({**self.modules.state_dict(), **averages})
-        self.modules.to(device)
+    def __init__(self, path: Path, modules: dict[str, nn.Module], device: str = "cpu"):
+        self.path, self.modules = path, nn.ModuleDict(modules).to(device)
+        self.seconds, self.steps = 0.0, 0
         self.optimiser = torch.optim.AdamW(
-            self.modules.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+            self.modules.parameters(), lr=self.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
         )
         self.shadow = {k: v.detach().clone() for k, v in self.modules.state_dict().items()}
         if self.path.exists():
@@ -46,12 +39,13 @@ class Training:
             self.modules.load_state_dict(saved["modules"])
             self.optimiser.load_state_dict(saved["optimiser"])
             self.shadow = saved["shadow"]
-            self.seconds, self.steps, self.pictures = saved["seconds"], saved["steps"], saved["pictures"]
+            for count in self.counts:
+                setattr(self, count, saved[count])
             torch.set_rng_state(saved["random"].cpu())
 
-    def rounds(self, wanted: Callable[["Training"], bool]) -> Iterator[None]:
-        """As long as it is `wanted`, a round for each batch: the seconds are counted, the state is saved on the way and
-        in the end.
+    def rounds(self, wanted: Callable[[Any], bool]) -> Iterator[None]:
+        """As long as it is `wanted`, asked with the training itself, a round for each batch: the seconds are counted,
+        the state is saved on the way and in the end.
         """
         saved_at = last = time.monotonic()
         while wanted(self):
@@ -65,18 +59,20 @@ class Training:
         self.save()
 
     def save(self) -> None:
-        """The whole state, then its averages."""
         part = self.path.with_suffix(".part")
-        seen = {"seconds": self.seconds, "steps": self.steps, "pictures": self.pictures}
+        counts = {count: getattr(self, count) for count in self.counts}
         parts = {"modules": self.modules.state_dict(), "optimiser": self.optimiser.state_dict(), "shadow": self.shadow}
-        torch.save({**parts, **seen, "random": torch.get_rng_state()}, part)
+        torch.save({**parts, **counts, "random": torch.get_rng_state()}, part)
         os.replace(part, self.path)
-        write_averages(self.state, self.shadow)
+
+    def rate_now(self) -> float:
+        """Of the next step: constant after a warm-up."""
+        return self.rate * min(1, (self.steps + 1) / WARM_UP)
 
     def step(self, loss: Tensor) -> None:
         """One step down the gradient, and the averages after it."""
         for group in self.optimiser.param_groups:
-            group["lr"] = self.rate * min(1, (self.steps + 1) / WARM_UP)
+            group["lr"] = self.rate_now()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
@@ -88,14 +84,41 @@ class Training:
             floating = [key for key, value in now.items() if value.is_floating_point()]
             torch._foreach_lerp_([self.shadow[key] for key in floating], [now[key] for key in floating], 1 - decay)
 
+
+class Training(Resumable):
+    """Of the UNet and the text encoder, or of what stands beside them: also counts pictures."""
+
+    # of log.csv, after the step, the seconds, the pictures and their size
+    columns = ("loss", "placing")
+    counts = ("seconds", "steps", "pictures")
+
+    def __init__(self, state: Path, modules: dict[str, nn.Module], device: str = "cpu"):
+        self.state, self.log, self.pictures = state, state / "log.csv", 0
+        path = state / "training.pt"
+        if not path.exists() and (averages := read_averages(state)):
+            beginning = nn.ModuleDict(modules)
+            beginning.load_state_dict({**beginning.state_dict(), **averages})
+        super().__init__(path, modules, device)
+
+    def save(self) -> None:
+        """The whole state, then its averages."""
+        super().save()
+        write_averages(self.state, self.shadow)
+
     def write_log(self, size: int, *values: float) -> None:
         """A line of log.csv. size: the pictures' side; values: of `columns`."""
-        new = not self.log.exists()
-        with open(self.log, "a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(["step", "seconds", "pictures", "size", *self.columns])
-            writer.writerow([self.steps, round(self.seconds), self.pictures, size, *(f"{v:.5f}" for v in values)])
+        seen = {"step": self.steps, "seconds": round(self.seconds), "pictures": self.pictures, "size": size}
+        write_row(self.log, seen | {name: f"{v:.5f}" for name, v in zip(self.columns, values, strict=True)})
+
+
+def write_row(file: Path, row: dict[str, Any]) -> None:
+    """A line of a CSV, below the names of its columns."""
+    new = not file.exists()
+    with open(file, "a", newline="") as opened:
+        writer = csv.writer(opened)
+        if new:
+            writer.writerow(row)
+        writer.writerow(row.values())
 
 
 def write_averages(folder: Path, shadow: dict[str, Tensor]) -> list[Path]:

@@ -2,8 +2,8 @@
 
 It starts from a checkpoint (the one that ships) and goes on, to the bit, from a folder, where it was stopped. The rate
 is constant after a warm-up and the weights that count are averages: it may be stopped at any time and go on later.
-Batches of 16x16 and 32x32 latents take turns at random; half of them are clips, attending and normalising as the editor
-does. Cross-attention is taught where a story's things are all along.
+Batches of 16x16 and 32x32 latents take turns at random, three of four the larger; half of them are clips, attending and
+normalising as the editor does. Cross-attention is taught where a story's things are all along.
 """
 
 from collections.abc import Callable
@@ -37,9 +37,10 @@ PLACING = 0.01  # weight of the loss of words' places
 CLIPS = 0.5  # share of batches whose pictures are clips of two to four frames, as editing has them
 # steps with less noise weigh less (min-SNR, arXiv 2303.09556): they hold most of the loss and little of the shapes
 MOST_SNR = 5.0
-BATCHES = {64: 32, 128: 16}  # pictures of a batch, by their side; both sizes have half of the batches
+BATCHES = {64: 32, 128: 16}  # pictures of a batch, by their side
+LARGE = 0.75  # share of batches of the larger size, at which edits are made
 ON_GPU = 8  # times as many on a GPU
-NEW_SHARD = 12_000  # pictures after which training gets one shard more
+NEW_SHARD = 6_000  # pictures after which training gets one shard more
 MOST_SHARDS = 120  # 60 000 stories
 LOG_EVERY = 25  # batches of a size
 
@@ -203,7 +204,7 @@ def train(state: Path, start: Start, device: str, wanted: Callable[[Training], b
     many = ON_GPU if device == "cuda" else 1
     recent: dict[int, list[Tensor]] = {size: [] for size in BATCHES}
     for _ in training.rounds(wanted):
-        size = list(BATCHES)[int(torch.randint(len(BATCHES), ()))]
+        size = max(BATCHES) if torch.rand(()) < LARGE else min(BATCHES)
         there = shards.of(size, min(1 + training.pictures // NEW_SHARD, MOST_SHARDS))
         batch = batch_of(there, choose(len(there), many * BATCHES[size]), nothing).to(device)
         loss, placing = losses(unet, text, batch, alpha_bar)

@@ -20,7 +20,7 @@ from fz.results.differing import brief, differing
 from fz.results.lock import NAME as LOCK
 from fz.results.lock import Busy, Lock
 from fz.settings.place import default_path, expanded, slug, writable
-from fz.weights.hub import commit_of
+from fz.weights.names import commit_of
 
 RUN = "run.json"
 # where a run writes that replaces another

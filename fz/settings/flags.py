@@ -144,9 +144,10 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
                                                         "has none"),
         Flag("model-config", "model_config", str, "DIR", "unet/config.json and so on, for a single file that is not "
                                                          "quite SD v1's shape"),
-        Flag("lora", "lora", file_of_strength, "FILE[=R]", "a LoRA, and its strength; again for more", many=True),
-        Flag("embedding", "embedding", file_of_word, "FILE[=WORD]",
-             "a textual inversion, and the word of prompts that it stands for; again for more", many=True),
+        Flag("lora", "lora", file_of_strength, "PATH|NAME[=R]",
+             "a LoRA, a file or a Hub name (owner/name, owner/name:FILE), and its strength; again for more", many=True),
+        Flag("embedding", "embedding", file_of_word, "PATH|NAME[=WORD]",
+             "a textual inversion, likewise, and the word of prompts that it stands for; again for more", many=True),
         Flag("clip-skip", "clip_skip", whole(1), "N", "text encoder's layers left out at its end, as A1111 counts: "
                                                       "1 is none, 2 one"),
         Flag("ema", "ema", one_of(("auto", "ema", "plain")), "WHICH", "auto, ema or plain: of a file that has two "

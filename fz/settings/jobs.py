@@ -26,7 +26,8 @@ OWN = ("name", "masks", "set")  # of a job, beside the flags of fz.run
 RENAMED = {"clip": "video", "targets": "target"}
 # the batch says where results go and what a dry run is
 OF_THE_BATCH = ("out", "overwrite", "dry-run")
-PATHS = ("video", "mask", "config", "checkpoint", "vae", "tokenizer", "model-config")
+PATHS = ("video", "mask", "config", "checkpoint", "vae", "tokenizer", "model-config", "control", "control-video")
+WITH_VALUE = ("lora", "embedding")  # paths that may be followed by '=' and a strength or a word
 SEVERAL = "|"  # between the values of one cell
 BY_NAME: Mapping[str, Flag] = {flag.name: flag for group in FLAGS.values() for flag in group}
 KEYS = (*(name for name in (*BY_NAME, "config") if name not in OF_THE_BATCH), *RENAMED, *OWN)
@@ -169,10 +170,20 @@ def arguments(given: Mapping[Any, Any], folder: Path) -> list[str]:
             continue
         plain = re.sub(r"\.\d+$", "", name)
         for text in texts(plain, value):
-            if plain in PATHS and isinstance(text, str):
+            if plain in PATHS and isinstance(text, str) and (plain, text) != ("control-video", "canny"):
                 text = beside(folder, text)
+            if plain in WITH_VALUE:
+                text = file_beside(folder, text)
             out += [f"--{name}"] if text is True else words(f"--{name}", text)
     return out
+
+
+def file_beside(folder: Path, text: str) -> str:
+    """As `beside`, of a path that a value may follow."""
+    if (whole := beside(folder, text)) != text or "=" not in text:
+        return whole
+    path, _, value = text.rpartition("=")
+    return f"{beside(folder, path)}={value}"
 
 
 def words(flag: str, text: str | tuple[str, ...]) -> list[str]:

@@ -76,7 +76,9 @@ def parse(argv: Sequence[str]) -> Request:
         from fz import mini
 
         prompts = [settings.source, *(edit.target for edit in settings.edits)]
-        strange = mini.strange_words(prompts, [word or PurePath(path).stem for path, word in settings.embedding])
+        # a Hub name has its file after a colon
+        learned = [word or PurePath(path.rpartition(":")[2]).stem for path, word in settings.embedding]
+        strange = mini.strange_words(prompts, learned)
         strange_clip = mini.strange_clip(settings.clip.path)
         settings = dataclasses.replace(settings, notes=(*settings.notes, *strange_clip, *strange))
     if given.get("ablate") and settings.method != "fatezero":

@@ -1,4 +1,4 @@
-"""An inversion that is kept nowhere: it answers `fz.memory.inversions.Inversion`'s questions, and writes no file."""
+"""An inversion that is in no cache: it answers `fz.memory.inversions.Inversion`'s questions, and writes no file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +21,7 @@ class NoLog:
         return None
 
 
-class Unkept:
+class Uncached:
     """For a Python program that named no cache. There is no folder, so queries and keys cannot go to disk."""
 
     folder = operands = NoLog.folder
