@@ -44,7 +44,11 @@ def run_ranks(world, command, **more):
         )
         for r in range(world)
     ]  # fmt: skip
-    said = [process.communicate(timeout=570)[0] for process in processes]
+    try:
+        said = [process.communicate(timeout=570)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     return [process.returncode for process in processes], said
 
 
