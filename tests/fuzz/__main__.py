@@ -33,6 +33,8 @@ KINDS = {
     "sweeps": flags.sweeps,
     "batches": files.batches,
 }
+# whose inputs take seconds: every second round
+LONG = ("tunings", "surroundings")
 
 
 def make(kind: str, number: int, seed: int, made: ground.Ground, work: Path) -> checks.Input:
@@ -85,14 +87,15 @@ def campaign(given: argparse.Namespace, home: Path) -> int:
     import_all()
     made = ground.prepare(home / "ground")
     baseline = in_child(lambda: None, home).peak
-    kinds = given.only or list(KINDS)
+    turns = given.only or [*KINDS, *(kind for kind in KINDS if kind not in LONG)]
     end, number = time.monotonic() + 60 * given.minutes, given.first
     failed, slowest, largest = Counter(), (0.0, ""), (0, "")
     counts, codes, spent, labels = Counter(), Counter(), Counter(), Counter()
     began = time.monotonic()
     while time.monotonic() < end and number - given.first < given.count:
-        kind, work = kinds[number % len(kinds)], home / "work"
-        i = number // len(kinds) if given.input is None else given.input
+        (whole, part), work = divmod(number, len(turns)), home / "work"
+        kind = turns[part]
+        i = whole * turns.count(kind) + turns[:part].count(kind) if given.input is None else given.input
         number += 1
         shutil.rmtree(work, ignore_errors=True)
         one = make(kind, i, given.seed, made, work)
@@ -119,10 +122,11 @@ def campaign(given: argparse.Namespace, home: Path) -> int:
             break
     total, minutes = sum(counts.values()), (time.monotonic() - began) / 60
     print(f"{total} inputs in {minutes:.1f} minutes, kinds: {', '.join(f'{k} {n}' for k, n in counts.items())}")
-    print(
-        f"bars: {labels['traceback']} tracebacks, {labels['code']} wrong codes, {labels['late']} hangs over {SECONDS:.0f} "
-        f"s, peak memory {largest[0] / 1e9:.2f} GB above the start's ({largest[1]}), at most {checks.MEMORY / 1e9:.2f}"
+    bars = (
+        f"{labels['traceback']} tracebacks, {labels['code']} wrong codes, {labels['late']} hangs over {SECONDS:.0f} s"
     )
+    peak = f"{largest[0] / 1e9:.2f} GB above the start's ({largest[1]}), at most {checks.MEMORY / 1e9:.2f}"
+    print(f"bars: {bars}, peak memory {peak}")
     mean = ", ".join(f"{k} {spent[k] / n:.2f}" for k, n in counts.items())
     print(f"seconds of CPU: {mean}; most: {slowest[0]:.1f} ({slowest[1]})")
     print("ends: " + ", ".join(f"{name}: {n}" for name, n in sorted(codes.items())))
