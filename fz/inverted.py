@@ -24,6 +24,7 @@ from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
 from fz.edit import Callback, Edit, invert, reconstruct
 from fz.errors import FzError
+from fz.forecast import Ahead
 from fz.guidance import Guidance
 from fz.keys import key_of_edit, key_of_inversion
 from fz.loaded import Loaded
@@ -44,18 +45,15 @@ from fz.settings.config import Settings
 from fz.source import Source, Store, keep_nothing
 from fz.stages import decode, encode, masks_by_size, plan_edits, with_masks
 
-# an edit's step in steps of inversion: two branches, fused (bench/LOG.md); the source's once more to recompute
-EDIT_STEP = 2
-
 
 class InvertedClip:
     """A clip under its own sentence, on its way through a loaded model; made by `Editor.invert`.
 
-    settings: of the run. video: its frames. shown: to the ControlNet, (F, 3, H, W) in [-1, 1]. source: what inversion
-    left, by timestep (`fz.source.Source`).
+    settings: of the run. video: its frames. hint: shown to the ControlNet, (F, 3, H, W) in [-1, 1]. source: what
+    inversion left, by timestep (`fz.source.Source`). wanted: of each edit step, what all edits need of the source.
     """
 
-    def __init__(self, editor: Loaded, settings: Settings, video: Video, journal: Journal, shown: Tensor | None = None):
+    def __init__(self, editor: Loaded, settings: Settings, video: Video, journal: Journal, hint: Tensor | None = None):
         self.editor, self.settings, self.video, self.journal = editor, settings, video, journal
         checkpoint = editor.checkpoint
         schedule = Schedule.from_config(checkpoint.scheduler, settings.steps)
@@ -67,10 +65,11 @@ class InvertedClip:
         unet, net = editor.fit(self.latent_size, self.own.stop - self.own.start, settings.chunk, journal)
         reuse = Reuse.of(settings.reuse)
         model = Denoiser(unet, schedule, editor.frame_index, reuse, solver=settings.solver)
-        self.model, self.inverting = controlled(model, editor, net, shown, settings)
+        self.model, self.inverting = controlled(model, editor, net, hint, settings)
         self.source = Source(editor.embed(settings.source))
         self.cached: Inversion | Uncached = Uncached()
         self.keep: Callable[[int], Keep] = keep_nothing
+        self.wanted: Sequence[Keep] = ()
         self.mode = "recompute"
         self.once: dict[str, Any] = {}  # what several edits need, by what it depends on
 
@@ -174,7 +173,14 @@ class InvertedClip:
         self.mode = choose_store(settings.store, footprint, per_step, cached.operands, editor.device, self.journal.say)
         # passes are made together: what is computed again has to be so in all
         self.mode = self.ranks.agree(self.mode)
-        self.cached, self.keep = cached, keep_for(self.mode, per_step.__getitem__)
+        self.wanted, self.cached, self.keep = per_step, cached, keep_for(self.mode, per_step.__getitem__)
+
+    @property
+    def ahead(self) -> Ahead:
+        """What is said of the time that all takes, once it is known what is kept."""
+        again = [k for k, keep in enumerate(self.wanted) if self.mode == "recompute" and keep != Keep()]
+        size = tuple(self.video.frames.shape)
+        return Ahead(self.editor, self.settings, self.model, self.source.embedding, size, again)
 
     def encode(self) -> None:
         """The clip's z_0, from the inversion's folder if it is there."""
@@ -195,6 +201,9 @@ class InvertedClip:
         restored = same_inversion(self.ranks, source, schedule, self.cached.restore(source, schedule))
         if restored:
             self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.cached.folder}")
+        told = self.ahead.told(schedule.steps - restored) if self.journal.heard else None
+        if told:
+            self.journal.say(told)
         with self.journal.steps("invert", "inverting", schedule.steps, editor.device) as advance:
             start = time.monotonic()
 
@@ -202,8 +211,8 @@ class InvertedClip:
                 # a full step may be done again, for what shallow ones take from it
                 if done <= restored:
                     return
-                if done == restored + 1:
-                    self.tell_seconds(time.monotonic() - start, schedule.steps - done)
+                if done == restored + 1 and not told and self.settings.method == "fatezero":
+                    self.journal.say(self.ahead.by_first_step(time.monotonic() - start, schedule.steps - done))
                 self.cached.save(done, source, schedule)
                 advance()
                 if callback:
@@ -320,18 +329,6 @@ class InvertedClip:
         if changes is not None:
             frames = paste_background(frames, self.video.frames, changes)
         return frames.float().clamp(-1, 1)
-
-    def tell_seconds(self, step: float, left: int) -> None:
-        """Say how long the run will take, by the seconds of its first step of inversion and the steps that are left."""
-        settings = self.settings
-        if settings.method != "fatezero":
-            return
-        of_an_edit = EDIT_STEP + (self.mode == "recompute")
-        # the step that was timed is a whole one
-        share = self.model.reuse.work(self.schedule.steps)
-        seconds = step * share * (left + of_an_edit * settings.steps * len(settings.edits))
-        shown = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-        self.journal.say(f"about {shown} to go: a step of inversion takes {step:.2g} s, one of an edit {of_an_edit:g}x")
 
     def store(self, of: str) -> Store:
         """Where queries and keys of that pass stay."""

@@ -5,9 +5,11 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 
 import torch
 
+from fz.attention import Keep
 from fz.baselines import METHODS
 from fz.checkpoint import settled
 from fz.editor import Editor
@@ -18,6 +20,7 @@ from fz.memory.inversions import Inversion
 from fz.memory.machine import pick_device
 from fz.memory.uncached import Uncached
 from fz.progress import Journal, Progress
+from fz.prompts.plan import Plan
 from fz.ranks import Alone, Ranks
 from fz.results import reuse
 from fz.results.folder import NoFolder, ResultFolder
@@ -57,13 +60,14 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
         shown = read_control(settings, result.video)
         editor.check_chunks(settings, result.video)
         if settings.dry_run:
+            if result.video is not None and journal.heard:
+                foretell(InvertedClip(editor, settings, result.video, journal, shown), wanted_by(plans, settings))
             journal.note("dry run: settings, words, checkpoint and clip are fine; nothing was computed")
             return result
         folder.start(settings)
         inversion = InvertedClip(editor, settings, result.video, journal, shown)
-        keep = wanted([plan.fusion for plan in plans if plan.fusion and method.keeps], settings.store_dtype)
         with opened(settings, inversion, ranks) as cached:
-            inversion.choose_store(cached, keep)
+            inversion.choose_store(cached, wanted_by(plans, settings))
 
             # encode
             inversion.encode()
@@ -92,6 +96,19 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
     if ranks.leads:
         journal.say(whereabouts(folder))
     return result
+
+
+def wanted_by(plans: list[Plan], settings: Settings) -> Callable[[int], Keep]:
+    """Which of the source's queries and keys all edits together need of edit step k."""
+    fusions = [plan.fusion for plan in plans if plan.fusion and METHODS[settings.method].keeps]
+    return wanted(fusions, settings.store_dtype)
+
+
+def foretell(inversion: InvertedClip, keep: Callable[[int], Keep]) -> None:
+    """Say how much memory and how long the run would take."""
+    inversion.choose_store(Uncached(), keep)
+    if line := inversion.ahead.told(inversion.schedule.steps, free=True):
+        inversion.journal.say(line)
 
 
 def whereabouts(folder: ResultFolder) -> str:

@@ -63,6 +63,11 @@ class Journal:
     notes: list[str] = field(default_factory=list)
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
 
+    @property
+    def heard(self) -> bool:
+        """Does anybody see what is told?"""
+        return type(self.progress).say is not Progress.say
+
     def note(self, line: str) -> None:
         self.notes.append(line)
         self.progress.say(line)

@@ -1,4 +1,4 @@
-"""CLIP's image tower against transformers' CLIPModel on random weights, in every layout, and what is refused."""
+"""CLIP's towers against transformers' CLIPModel on random weights, in every layout, and what is refused."""
 
 import json
 
@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
 
 from fz.errors import FzError
 from fz.mini.words import write_tokenizer
+from fz.model.clip_text import TextConfig, TextTower
 from fz.model.clip_vision import Preprocess
 from fz.weights.clip import load_clip, translate
 
@@ -161,3 +162,37 @@ def test_refused_in_one_line(written, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(FzError, match="Is it CLIP"):
         load_clip(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("end", [61, 2], ids=["end by its number", "end by the largest"])
+@pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
+@torch.no_grad()
+def test_the_text_tower_is_transformers(end, act):
+    shape = dict(
+        vocab_size=64, hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=20, projection_dim=24, hidden_act=act, layer_norm_eps=1e-4, bos_token_id=60,
+        eos_token_id=end, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = CLIPTextModelWithProjection(CLIPTextConfig(**shape)).eval()
+    for p in theirs.parameters():
+        p.copy_(torch.randn_like(p) * 0.2)
+    ours = TextTower(TextConfig(**shape)).eval()
+    ours.load_state_dict({k: t for k, t in theirs.state_dict().items() if not k.endswith("position_ids")})
+    ids = torch.randint(3, 60, (4, 17))
+    # padded after its end, at its end, and by the end token itself
+    ids[0, 9:], ids[1, 16], ids[2, 5:], ids[3, 7] = 0, 61, 61, 61
+    ids[0, 8] = 61
+    expected = theirs(input_ids=ids)
+    states = ours.text_model(ids)
+    torch.testing.assert_close(states.last_hidden_state, expected.last_hidden_state, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours(ids), expected.text_embeds, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(ours(ids)[0], ours(ids.flip(1))[0], atol=1e-2)
+
+
+def test_the_usual_text_shape_is_transformers():
+    usual = CLIPTextConfig()
+    assert {name: getattr(usual, name) for name in TextConfig.__dataclass_fields__} == vars(TextConfig())
+    for wrong, said in (({"hidden_act": "gelo"}, "Did you mean 'gelu'"), ({"num_attention_heads": 7}, "divide")):
+        with pytest.raises(FzError, match=said):
+            TextConfig(**wrong)

@@ -47,6 +47,7 @@ FLOORS = (
     ("fz.results",),
     ("fz.loaded",),
     ("fz.stages", "fz.agreement", "fz.arguments", "fz.control", "fz.keys", "fz.program", "fz.saved", "fz.tuning"),
+    ("fz.forecast",),
     ("fz.inverted",),
     ("fz.editor",),
     (
@@ -162,6 +163,14 @@ def run_python(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_run_imports_no_more_than_it_needs(tmp_path):
+    """What takes longest to import of what transformers and torch bring is in no run."""
+    heavy = ("torch._dynamo", "torch.distributed.tensor", "sympy", "transformers.models.clip.modeling_clip")
+    run = f"main(['--dry-run', '--frames', '2', '--size', '64', '--threads', '1', '--out', {str(tmp_path / 'o')!r}])"
+    code = f"import sys; from fz.run import main; assert {run} == 0"
+    assert run_python(f"{code}; print([m for m in {heavy} if m in sys.modules])").strip().endswith("[]")
 
 
 def test_settings_and_doors_know_nothing_of_torch():

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from fz.errors import FzError, suggest
+from fz.model.clip_text import TextConfig, TextTower
 from fz.model.clip_vision import ClipModel, ImageTower, Preprocess, ViTConfig
 from fz.weights.architecture import numbers, short, whole_numbers
 from fz.weights.hub import located
@@ -187,10 +187,8 @@ def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def text_tower(config: Mapping[str, Any], projection: int) -> CLIPTextModelWithProjection:
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(**{n: config[n] for n in TEXT_FIELDS if n in config}, projection_dim=projection)
-    )
+def text_tower(config: Mapping[str, Any], projection: int) -> TextTower:
+    return TextTower(TextConfig(**{n: config[n] for n in TEXT_FIELDS if n in config}, projection_dim=projection))
 
 
 def preprocessing(path: Path, config: ViTConfig) -> Preprocess:

@@ -12,9 +12,9 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from fz.errors import FzError
+from fz.model.clip_text import TextConfig, TextModel
 from fz.model.unet import Temporal, UNet, UNetConfig
 from fz.model.vae import VAE, VAEConfig
 from fz.prompts.text import TextEncoder
@@ -173,19 +173,13 @@ def build_vae(part: Part) -> VAE:
     return fill(vae, part.weights.tensors, "vae", of_sd(part.weights))
 
 
-def build_text(part: Part) -> CLIPTextModel:
-    config = CLIPTextConfig(**{name: part.config[name] for name in TEXT_FIELDS if name in part.config})
+def build_text(part: Part) -> TextModel:
+    config = TextConfig(**{name: part.config[name] for name in TEXT_FIELDS if name in part.config})
     with torch.device("meta"):
-        model = CLIPTextModel(config)
-    state = without_skipped(part.weights.tensors, config.num_hidden_layers)
-    # transformers before 5.6 nests the encoder one deeper
-    if any(key.startswith("text_model.") for key in model.state_dict()):
-        state = {f"text_model.{key}": t for key, t in state.items()}
-    model = fill(model, state, "text encoder", of_sd(part.weights))
-    for module in model.modules():
-        if getattr(module, "position_ids", None) is not None:
-            module.position_ids = torch.arange(config.max_position_embeddings)[None]
-    return model
+        model = TextModel(config)
+    return fill(
+        model, without_skipped(part.weights.tensors, config.num_hidden_layers), "text encoder", of_sd(part.weights)
+    )
 
 
 def without_skipped(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:

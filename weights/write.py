@@ -54,7 +54,7 @@ def write_tuned(folder: Path, checkpoint: Checkpoint) -> None:
         folder / "text_encoder/config.json",
         {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **fields},
     )
-    state = {"text_model." + name.removeprefix("text_model."): tensor for name, tensor in text.state_dict().items()}
+    state = {f"text_model.{name}": tensor for name, tensor in text.state_dict().items()}
     # older versions of transformers expect the positions' numbers
     state["text_model.embeddings.position_ids"] = torch.arange(text.config.max_position_embeddings)[None]
     write_weights(folder / "text_encoder/pytorch_model.bin", state)

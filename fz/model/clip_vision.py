@@ -2,31 +2,29 @@
 sentences.
 
 Arithmetic and parameter names are those of transformers' CLIPModel (Radford et al. 2021, section 2.4), to which tests
-compare it; the text tower is transformers'. Only inference. How weights are found and translated is `fz.weights.clip`'
-question.
+compare it; the text tower, of the same layers, is `fz.model.clip_text`. Only inference. How weights are found and
+translated is `fz.weights.clip`' question.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from fz.errors import FzError, suggest
+from fz.errors import FzError
+from fz.model.clip_layers import Layer, check_shape
+from fz.model.clip_text import TextTower
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
-
-
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 @dataclass(frozen=True)
@@ -46,52 +44,9 @@ class ViTConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self):
-        if self.hidden_act not in ACTIVATIONS:
-            raise FzError(
-                f"clip: got activation {self.hidden_act!r}, expected quick_gelu or "
-                f"gelu.{suggest(self.hidden_act, ACTIVATIONS)}"
-            )
-        if self.hidden_size % self.num_attention_heads or self.image_size % self.patch_size:
-            raise FzError("clip: heads do not divide the width, or patches the picture. Is its config.json CLIP's?")
-
-
-class Attention(nn.Module):
-    def __init__(self, config: ViTConfig):
-        super().__init__()
-        self.heads = config.num_attention_heads
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            setattr(self, name, nn.Linear(config.hidden_size, config.hidden_size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class MLP(nn.Module):
-    def __init__(self, config: ViTConfig):
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.act = ACTIVATIONS[config.hidden_act]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
-
-
-class Layer(nn.Module):
-    def __init__(self, config: ViTConfig):
-        super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.self_attn = Attention(config)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.mlp = MLP(config)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
+        check_shape(self)
+        if self.image_size % self.patch_size:
+            raise FzError("clip: patches do not divide the picture. Is its config.json CLIP's?")
 
 
 class Embeddings(nn.Module):
@@ -174,8 +129,8 @@ class ClipModel:
     def __init__(
         self,
         tower: ImageTower,
-        text: CLIPTextModelWithProjection,
-        tokenizer: CLIPTokenizer,
+        text: TextTower,
+        tokenizer: "CLIPTokenizer",
         preprocess: Preprocess,
         name: str,
     ):
@@ -200,4 +155,4 @@ class ClipModel:
         tokens = self.tokenizer(list(prompts), padding=True, max_length=length, truncation=True, return_tensors="pt")
         # without an attention mask: padding stands after the end token, whose state alone is read, so it need not be 77
         # long either
-        return F.normalize(self.text(input_ids=tokens["input_ids"]).text_embeds, dim=-1)
+        return F.normalize(self.text(tokens["input_ids"]), dim=-1)

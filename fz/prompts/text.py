@@ -1,6 +1,6 @@
 """Prompts: which tokens a prompt's words are, and CLIP's embedding of it.
 
-Tokenizer and text model are transformers'; what a word is, is `fz.words`'s question. Files are not read here.
+The tokenizer is transformers'; what a word is, is `fz.words`'s question. Files are not read here.
 """
 
 import re
@@ -16,7 +16,9 @@ from fz.words import inner, spans
 # prompts are checked before torch is imported, which takes seconds
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTokenizer
+
+    from fz.model.clip_text import TextModel
 
 LENGTH = 77  # CLIP's text tokens, the first and last of a prompt being its start and end
 
@@ -68,7 +70,7 @@ class TextEncoder:
     def __init__(
         self,
         tokenizer: "CLIPTokenizer",
-        model: "CLIPTextModel | None",
+        model: "TextModel | None",
         learned: Mapping[str, tuple[int, ...]] | None = None,
     ):
         self.tokenizer, self.model = tokenizer, model
@@ -131,7 +133,7 @@ class TextEncoder:
 
         ids = torch.tensor([self.tokens(prompt).ids for prompt in prompts], device=self.model.device)
         with torch.no_grad():
-            return self.model(input_ids=ids).last_hidden_state.float()
+            return self.model(ids).last_hidden_state.float()
 
 
 def as_whole(word: str) -> str:

@@ -252,7 +252,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("overwrite", "overwrite", None, "", "write into a folder that holds other results", const=True),
         Flag("save-latents", "save_latents", None, "", "write latents.safetensors, with masks", const=True),
         Flag("report", "report", None, "", "write report.html, one page to look at the run", const=True),
-        Flag("dry-run", "dry_run", None, "", "load and check everything, compute nothing", const=True),
+        Flag("dry-run", "dry_run", None, "",
+             "load and check everything, say what memory and time it would take, compute nothing", const=True),
     ),
 }  # fmt: skip
 

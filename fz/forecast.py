@@ -1,0 +1,200 @@
+"""How long will a run take, and how long with `--fast`? Told before its first step; nothing that is computed depends on
+it.
+
+A few short passes of the run's own layers are timed: over one frame and over MANY, a shallow one, the VAE over a small
+picture. The run is the sum of the passes that it will make, each as long as its frames and branches have it.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fz import mini
+from fz.attention import Plain
+from fz.denoiser import Denoiser
+from fz.kernels.int8 import has_int8
+from fz.loaded import Loaded
+from fz.model.deep import Deep, Reuse
+from fz.model.layers import TextContext
+from fz.model.reduced_cpu import takes_int8
+from fz.model.unet import UNet
+from fz.model.vae import VAE, decode_clip, encode_clip
+from fz.settings.config import FAST, REUSING, Settings
+
+# what a step costs, in passes over as many frames and branches (bench/LOG.md, SD's shapes): of inversion with what it
+# leaves; fused; the source's pass as far as the last fused layer; with a ControlNet; of eight bits
+INVERTING, FUSED, AGAIN, CONTROLLED, INT8 = 1.1, 1.05, 0.8, 1.3, 0.65
+# an edit's step in steps of inversion: two branches, fused; the source's once more to recompute
+EDIT_STEP = 2
+# frames of the longer pass that is tried; passes over one frame that a trial makes, about; and what share of the run's
+# it may be: small frames cost less each in a pass of many, so that a trial takes up to 3 % of the time (bench/LOG.md)
+MANY, TRIAL, SHARE = 3, 6, 0.0125
+# a side of the picture that the VAE is tried on, of the clip's
+SMALLER = 4
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds. A pass over n frames of all branches takes `each` + n · `frame`, a shallow one `shallow` of that;
+    encode, decode: of the VAE, a frame.
+    """
+
+    each: float
+    frame: float
+    shallow: float = 1.0
+    encode: float = 0.0
+    decode: float = 0.0
+
+    def passing(self, frames: int, shallow: bool) -> float:
+        return (self.each + frames * self.frame) * (self.shallow if shallow else 1.0)
+
+
+@dataclass(frozen=True)
+class Course:
+    """The passes of a run. left: inversion's steps that are not done; guided: edit steps of two branches; again: those
+    at which the source is passed again; fuses: edits fuse; cost: of a pass of this run, of one that was tried.
+    """
+
+    frames: int
+    steps: int
+    left: int
+    edits: int
+    reuse: Reuse
+    guided: Collection[int]
+    again: Collection[int]
+    fuses: bool = True
+    cost: float = 1.0
+
+    def passes(self) -> Iterator[tuple[float, int, bool]]:
+        """(how many, over how many frames of all branches, shallow or not)."""
+        for k in range(self.steps):
+            shallow = not self.reuse.is_full(k, self.steps)
+            if k < self.left:
+                yield INVERTING, self.frames, shallow
+            branches = 2 if self.reuse.before(k, self.steps) in self.guided else 1
+            yield self.edits * (FUSED if self.fuses else 1.0), branches * self.frames, shallow
+            if k in self.again and not shallow:
+                yield self.edits * AGAIN, self.frames, False
+
+    def seconds(self, pace: Pace) -> float:
+        """From where inversion begins to the last picture that is decoded."""
+        passes = sum(count * pace.passing(frames, shallow) for count, frames, shallow in self.passes())
+        return self.cost * passes + self.edits * self.frames * pace.decode
+
+    def affords(self, trial: float) -> bool:
+        """Are so many passes over a frame a small share of the run? Counted, not timed."""
+        return trial <= SHARE * sum(count * frames for count, frames, shallow in self.passes() if not shallow)
+
+
+def course_of(settings: Settings, frames: int, keep: Collection[int], left: int) -> Course:
+    """keep: the edit steps at which queries and keys of the source are computed again."""
+    first, last = settings.guidance_window
+    guided = {k for k in range(settings.steps) if first <= k / settings.steps < last} if settings.guidance > 1 else ()
+    return Course(
+        frames, settings.steps, left, len(settings.edits), Reuse.of(settings.reuse), guided, keep,
+        settings.method == "fatezero", CONTROLLED if settings.control else 1.0,
+    )  # fmt: skip
+
+
+def with_fast(settings: Settings) -> Settings | None:
+    """The settings as `--fast` would have them; None where it would change nothing, or is not for them."""
+    has_some = any(getattr(settings, name) == value for name, value in FAST.items())
+    if settings.method not in REUSING or settings.control or has_some:
+        return None
+    usual = mini.DEFAULTS["steps"] if settings.checkpoint is None else Settings.steps
+    return replace(settings, **FAST, steps=usual // 2 if settings.steps == usual else settings.steps, notes=())
+
+
+@torch.no_grad()
+def trial(
+    model: Denoiser, vae: VAE, size: tuple[int, int], prompt: Tensor, clock: Callable[[], float] = time.perf_counter
+) -> Pace:
+    """The pace of a model on this machine, by about TRIAL passes over a frame of (H, W) pixels. prompt: (77, Cx).
+    Nothing of it stays, and no random number is drawn from what a run draws from.
+    """
+    unet, device, stride = model.layers, prompt.device, vae.config.stride
+    draw = torch.Generator().manual_seed(0)
+    z = torch.randn(1, MANY, 4, *(side // stride for side in size), generator=draw).to(device)
+    text, t = TextContext(prompt[None]), model.schedule.timesteps[0]
+    deep = Deep((model.reuse if model.reuse.every > 1 else Reuse.of(FAST["reuse"])).outer)
+
+    def took(run: Callable[[], object]) -> float:
+        start = clock()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return clock() - start
+
+    def forward(frames: int, **extra: Deep) -> float:
+        return took(lambda: unet(z[:, :frames], t, text, Plain(model.frame_index), **extra))
+
+    # the first pass warms up
+    forward(1, deep=deep)
+    one, many, deep.shallow = forward(1), forward(MANY), True
+    shallow = forward(1, deep=deep)
+    # another frame takes what the first does at most, and on a busy machine may seem to take anything
+    frame = min(max((many - one) / (MANY - 1), one / 8), one)
+    height, width = (max(side // (SMALLER * stride), 1) * stride for side in size)
+    small, share = torch.zeros(1, 3, height, width), size[0] * size[1] / (height * width)
+    latent = encode_clip(vae, small)
+    encode, decode = took(lambda: encode_clip(vae, small)), took(lambda: decode_clip(vae, latent))
+    return Pace(one - frame, frame, min(shallow / one, 1.0) if one else 1.0, share * encode, share * decode)
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """A run that is about to invert its clip. prompt: (77, Cx), of its source; size: of its clip, (F, 3, H, W); again:
+    the edit steps at which queries and keys of the source are computed again.
+    """
+
+    loaded: Loaded
+    settings: Settings
+    model: Denoiser
+    prompt: Tensor
+    size: tuple[int, ...]
+    again: Collection[int]
+
+    def told(self, left: int, free: bool = False) -> str | None:
+        """One line on a run of whose inversion so many steps are left: about how long it takes, and with `--fast`. None
+        where a trial would take more than SHARE of the run (unless it is free to), and where several processes or
+        compiled layers would have to take part in it.
+        """
+        settings, loaded, (frames, _, *pixels) = self.settings, self.loaded, self.size
+        if settings.method not in REUSING or loaded.ranks.world > 1 or settings.compile:
+            return None
+        course = course_of(settings, frames, self.again, left)
+        if not (free or course.affords(TRIAL)):
+            return None
+        vae = loaded.checkpoint.vae
+        with loaded.denoising(), loaded.resident(vae):
+            pace = trial(self.model, vae, tuple(pixels), self.prompt)
+        line = f"about {shown(course.seconds(pace))} to go"
+        if fast := with_fast(settings):
+            # of other timesteps, nothing is inverted yet
+            again = [k * fast.steps // settings.steps for k in self.again]
+            cost = INT8 if int8_counts(loaded.checkpoint.unet) else 1.0
+            quick = replace(course_of(fast, frames, again, fast.steps), cost=cost)
+            line += f", with --fast {shown(quick.seconds(pace))}"
+        return line
+
+    def by_first_step(self, seconds: float, left: int) -> str:
+        """The same once the first step of inversion is done, a full one, in so many seconds; so many steps are left."""
+        settings, of_an_edit = self.settings, EDIT_STEP + bool(self.again)
+        share = self.model.reuse.work(settings.steps)
+        to_go = shown(seconds * share * (left + of_an_edit * settings.steps * len(settings.edits)))
+        return f"about {to_go} to go: a step of inversion takes {seconds:.2g} s, one of an edit {of_an_edit:g}x"
+
+
+def int8_counts(unet: UNet) -> bool:
+    """Would `--weights int8` be taken?"""
+    weight, text_channels = unet.conv_in.weight, unet.config.cross_attention_dim
+    on_cpu = (weight.device.type, weight.dtype) == ("cpu", torch.float32)
+    wide = any(takes_int8(name, layer, text_channels) for name, layer in unet.named_modules())
+    return on_cpu and has_int8() and wide
+
+
+def shown(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,197 @@
+"""How long a run will take is said before its first step, from a short trial, and changes nothing that it computes."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import fz
+from fz import forecast as f
+from fz import pipeline
+from fz.ddim import Schedule
+from fz.denoiser import Denoiser
+from fz.forecast import Course, Pace, course_of, trial, with_fast
+from fz.model.deep import Reuse
+from fz.model.vae import VAE, VAEConfig
+from fz.run import main
+from fz.settings.config import FAST, build
+from fz.settings.parse import parse
+from fz.source import Source
+
+STEPS = 10
+EXACT = Course(8, STEPS, STEPS, 1, Reuse(), range(STEPS), ())
+
+
+class Clock:
+    """A clock that only work moves on."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Machine:
+    """A UNet that takes 0.25 s a pass and 0.5 s a frame, a quarter of that where it is shallow, and counts passes."""
+
+    eager = None
+
+    def __init__(self, clock):
+        self.clock, self.frames, self.eager = clock, [], self
+
+    def __call__(self, z, t, text, attend, deep=None):
+        frames = z.shape[0] * z.shape[1]
+        self.frames.append(frames)
+        self.clock.now += (0.25 + 0.5 * frames) * (0.25 if deep and deep.shallow else 1)
+        return torch.zeros_like(z)
+
+
+class SlowVAE(VAE):
+    """Encodes 1 000 pixels a second, and decodes 500."""
+
+    def encode(self, frames):
+        self.clock.now += frames[0, 0].numel() / 1000
+        return super().encode(frames)
+
+    def decode(self, z):
+        frames = super().decode(z)
+        self.clock.now += frames[0, 0].numel() / 500
+        return frames
+
+
+def test_a_trial_finds_what_a_pass_costs():
+    clock = Clock()
+    machine, vae = Machine(clock), SlowVAE(VAEConfig(block_out_channels=(32,) * 4)).eval()
+    vae.clock = clock
+    before = torch.random.get_rng_state()
+    pace = trial(Denoiser(machine, Schedule.from_config({}, STEPS)), vae, (128, 64), torch.zeros(77, 8), clock)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert (pace.each, pace.frame, pace.shallow) == pytest.approx((0.25, 0.5, 0.25))
+    assert (pace.encode, pace.decode) == pytest.approx((8.192, 16.384))
+    assert sum(machine.frames) <= f.TRIAL and max(machine.frames) == f.MANY
+
+
+def test_a_busy_machine_gives_no_absurd_pace():
+    clock = Clock()
+    machine, vae = Machine(clock), SlowVAE(VAEConfig(block_out_channels=(32,) * 4)).eval()
+    vae.clock = clock
+    plain = machine.__class__.__call__
+
+    class Busy(Machine):
+        def __call__(self, z, *rest, **extra):
+            clock.now += 100 if z.shape[1] == f.MANY else 0
+            return plain(self, z, *rest, **extra)
+
+    pace = trial(Denoiser(Busy(clock), Schedule.from_config({}, 5)), vae, (64, 64), torch.zeros(77, 8), clock)
+    assert pace.each == 0 and pace.frame == pytest.approx(0.75)
+
+
+PACE = Pace(0.0, 1.0, 0.5, 0.0, 2.0)
+
+
+def test_a_run_is_the_sum_of_its_passes():
+    expected = STEPS * 8 * (f.INVERTING + 2 * f.FUSED) + 8 * 2.0
+    assert EXACT.seconds(PACE) == pytest.approx(expected)
+    recomputed = dataclasses.replace(EXACT, again=range(4))
+    assert recomputed.seconds(PACE) == pytest.approx(expected + 4 * 8 * f.AGAIN)
+    assert dataclasses.replace(EXACT, left=0).seconds(PACE) == pytest.approx(expected - STEPS * 8 * f.INVERTING)
+    window = dataclasses.replace(EXACT, guided=range(6))
+    assert window.seconds(PACE) == pytest.approx(expected - 4 * 8 * f.FUSED)
+    # full are 0, 3, 6 and 9, and the source is passed again at 0 and 3 of them
+    shallow = dataclasses.replace(EXACT, reuse=Reuse(3), again=range(4))
+    steps = (4 + 6 / 2) * 8 * (f.INVERTING + 2 * f.FUSED) + 2 * 8 * f.AGAIN
+    assert shallow.seconds(PACE) == pytest.approx(steps + 16)
+
+
+@pytest.mark.parametrize(("name", "value"), [("frames", 16), ("steps", 2 * STEPS), ("edits", 2)])
+def test_it_scales_with_frames_steps_and_edits(name, value):
+    pace = dataclasses.replace(PACE, decode=0.0)
+    changes = {"left": value, "guided": range(value)} if name == "steps" else {}
+    longer = dataclasses.replace(EXACT, **{name: value}, **changes)
+    inverting = STEPS * 8 * f.INVERTING
+    once = EXACT.seconds(pace)
+    assert longer.seconds(pace) == pytest.approx(2 * once - inverting if name == "edits" else 2 * once)
+
+
+def test_a_trial_is_a_small_share_of_a_run():
+    longer = dataclasses.replace(EXACT, steps=20, left=20, guided=range(20))
+    assert longer.affords(f.TRIAL), "the miniature's usual run"
+    assert not dataclasses.replace(EXACT, frames=1, steps=4, left=4).affords(f.TRIAL)
+    passes = sum(count * frames for count, frames, _ in EXACT.passes())
+    assert EXACT.affords(f.SHARE * passes) and not EXACT.affords(1.01 * f.SHARE * passes)
+
+
+def settings(**changes):
+    overlay = {"clip.path": "a.mp4", "source": "a car", "edits.0.target": "a boat", "checkpoint": "x"}
+    return build(overlay, changes)
+
+
+def test_what_fast_would_change():
+    fast = with_fast(settings())
+    assert fast.steps == 25 and all(getattr(fast, name) == value for name, value in FAST.items())
+    assert with_fast(settings(steps=30)).steps == 30
+    assert with_fast(fast) is None and with_fast(settings(method="pnp")) is None
+    course = course_of(fast, 8, (), 25)
+    assert (course.reuse, set(course.guided), course.edits) == (Reuse(3, True), set(range(15)), 1)
+    assert course_of(settings(guidance=1.0), 8, (), 50).guided == ()
+
+
+@pytest.fixture
+def told(models, tmp_path, monkeypatch, capsys):
+    def run(*more):
+        monkeypatch.chdir(tmp_path)
+        argv = ["--checkpoint", str(models / "tiny_sd"), "--video", str(models / "clips/car128"), "--size", "64"]
+        argv += ["--frames", "4", "--device", "cpu", "--threads", "1", "--cache", "none", "--save-latents"]
+        argv += ["--source", "a silver jeep, on a road", "--target", "a red jeep, on a road", *more]
+        assert main(argv) == 0
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def test_it_is_said_before_the_first_step_and_changes_nothing(told, tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
+    said = []
+    record = Source.record
+    monkeypatch.setattr(Source, "record", lambda self, *rest: said.append("step") or record(self, *rest))
+    original = f.trial
+    monkeypatch.setattr("fz.forecast.SHARE", 0.1)
+    monkeypatch.setattr("fz.forecast.trial", lambda *rest: said.append("trial") or original(*rest))
+    lines = told("--steps", "6", "--out", "with")
+    assert said[:2] == ["trial", "step"] and said.count("trial") == 1
+    (line,) = (line for line in lines if "to go" in line)
+    assert line.startswith("about ") and ", with --fast " in line
+    monkeypatch.setattr("fz.forecast.SHARE", 0.0)
+    lines = told("--steps", "6", "--out", "without")
+    assert said.count("trial") == 1 and any("to go: a step of inversion takes" in line for line in lines)
+    a, b = (load_file(tmp_path / name / "latents.safetensors") for name in ("with", "without"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_dry_run_says_seconds_memory_and_fast(told):
+    lines = told("--steps", "2", "--dry-run")
+    assert any("needs about" in line and "of memory" in line for line in lines)
+    assert any("to go, with --fast" in line for line in lines)
+    assert not any("to go" in line for line in told("--steps", "2", "--dry-run", "--method", "sdedit"))
+
+
+def test_no_trial_is_made_where_nobody_listens(models, monkeypatch):
+    monkeypatch.setattr(f, "trial", pytest.fail)
+    monkeypatch.setattr(f, "SHARE", 10.0)
+    editor = fz.load(models / "tiny_sd", device="cpu")
+    editor.invert(torch.zeros(2, 3, 64, 64), "a jeep", steps=2)
+    flags = ["--checkpoint", str(models / "tiny_sd"), "--video", str(models / "clips/car128"), "--size", "64"]
+    flags += ["--frames", "2", "--source", "a jeep", "--target", "a red jeep", "--device", "cpu", "--dry-run"]
+    assert pipeline.run(parse(flags).settings).out is None
+
+
+def test_recomputing_is_counted_where_it_is_done(told, monkeypatch):
+    """Of the steps that want queries and keys of the source, and of none where they are kept."""
+    seen = []
+    seconds = Course.seconds
+    monkeypatch.setattr(Course, "seconds", lambda self, pace: seen.append(list(self.again)) or seconds(self, pace))
+    for store, expected in (("recompute", [0, 1, 2, 3]), ("memory", [])):
+        told("--steps", "5", "--dry-run", "--store", store, "--self-replace", "0.8", "--cross-replace", "0.4")
+        assert seen[-2] == expected
