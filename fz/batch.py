@@ -15,7 +15,7 @@ from fz.errors import FzError
 from fz.settings.flags import build_parser as run_parser
 from fz.settings.jobs import Job, read_jobs
 from fz.settings.parse import joined
-from fz.settings.place import expanded, slug
+from fz.settings.place import slug, writable
 from fz.shell import answered, leave, unknown
 
 DESCRIPTION = (
@@ -65,7 +65,7 @@ def answer(argv: list[str]) -> None:
                 f"batch: got --{name.replace('_', '-')}, which is about one run. Use fz.run, or write it in a job."
             )
     jobs = read_jobs(given.jobs, of_runs(argv, parser), getattr(given, "edit_masks", False))
-    out = expanded(getattr(given, "out", None) or f"results/{slug(Path(given.jobs).stem, 100) or 'batch'}", "out")
+    out = writable(getattr(given, "out", None) or f"results/{slug(Path(given.jobs).stem, 100) or 'batch'}", "out")
     dry_run = getattr(given, "dry_run", False)
     check_some(jobs, out)
     # torch takes seconds to import: all mistakes above need none of it

@@ -43,7 +43,11 @@ def check_tuning(settings: TuneSettings) -> None:
     TuningFolder.look(settings)
     check_clip(settings.clip)
     if settings.class_images:
-        check_clip(dataclasses.replace(settings.clip, path=settings.class_images, frames=None, start=0, every=1))
+        every = dataclasses.replace(settings.clip, path=settings.class_images, frames=None, start=0, every=1)
+        try:
+            check_clip(every)
+        except FzError as error:
+            raise FzError(f"class_images: {str(error).removeprefix('video: ')}") from None
     # 'clip' is a tuning's clip here, and no model
     models_of({name: getattr(settings, name) for name in ("checkpoint", "vae", "tokenizer", "ema")})
     check_prompts(settings, (settings.prompt, settings.class_prompt or "", *settings.sample_prompts))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from fz.errors import FzError
 from fz.settings.config import Settings
-from fz.settings.place import expanded, slug
+from fz.settings.place import slug, writable
 from fz.shell import answered, leave
 
 if TYPE_CHECKING:
@@ -95,6 +95,8 @@ def answer(argv: list[str]) -> None:
     if pictured:
         # before torch is imported, which takes seconds
         check_clip(settings.clip)
+        name = f"prompt-{slug(Path(settings.clip.path).stem, 64) or 'clip'}"
+        folder = writable(settings.out or Path("results") / name, "out")
     text, steps = text_of(settings), settings.steps
     source = text.tokens(settings.source)
     targets = [text.tokens(edit.target) for edit in settings.edits]
@@ -124,8 +126,6 @@ def answer(argv: list[str]) -> None:
     for i, (edit, plan, target) in enumerate(zip(settings.edits, plans, targets, strict=True)):
         print(f"\nedit {i}: " + "\n".join(describe(edit, plan, source, target, steps)))
     if pictured:
-        name = f"prompt-{slug(Path(settings.clip.path).stem, 64) or 'clip'}"
-        folder = expanded(settings.out or Path("results") / name, "out")
         check_pictures(folder, picture_names(source, plans), settings.overwrite)
         print()
         pictures = write_pictures(folder, settings.edits, plans, source, word_maps(settings, map_steps, print))

@@ -58,6 +58,24 @@ def vendor() -> str:
     return found.group(1) if found else ""
 
 
+def family() -> int:
+    """The CPU's family as CPUID says it (Zen 4: 25, Zen 5: 26); 0 where it does not."""
+    try:
+        found = re.search(r"^cpu family\s*:\s*(\d+)", CPUINFO.read_text(), re.M)
+    except OSError:
+        found = re.search(r"Family (\d+)", platform.processor())
+    return int(found.group(1)) if found else 0
+
+
+@functools.cache
+def vector_bits() -> int:
+    """Bits that a multiply-add of this CPU takes at once: 512, or 256 where AVX-512 comes in halves (AMD's before
+    family 26) or not at all. There MKL, which takes AVX2 on CPUs that are not Intel's, loses nothing by it.
+    """
+    whole = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return 512 if whole and not (vendor() == "AuthenticAMD" and family() < 26) else 256
+
+
 @functools.cache
 def prefers_onednn() -> bool:
     """Do packed products beat PyTorch's own on this machine? Where those are MKL's on a CPU with AVX2, not Intel's."""

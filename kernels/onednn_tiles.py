@@ -10,12 +10,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fz.kernels.gemm import prefers_onednn
+from fz.kernels.gemm import prefers_onednn, vector_bits
 
 # logits of a tile for each thread: 1 MB, about a core's second-level cache
 TILE = 2**18
 # multiply-adds of one head below which calling a product costs more than it saves
 LEAST = 2**21
+# keys up to which tiles pay on any CPU; with more, only where vectors are wide: elsewhere PyTorch's fused kernel
+# multiplies as fast, and never writes the logits (bench/LOG.md)
+FEW_KEYS = 128
 # oneDNN compiles a product for every shape: tiles have a multiple of so many rows
 ROWS = 16
 
@@ -68,7 +71,8 @@ class Laid:
 
 def serves(q: Tensor, k: Tensor, v: Tensor, anchors: Sequence[int], rows: int) -> bool:
     """Does `attend` take these operands and pay for so many rows? q: (B, Nq, Nh, D); k, v: (B, F, N, Nh, D)."""
-    if rows * len(anchors) * k.shape[2] * q.shape[3] < LEAST:
+    keys = len(anchors) * k.shape[2]
+    if rows * keys * q.shape[3] < LEAST or (keys > FEW_KEYS and vector_bits() < 512):
         return False
     if not all(x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) for x in (q, k, v)):
         return False

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fz.kernels import onednn_tiles
+from fz.kernels.gemm import prefers_onednn
 from fz.kernels.onednn_tiles import Laid
 
 
@@ -39,11 +40,15 @@ def attend(
     if index is not None:
         q = q.index_select(1, index)
     q, keys, values = (x.transpose(1, 2) for x in (q, k.beside(anchors), v.beside(anchors)))
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and prefers_onednn():
+        # as tiles do: no slower there, and its logits would have too few digits
+        q, keys, values = q.float(), keys.float(), values.float()
+        bias = bias if bias is None or bias.dtype == torch.bool else bias.float()
     attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias).transpose(1, 2)
     if index is None:
         out.copy_(attended)
     else:
-        out.index_copy_(1, index, attended)
+        out.index_copy_(1, index, attended.to(out.dtype))
 
 
 def self_attention(q, k, v, frames, *, q_src=None, k_src=None, mask=None, key_mask=None) -> Tensor:

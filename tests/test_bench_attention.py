@@ -141,6 +141,7 @@ def test_what_is_timed_is_what_is_checked(monkeypatch):
     """oneDNN's tiles take large sites only: the check meets them at the size that is timed."""
     real = onednn_tiles.product
     monkeypatch.setattr(onednn_tiles, "prefers_onednn", lambda: True)
+    monkeypatch.setattr(onednn_tiles, "vector_bits", lambda: 512)
     cross = [s for s in sites(256, 2) if (s.kind, s.side) == ("cross", 16)]
     attention_times.check(cross, torch.float32, torch.device("cpu"))
     monkeypatch.setattr(onednn_tiles, "product", lambda x, weight: real(x, weight) * 1.001)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fz import checkpoint
+from fz import checkpoint, mini
 from fz.clips import media
 from fz.run import main
 
@@ -200,7 +200,7 @@ FLAGS = {
     "vae absent": ({"vae": "none"}, "none"),
     "tokenizer absent": ({"tokenizer": "none"}, "tokenizer: none does not exist"),
     "model config absent": ({"model-config": "none"}, "none"),
-    "out below a file": ({"out": "file/out"}, "cannot be written"),
+    "out below a file": ({"out": "file/out"}, "out: file is a file, expected a folder"),
     "out where nothing can be": ({"out": "/proc/fz"}, "out: /proc/fz cannot be written"),
     "out is a file": ({"out": "file"}, "out: file is a file, expected a folder"),
 }
@@ -455,3 +455,39 @@ def test_bad_config(content, expected, here, tiny, capsys):
 
 def test_there_are_enough():
     assert len(FLAGS) + len(CLIPS) + len(CHECKPOINTS) >= 45
+
+
+def test_places_that_cannot_be_written_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
+    """Also in a dry run, whether the file in the way is the folder's own or above it."""
+    from fz import batch, prompt, tune
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("letter.txt", "results"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "nowhere").symlink_to("gone")
+    clip = str(mini.FOLDER / "example")
+    (tmp_path / "jobs.yaml").write_text(f"jobs: [{{clip: {clip}, source: a red car, target: a blue car}}]")
+    edit = ["--source", "a red car", "--target", "a blue car", "--dry-run"]
+    lines = [
+        *((main, [*edit, "--out", out]) for out in ("letter.txt", "letter.txt/a/b", "nowhere", "nowhere/a")),
+        (main, edit),
+        (tune.main, ["--video", clip, "--prompt", "a car", "--out", "letter.txt/a", "--dry-run"]),
+        (batch.main, ["jobs.yaml", "--out", "letter.txt/a"]),
+        (prompt.main, [*edit[:-1], "--video", clip, "--out", "letter.txt/a"]),
+    ]
+    for command, argv in lines:
+        assert command(argv) == 2, argv
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.count("\n") == 1
+        assert re.match(r"fz: out: \S+ is a (file|link to gone, which does not exist), expected", said.err)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["jobs.yaml", "letter.txt", "nowhere", "results"]
+
+
+def test_a_folder_of_another_edit_says_what_differs():
+    from fz.results.differing import differing
+
+    one = {"steps": 2, "edits": [{"target": "a", "threshold": 0.3}], "clip": {"size": 64}}
+    two = {"steps": 2, "edits": [{"target": "a", "threshold": None}], "clip": {"size": 96}}
+    assert differing(one, two) == {"edits.0.threshold": (0.3, None), "clip.size": (64, 96)}
+    three = {**one, "edits": [*one["edits"], {"target": "b"}]}
+    assert differing(one, three) == {"edits": (one["edits"], three["edits"])}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def test_clip_metrics_of_a_clip():
         (["{}/run", "--clip-model", "{}/nowhere"], "does not exist"),
         (["{}/run", "--masks", "{}/wrong"], "expected one of the clip's size"),
         (["{}/run", "--clipp", "x"], "unrecognized"),
-        (["{}/run", "--out", "{}/run/run.json/x"], "is not a folder"),
+        (["{}/run", "--out", "{}/run/run.json/x"], "is a file, expected a folder"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
@@ -119,3 +120,28 @@ def test_mistakes_are_one_line(tmp_path, capsys, argv, said):
     assert evaluate.main([a.format(tmp_path) for a in argv]) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--truth", "short"], r"truth: got \(2, 32, 48, 3\), expected one of the clip's size for each frame, \(4, 32"),
+        (["--truth", "small"], r"truth: got \(4, 16, 48, 3\)"),
+        (["--masks", "short"], r"masks: got \(2, 32, 48\)"),
+        (["--overwrite", "--out", "run/run"], r"out: run/run.json says what the results there are of. Pass another"),
+        (["--out", "letter.txt/rows"], r"out: letter.txt is a file, expected a folder"),
+        (["--clip-model", ""], r"clip: got an empty path"),
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_measured_is_one_line_and_costs_nothing(argv, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, edited = make_run(tmp_path / "run")
+    write_pngs(tmp_path / "short", edited[:2])
+    write_pngs(tmp_path / "small", edited[:, :16])
+    (tmp_path / "letter.txt").write_text("mine")
+    before = (tmp_path / "run/run.json").read_bytes()
+    assert evaluate.main(["run", *argv]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and re.search(said, err), err
+    assert (tmp_path / "run/run.json").read_bytes() == before and not (tmp_path / "run/run.csv").exists()

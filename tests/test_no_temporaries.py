@@ -41,6 +41,7 @@ WAYS = [(s, onednn) for s in SELF for onednn in (True, False) if not onednn or s
 )
 def test_self_attention(monkeypatch, site, index, pattern, onednn):
     monkeypatch.setattr(onednn_tiles, "prefers_onednn", lambda: onednn)
+    monkeypatch.setattr(onednn_tiles, "vector_bits", lambda: 512)
     # two heads of eight: every tensor is a quarter of the real one, tiles and all
     heads, f = 2, site.frames
     monkeypatch.setattr(onednn_tiles, "TILE", onednn_tiles.TILE // 4)
@@ -61,6 +62,7 @@ def test_self_attention(monkeypatch, site, index, pattern, onednn):
 @pytest.mark.parametrize("site", [s for s in sites(256, 8) if s.kind == "cross" and s.side > 4], ids=lambda s: s.name)
 def test_cross_attention(monkeypatch, site, onednn):
     monkeypatch.setattr(onednn_tiles, "prefers_onednn", lambda: onednn)
+    monkeypatch.setattr(onednn_tiles, "vector_bits", lambda: 512)
     q = torch.randn(2, site.frames, site.tokens, 2, site.d)
     k, v = torch.randn(2, 2, 77, 2, site.d)
     counted = temporaries(lambda: torch_ops.cross_attention(q, k, v, q_src=q[0], k_src=k[0], v_src=v[0]))

@@ -11,7 +11,7 @@ from random_weights import numbers, randomize, relative
 from fz.attention import Plain
 from fz.chunks import Chunks
 from fz.frames import FrameIndex, frame_table
-from fz.kernels import gemm
+from fz.kernels import gemm, onednn_tiles
 from fz.model import fast_cpu
 from fz.model.layers import (
     ClipGroupNorm,
@@ -290,7 +290,7 @@ import torch
 for name in ("perf_counter", "process_time", "time", "monotonic", "perf_counter_ns", "time_ns", "monotonic_ns"):
     setattr(time, name, clock)
 torch.set_num_threads(int(sys.argv[1]))
-from fz.kernels import gemm
+from fz.kernels import gemm, onednn_tiles
 print(gemm.prefers_onednn())
 """
 
@@ -325,3 +325,29 @@ def test_the_machine_chooses(cpuinfo, flags, expected, tmp_path, monkeypatch):
         assert gemm.prefers_onednn() is expected
     finally:
         gemm.prefers_onednn.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "flags", "expected"),
+    [
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\n", "AVX512", 256),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\n", "AVX512", 512),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 23\n", "AVX2", 256),
+        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\n", "AVX512", 512),
+    ],
+    ids=["Zen 4", "Zen 5", "Zen 2", "Intel"],
+)
+def test_tiles_serve_many_keys_where_vectors_are_wide(cpuinfo, flags, expected, tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(gemm, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: flags)
+    monkeypatch.setattr(onednn_tiles, "prefers_onednn", lambda: True)
+    gemm.vector_bits.cache_clear()
+    try:
+        assert gemm.vector_bits() == expected
+        x = torch.empty(1, 2, 1024, 1, 40)
+        assert onednn_tiles.serves(x[:, 0], x, x, [0, 1], 1024) is (expected == 512)
+        few = torch.empty(1, 1, 77, 1, 40)
+        assert onednn_tiles.serves(x[:, 0], few, few, [0], 1024)
+    finally:
+        gemm.vector_bits.cache_clear()

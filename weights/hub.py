@@ -35,6 +35,8 @@ def located(given: str | Path, what: str, needs: Sequence[Needed]) -> Path:
     is needed, fetched where it has to be. Raises FzError, beginning with the setting's name `what`.
     """
     path = expanded(given, what)
+    if not str(given).strip():
+        raise FzError(f"{what}: got an empty path, expected {EXPECTED.get(what, A_MODEL)}.")
     if path.exists():
         return file_in(followed(path), what, needs)
     name = parsed(str(given))

@@ -59,6 +59,13 @@ class Truth:
     masks: np.ndarray | None = None
     flow: np.ndarray | None = None
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise FzError unless it is of a clip of that shape, (F, H, W, 3)."""
+        for name, given in (("truth", self.frames), ("masks", self.masks)):
+            wanted = shape if name == "truth" else shape[:3]
+            if given is not None and given.shape != wanted:
+                raise FzError(f"{name}: got {given.shape}, expected one of the clip's size for each frame, {wanted}.")
+
 
 def measure(
     source: np.ndarray, edited: np.ndarray, prompts: tuple[str, str], clip: Any = None, truth: Truth | None = None
@@ -70,6 +77,7 @@ def measure(
     """
     truth = truth or Truth()
     numbers.same_shape(source, edited)
+    truth.check(source.shape)
     row: dict[str, Any] = dict.fromkeys(TITLES)
     if clip is not None:
         images, texts = clip.images(edited), clip.texts(prompts)
@@ -84,10 +92,6 @@ def measure(
     flow, seen = (truth.flow, None) if truth.flow is not None else numbers.estimate_flow(source)
     row["warp_error"] = numbers.warp_error(edited, flow, seen)
     if truth.masks is not None:
-        if truth.masks.shape != source.shape[:3]:
-            raise FzError(
-                f"masks: got {truth.masks.shape}, expected one of the clip's size for each frame, {source.shape[:3]}."
-            )
         row |= {
             "psnr_background": numbers.psnr(edited, source, ~truth.masks),
             "ssim_background": numbers.ssim(edited, source, ~truth.masks),

@@ -18,12 +18,14 @@ from fz.kernels.gemm import Packed, multiplies_bfloat16, prefers_onednn
 from fz.kernels.int8 import has_int8
 from fz.kernels.winograd import Winograd, seconds_of, weight_bytes
 from fz.model.layers import GEGLU, Conv3x3, Pointwise
-from fz.model.reduced_cpu import NARROWEST, REDUCED, PackedConv3x3, int8_layer, is_wide, reads_prompts, takes_int8
+from fz.model.reduced_cpu import REDUCED, PackedConv3x3, int8_layer, is_wide, reads_prompts, takes_int8
 from fz.model.swap import swapped
 from fz.model.twins import Conv3x3Twin, GEGLUTwin, LinearTwin, PointwiseTwin
 from fz.model.unet import UNet
 
 TILES = (2, 4)
+# channels below which Winograd's transforms cost more than the multiplications that it saves (bench/LOG.md)
+LEAST_WINOGRAD = 192
 
 
 class PackedLinear(LinearTwin):
@@ -124,7 +126,7 @@ def prepare(
     packed = sum(packed_bytes(layer) for layer in fast.modules())
     linear = f"linear layers: packed for oneDNN ({packed / 1e9:.2f} GB)" if packed else "linear layers: plain"
     linear += no_int8
-    if conv == "direct":
+    if not chosen:
         return fast, f"{linear}; convolutions: direct"
     tiles = [m for _, m in chosen.values()]
     spent = sum(site.bytes(m) for site, m in chosen.values())
@@ -196,11 +198,7 @@ def convolutions(unet: UNet, latent_size: tuple[int, int]) -> list[Site3x3]:
 
     def visit(module: nn.Module, level: int) -> None:
         for conv in module.modules():
-            if (
-                isinstance(conv, Conv3x3)
-                and conv.stride == (1, 1)
-                and min(conv.in_channels, conv.out_channels) >= NARROWEST
-            ):
+            if is_wide(conv, LEAST_WINOGRAD) and conv.stride == (1, 1):
                 found.append(Site3x3(conv, latent_size[0] >> level, latent_size[1] >> level))
 
     deepest = len(unet.down_blocks) - 1

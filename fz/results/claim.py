@@ -16,9 +16,10 @@ from fz import records
 from fz.errors import FzError
 from fz.records import NUMBER, Each, fits, within
 from fz.results import own
+from fz.results.differing import brief, differing
 from fz.results.lock import NAME as LOCK
 from fz.results.lock import Busy, Lock
-from fz.settings.place import default_path, expanded, slug
+from fz.settings.place import default_path, expanded, slug, writable
 from fz.weights.names import commit_of
 
 RUN = "run.json"
@@ -143,7 +144,7 @@ def names(settings: Any) -> Iterator[Path]:
         told = [
             slug(f"{name.rpartition('.')[2]}-{value}", 24)
             for name, (_, value) in differing(before["settings"], wanted).items()
-            if isinstance(value, (str, int, float)) and not isinstance(value, bool)
+            if not name.startswith("edits.") and isinstance(value, (str, int, float)) and not isinstance(value, bool)
         ]
         if told and fits(other := base.with_name("-".join([base.name[:150].rstrip("-"), *told[:2]]))):
             yield other
@@ -251,8 +252,9 @@ def check_early(settings: Any) -> None:
     What a swap that was cut short will leave there is not known yet.
     """
     if not settings.out:
+        writable(default_path(settings), "out")
         return
-    path = expanded(settings.out, "out")
+    path = writable(settings.out, "out")
     before, stage = read_run(path), read_run(path / STAGE)
     if stage is not None and stage["status"] != "running":
         return
@@ -284,21 +286,6 @@ def as_json(settings: Any) -> dict[str, Any]:
     """What decides the results, as JSON would give it back."""
     content = {k: v for k, v in dataclasses.asdict(settings).items() if k not in (*INCIDENTAL, "notes")}
     return json.loads(json.dumps(content))
-
-
-def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings by name, as clip.size, that are not the same: (there, here)."""
-    flat = [
-        {**{k: v for k, v in s.items() if k != "clip"}, **{f"clip.{k}": v for k, v in (s.get("clip") or {}).items()}}
-        for s in (before, now)
-    ]
-    both = dict.fromkeys([*flat[1], *flat[0]])
-    return {k: (flat[0].get(k), flat[1].get(k)) for k in both if flat[0].get(k) != flat[1].get(k)}
-
-
-def brief(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return repr(text) if isinstance(value, str) and len(text) <= 60 else text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def read_run(path: Path) -> dict[str, Any] | None:

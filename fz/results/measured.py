@@ -26,6 +26,9 @@ def measure_folder(folder: Path, clip: Any = None, truth: Truth | None = None) -
     rows = []
     for i, edit in enumerate(settings["edits"]):
         edited = read_frames(folder / "frames" / f"edit-{i}")
+        if edited.shape != source.shape:
+            got = f"{edited.shape} in edit-{i} and {source.shape} in source"
+            raise FzError(f"frames: {folder}/frames has {got}, expected the same. Run the edit again.")
         known = truth or Truth()
         masks, of = known.masks, "given"
         if masks is None:

@@ -8,12 +8,19 @@ from fz import records
 from fz.clips.media import atomic, write_json
 from fz.errors import FzError
 from fz.metrics.measure import as_csv
+from fz.results.claim import RUN, read_run
+from fz.settings.place import writable
 
 CSV_BEGINS = "result,edit,method,source,target,"
 
 
 def check_replaceable(out: Path, overwrite: bool) -> None:
-    """Raise FzError where OUT.json or OUT.csv is there and is no evaluation, unless it may be replaced."""
+    """Raise FzError where OUT.json or OUT.csv cannot be written, or is there and is no evaluation, unless it may be
+    replaced; what a run is known by never is.
+    """
+    writable(out.parent, "out")
+    if out.name + ".json" == RUN and read_run(out.parent) is not None:
+        raise FzError(f"out: {out.parent / RUN} says what the results there are of. Pass another --out.")
     for file in (Path(f"{out}.json"), Path(f"{out}.csv")):
         if not overwrite and file.exists() and not is_evaluation(file):
             raise FzError(

@@ -59,7 +59,8 @@ def writable(path: str | Path, what: str) -> Path:
     place = expanded(path, what)
     above = next(p for p in (place, *place.parents) if p.exists() or p.is_symlink())
     if not above.is_dir():
-        raise FzError(f"{what}: {above} is no folder, expected one. Pass another --{what}.")
+        got = "a file" if above.exists() else f"a link to {os.readlink(above)}, which does not exist"
+        raise FzError(f"{what}: {above} is {got}, expected a folder. Pass another --{what}.")
     if not os.access(above, os.W_OK | os.X_OK):
         raise FzError(f"{what}: {place} cannot be written (permission denied). Pass another --{what}.")
     return place

@@ -17,7 +17,8 @@ def whole(low: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
         # int() alone takes '1_0' and ' 7 ' too
         if not re.fullmatch(r"[+-]?\d{1,18}", value, re.ASCII) or int(value) < low:
-            raise argparse.ArgumentTypeError(f"got {value!r}, expected a whole number of at least {low}.")
+            large = " and at most 18 digits" if re.fullmatch(r"\d+", value, re.ASCII) and len(value) > 18 else ""
+            raise argparse.ArgumentTypeError(f"got {value!r}, expected a whole number of at least {low}{large}.")
         return int(value)
 
     return parse

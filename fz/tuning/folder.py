@@ -14,10 +14,11 @@ from fz import records
 from fz.errors import FzError
 from fz.records import within
 from fz.results import own
-from fz.results.claim import STAGE, brief, empty
+from fz.results.claim import STAGE, empty
+from fz.results.differing import brief
 from fz.results.lock import NAME as LOCK
 from fz.results.lock import Lock
-from fz.settings.place import expanded
+from fz.settings.place import writable
 from fz.tuning.settings import TuneSettings
 
 RECORD = "tuning.json"
@@ -71,9 +72,7 @@ class TuningFolder:
         """The folder `settings.out`. Raises FzError, having changed nothing, if it holds anything else than a tuning,
         or is being written.
         """
-        path = expanded(settings.out, "out")
-        if path.exists() and not path.is_dir():
-            raise FzError(f"out: {path} is a file, expected a folder. Pass another --out.")
+        path = writable(settings.out, "out")
         folder = cls(path, work=path)
         if not settings.dry_run:
             try:

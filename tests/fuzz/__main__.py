@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 
 from . import checks, files, flags, folders, ground, media
-from .children import Ended, import_all, in_child, run_command
+from .children import SECONDS, Ended, import_all, in_child, run_command
 
 KINDS = {
     "flags": flags.flags,
@@ -33,6 +33,8 @@ KINDS = {
     "sweeps": flags.sweeps,
     "batches": files.batches,
 }
+# whose inputs take seconds: every second round
+LONG = ("tunings", "surroundings")
 
 
 def make(kind: str, number: int, seed: int, made: ground.Ground, work: Path) -> checks.Input:
@@ -85,13 +87,15 @@ def campaign(given: argparse.Namespace, home: Path) -> int:
     import_all()
     made = ground.prepare(home / "ground")
     baseline = in_child(lambda: None, home).peak
-    kinds = given.only or list(KINDS)
+    turns = given.only or [*KINDS, *(kind for kind in KINDS if kind not in LONG)]
     end, number = time.monotonic() + 60 * given.minutes, given.first
-    failed, slowest = Counter(), (0.0, "")
-    counts, codes, spent = Counter(), Counter(), Counter()
+    failed, slowest, largest = Counter(), (0.0, ""), (0, "")
+    counts, codes, spent, labels = Counter(), Counter(), Counter(), Counter()
+    began = time.monotonic()
     while time.monotonic() < end and number - given.first < given.count:
-        kind, work = kinds[number % len(kinds)], home / "work"
-        i = number // len(kinds) if given.input is None else given.input
+        (whole, part), work = divmod(number, len(turns)), home / "work"
+        kind = turns[part]
+        i = whole * turns.count(kind) + turns[:part].count(kind) if given.input is None else given.input
         number += 1
         shutil.rmtree(work, ignore_errors=True)
         one = make(kind, i, given.seed, made, work)
@@ -99,11 +103,12 @@ def campaign(given: argparse.Namespace, home: Path) -> int:
         counts[kind] += 1
         codes[f"{one.command} {ended.code if ended.signal is None else f'signal {ended.signal}'}"] += 1
         slowest = max(slowest, (ended.cpu, f"{kind} {i}"))
+        largest = max(largest, (ended.peak - baseline, f"{kind} {i}"))
+        labels.update({fault.partition(":")[0] for fault in found})
         spent[kind] += ended.cpu
         if found:
             failed[kind] += 1
-            labels = "; ".join(found)
-            print(f"FAIL {kind} {i} ({one.about or one.command}): {labels}\n  {shown(one)}")
+            print(f"FAIL {kind} {i} ({one.about or one.command}): {'; '.join(found)}\n  {shown(one)}")
             print(
                 f"  again: python -m tests.fuzz --seed {given.seed} --only {kind} --input {i} --keep FOLDER", flush=True
             )
@@ -115,8 +120,13 @@ def campaign(given: argparse.Namespace, home: Path) -> int:
             print(ended.out + ended.err, flush=True)
         if given.input is not None:
             break
-    total = sum(counts.values())
-    print(f"{total} inputs ({', '.join(f'{k} {n}' for k, n in counts.items())})")
+    total, minutes = sum(counts.values()), (time.monotonic() - began) / 60
+    print(f"{total} inputs in {minutes:.1f} minutes, kinds: {', '.join(f'{k} {n}' for k, n in counts.items())}")
+    bars = (
+        f"{labels['traceback']} tracebacks, {labels['code']} wrong codes, {labels['late']} hangs over {SECONDS:.0f} s"
+    )
+    peak = f"{largest[0] / 1e9:.2f} GB above the start's ({largest[1]}), at most {checks.MEMORY / 1e9:.2f}"
+    print(f"bars: {bars}, peak memory {peak}")
     mean = ", ".join(f"{k} {spent[k] / n:.2f}" for k, n in counts.items())
     print(f"seconds of CPU: {mean}; most: {slowest[0]:.1f} ({slowest[1]})")
     print("ends: " + ", ".join(f"{name}: {n}" for name, n in sorted(codes.items())))
