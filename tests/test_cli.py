@@ -387,7 +387,10 @@ def test_python_does_what_the_command_line_does(shared, tmp_path):
 
 def test_released_editing_configs_pass_a_dry_run(shared, tmp_path, capsys, monkeypatch):
     from fz import checkpoint as loading
+    from fz import forecast
 
+    # how long each would take is not asked here
+    monkeypatch.setattr(forecast, "trial", lambda *_: forecast.Pace(1.0, 1.0))
     golden = shared / "golden"
     checkpoint = loading.load_checkpoint(golden / "tiny_sd")
     monkeypatch.setattr(loading, "load_checkpoint", lambda *args, **kwargs: checkpoint)

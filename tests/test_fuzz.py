@@ -18,6 +18,7 @@ class TestOnLinux:
     def test_a_few_inputs_of_all_kinds(self, root):
         passes(root, "tests.fuzz", "--seed", "0", "--count", "12")
 
+    @pytest.mark.slow
     def test_two_kills_of_a_run(self, root):
         passes(root, "tests.fuzz.signals", "--only", "run", "--kills", "2", "--interrupts", "0")
 

@@ -96,6 +96,7 @@ def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_two_tables_into_one_folder(tmp_path, root):
     """One does the cells, the other says who has the folder; together they leave what one alone does."""
     few = "--clips 1 --frames 2 --size 64 --steps 1 --methods fatezero ddim --clip none --threads 1 --out"
