@@ -34,6 +34,28 @@ def test_a_second_process_is_told_who_has_it(tmp_path):
     assert not (tmp_path / NAME).exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the holder locks by fcntl")
+def test_who_has_just_got_it_is_named(tmp_path):
+    """Between locking the file and writing into it who one is there is a moment: it said 'another process'."""
+    slow = """import fcntl, json, os, sys, time
+file = open(os.path.join(sys.argv[1], sys.argv[2]), "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+print('held', flush=True)
+time.sleep(0.2)
+json.dump({"process": os.getpid(), "machine": "here", "since": "2026"}, file)
+file.flush()
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", slow, tmp_path, NAME], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(Busy, match=f"written by process {process.pid} on here since 2026"):
+            Lock(tmp_path)
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_second_thread_of_the_same_program_is_refused_too(tmp_path):
     with Lock(tmp_path), pytest.raises(Busy, match="this program itself"):
         Lock(tmp_path)

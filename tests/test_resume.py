@@ -79,6 +79,7 @@ def steps_on_disk(cache):
 def test_a_run_killed_ten_times_gives_the_same_bytes(shared, tmp_path, store, more):
     def run(name):
         environment = os.environ | {"FZ_CACHE": str(tmp_path / f"cache-{name}"), "OMP_NUM_THREADS": "1"}
+        environment |= {"PYTHONUNBUFFERED": "1"}  # what a killed run has said is read
         arguments = command(shared, tmp_path / name, store, *more)
         return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -88,22 +89,22 @@ def test_a_run_killed_ten_times_gives_the_same_bytes(shared, tmp_path, store, mo
     seconds = time.monotonic() - start
 
     chance = random.Random(0)
-    seen = {}
+    seen, said = {}, ""
     for kill in range(10):
         process = run("killed")
         try:
-            # later kills later, so that every stage is met; a run has far more to do than it is given time for
+            # later kills later, so that every stage is met
             process.wait(chance.uniform(0.3, 1.0) * seconds * (0.4 + 0.05 * kill))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
         now = steps_on_disk(tmp_path / "cache-killed")
         assert all(now[path] == before for path, before in seen.items()), "a step that was done was done again"
-        seen = now
+        seen, said = now, said + process.stdout.read()
     last = run("killed")
     output = last.communicate()[0]
     assert last.returncode == 0, output
-    assert "steps are in" in output, "nothing was gone on from"
+    assert "steps are in" in said + output, "nothing was gone on from"
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
     assert not list((tmp_path / "cache-killed").rglob("operands")), "queries and keys are removed when done"
     assert not list((tmp_path / "cache-killed").rglob("edit-*"))

@@ -24,6 +24,8 @@ except ImportError:  # Windows
 NAME = ".fz-lock"
 # beyond what is written: Windows lets nobody read bytes that are locked
 FAR = 1 << 30
+# looks, a twentieth of a second apart, at who has a lock
+TRIES = 10
 
 
 class Busy(FzError):
@@ -108,11 +110,13 @@ def _lock(file: int) -> None:
 
 
 def _owner(file: int) -> str:
-    """'process 12 on host since …', as far as the file says."""
-    with contextlib.suppress(OSError, ValueError, RecursionError, LookupError, TypeError):
-        os.lseek(file, 0, os.SEEK_SET)
-        about = json.loads(os.read(file, 4096))
-        process, machine, since = (str(about[name])[:100] for name in ("process", "machine", "since"))
-        here = "this program itself, " if process == str(os.getpid()) and machine == platform.node() else ""
-        return f"{here}process {process} on {machine} since {since}"
+    """'process 12 on host since …', as far as the file says: a process that has just got the lock is about to."""
+    for _ in range(TRIES):
+        with contextlib.suppress(OSError, ValueError, RecursionError, LookupError, TypeError):
+            os.lseek(file, 0, os.SEEK_SET)
+            about = json.loads(os.read(file, 4096))
+            process, machine, since = (str(about[name])[:100] for name in ("process", "machine", "since"))
+            here = "this program itself, " if process == str(os.getpid()) and machine == platform.node() else ""
+            return f"{here}process {process} on {machine} since {since}"
+        time.sleep(0.05)
     return "another process"
