@@ -45,7 +45,7 @@ def run_ranks(world, command, **more):
         for r in range(world)
     ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=570)[0] for process in processes]
+        said = [process.communicate(timeout=1800)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
