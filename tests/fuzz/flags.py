@@ -117,7 +117,9 @@ def finished(chance: Random, command: str, given: Flags, first: list[str], work:
     """The input, with what would be too much work made a dry run, or left out."""
     given = [(n, v if v is None else v.replace("\0", "")) for n, v in given]
     large = any(n.lstrip("-").split("=")[0].split(".")[0] in COSTLY and costly(v) for n, v in given)
-    if large and command in ("fz.run", "fz.sweep", "fz.tune"):
+    runs = command in ("fz.run", "fz.sweep", "fz.tune")
+    # a size that was left out is 512
+    if runs and (large or all(n != "--size" for n, _ in given)):
         given = [*(pair for pair in given if pair[0] != "--dry-run"), ("--dry-run", None)]
     elif large:
         given = [(n, v) for n, v in given if n.lstrip("-") not in COSTLY and n != "--video"]
