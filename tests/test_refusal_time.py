@@ -7,7 +7,9 @@ import sys
 import pytest
 from processes import COMMANDS as ALL
 
-LIMIT = 1.5  # seconds of user and system time of a whole process
+# seconds of user and system time of a whole process; tests that run side by side take each other's caches, and the same
+# work counts as a third more
+LIMIT = 2.0 if "PYTEST_XDIST_WORKER" in os.environ else 1.5
 
 LONG = "car," * 80
 
