@@ -48,23 +48,27 @@ def multiplies_bfloat16() -> bool:
     return has_packed() and any(getattr(torch.cpu, name, lambda: False)() for name in flags)
 
 
-def vendor() -> str:
-    """The CPU's vendor as CPUID says it ('GenuineIntel', 'AuthenticAMD', ...); '' where it does not, or is no x86."""
+def identified(linux: str, elsewhere: str) -> str:
+    """What the CPU says of itself, by a pattern in /proc/cpuinfo or, where there is none, in `platform.processor()`
+    ('AMD64 Family 25 Model 33 Stepping 2, AuthenticAMD' on Windows, 'i386' or 'arm' on macOS); '' where it does not.
+    """
     try:
-        found = re.search(r"^vendor_id\s*:\s*(\S+)", CPUINFO.read_text(), re.M)
+        found = re.search(linux, CPUINFO.read_text(), re.M)
     except OSError:
-        # Windows: 'AMD64 Family 25 Model 33 Stepping 2, AuthenticAMD'; macOS: 'i386', whose x86 CPUs are Intel's
-        found = re.search(r", (\S+)$", platform.processor())
+        found = re.search(elsewhere, platform.processor())
     return found.group(1) if found else ""
+
+
+def vendor() -> str:
+    """The CPU's vendor as CPUID says it ('GenuineIntel', 'AuthenticAMD', ...); '' for no x86, and for macOS's, which
+    are Intel's.
+    """
+    return identified(r"^vendor_id\s*:\s*(\S+)", r", (\S+)$")
 
 
 def family() -> int:
     """The CPU's family as CPUID says it (Zen 4: 25, Zen 5: 26); 0 where it does not."""
-    try:
-        found = re.search(r"^cpu family\s*:\s*(\d+)", CPUINFO.read_text(), re.M)
-    except OSError:
-        found = re.search(r"Family (\d+)", platform.processor())
-    return int(found.group(1)) if found else 0
+    return int(identified(r"^cpu family\s*:\s*(\d+)", r"Family (\d+)") or 0)
 
 
 @functools.cache

@@ -90,6 +90,17 @@ def edited(unet, source, numbers=None, guidance=7.5, where=None, **options):
     return latents
 
 
+def half_inverted(folder, whole, schedule, done):
+    """A source as a run that goes on finds it: so many steps of a whole inversion were kept in the folder."""
+    with Inversion.open(str(folder), "key", pytest.fail) as inversion:
+        for i in range(done + 1):
+            inversion.save(i, whole, schedule)
+    with Inversion.open(str(folder), "key", pytest.fail) as inversion:
+        source = Source(SOURCE, latents={CLEAN: inversion.z0()})
+        assert inversion.restore(source, schedule) == done
+    return source
+
+
 def equal(a, b):
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 

@@ -21,6 +21,7 @@ from test_edit import (
     count_calls,
     equal,
     fusion,
+    half_inverted,
     numbers,
     region,
 )
@@ -32,7 +33,6 @@ from fz.denoiser import Denoiser
 from fz.edit import Edit, Fuse, edit, invert, reconstruct
 from fz.errors import FzError
 from fz.guidance import Guidance
-from fz.memory.inversions import Inversion
 from fz.memory.kept import KeptInMemory, KeptOnDisk
 from fz.model.deep import Deep, Reuse
 from fz.model.layers import TextContext
@@ -171,12 +171,7 @@ def test_no_source_pass_at_shallow_steps(unet):
 @pytest.mark.parametrize("done", range(1, STEPS))
 def test_an_inversion_goes_on_from_any_step(unet, tmp_path, reuse, done):
     whole = inverted(unet, reuse)
-    with Inversion.open(str(tmp_path), "key", pytest.fail) as inversion:
-        for i in range(done + 1):
-            inversion.save(i, whole, SCHEDULE)
-    with Inversion.open(str(tmp_path), "key", pytest.fail) as inversion:
-        source = Source(SOURCE, latents={CLEAN: inversion.z0()})
-        assert inversion.restore(source, SCHEDULE) == done
+    source = half_inverted(tmp_path, whole, SCHEDULE, done)
     inverted(unet, reuse, done=source)
     for ours, theirs in ((source.latents, whole.latents), (source.maps, whole.maps), (source.inputs, whole.inputs)):
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[t], theirs[t]) for t in theirs)

@@ -7,7 +7,22 @@ import math
 
 import pytest
 import torch
-from test_edit import CONFIG, CPU, FRAMES, INDEX, NEGATIVE, SOURCE, STEPS, TARGET, Z0, equal, fusion, numbers, region
+from test_edit import (
+    CONFIG,
+    CPU,
+    FRAMES,
+    INDEX,
+    NEGATIVE,
+    SOURCE,
+    STEPS,
+    TARGET,
+    Z0,
+    equal,
+    fusion,
+    half_inverted,
+    numbers,
+    region,
+)
 
 from fz.attention import Plain
 from fz.chunks import Chunks
@@ -219,12 +234,7 @@ def test_stores_give_the_same_bits(unet, tmp_path, reuse):
 @pytest.mark.parametrize("done", range(STEPS + 1))
 def test_an_inversion_goes_on_from_any_step(unet, tmp_path, reuse, done):
     whole = inverted(unet, reuse)
-    with Inversion.open(str(tmp_path), "key", pytest.fail) as inversion:
-        for i in range(done + 1):
-            inversion.save(i, whole, SCHEDULE)
-    with Inversion.open(str(tmp_path), "key", pytest.fail) as inversion:
-        source = Source(SOURCE, latents={CLEAN: inversion.z0()})
-        assert inversion.restore(source, SCHEDULE) == done
+    source = half_inverted(tmp_path, whole, SCHEDULE, done)
     inverted(unet, reuse, source=source)
     for name in ("latents", "inputs", "maps", "clean"):
         ours, theirs = getattr(source, name), getattr(whole, name)

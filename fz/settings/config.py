@@ -54,7 +54,7 @@ ALIGNS = ("auto", "replace", "refine", "plain")
 METHOD_NAMES = ("fatezero", "ddim", "sdedit", "null-p2p", "pnp")  # the table of them is `fz.baselines.METHODS`
 KNOWN = {"method": METHOD_NAMES, "dtype": DTYPES, "attention": ATTENTIONS, "store": STORES, "store_dtype": STORE_DTYPES,
          "conv": CONVS, "graph": GRAPHS, "weights": WEIGHTS, "solver": SOLVERS}  # fmt: skip
-REUSING = ("fatezero", "ddim")  # those that may take deep features of another step, or steps of another solver
+REUSING = ("fatezero", "ddim")  # which may reuse deep features, take another solver, guide some steps, go in chunks
 # the paper's ablations, as overlays of a run's settings
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     # Fig. 4 and 9: no self-attention is the source's; all of it is, everywhere and always
@@ -210,15 +210,9 @@ class Settings(ControlSettings):
         check_whole("threads", 1 if self.threads is None else self.threads, 1, 1024)
         check_number("guidance", self.guidance, 0, 1000, "7.5 is usual, 1 is none.")
         object.__setattr__(self, "reuse", reuse(self.reuse))
-        if self.reuse != 1 and self.method not in REUSING:
-            got = f"reuse: got {self.reuse} with method {self.method}"
-            raise FzError(f"{got}, expected method fatezero or ddim. Leave --reuse out.")
-        if self.solver != "ddim" and self.method not in REUSING:
-            got = f"solver: got {self.solver} with method {self.method}"
-            raise FzError(f"{got}, expected method fatezero or ddim. Leave --solver out.")
         if self.chunk is not None:
             check_whole("chunk", self.chunk, 1, 10**6)
-            if self.method not in ("fatezero", "ddim"):
+            if self.method not in REUSING:
                 raise FzError(
                     f"chunk: got {self.chunk} with method {self.method}, expected fatezero or ddim. Leave --chunk out."
                 )
@@ -229,9 +223,11 @@ class Settings(ControlSettings):
         check_control(self)
         check_shard(self)
         object.__setattr__(self, "guidance_window", window(self.guidance_window, "guidance_window"))
-        if self.guidance_window != (0.0, 1.0) and self.method not in ("fatezero", "ddim"):
-            got = f"guidance_window: got {self.guidance_window} with method {self.method}"
-            raise FzError(f"{got}, expected method fatezero or ddim. Leave --guidance-window out.")
+        for name in ("reuse", "solver", "guidance_window"):
+            value = getattr(self, name)
+            if value != getattr(Settings, name) and self.method not in REUSING:
+                got, flag = f"{name}: got {value} with method {self.method}", name.replace("_", "-")
+                raise FzError(f"{got}, expected method fatezero or ddim. Leave --{flag} out.")
         if not isinstance(self.strength, (int, float)) or isinstance(self.strength, bool) or not 0 < self.strength <= 1:
             raise FzError(
                 f"strength: got {self.strength!r}, expected a share of the steps above 0, at most 1, as 0.75."
