@@ -305,6 +305,29 @@ def test_the_rate_rises_then_stays_and_averages_follow(tmp_path):
     assert not torch.equal(now, average) and (now - average).abs().max() < 0.05
 
 
+def test_a_training_goes_on_where_modules_are_listed_in_another_order(tmp_path):
+    """As after a change of the code: moments belong to parameters by name."""
+
+    def modules(order):
+        torch.manual_seed(0)
+        made = {name: torch.nn.Linear(width, width) for name, width in (("a", 2), ("b", 3))}
+        return {name: made[name] for name in order}
+
+    def step(training):
+        a, b = training.modules["a"], training.modules["b"]
+        training.step(a(torch.ones(4, 2)).square().mean() + b(torch.ones(4, 3)).square().mean())
+
+    first = state.Training(tmp_path, modules("ab"))
+    step(first)
+    first.save()
+    other = state.Training(tmp_path, modules("ba"))
+    for each in (first, other):
+        step(each)
+    assert list(first.modules.state_dict()) != list(other.modules.state_dict())
+    for key, value in first.modules.state_dict().items():
+        assert torch.equal(value, other.modules.state_dict()[key])
+
+
 def test_a_stage_goes_on_from_its_file(tmp_path):
     torch.manual_seed(0)
     layer = torch.nn.Linear(2, 1)

@@ -37,11 +37,14 @@ class Resumable:
         if self.path.exists():
             saved = torch.load(self.path, weights_only=True, map_location=device)
             self.modules.load_state_dict(saved["modules"])
-            self.optimiser.load_state_dict(saved["optimiser"])
+            self.optimiser.load_state_dict(in_order(saved["optimiser"], list(saved["modules"]), self.names()))
             self.shadow = saved["shadow"]
             for count in self.counts:
                 setattr(self, count, saved[count])
             torch.set_rng_state(saved["random"].cpu())
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.modules.named_parameters()]
 
     def rounds(self, wanted: Callable[[Any], bool]) -> Iterator[None]:
         """As long as it is `wanted`, asked with the training itself, a round for each batch: the seconds are counted,
@@ -83,6 +86,16 @@ class Resumable:
             now = self.modules.state_dict()
             floating = [key for key, value in now.items() if value.is_floating_point()]
             torch._foreach_lerp_([self.shadow[key] for key in floating], [now[key] for key in floating], 1 - decay)
+
+
+def in_order(state: dict[str, Any], then: list[str], now: list[str]) -> dict[str, Any]:
+    """The optimiser's state, whose parameters have numbers, for modules that list them in another order. then: the
+    modules' tensors as they were saved; now: the parameters' names.
+    """
+    parameters = set(now)
+    place = {name: i for i, name in enumerate(name for name in then if name in parameters)}
+    moments = {i: state["state"][place[name]] for i, name in enumerate(now) if place[name] in state["state"]}
+    return {**state, "state": moments}
 
 
 class Training(Resumable):
