@@ -17,6 +17,7 @@ from fz.settings.jobs import Job, read_jobs
 from fz.settings.parse import joined
 from fz.settings.place import slug, writable
 from fz.shell import answered, leave, unknown
+from fz.weights.hub import models_of
 
 DESCRIPTION = (
     "Edit many clips. JOBS: a YAML or CSV of jobs, a folder of released FateZero configs, or the folder of TGVE 2023, "
@@ -66,20 +67,23 @@ def answer(argv: list[str]) -> None:
             )
     jobs = read_jobs(given.jobs, of_runs(argv, parser), getattr(given, "edit_masks", False))
     out = writable(getattr(given, "out", None) or f"results/{slug(Path(given.jobs).stem, 100) or 'batch'}", "out")
-    dry_run = getattr(given, "dry_run", False)
+    dry_run, overwrite = getattr(given, "dry_run", False), getattr(given, "overwrite", False)
+    clip_model = getattr(given, "clip_model", None)
     check_some(jobs, out)
+    models_of({"clip_model": clip_model})
     # torch takes seconds to import: all mistakes above need none of it
     from fz.progress import bars
     from fz.queue import Place, Queue
     from fz.results.batch import text_table, write_batch
 
     place = Place.of_environment()
-    queue = Queue(jobs, out, place, bars(getattr(given, "verbose", False)), getattr(given, "clip_model", None))
+    queue = Queue(jobs, out, place, bars(getattr(given, "verbose", False)), clip_model)
     if dry_run:
         if place.rank == 0:
+            queue.check_folder(overwrite)
             say_checked(queue.check())
         return
-    queue.start(getattr(given, "overwrite", False))
+    queue.start(overwrite)
     queue.work()
     rows = write_batch(out, jobs)
     if place.rank == 0:

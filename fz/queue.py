@@ -9,10 +9,12 @@ import contextlib
 import dataclasses
 import gc
 import os
+import re
 import time
 import uuid
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +29,7 @@ from fz.metrics.measure import Truth
 from fz.pipeline import run
 from fz.progress import Progress
 from fz.results import reuse
-from fz.results.batch import JOBS, failure, failure_file, read_failure
+from fz.results.batch import FAILED, JOBS, failure, failure_file, read_failure, read_measured
 from fz.results.folder import completed, read_run
 from fz.results.lock import Busy, Lock
 from fz.results.measured import clip_for, measure_folder
@@ -37,6 +39,7 @@ from fz.results.rows import write_rows
 from fz.settings.config import Settings
 from fz.settings.jobs import Job
 from fz.shell import explain
+from fz.weights.layouts import some
 
 PAUSE = 0.5  # seconds between looks at jobs that others do
 
@@ -50,15 +53,17 @@ class Place:
 
     @classmethod
     def of_environment(cls) -> "Place":
-        """Also makes the GPU of this process's number the current one."""
-        try:
-            rank, world, local = (
-                int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-            )
-        except ValueError as error:
+        """Also makes the GPU of this process's number the current one. Raises FzError for what is no place."""
+        given = {name: os.environ.get(name, usual) for name, usual in (("RANK", "0"), ("WORLD_SIZE", "1"))}
+        local = os.environ.get("LOCAL_RANK", "0")
+        numbers = all(re.fullmatch(r"\d{1,9}", text, re.ASCII) for text in (*given.values(), local))
+        rank, world, local = (int(text) if numbers else 0 for text in (*given.values(), local))
+        if not numbers or rank >= world or (world > 1 and "RANK" not in os.environ):
+            got = ", ".join(f"{name} {os.environ.get(name, 'not set')[:20]}" for name in (*given, "LOCAL_RANK"))
             raise FzError(
-                f"batch: RANK, WORLD_SIZE and LOCAL_RANK are no numbers ({error}). Start it by torchrun."
-            ) from None
+                f"batch: got {got} in the environment, expected a RANK from 0 to WORLD_SIZE - 1. Start it by torchrun, "
+                "or unset them."
+            )
         if world > 1 and torch.cuda.is_available():
             torch.cuda.set_device(local % torch.cuda.device_count())
         return cls(rank, world)
@@ -90,16 +95,28 @@ class Queue:
         # what failed before this start is tried again
         self.old = {job.name: token for job in jobs if (token := read_failure(out, job.name).get("token"))}
 
-    def start(self, overwrite: bool) -> None:
-        """Claim the batch's folder. Raises FzError for one that holds other files, or cannot be written or locked."""
-        marker = self.out / JOBS
-        content = {"jobs": [{"name": job.name, "argv": list(job.argv)} for job in self.jobs]}
-        before = records.read(marker, {"jobs": [{"name": str, "argv": [str]}]})
+    def check_folder(self, overwrite: bool) -> dict[str, Any] | None:
+        """What was claimed there before. Raises FzError for a folder that holds other files, or another batch's."""
+        before = records.read(self.out / JOBS, {"jobs": [{"name": str, "argv": [str]}]})
         if self.out.exists() and not self.out.is_dir():
             raise FzError(f"out: {self.out} is a file, expected a folder. Pass another --out.")
         others = self.out.is_dir() and any(not p.name.startswith(".") for p in self.out.iterdir())
         if before is None and others and not overwrite:
             raise FzError(f"out: {self.out} holds other files. Pass another --out, or --overwrite to write there.")
+        there = [job["name"] for job in before["jobs"]] if before else []
+        if there and not overwrite and not {job.name for job in self.jobs} & set(there):
+            raise FzError(
+                f"out: {self.out} holds another batch's results ({some(there)}), none of these jobs. Pass another "
+                "--out, or --overwrite to write there."
+            )
+        if (self.out / FAILED).exists() and not (self.out / FAILED).is_dir():
+            raise FzError(f"out: {self.out / FAILED} is a file, expected a folder. Move it, or pass another --out.")
+        return before
+
+    def start(self, overwrite: bool) -> None:
+        """Claim the batch's folder. Raises FzError for one that is another's, or cannot be written or locked."""
+        content = {"jobs": [{"name": job.name, "argv": list(job.argv)} for job in self.jobs]}
+        before = self.check_folder(overwrite)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             lock = Lock(self.out, name=f".fz-probe-{uuid.uuid4().hex}")
@@ -112,7 +129,7 @@ class Queue:
                     "--out, or start one process."
                 )
         if before != content:
-            write_json(marker, content)
+            write_json(self.out / JOBS, content)
 
     def settings(self, job: Job) -> Settings | None:
         """As the run will have them in its run.json; None for a job that has none."""
@@ -184,7 +201,8 @@ class Queue:
         versions = (read_run(folder) or {}).get("versions", {})
         # whichever threads it was done with, here or elsewhere, by now it is done
         found = reuse.same_run(folder, settings, versions)
-        return found is not None and found["status"] == "done" and "evaluation.json" in found["files"]
+        whole = found is not None and found["status"] == "done" and "evaluation.json" in found["files"]
+        return whole and bool(read_measured(self.out, job.name))
 
     def do(self, job: Job) -> None:
         """Run it, measure it, or note in a line why that cannot be."""
@@ -194,6 +212,8 @@ class Queue:
             result = run(settings, self.told(job), self.models)
             self.measure(job, settings, result)
             failure_file(self.out, job.name).unlink(missing_ok=True)
+            if not self.finished(job):
+                raise FzError(f"out: {self.out / job.name} is not whole right after its run. Did something change it?")
         except Exception as error:
             line, _ = explain(error)
             del error

@@ -9,6 +9,12 @@ from pathlib import Path
 from fz.errors import FzError
 
 
+def write_text(path, text: str) -> None:
+    """UTF-8, whole or not at all; what of a file's name is no text is written as \\udcff."""
+    with atomic(path) as part:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 @contextmanager
 def atomic(path) -> Iterator[Path]:
     """A place to write path's content to: its own name, in a hidden folder beside it, whose name has the process's

@@ -213,6 +213,47 @@ MISTAKES = {
 }
 
 
+TWICE = {
+    "clip and video": "jobs: [{clip: a, video: b, source: s, target: t}]",
+    "target and targets": "jobs: [{clip: a, source: s, target: t, targets: [u]}]",
+    "- and _": "jobs: [{clip: a, source: s, target: t, self-replace: 0.3, self_replace: 0.5}]",
+    "shared": "shared: {clip: a, video: b}\njobs: [{source: s, target: t}]",
+}
+
+
+@pytest.mark.parametrize("case", TWICE)
+def test_a_setting_by_two_of_its_names_is_refused(case, tmp_path):
+    with pytest.raises(FzError, match="job 1: got both '.*' and '.*', which are one setting"):
+        read_jobs(str(write(tmp_path / "jobs.yaml", TWICE[case])))
+
+
+UNSAID = {
+    "clip: [a, b]": "video: got",
+    "source: [s, s]": "source: got",
+    "targets: [[t, u]]": "target: got",
+    "targets: {t: u}": "target: got names and values",
+    "checkpoint: [a, b]": "checkpoint: got",
+    "config: [a, b]": "config: got",
+    "lora: [[a, 1]]": "lora: got",
+    "clip: null": "got no clip",
+    "clip: ''": "got no clip",
+}
+
+
+@pytest.mark.parametrize("said", UNSAID)
+def test_what_no_flag_says_is_not_guessed(said, tmp_path):
+    """No list becomes 'a, b', no clip becomes the bundled one."""
+    given = {"clip": "clip: a", "source": "source: s", "target": "target: t"}
+    given["target" if said.startswith("targets") else said.partition(":")[0]] = said
+    path = write(tmp_path / "jobs.yaml", f"jobs: [{{{', '.join(given.values())}}}]")
+    assert UNSAID[said] in str(read_jobs(str(path))[0].error)
+    lists = "frame_index: [-1, first], crop: [1, 2, 3, 4], self_replace: [0.1, 0.5], remove: [car, ball], size: [64, 96]"
+    path = write(tmp_path / "jobs.yaml", f"jobs: [{{clip: a, source: s, target: t, {lists}}}]")
+    assert read_jobs(str(path))[0].error is None
+    path = write(tmp_path / "jobs.yaml", "jobs: [{source: s, target: t}]")
+    assert read_jobs(str(path), ["--video", "a"])[0].error is None
+
+
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes_are_one_line_before_torch(case, tmp_path, capsys):
     text, said = MISTAKES[case]
@@ -232,6 +273,10 @@ CELLS = {
     "null bytes": ("clip\n\0\n", "null bytes"),
     "empty": ("", "has no jobs"),
     "another encoding": (b"clip\n\xff\n", "not UTF-8"),
+    "semicolons": ("clip;source\na;b\n", "jobs.csv, first row: job: unknown name 'clip;source'"),
+    "semicolons are named": ("clip;source\na;b\n", "separated by ';', expected commas"),
+    "tabs": ("clip\tsource\na\tb\n", "separated by '\\t', expected commas"),
+    "a column without a name": ("clip,,source\na,b,c\n", "unknown name ''"),
 }
 
 
@@ -242,6 +287,55 @@ def test_cells_are_checked(case, tmp_path):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(FzError, match=re.escape(said)):
         read_jobs(str(path))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
+def test_what_spreadsheets_write(end, tmp_path):
+    path = tmp_path / "jobs.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + end.join(["clip,source,target,,", "a,b,c,,,", ",,,", "d,e,f"]).encode())
+    assert [job.argv for job in read_jobs(str(path))] == [
+        ("--video", "a", "--source", "b", "--target", "c"), ("--video", "d", "--source", "e", "--target", "f")]  # fmt: skip
+
+
+def test_an_empty_path_is_no_folder(capsys):
+    """As of `fz batch "$JOBS"` where nothing is in JOBS."""
+    assert batch.main(["", "--dry-run"]) == 2 and "jobs: got an empty path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("video_id", [None, "", [1], {}])
+def test_v2vbenchs_clips_have_names(video_id, tmp_path):
+    entry = {"video_id": video_id, "prompt": "a", "edit": [{"prompt": "b"}]}
+    write(tmp_path / "config.yaml", {"data": [entry]})
+    with pytest.raises(FzError, match="as video_id, expected a sentence or a name"):
+        read_jobs(str(tmp_path))
+    write(tmp_path / "config.yaml", {"data": [{**entry, "video_id": 7}]})
+    assert read_jobs(str(tmp_path))[0].name == "7"
+
+
+PLACES = {
+    "no rank": ({"WORLD_SIZE": "2"}, "RANK not set"),
+    "a rank alone": ({"RANK": "1"}, "RANK 1, WORLD_SIZE not set"),
+    "none": ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE 0"),
+    "beyond": ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK 2"),
+    "below": ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK -1"),
+    "text": ({"RANK": "a", "WORLD_SIZE": "2"}, "RANK a"),
+    "empty": ({"RANK": "", "WORLD_SIZE": ""}, "RANK"),
+    "local": ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "-5"}, "LOCAL_RANK -5"),
+    "long": ({"RANK": "9" * 5000, "WORLD_SIZE": "9" * 5001}, "99999"),
+}
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_a_place_that_is_none_is_refused(case, monkeypatch):
+    given, said = PLACES[case]
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert Place.of_environment() == Place(0, 1)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(FzError, match=said) as caught:
+        Place.of_environment()
+    assert "Start it by torchrun" in str(caught.value) and len(str(caught.value)) < 300
 
 
 def test_names_of_jobs_are_folders_of_their_own(tmp_path):
@@ -340,6 +434,59 @@ def test_a_failing_job_leaves_its_line_and_the_others_run(tmp_path, example, cap
     (tmp_path / "other" / "mine.txt").write_text("mine")
     assert batch.main([*flags, "--out", str(tmp_path / "other")]) == 2
     assert "holds other files" in capsys.readouterr().err
+
+
+def test_a_start_that_cannot_end_well_is_refused_first(tmp_path, example, capsys):
+    """By the run and by the dry run, before anything is computed."""
+    job = {"name": "mine", "clip": str(example), "source": SOURCE, "target": TARGET}
+    path, out = write(tmp_path / "jobs.yaml", {"jobs": [job]}), tmp_path / "out"
+
+    def refused(*flags):
+        said = []
+        for more in ([], ["--dry-run"]):
+            before = sorted(out.rglob("*"))
+            assert batch.main([str(path), *SMALL, "--out", str(out), *flags, *more]) == 2
+            assert before == sorted(out.rglob("*"))
+            said.append(capsys.readouterr().err)
+        assert said[0] == said[1]
+        return said[0]
+
+    assert "clip: nowhere does not exist" in refused("--clip-model", "nowhere")
+    write(out / "mine.txt", "mine")
+    assert "holds other files" in refused()
+    (out / "mine.txt").unlink()
+    write(out / "jobs.json", {"jobs": [{"name": "other", "argv": []}]})
+    assert "holds another batch's results (other), none of these jobs" in refused()
+    write(out / "jobs.json", {"jobs": [{"name": "mine", "argv": []}, {"name": "other", "argv": []}]})
+    write(out / "failed", "mine")
+    assert "failed is a file" in refused()
+
+
+DAMAGED = {
+    "cut short": '[{"re',
+    "empty": "[]",
+    "a number that is text": '[{"result": "a", "edit": 0, "source": "s", "target": "t", "tem_con": "abc"}]',
+    "no number": '[{"result": "a", "edit": 0, "source": "s", "target": "t", "tem_con": NaN}]',
+    "a list for a name": '[{"result": "a", "edit": 0, "source": "s", "target": "t", "clip": [1]}]',
+}
+
+
+def test_a_damaged_measurement_is_made_again(tmp_path, example, capsys):
+    job = {"name": "a", "clip": str(example), "source": SOURCE, "target": TARGET}
+    bad = {"name": "b", "clip": "\udcff.mp4", "source": SOURCE, "target": TARGET}
+    path, out = write(tmp_path / "jobs.yaml", {"jobs": [job]}), tmp_path / "out"
+    flags = [str(path), *SMALL, "--out", str(out), "--cache", str(tmp_path / "cache")]
+    assert batch.main(flags) == 0
+    file, edited = out / "a" / "evaluation.json", out / "a" / "edit-0.mp4"
+    whole, when = file.read_bytes(), edited.stat().st_mtime_ns
+    for case, text in DAMAGED.items():
+        file.write_text(text)
+        assert batch.main(flags) == 0 and "bug" not in capsys.readouterr().err, case
+        assert file.read_bytes() == whole and edited.stat().st_mtime_ns == when, case
+    # a name that is no text, as of a file of another system, leaves the tables whole
+    write(path, {"jobs": [job, bad]})
+    assert batch.main(flags) == 2 and "1 of 2 jobs failed" in capsys.readouterr().err
+    assert r"\udcff.mp4" in (out / "batch.csv").read_text(encoding="utf-8")
 
 
 def twelve(tmp_path, example):

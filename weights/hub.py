@@ -34,9 +34,9 @@ def located(given: str | Path, what: str, needs: Sequence[Needed]) -> Path:
     """The folder or file that a setting names: a path that is there, else a snapshot of the Hub's cache that has what
     is needed, fetched where it has to be. Raises FzError, beginning with the setting's name `what`.
     """
-    path = expanded(given, what)
     if not str(given).strip():
         raise FzError(f"{what}: got an empty path, expected {EXPECTED.get(what, A_MODEL)}.")
+    path = expanded(given, what)
     if path.exists():
         return file_in(followed(path), what, needs)
     name = parsed(str(given))

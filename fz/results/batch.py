@@ -8,15 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from fz import records
-from fz.clips.media import atomic, write_json
+from fz.clips.media import write_json
 from fz.errors import FzError
 from fz.metrics.measure import TITLES, as_csv, shown
+from fz.records import NUMBER
 from fz.settings.jobs import Job
+from fz.whole import write_text
 
 JOBS, NAME = "jobs.json", "batch"
 FAILED = "failed"
 FAILURE = {"job": str, "line": str, "token": str}
-ROW = {"result": str, "edit": int, "source": str, "target": str}
+ABOUT = ("method", "clip", "masks", "flow")
+ROW = {
+    **{"result": str, "edit": int, "source": str, "target": str},
+    **{f"{name}?": (*NUMBER, None) for name in TITLES},
+    **{f"{name}?": (str, None) for name in ABOUT},
+}
 COLUMNS = ("job", "edit", "status", "method", "source", "target", *TITLES, "clip", "masks", "flow", "line")
 
 
@@ -34,12 +41,17 @@ def read_failure(out: Path, name: str) -> dict[str, str]:
     return records.read(failure_file(out, name), FAILURE) or {}
 
 
+def read_measured(out: Path, name: str) -> list[dict[str, Any]]:
+    """A row for each edit of a job; empty for one that is not measured, or whose numbers cannot be read back."""
+    return records.read(out / name / "evaluation.json", [ROW]) or []
+
+
 def rows_of(out: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """A row for each edit of each job, in the jobs' order, and one for each job that failed."""
     rows: list[dict[str, Any]] = []
     for job in jobs:
         failed = read_failure(out, job.name)
-        measured = None if failed else records.read(out / job.name / "evaluation.json", [ROW])
+        measured = [] if failed else read_measured(out, job.name)
         if measured:
             rows += [about(job.name, "done") | {k: v for k, v in row.items() if k in COLUMNS} for row in measured]
             continue
@@ -62,8 +74,7 @@ def write_batch(out: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     rows = rows_of(out, jobs)
     write_json(out / f"{NAME}.json", rows)
     for ending, text in (("csv", as_csv(rows)), ("html", page(rows))):
-        with atomic(out / f"{NAME}.{ending}") as part:
-            part.write_text(text, encoding="utf-8")
+        write_text(out / f"{NAME}.{ending}", text)
     return rows
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from fz import records
-from fz.clips.media import atomic, write_json
+from fz.clips.media import write_json
 from fz.errors import FzError
 from fz.metrics.measure import as_csv
 from fz.results.claim import RUN, read_run
 from fz.settings.place import writable
+from fz.whole import write_text
 
 CSV_BEGINS = "result,edit,method,source,target,"
 
@@ -41,5 +42,4 @@ def is_evaluation(file: Path) -> bool:
 def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """OUT.json and OUT.csv, each whole or not at all."""
     write_json(Path(f"{out}.json"), rows)
-    with atomic(Path(f"{out}.csv")) as part:
-        part.write_text(as_csv(rows), encoding="utf-8")
+    write_text(Path(f"{out}.csv"), as_csv(rows))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fz.clips.media import atomic, contact_sheet, to_uint8, write_png
+from fz.clips.media import contact_sheet, to_uint8, write_png
 from fz.metrics.measure import TITLES, as_csv, measure, shown
 from fz.model.clip_vision import ClipModel
 from fz.results.result import Result
@@ -34,6 +34,5 @@ def write_sweep(result: Result, variants: Sequence[Variant], clip: ClipModel | N
         clips.append(frames)
     write_png(out / "sweep.png", contact_sheet(clips, labels, tile=160))
     for name, text in (("sweep.json", json.dumps(rows, indent=1) + "\n"), ("sweep.csv", as_csv(rows))):
-        with atomic(out / name) as part:
-            part.write_text(text, encoding="utf-8")
+        write_text(out / name, text)
     return rows

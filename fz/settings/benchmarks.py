@@ -125,7 +125,8 @@ def v2vbench(root: Path, data: list[Any]) -> list[Row]:
         where = f"config.yaml, entry {number}"
         if not isinstance(entry, dict) or not isinstance(entry.get("edit"), list) or not entry["edit"]:
             raise FzError(f"jobs: {where} has no edits, expected video_id, prompt and edit: a list with prompts.")
-        name = str(entry.get("video_id", "")).strip()
+        given = entry.get("video_id")
+        name = text_of({"video_id": str(given) if isinstance(given, int) else given}, "video_id", where)
         if not all(isinstance(edit, dict) for edit in entry["edit"]):
             raise FzError(f"jobs: {where} has edits without names, expected prompt: in each.")
         targets = [text_of(edit, "prompt", where) for edit in entry["edit"]]

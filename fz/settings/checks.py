@@ -44,6 +44,8 @@ def check_sentence(name: str, value: Any) -> None:
         raise FzError(f"{name}: got {value!r}, expected a sentence.")
     if found := words.control(value):
         raise FzError(f"{name}: got the control character {found!r} in {value[:60]!r}, expected text. Write it again.")
+    if re.search("[\ud800-\udfff]", value):
+        raise FzError(f"{name}: {value[:60]!r} has bytes that are no text, expected UTF-8. Write it again.")
 
 
 def check_says(name: str, value: Any, example: str) -> None:
@@ -61,6 +63,9 @@ def pairs(name: str, value: Any, example: str) -> tuple[tuple[str, Any], ...]:
         isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str) for pair in items
     ):
         raise FzError(f"{name}: got {value!r}, expected words and their values, as {example}.")
+    found = [words.bare(word) for word, _ in items]
+    if twice := [word for i, (word, _) in enumerate(items) if found[i] in found[:i]]:
+        raise FzError(f"{name}: got {twice[0]!r} twice, expected a word once, as {example}.")
     return tuple(tuple(pair) for pair in items)
 
 

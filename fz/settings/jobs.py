@@ -19,6 +19,8 @@ from fz.settings.config import Settings
 from fz.settings.flags import FLAGS, Flag
 from fz.settings.parse import parse
 from fz.settings.place import absent, expanded, slug
+from fz.settings.texts import crop, factor_of_word, file_of_strength, file_of_word, frame_index, gradients, share
+from fz.settings.texts import share_of_word
 
 MOST_JOBS = 10_000
 MOST_BYTES = 10_000_000
@@ -27,8 +29,12 @@ RENAMED = {"clip": "video", "targets": "target"}
 # the batch says where results go and what a dry run is
 OF_THE_BATCH = ("out", "overwrite", "dry-run")
 PATHS = ("video", "mask", "config", "checkpoint", "vae", "tokenizer", "model-config", "control", "control-video")
+PHRASES = ("remove", "enhance")  # words, or several with commas between
 WITH_VALUE = ("lora", "embedding")  # paths that may be followed by '=' and a strength or a word
 SEVERAL = "|"  # between the values of one cell
+# what may be a list: texts with commas between; what may be names and values: texts with = between
+WITH_COMMAS = (gradients, crop, frame_index, share, share_of_word)
+WITH_NAMES = (factor_of_word, file_of_strength, file_of_word, share_of_word)
 BY_NAME: Mapping[str, Flag] = {flag.name: flag for group in FLAGS.values() for flag in group}
 KEYS = (*(name for name in (*BY_NAME, "config") if name not in OF_THE_BATCH), *RENAMED, *OWN)
 
@@ -95,13 +101,27 @@ def rows_of(place: Path) -> list[Row]:
     for number, job in enumerate(jobs, start=1):
         if not isinstance(job, dict):
             raise FzError(f"jobs: {place}, job {number} is {job!r:.60}, expected names: clip, source, targets.")
-        rows.append(Row(f"job {number}", over(shared, job), place.parent))
+        try:
+            rows.append(Row(f"job {number}", over(shared, job), place.parent))
+        except FzError as error:
+            raise FzError(f"jobs: {place}, job {number}: {error}") from None
     return rows
 
 
 def over(shared: Mapping[Any, Any], own: Mapping[Any, Any]) -> dict[str, Any]:
-    """A job's settings over the shared ones, by the names of flags."""
-    return {**{usual(k): v for k, v in shared.items()}, **{usual(k): v for k, v in own.items()}}
+    """A job's settings over the shared ones, by the names of flags. Raises FzError for one that is said twice."""
+    return {**by_flag(shared), **by_flag(own)}
+
+
+def by_flag(given: Mapping[Any, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    said: dict[str, Any] = {}
+    for key, value in given.items():
+        name = usual(key)
+        if name in out:
+            raise FzError(f"got both {str(said[name])!r} and {str(key)!r}, which are one setting, expected one of them.")
+        out[name], said[name] = value, key
+    return out
 
 
 def usual(key: Any) -> str:
@@ -122,7 +142,9 @@ def csv_rows(place: Path) -> list[Row]:
     if len(content) > MOST_BYTES or "\0" in text:
         raise FzError(f"jobs: {place} is larger than {MOST_BYTES} bytes or holds null bytes, expected a CSV of jobs.")
     try:
-        lines = [row for row in csv.reader(io.StringIO(text), strict=True) if any(cell.strip() for cell in row)]
+        # every kind of line end is one
+        rows = csv.reader(io.StringIO(text, newline=None), strict=True)
+        lines = [trimmed(row) for row in rows if any(cell.strip() for cell in row)]
     except csv.Error as error:
         raise FzError(f"jobs: {place} is no CSV ({error}). Expected cells with commas in them in quotes.") from error
     if not lines:
@@ -132,7 +154,10 @@ def csv_rows(place: Path) -> list[Row]:
         raise FzError(f"jobs: {place} has two columns {twice[0]!r}, expected one; several values stand in one cell, "
                       f"with {SEVERAL} between them.")  # fmt: skip
     for name in names:
-        check_key(name)
+        try:
+            check_key(name)
+        except FzError as error:
+            raise FzError(f"jobs: {place}, first row: {error}{separated(lines[0])}") from None
     rows = []
     for number, line in enumerate(lines[1:], start=1):
         if len(line) > len(names):
@@ -144,6 +169,17 @@ def csv_rows(place: Path) -> list[Row]:
         several = {n: c.split(SEVERAL) if splits(n) and SEVERAL in c else c for n, c in cells.items()}
         rows.append(Row(f"row {number}", several, place.parent))
     return rows
+
+
+def trimmed(row: list[str]) -> list[str]:
+    """A row without empty cells at its end, which spreadsheets write."""
+    return row[: max(i for i, cell in enumerate(row, start=1) if cell.strip())]
+
+
+def separated(row: list[str]) -> str:
+    """What to say of a first row with something else than commas between its names."""
+    mark = next((mark for mark in (";", "\t") if len(row) == 1 and mark in row[0]), None)
+    return f" The names are separated by {mark!r}, expected commas." if mark else ""
 
 
 def splits(name: str) -> bool:
@@ -204,7 +240,7 @@ def texts(name: str, value: Any) -> list[Any]:
     if isinstance(value, bool):
         raise FzError(f"{name}: got {value!r}, expected a value, as on the command line.")
     if isinstance(value, dict):
-        if flag is None or not flag.many:
+        if flag is None or flag.parse not in WITH_NAMES:
             raise FzError(f"{name}: got names and values, expected a value, as on the command line.")
         return [f"{word}={plain(name, factor)}" for word, factor in value.items()]
     if name == "set" or (flag is not None and flag.many and name != "cross-replace"):
@@ -220,7 +256,9 @@ def texts(name: str, value: Any) -> list[Any]:
 def plain(name: str, value: Any) -> str:
     if isinstance(value, list) and name == "size" and len(value) == 2:
         return "x".join(map(str, value))
-    if isinstance(value, list) and not any(isinstance(entry, (list, dict)) for entry in value):
+    flag = BY_NAME.get(name)
+    listed = flag is not None and (flag.parse in WITH_COMMAS or flag.nargs is not None or name in PHRASES)
+    if listed and isinstance(value, list) and not any(isinstance(entry, (list, dict)) for entry in value):
         return ",".join(map(str, value))
     if not isinstance(value, (str, int, float)) or isinstance(value, bool):
         raise FzError(f"{name}: got {value!r:.60}, expected a value, as on the command line.")
@@ -235,6 +273,9 @@ def job_of(row: Row, extra: Sequence[str], given: set[str], edit_masks: bool) ->
         if not all(value is None or (isinstance(value, str) and value.strip()) for value in (name, masks)):
             raise FzError("job: got an empty name or masks, or one that is no text, expected text.")
         masks = None if masks is None else beside(row.folder, masks)
+        # fz.run without one takes the bundled example
+        if not (content.get("video") or content.get("config") or "video" in given):
+            raise FzError("job: got no clip, expected a video or a folder of images, as clip: jeep.mp4.")
         if masks is not None and edit_masks and "mask" not in content:
             content["mask"] = masks
         argv = (*arguments(content, row.folder), *extra)

@@ -166,6 +166,8 @@ def flag_overlay(given: dict[str, Any]) -> Overlay:
             out |= {f"edits.{i}.target": target for i, target in enumerate(value)}
         elif name == "cross_replace":
             general = [window for word, window in value if word is None]
+            if len(general) > 1:
+                raise FzError("--cross-replace: got two shares of all words, expected one; others are WORD=SHARE.")
             if general:
                 out[dest] = general[-1]
             if len(general) < len(value):

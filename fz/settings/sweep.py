@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from fz import words
 from fz.errors import FzError, suggest
 from fz.settings.config import EditSettings, Settings
 from fz.settings.place import default_path
@@ -88,7 +89,7 @@ def varied(edit: EditSettings, variant: Variant) -> EditSettings:
         if name.startswith("reweight."):
             word = name.partition(".")[2]
             factors = fields.get("reweight", edit.reweight)
-            fields["reweight"] = (*(pair for pair in factors if pair[0] != word), (word, value))
+            fields["reweight"] = (*(pair for pair in factors if words.bare(pair[0]) != words.bare(word)), (word, value))
         else:
             fields[name] = value
     return dataclasses.replace(edit, **fields)
