@@ -26,6 +26,7 @@ from fz.results import reuse
 from fz.results.folder import NoFolder, ResultFolder
 from fz.results.result import Edited, Result
 from fz.settings.config import Settings
+from fz.settings.place import check_cache
 from fz.stages import check_clip, edit_tensors, plan_edits, read_control, read_video, versions, with_masks
 
 
@@ -40,6 +41,7 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
     result = Result(settings, journal.notes, stages=journal.stages)
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    check_cache(settings.cache)
     device = pick_device(settings.device)  # a wrong device or FZ_KERNELS is an error now
     with contextlib.closing(Ranks(device) if settings.shard else Alone()) as ranks, results(settings, ranks) as folder:
         made_by = versions(device, ranks.world)

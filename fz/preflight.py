@@ -16,7 +16,7 @@ from fz.prompts.text import TextEncoder
 from fz.results.claim import check_early
 from fz.settings.config import ClipSettings, Settings
 from fz.settings.device import check_device
-from fz.settings.place import expanded
+from fz.settings.place import check_cache, expanded
 from fz.tuning.folder import TuningFolder
 from fz.tuning.settings import TuneSettings
 from fz.weights.hub import located, models_of
@@ -28,6 +28,7 @@ def check_run(settings: Settings, clip_model: str | None = None) -> None:
     """Raises FzError for what a run of these settings would be refused for. clip_model: the CLIP that judges it."""
     check_device(settings.device)
     check_early(settings)
+    check_cache(settings.cache)
     plan = check_clip(settings.clip, settings.dry_run)
     for edit in settings.edits:
         if edit.mask is not None and plan is not None:

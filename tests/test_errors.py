@@ -179,6 +179,16 @@ FLAGS = {
     "latent blend word absent": ({"blend-words": ["jeep", "lorry"], "blend-latents": "0.3"}, "'lorry' is not in"),
     "blend words in three groups": ({"blend-words": ["a", "silver", "jeep"], "threshold": "0.3"}, "each in quotes"),
     "reweighted word absent": ({"reweight": "watercolor=10"}, "'watercolor' is not in"),
+    "a word reweighted twice": ({"reweight": ["red=2", "--reweight", "Red=3"]}, "reweight: got 'Red' twice"),
+    "a word cross-replaced twice": (
+        {"cross-replace": ["red=0.2", "--cross-replace", "red=0.3"]},
+        "cross_replace_words: got 'red' twice",
+    ),
+    "two shares of all words": (
+        {"cross-replace": ["0.2", "--cross-replace", "0.3"]},
+        "--cross-replace: got two shares of all words",
+    ),
+    "bytes in the source": ({"source": "\udcff red"}, "has bytes that are no text"),
     "cross-replaced word absent": ({"cross-replace": "silver=0.5"}, "'silver' is not in"),
     "replacement at different word counts": (
         {"replace": True, "target": "a jeep on a road"},
@@ -375,11 +385,27 @@ def test_folder_of_another_run(here, base, capsys):
     assert main(flags_of(base, {"steps": "2", "frames": "1", "overwrite": True})) == 0
 
 
-@pytest.mark.parametrize("cache", ["file", "/proc/fz"])
-def test_cache_that_cannot_be_written_is_said_and_no_error(cache, here, base, capsys):
+CACHES = {"file": "cache: file is a file", "file/below": "cache: file is a file", "/proc/fz": "cache: /proc/fz cannot"}
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_cache_that_was_named_and_cannot_be_written_is_refused(cache, here, base, capsys):
+    """Who names one means to go on from there: it is no surprise for after hours."""
     (here / "file").write_text("here")
-    assert main(flags_of(base, {"cache": cache})) == 0
-    assert "cannot be written" in capsys.readouterr().out
+    refused(flags_of(base, {"cache": cache}), [CACHES[cache], "--cache"], capsys)
+    if not cache.startswith("/proc"):  # which only a try to write tells from others
+        refused(flags_of(base, {"cache": cache, "dry-run": True}), [CACHES[cache]], capsys)
+    assert (here / "file").read_text() == "here"
+
+
+@pytest.mark.parametrize("cache", ["file", "/proc/fz"])
+def test_the_usual_cache_that_cannot_be_written_is_told_before_the_first_step(cache, here, base, capsys, monkeypatch):
+    (here / "file").write_text("here")
+    monkeypatch.setenv("FZ_CACHE", cache)
+    assert main(flags_of(base, {})) == 0
+    said = capsys.readouterr().out
+    assert "cannot be written" in said and "The run goes on, but cannot be resumed." in said
+    assert said.index("cannot be resumed") < said.index("results in")
     assert (here / "file").read_text() == "here"
 
 

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from fz.ddim import CLEAN, Schedule
+from fz.errors import FzError
 from fz.memory.kept import Say, StepLog
-from fz.settings.place import expanded
+from fz.settings.place import check_cache, expanded
 from fz.source import Source
 
 try:
@@ -127,7 +128,7 @@ class Inversion:
     @contextlib.contextmanager
     def open(cls, cache: str | None, key: str, say: Say) -> Iterator["Inversion"]:
         """The inversion of that key in the folder `cache` (None: the default one; 'none': one that is removed when the
-        block ends).
+        block ends). Raises FzError for one that is named and cannot be written.
         """
         if cache == "none":
             sweep_temporary(say)
@@ -139,6 +140,13 @@ class Inversion:
                     inversion.close()
             return
         folder = expanded(cache, "cache") if cache else default_folder()
+        if cache:
+            check_cache(cache)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                why = error.strerror or error
+                raise FzError(f"cache: {folder} cannot be written ({why}). Pass another --cache, or none.") from error
         inversion = cls(folder, key, say)
         try:
             yield inversion

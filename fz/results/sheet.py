@@ -12,6 +12,7 @@ from fz.metrics.measure import TITLES, as_csv, measure, shown
 from fz.model.clip_vision import ClipModel
 from fz.results.result import Result
 from fz.settings.sweep import Variant
+from fz.whole import write_text
 
 # what a row of the sheet says
 LABELLED = ("tem_con", "frame_acc", "text_score", "warp_error", "psnr_background")

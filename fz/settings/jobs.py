@@ -19,8 +19,16 @@ from fz.settings.config import Settings
 from fz.settings.flags import FLAGS, Flag
 from fz.settings.parse import parse
 from fz.settings.place import absent, expanded, slug
-from fz.settings.texts import crop, factor_of_word, file_of_strength, file_of_word, frame_index, gradients, share
-from fz.settings.texts import share_of_word
+from fz.settings.texts import (
+    crop,
+    factor_of_word,
+    file_of_strength,
+    file_of_word,
+    frame_index,
+    gradients,
+    share,
+    share_of_word,
+)
 
 MOST_JOBS = 10_000
 MOST_BYTES = 10_000_000
@@ -119,7 +127,9 @@ def by_flag(given: Mapping[Any, Any]) -> dict[str, Any]:
     for key, value in given.items():
         name = usual(key)
         if name in out:
-            raise FzError(f"got both {str(said[name])!r} and {str(key)!r}, which are one setting, expected one of them.")
+            raise FzError(
+                f"got both {str(said[name])!r} and {str(key)!r}, which are one setting, expected one of them."
+            )
         out[name], said[name] = value, key
     return out
 

@@ -68,6 +68,14 @@ def writable(path: str | Path, what: str) -> Path:
     return place
 
 
+def check_cache(cache: str | None) -> None:
+    """Raise FzError where a folder of inversions was named and cannot be written. Of the usual one, a run tells that it
+    cannot be resumed, and goes on.
+    """
+    if cache not in (None, "none"):
+        writable(cache, "cache")
+
+
 def writable_file(path: str | Path, what: str) -> Path:
     """A file that can be written, its folder too. Raises FzError, which begins with `what`."""
     place = expanded(path, what)
