@@ -30,7 +30,8 @@ setup(
     install_requires=[
         "torch>=2.6",
         "safetensors>=0.4",
-        "transformers>=4.40",  # CLIP's tokenizer, and for trainings of the miniature its models
+        "transformers>=4.40",  # for trainings of the miniature: CLIP's models
+        "tokenizers>=0.19",  # comes with transformers: CLIP's tokenizer
         "huggingface_hub>=0.30",  # comes with transformers: Hub names
         "numpy",
         "av>=17",  # reads and writes mp4, webm and gif; before, colours came out up to 39 levels off

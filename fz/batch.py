@@ -5,7 +5,6 @@ jobs. Which job is whose is `fz.queue`'s question.
 """
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -53,7 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def answer(argv: list[str]) -> None:
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     argv = joined(argv)
     numbers = sorted({int(found[1]) for a in argv if (found := re.match(r"--[a-z-]+\.(\d{1,4})(?:=|$)", a))})
     parser = build_parser(numbers)

@@ -8,7 +8,6 @@ pictures. --json prints a line of JSON for each edit instead (`fz.prompts.explai
 
 import argparse
 import json
-import os
 import re
 import sys
 import textwrap
@@ -80,7 +79,6 @@ def word_maps(settings: Settings, map_steps: int, say: Callable[[str], None]) ->
 
 
 def answer(argv: list[str]) -> None:
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # torch takes seconds to import: --help needs none of it
     from fz.settings.parse import parse
 

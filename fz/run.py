@@ -28,8 +28,6 @@ def is_another(argv: list[str]) -> bool:
 
 
 def answer(argv: list[str]) -> None:
-    # transformers warns of long prompts, which fz answers itself
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # torch takes seconds to import: inside, so that Ctrl-C is answered then too
     from fz.settings.parse import parse
 

@@ -153,13 +153,13 @@ def masks_by_size(model: Denoiser, source: Source, task: Edit) -> dict[int, dict
 def versions(device: torch.device, processes: int = 1) -> dict[str, str]:
     """What a run's results may depend on, beside its settings. processes: that share the clip."""
     import numpy
-    import transformers
+    import tokenizers
 
     return {
         "fz": fz.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "tokenizers": tokenizers.__version__,
         "numpy": numpy.__version__,
         "platform": platform.platform(),
         "kernels": kernels.choose(device),

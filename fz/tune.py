@@ -4,7 +4,6 @@ edits of shape.
 Its flags are in `fz.tuning.settings`, the work is `fz.tuning.run`.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -12,7 +11,6 @@ from fz.shell import answered, leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     argv = list(sys.argv[1:] if argv is None else argv)
     return answered(lambda: answer(argv), "The same command goes on from the last saved step.", debug="--debug" in argv)
 

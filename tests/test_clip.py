@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from fz.errors import FzError
-from fz.mini.words import write_tokenizer
+from fz.mini.words import new_tokenizer
 from fz.model.clip_text import TextConfig, TextTower
 from fz.model.clip_vision import Preprocess
 from fz.weights.clip import load_clip, translate
@@ -34,7 +41,7 @@ SHAPES = {
 def written(request, tmp_path_factory):
     """(folder in transformers' layout, transformers' model)."""
     folder = tmp_path_factory.mktemp("clip")
-    tokenizer = write_tokenizer(folder)
+    tokenizer = new_tokenizer(folder)
     torch.manual_seed(0)
     text = dict(
         hidden_size=64,
@@ -42,8 +49,8 @@ def written(request, tmp_path_factory):
         num_hidden_layers=2,
         num_attention_heads=1,
         vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.start,
+        eos_token_id=tokenizer.end,
     )
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=SHAPES[request.param], projection_dim=48)).eval()
     with torch.no_grad():
@@ -110,8 +117,9 @@ def test_images_equal_transformers(written):
 def test_texts_equal_transformers(written):
     folder, model = written
     clip = load_clip(folder)
-    prompts = ["a red car moving on the sand", "a ball"]
-    ids = clip.tokenizer(prompts, padding="max_length", max_length=77, return_tensors="pt")["input_ids"]
+    prompts = ["a red car moving on the sand", "a ball", "a ball " * 50]
+    theirs = CLIPTokenizer.from_pretrained(folder)
+    ids = theirs(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         expected = torch.nn.functional.normalize(
             model.text_projection(model.text_model(input_ids=ids).pooler_output), dim=-1

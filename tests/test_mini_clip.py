@@ -19,7 +19,7 @@ from fz.mini import clip_training
 from fz.mini.clip_training import CHOICES, Neighbours, attributes, contrast, new_clip, otherwise, retrieval, stories_of
 from fz.mini.data import held_out
 from fz.mini.folder import export_clip
-from fz.mini.words import write_tokenizer
+from fz.mini.words import new_tokenizer
 from fz.mini.world import caption, sample_story
 from fz.weights.clip import load_clip
 
@@ -31,7 +31,7 @@ def exported(tmp_path_factory):
     """A model with random weights and the folder that export makes of it."""
     state, out = tmp_path_factory.mktemp("state"), tmp_path_factory.mktemp("out")
     torch.manual_seed(0)
-    tokenizer = write_tokenizer(state / "tokenizer")
+    tokenizer = new_tokenizer(state / "tokenizer")
     model = new_clip(tokenizer).eval()
     with torch.no_grad():
         for p in model.parameters():  # biases too, which begin at 0

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from tiny_model import text_encoder
+from tiny_model import text_encoder, transformers_tokenizer
 
 from fz import batch, mini, prompt, run, tune, words
 from fz.errors import FzError
@@ -92,7 +92,7 @@ SENTENCES = (
 @pytest.mark.parametrize("sentence", SENTENCES)
 def test_token_ids_are_those_of_the_whole_prompt(text, sentence):
     tokens = text.tokens(sentence)
-    assert list(tokens.ids) == text.tokenizer(sentence, padding="max_length", max_length=LENGTH)["input_ids"]
+    assert list(tokens.ids) == transformers_tokenizer()(sentence, padding="max_length", max_length=LENGTH)["input_ids"]
     positions = [p for word in tokens.words for p in word.positions]
     assert positions == list(range(1, tokens.used - 1)), "every token is one word's"
     for word in tokens.words:

@@ -6,13 +6,14 @@ import dataclasses
 import functools
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 from random_weights import randomize
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fz import mini
@@ -20,6 +21,7 @@ from fz.mini.words import write_files
 from fz.model.unet import Temporal, UNet, UNetConfig
 from fz.model.vae import VAE, VAEConfig
 from fz.prompts.text import TextEncoder
+from fz.prompts.tokenizer import END, START, STOP, ClipTokenizer
 from fz.weights.tokenizer import load_tokenizer
 
 # one token each; other words ('labradoodle', 'swarovski') are several, other scripts are bytes
@@ -31,19 +33,30 @@ riding driving sitting sits moving walking passes runs painting watercolor photo
 labra doodle swarov ski""".split()
 
 
-def write_tokenizer(folder: Path) -> CLIPTokenizer:
-    """CLIP's byte pair encoding, learned from WORDS."""
-    folder.mkdir(parents=True, exist_ok=True)
+@functools.cache
+def learned_merges() -> list[tuple[str, str]]:
+    """Of WORDS; ties fall as they like."""
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     trainer = trainers.BpeTrainer(vocab_size=10_000, end_of_word_suffix="</w>", show_progress=False)
     learner.train_from_iterator(WORDS, trainer)
-    merges = json.loads(learner.to_str())["model"]["merges"]
-    tokenizer = write_files(folder, [tuple(pair) for pair in merges])
-    assert all(len(tokenizer.tokenize(word)) == 1 for word in WORDS)
+    return [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+
+
+def write_tokenizer(folder: Path) -> ClipTokenizer:
+    """CLIP's byte pair encoding, learned from WORDS."""
+    tokenizer = write_files(folder, learned_merges())
+    assert all(len(tokenizer.read(word)[0]) == 1 for word in WORDS)
     return tokenizer
+
+
+def spoken(tokenizer: ClipTokenizer, numbers: Sequence[int]) -> str:
+    """The sentence of token numbers, without start, end and padding."""
+    tokens = [tokenizer.token(n) for n in numbers]
+    whole = decoders.ByteLevel().decode([token for token in tokens if token not in (START, END)])
+    return whole.replace(STOP, " ").strip()
 
 
 @functools.cache
@@ -52,6 +65,14 @@ def text_encoder() -> TextEncoder:
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder))
         return TextEncoder(load_tokenizer(Path(folder), 2**31), None)
+
+
+@functools.cache
+def transformers_tokenizer() -> CLIPTokenizer:
+    """Of the same files."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder))
+        return CLIPTokenizer.from_pretrained(folder)
 
 
 # ---- a checkpoint of the reference's shape -------------------------------------------------------------------

@@ -13,8 +13,11 @@ from fz.clips.media import atomic, write_json
 from fz.errors import FzError
 from fz.model.unet import UNetConfig
 from fz.model.vae import VAEConfig
+from fz.prompts.text import LENGTH
+from fz.prompts.tokenizer import ClipTokenizer
 from fz.weights.layouts import OLD_VAE_TABLE
 from fz.weights.load import TEXT_FIELDS, Checkpoint
+from fz.weights.tokenizer import OF_ADDED, ROLES
 
 VERSION = "0.11.1"  # of diffusers, which the released code was written for
 INDEX = {
@@ -58,10 +61,17 @@ def write_tuned(folder: Path, checkpoint: Checkpoint) -> None:
     # older versions of transformers expect the positions' numbers
     state["text_model.embeddings.position_ids"] = torch.arange(text.config.max_position_embeddings)[None]
     write_weights(folder / "text_encoder/pytorch_model.bin", state)
-    tokenizer = checkpoint.text.tokenizer
-    tokenizer.save_pretrained(str(folder / "tokenizer"))
-    # vocab.json and merges.txt: transformers writes them no more, and then read no other
-    tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
+    write_tokenizer(checkpoint.text.tokenizer, folder / "tokenizer")
+
+
+def write_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> None:
+    """vocab.json, merges.txt and what single tokens are for, as diffusers and transformers read them."""
+    tokenizer.write_vocabulary(folder)
+    roles = {**ROLES, "pad_token": tokenizer.token(tokenizer.padding)}
+    write_json(folder / "special_tokens_map.json", roles)
+    said = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, "do_lower_case": True, **roles}
+    added = {str(number): {name: getattr(t, name) for name in OF_ADDED} for number, t in tokenizer.added().items()}
+    write_json(folder / "tokenizer_config.json", said | {"added_tokens_decoder": added})
 
 
 def renamed(name: str, names: dict[str, str]) -> str:

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection
 
 from fz.mini.data import held_out
 from fz.mini.stage import Stage
 from fz.mini.training import SHORT
-from fz.mini.words import write_tokenizer
+from fz.mini.words import new_tokenizer
 from fz.mini.world import COLOURS, KINDS, SCENES, STYLES, VERB, Story, caption, counterfactual, draw_frame, sample_story
 from fz.model.clip_vision import MEAN, STD, ClipModel, ImageTower, Preprocess, ViTConfig
+from fz.prompts.tokenizer import ClipTokenizer
 from fz.weights.clip import fill, folder_shape, text_tower
 
 SIDE = 64
@@ -34,13 +35,13 @@ CHANGED = (*CHOICES, "kind", "kind")  # of each caption, in turn; kinds are what
 GROUPS, GROUP = 32, 4  # a batch: so many groups of so many pictures
 
 
-def configuration(tokenizer: CLIPTokenizer) -> dict:
+def configuration(tokenizer: ClipTokenizer) -> dict:
     """config.json."""
     words = {
         "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.start,
+        "eos_token_id": tokenizer.end,
+        "pad_token_id": tokenizer.padding,
     }
     vision, text = ({**tower, "projection_dim": PROJECTION} for tower in (VISION, TEXT | words))
     return {
@@ -53,12 +54,12 @@ def configuration(tokenizer: CLIPTokenizer) -> dict:
     }
 
 
-def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+def new_clip(tokenizer: ClipTokenizer) -> CLIPModel:
     # eager: with gradients and as few tokens as here, faster than the flash kernel
     return CLIPModel(CLIPConfig(**configuration(tokenizer), attn_implementation="eager"))
 
 
-def as_clip(model: CLIPModel, tokenizer: CLIPTokenizer) -> ClipModel:
+def as_clip(model: CLIPModel, tokenizer: ClipTokenizer) -> ClipModel:
     """The trained model as the metrics use it, by way of the hand-written tower."""
     vision, text = folder_shape(configuration(tokenizer), Path("config.json"))
     tower, text_model = ImageTower(ViTConfig(**vision)), text_tower(text, PROJECTION)
@@ -157,7 +158,7 @@ def contrast(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> Tens
 
 def train(state: Path, frames: Tensor, captions: list[str], minutes: float, rate: float = 1e-3) -> ClipModel:
     """Train, or go on, until the minutes are over."""
-    tokenizer = write_tokenizer(state / "tokenizer-clip")
+    tokenizer = new_tokenizer(state / "tokenizer-clip")
     model, rng = new_clip(tokenizer), random.Random(0)
     stage = Stage(state, "clip", {"clip": model}, rate, minutes)
     if stage.seconds < 60 * minutes:
@@ -191,9 +192,9 @@ def said(story: Story, rng: random.Random) -> str:
     return caption(story).replace(f" {VERB}", "") if rng.random() < SHORT else caption(story)
 
 
-def texts_of(model: CLIPModel | CLIPTextModelWithProjection, tokenizer: CLIPTokenizer, sentences: list[str]) -> Tensor:
+def texts_of(model: CLIPModel | CLIPTextModelWithProjection, tokenizer: ClipTokenizer, sentences: list[str]) -> Tensor:
     """Features with gradients. The text tower looks back only: padding can end where the longest sentence does."""
-    ids = tokenizer(sentences, padding=True, return_tensors="pt")["input_ids"]
+    ids = torch.tensor(tokenizer.rows(sentences, TEXT["max_position_embeddings"]))
     return model.text_projection(model.text_model(input_ids=ids).pooler_output)
 
 

@@ -18,7 +18,7 @@ from fz.clips.media import atomic, write_json, write_pngs
 from fz.errors import FzError
 from fz.mini.shape import SCHEDULER, TEXT, UNET, VAE_JSON
 from fz.mini.state import read_averages
-from fz.mini.words import write_tokenizer
+from fz.mini.words import new_tokenizer
 from fz.mini.world import Story, Thing, draw
 from fz.weights.layouts import under
 
@@ -38,7 +38,7 @@ def export(state: Path, out: Path) -> str:
     if not averages or not vae_file.exists():
         raise FzError(f"state: {state} has no averages of a training yet. Run python -m fz.mini.train --state {state}.")
     vae = torch.load(vae_file, weights_only=True)
-    tokenizer = write_tokenizer(out / "tokenizer")
+    tokenizer = new_tokenizer(out / "tokenizer")
     text = {
         "text_model." + k.removeprefix("text_model."): t
         for k, t in under(averages, "text.").items()
@@ -50,9 +50,9 @@ def export(state: Path, out: Path) -> str:
         "vocab_size": len(tokenizer),
         **TEXT,
         "layer_norm_eps": 1e-5,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.start,
+        "eos_token_id": tokenizer.end,
+        "pad_token_id": tokenizer.padding,
     }
     write_part(out / "unet", UNET, under(averages, "unet."), "diffusion_pytorch_model")
     write_part(out / "vae", VAE_JSON, vae, "diffusion_pytorch_model")
@@ -74,7 +74,7 @@ def export_clip(state: Path, out: Path) -> None:
     if not (state / "clip.pt").exists():
         raise FzError(f"state: {state} has no clip.pt. Run python -m fz.mini.train_clip --state {state}.")
     averaged = torch.load(state / "clip.pt", weights_only=True)["shadow"]
-    config = configuration(write_tokenizer(out / "clip"))
+    config = configuration(new_tokenizer(out / "clip"))
     write_part(out / "clip", config, under(averaged, "clip."), "model")
     if (state / "log-clip.csv").exists():
         shutil.copyfile(state / "log-clip.csv", out / "clip" / "log.csv")

@@ -24,7 +24,7 @@ from fz.mini.attend import TrainingAttention
 from fz.mini.shape import SCHEDULER, TEXT, UNET, VAE_JSON
 from fz.mini.shards import CELLS, FRAMES, PAIRS, Shard, Shards
 from fz.mini.state import Training
-from fz.mini.words import write_tokenizer
+from fz.mini.words import new_tokenizer
 from fz.model.layers import TextContext
 from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import VAE, VAEConfig
@@ -178,8 +178,8 @@ def start_anew(state: Path) -> Start:
     torch.manual_seed(0)
     vae = VAE(VAEConfig.from_json(VAE_JSON))
     vae.load_state_dict(torch.load(state / "vae-final.pt", weights_only=True))
-    tokenizer = write_tokenizer(state / "tokenizer")
-    text = new_text_model(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+    tokenizer = new_tokenizer(state / "tokenizer")
+    text = new_text_model(len(tokenizer), tokenizer.start, tokenizer.end)
     return Start(UNet(UNetConfig.from_json(UNET)), vae.requires_grad_(False), TextEncoder(tokenizer, text))
 
 

@@ -21,7 +21,7 @@ from fz.model.clip_layers import Layer, check_shape
 from fz.model.clip_text import TextTower
 
 if TYPE_CHECKING:
-    from transformers import CLIPTokenizer
+    from fz.prompts.tokenizer import ClipTokenizer
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -130,7 +130,7 @@ class ClipModel:
         self,
         tower: ImageTower,
         text: TextTower,
-        tokenizer: "CLIPTokenizer",
+        tokenizer: "ClipTokenizer",
         preprocess: Preprocess,
         name: str,
     ):
@@ -152,7 +152,7 @@ class ClipModel:
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """(n, D), unit length. A sentence longer than the text tower loses its end, as CLIP's own tokenizer has it."""
         length = self.text.config.max_position_embeddings
-        tokens = self.tokenizer(list(prompts), padding=True, max_length=length, truncation=True, return_tensors="pt")
+        ids = torch.tensor(self.tokenizer.rows(prompts, length))
         # without an attention mask: padding stands after the end token, whose state alone is read, so it need not be 77
         # long either
-        return F.normalize(self.text(tokens["input_ids"]), dim=-1)
+        return F.normalize(self.text(ids), dim=-1)

@@ -1,10 +1,9 @@
 """Prompts: which tokens a prompt's words are, and CLIP's embedding of it.
 
-The tokenizer is transformers'; what a word is, is `fz.words`'s question. Files are not read here.
+What a word is, is `fz.words`'s question. Files are not read here.
 """
 
 import re
-import threading
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from fz.words import inner, spans
 # prompts are checked before torch is imported, which takes seconds
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import CLIPTokenizer
 
     from fz.model.clip_text import TextModel
+    from fz.prompts.tokenizer import ClipTokenizer
 
 LENGTH = 77  # CLIP's text tokens, the first and last of a prompt being its start and end
 
@@ -69,13 +68,11 @@ class TextEncoder:
 
     def __init__(
         self,
-        tokenizer: "CLIPTokenizer",
+        tokenizer: "ClipTokenizer",
         model: "TextModel | None",
         learned: Mapping[str, tuple[int, ...]] | None = None,
     ):
         self.tokenizer, self.model = tokenizer, model
-        # transformers' fast tokenizers refuse two threads at once
-        self.lock = threading.Lock()
         self.learned = {word.lower(): ids for word, ids in (learned or {}).items()}
         # the longest first: '<cat>-2' is not '<cat>'
         words = sorted(self.learned, key=len, reverse=True)
@@ -87,10 +84,8 @@ class TextEncoder:
             raise FzError(f"prompt: got {prompt!r}, expected a sentence.")
         if not encodes(prompt):
             raise FzError(f"prompt: {prompt[:60]!r} has bytes that are no text, expected UTF-8. Write it again.")
-        with self.lock:
-            body, starts = self.read(prompt)
+        body, starts = self.read(prompt)
         words = words_of(prompt, starts)
-        start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         if len(body) > LENGTH - 2:
             lost = [word.text for word in words if word.positions[-1] > LENGTH - 2]
             lost = [*lost[:20], *(["…"] if len(lost) > 20 else [])]
@@ -98,9 +93,8 @@ class TextEncoder:
                 f"prompt: {len(body) + 2} tokens, expected at most {LENGTH} with start and end. "
                 f"These words fall off: {' '.join(lost)}. Shorten {prompt[:60]!r}{'…' if len(prompt) > 60 else ''}"
             )
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else end
-        used = len(body) + 2
-        return Tokens(prompt, (start, *body, end, *[pad] * (LENGTH - used)), words, used)
+        used, own = len(body) + 2, self.tokenizer
+        return Tokens(prompt, (own.start, *body, own.end, *[own.padding] * (LENGTH - used)), words, used)
 
     def read(self, prompt: str) -> tuple[list[int], list[int]]:
         """(token ids, without start and end; the character at which each begins)."""
@@ -108,11 +102,9 @@ class TextEncoder:
         starts: list[int] = []
 
         def plain(begin: int, end: int) -> None:
-            read = self.tokenizer(
-                prompt[begin:end], add_special_tokens=False, return_offsets_mapping=True, verbose=False
-            )
-            ids.extend(read["input_ids"])
-            starts.extend(begin + start for start, _ in read["offset_mapping"])
+            numbers, places = self.tokenizer.read(prompt[begin:end])
+            ids.extend(numbers)
+            starts.extend(begin + place for place in places)
 
         at = 0
         for found in self.pattern.finditer(prompt) if self.pattern else ():
