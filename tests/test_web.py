@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -36,9 +39,17 @@ def folder(tmp_path):
         (["--port", "70000"], "expected 1 to 65535"),
         (["--prot", "1"], "Did you mean '--port'?"),
         (["--checkpoint", "/nowhere/sd"], "/nowhere/sd does not exist"),
+        (["--threads", "1000000"], "threads: got 1000000, expected a whole number from 1 to 1024"),
+        (["--host", "", "--no-password"], "host: got '', expected an address"),
+        (["--host", "[::1]", "--no-password"], "host: got '[::1]', expected an address"),
+        (["--host", "ä..b", "--no-password"], "host: got 'ä..b'"),
+        (["--host", "a" * 300, "--no-password"], "host: got 'aaa"),
+        (["--host", "fz.invalid", "--no-password"], "host: got 'fz.invalid'"),
+        (["--host", "192.0.2.7", "--no-password"], "host: 192.0.2.7 is no address of this machine"),
     ],
 )
-def test_mistakes_are_one_line(argv, line, capsys):
+def test_mistakes_are_one_line(argv, line, capsys, monkeypatch):
+    monkeypatch.setattr("fz.web.find_spec", lambda name: True)
     assert main(argv) == 2
     said = capsys.readouterr().err
     assert line in said and said.count("\n") == 1
@@ -51,6 +62,57 @@ def test_options(monkeypatch, tmp_path):
     monkeypatch.setenv("FZ_WEB_PASSWORD", "open sesame")
     assert options_of(["--host", "0.0.0.0"]).password == "open sesame"
     assert options_of(["--folder", str(tmp_path)]).folder == tmp_path
+
+
+def test_a_device_that_is_not_there_is_said_before_the_server_starts(monkeypatch, capsys):
+    monkeypatch.setattr("fz.web.find_spec", lambda name: True)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert main(["--device", "mps"]) == 2 and "device: got mps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.2", "127.0.0.2"), ("::1", "[::1]"), ("0.0.0.0", "0.0.0.0")])
+def test_the_address_that_is_told_is_the_one_that_answers(host, shown, options):
+    pytest.importorskip("gradio")
+    from fz.web.server import address
+
+    assert address(dataclasses.replace(options, host=host)) == f"http://{shown}:7860"
+
+
+@pytest.mark.parametrize("signals", [["SIGTERM"], ["SIGINT"], ["SIGINT", "SIGINT", "SIGTERM"]], ids="-".join)
+def test_a_server_that_is_ended_while_it_computes_ends_quietly(signals, tmp_path):
+    """Its job is taken up at the next start, and an end that was asked for is no failure of the job."""
+    pytest.importorskip("gradio")
+    from fz.web.examples import Examples
+
+    folder = Folder(tmp_path / "root", 1000)
+    clip, visitor = Examples(folder).clips[0], folder.visitor(SECRET)
+    visitor.keep(clip)
+    form = {**forms.USUAL, "model": "miniature", "source": clip.source, "target": clip.target, "steps": 100}
+    queue = Queue(folder, lambda job: "")
+    job = queue.submit(Job(visitor.name, clip.id, "run", form))
+    folder.lock.release()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "fz.web", "--port", port, "--folder", str(folder.root), "--threads", "1"]
+    with open(tmp_path / "log", "wb") as log:
+        server = subprocess.Popen([*command, "--device", "cpu"], stdout=log, stderr=log)
+    try:
+        end = time.monotonic() + 240
+        while json.loads(queue.path(job).read_text())["tries"] == 0:
+            assert server.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        for name in signals:
+            server.send_signal(getattr(signal, name))
+            time.sleep(0.02)
+        code = server.wait(60)
+    finally:
+        server.kill()
+    said = (tmp_path / "log").read_text()
+    assert code in ((0,) if len(signals) == 1 else (0, 130)), said
+    assert "Traceback" not in said and "terminate" not in said, said
+    assert json.loads(queue.path(job).read_text())["tries"] == 0
+    Folder(folder.root, 1000).lock.release()
 
 
 def test_without_gradio_the_command_says_so(monkeypatch, capsys):
@@ -261,6 +323,33 @@ def test_a_job_that_kills_the_server_ends(folder):
     assert again.jobs[0].state == "failed" and "smaller" in again.jobs[0].line
 
 
+def test_an_end_that_was_asked_for_is_no_try(folder):
+    first = Queue(folder, Slow())
+    job = first.submit(job_of())
+    for _ in range(5):
+        first.next()
+        first.close()
+        first = Queue(folder, Slow())
+        assert [(one.id, one.state, one.tries) for one in first.jobs] == [(job.id, "waiting", 0)]
+
+
+def test_a_full_disk_stops_no_queue(folder, monkeypatch):
+    """Whoever asks is told; what waits already is done."""
+    queue = Queue(folder, lambda job: "made")
+    there = queue.submit(job_of(n=1))
+
+    def full(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("fz.web.jobs.write_json", full)
+    with pytest.raises(FzError, match="no room for it"):
+        queue.submit(job_of(n=2))
+    assert queue.jobs == [there]
+    queue.start(lambda: None)
+    until(lambda: there.over)
+    assert there.state == "done"
+
+
 def test_mistakes_of_a_job(folder, capsys):
     def work(job):
         if job.form["n"]:
@@ -291,9 +380,35 @@ def test_forms_are_checked():
         {"area": 1},
         {"weights": {"a": "b"}},
         {"source": None},
+        {"frames": float("nan")},
+        {"steps": float("inf")},
+        {"start": 10**400},
+        {"mask": "../../x"},
+        {"mask": "a" * 5000},
     ):
         with pytest.raises(FzError):
             forms.checked(bad)
+
+
+def test_what_no_page_sends_is_no_bug():
+    pytest.importorskip("gradio")
+    from types import SimpleNamespace
+
+    from fz.web.events import Asked, Events
+
+    chosen = []
+    desk = SimpleNamespace(
+        folder=SimpleNamespace(visitor=lambda secret: None), tile=lambda visitor, clip, number: chosen.append(number)
+    )
+    events = Events(desk, "cookie", {"clip_id": "clip"}, {"edit said": "said"})
+    events.with_form = lambda asked, clip, form: {}
+    for sent in ("", "{", "[]", "[" * 100_000, None, "3"):
+        with pytest.raises(FzError, match="no answer"):
+            events.asked({"clip": "", "box": sent}, SimpleNamespace(cookies={}), "box")
+    for said in (None, "x", [], {}, float("nan"), float("inf"), "\ud800", "²", 10**30, -1):
+        events.tile(Asked(None, "clip", {}, said))
+    events.tile(Asked(None, "clip", {}, 3))
+    assert chosen == [-1] * 10 + [3]
 
 
 def test_what_the_controls_mean():
@@ -352,7 +467,8 @@ def asked(options, path="/", method="GET", body=b"", **headers):
 @pytest.mark.parametrize(
     "path",
     ["/gradio_api/file=/etc/passwd", "/gradio_api/upload", "/gradio_api/proxy=http://x", "/file/x", "/monitoring",
-     "/gradio_api/vibe-edit/", "/gradio_api/process_recording", "/assets/../x?", "/gradio_api/openapi.json", "/docs"],
+     "/gradio_api/vibe-edit/", "/assets/../../x", "/static/..",
+     "/gradio_api/process_recording", "/assets/../x?", "/gradio_api/openapi.json", "/docs"],
 )  # fmt: skip
 def test_what_serves_or_takes_files_is_closed(options, path):
     status, _, reached = asked(options, path)
@@ -372,7 +488,66 @@ def test_other_sites_may_not_ask(options):
     assert asked(options, host="evil.example:7860")[0] == 403
     assert asked(options, "/fz/cancel/x", "POST", origin="http://evil.example")[0] == 403
     assert asked(options, "/fz/cancel/x", "POST", origin="http://127.0.0.1:7860")[0] == 200
+    # Gradio would let another page of this machine read it
+    for origin in ("http://localhost:3000", "http://127.0.0.1:3000", "null"):
+        for method in ("GET", "OPTIONS"):
+            assert asked(options, "/fz/state", method, origin=origin)[0] == 403
     assert asked(dataclasses.replace(options, host="0.0.0.0", password="x"), host="a.example")[0] == 401
+
+
+def test_sockets_are_closed(options):
+    import asyncio
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(guard.Guard(None, options)({"type": "websocket", "path": "/", "headers": []}, None, send))
+    assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (FzError("no such file"), 404, "no such file"),
+        (OSError(28, "No space left on device", "/secret/place"), 507, "No space left on device"),
+        (KeyError(999), 500, "could not be answered"),
+    ],
+)
+def test_what_goes_wrong_is_one_line_and_no_traceback(error, status, line, options, capsys):
+    pytest.importorskip("gradio")
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    from fz.web.routes import answering
+
+    async def fails(request):
+        raise error
+
+    app = Starlette(
+        routes=[Route("/fz/state", answering(fails))], middleware=[Middleware(guard.Guard, options=options)]
+    )
+    answer = TestClient(app, base_url="http://127.0.0.1:7860").get("/fz/state")
+    assert answer.status_code == status and line in answer.text and "/secret" not in answer.text
+    said = capsys.readouterr()
+    assert "Traceback" not in said.out + said.err and said.out.count("\n") == (status != 404)
+
+
+def test_a_visitor_who_goes_while_he_uploads_leaves_no_traceback():
+    pytest.importorskip("gradio")
+    import asyncio
+
+    from starlette.requests import ClientDisconnect
+
+    from fz.web.routes import answering
+
+    async def fails(request):
+        raise ClientDisconnect
+
+    assert asyncio.run(answering(fails)(None)).status_code == 400
 
 
 def test_too_much_is_refused_before_and_while_it_comes(options):

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from fz.errors import FzError
-from fz.shell import answered, leave
+from fz.settings.device import check_device
+from fz.shell import answered, end_now, leave
 from fz.web.options import build_parser, check_port, options_of
 
 NEEDS = "web: Gradio is not installed. pip install 'fz[web]', in a checkout pip install -e '.[web]'."
@@ -19,10 +20,17 @@ def answer(argv: Sequence[str]) -> None:
     options = options_of(argv)
     if find_spec("gradio") is None:
         raise FzError(NEEDS)
+    check_device(options.device)
     check_port(options)
     from fz.web.server import serve
 
-    serve(options)
+    code = 0
+    try:
+        serve(options)
+    except KeyboardInterrupt:  # once more, while it was ending
+        code = 130
+    # the thread that computes is not waited for: Python, which would take itself down under it, aborts
+    end_now(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -104,7 +105,7 @@ class Events:
         if box is not None:
             try:
                 said = json.loads(values[box])["value"]
-            except (TypeError, ValueError, KeyError):
+            except (TypeError, ValueError, KeyError, RecursionError):
                 raise FzError("The page sent something that is no answer. Load it again.") from None
         return Asked(visitor, visitor.clip(clip_id) if clip_id else None, {**form, **forms.checked(form)}, said)
 
@@ -233,7 +234,8 @@ class Events:
         return shown | self.retold(asked) | self.bounded(asked) | self.shown_frames(asked)
 
     def tile(self, asked: Asked) -> Updates:
-        form = self.desk.tile(asked.visitor, asked.clip, int(asked.said))
+        number = int(asked.said) if re.fullmatch(r"\d{1,4}", str(asked.said), re.ASCII) else -1
+        form = self.desk.tile(asked.visitor, asked.clip, number)
         return self.with_form(asked, asked.clip, form) | {self.out["edit said"]: show.note("These settings are taken.")}
 
     def result(self, asked: Asked) -> Updates:

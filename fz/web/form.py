@@ -4,6 +4,8 @@
 A form is a flat dict that is JSON: it is kept beside each result, so that its settings can be taken again.
 """
 
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,8 @@ def checked(form: Form) -> dict[str, Any]:
         kinds = (int, float) if isinstance(usual, (int, float)) and not isinstance(usual, bool) else type(usual)
         if value is None or not isinstance(value, kinds) or isinstance(value, bool) != isinstance(usual, bool):
             raise FzError(f"The page sent no proper value for {name.replace('_', ' ')}. Load it again.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise FzError(f"The page sent {value} for {name.replace('_', ' ')}, expected a number. Load it again.")
         out[name] = int(value) if isinstance(usual, int) and not isinstance(usual, bool) else value
     if out["kind"] not in PRESETS:
         raise FzError("Choose what is to change: a colour, the style or a shape.")
@@ -72,6 +76,8 @@ def checked(form: Form) -> dict[str, Any]:
     for name in ("source", "target", "remove", "enhance"):
         if len(out[name]) > LONGEST:
             raise FzError(f"A sentence has {len(out[name])} letters, expected at most {LONGEST}. Shorten it.")
+    if not re.fullmatch(r"([0-9a-f]{16})?", out["mask"]):
+        raise FzError("The area that you drew is not here any more. Draw it again.")
     if len(out["weights"]) > LONGEST:
         raise FzError("The page sent no proper weights of words. Load it again.")
     return out

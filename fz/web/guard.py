@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
+from fz.shell import explain
 from fz.web.options import Options
 
 Scope = MutableMapping[str, Any]
@@ -48,10 +49,12 @@ class Guard:
         self.app, self.options, self.cookie = app, options, cookie_name(options.port)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
         if scope["type"] != "http":
             # the page opens no sockets
-            if scope["type"] == "lifespan":
-                await self.app(scope, receive, send)
+            await send({"type": "websocket.close", "code": 1008})
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         refusal = await self.refused(scope, headers)
@@ -84,22 +87,28 @@ class Guard:
         except TooLarge:
             if not started:
                 await answer(send, 413, "More was sent than may be.")
+        except Exception as error:
+            # of what no page of this server sends
+            print(f"fz web: {scope['method']} {scope['path'][:80]}: {explain(error)[0]}", flush=True)
+            if not started:
+                await answer(send, 500, "This could not be answered. Load the page again.")
 
     async def refused(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
         host = headers.get("host", "").rsplit(":", 1)[0].strip("[]")
         if self.options.local and host not in ("localhost", "127.0.0.1", "::1", self.options.host):
             # another site's name that leads to this machine
             return 403, "This page answers to 127.0.0.1 only."
-        if not OPEN.fullmatch(scope["path"]):
+        if not OPEN.fullmatch(scope["path"]) or ".." in scope["path"].split("/"):
             return 404, "There is nothing here."
         if not self.may(scope, headers):
             # so many guesses a second and no more
             await asyncio.sleep(1)
             return 401, "A password is needed."
+        # Gradio lets every page of this machine read what it answers
+        origin = headers.get("origin")
+        if origin is not None and origin.split("//")[-1] != headers.get("host"):
+            return 403, "Another page may not ask this."
         if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
-            origin = headers.get("origin")
-            if origin is not None and origin.split("//")[-1] != headers.get("host"):
-                return 403, "Another page may not ask this."
             upload = scope["path"].startswith("/fz/upload/")
             if int_of(headers.get("content-length")) > (self.options.upload_limit if upload else MOST_SENT):
                 megabytes = self.options.upload_limit // 10**6
@@ -137,7 +146,7 @@ def secret_of(headers: dict[str, str], name: str) -> str | None:
 
 
 def int_of(text: str | None) -> int:
-    return int(text) if text and text.isdigit() else 0
+    return int(text) if text and re.fullmatch(r"\d{1,18}", text, re.ASCII) else 0
 
 
 async def answer(send: Send, status: int, line: str) -> None:

@@ -3,6 +3,7 @@
 A job is also a file beside its visitor's clips until it ends: a server that was killed takes up what it left.
 """
 
+import contextlib
 import json
 import threading
 import time
@@ -127,8 +128,11 @@ class Queue:
                 raise FzError(f"You have {len(own)} edits waiting. Let one finish, or cancel one.")
             if len(open_jobs) >= MOST_OF_ALL:
                 raise FzError("Too many people are waiting just now. Try again in some minutes.")
+            try:
+                self.write(job)
+            except OSError as error:
+                raise FzError(f"The server has no room for it ({error.strerror or error}). Try again later.") from error
             self.jobs.append(job)
-            self.write(job)
             self.change.notify_all()
         return job
 
@@ -202,7 +206,9 @@ class Queue:
                 job = next((job for job in self.jobs if job.state == "waiting"), None)
                 if job is not None:
                     job.state, job.began, job.tries = "running", time.monotonic(), job.tries + 1
-                    self.write(job)
+                    # a full disk: the file stays as it was, and the job is done all the same
+                    with contextlib.suppress(OSError):
+                        self.write(job)
                     return job
                 self.change.wait()
         return None
@@ -213,9 +219,15 @@ class Queue:
             self.path(job).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """No further job begins; the one that runs goes on, at the next start from its inversion."""
+        """No further job begins; the one that runs goes on, at the next start from its inversion, and an end that was
+        asked for is no try of it.
+        """
         with self.change:
             self.closing = True
+            for job in self.running():
+                job.tries -= 1
+                with contextlib.suppress(OSError):
+                    self.write(job)
             self.change.notify_all()
 
     def forget(self) -> None:

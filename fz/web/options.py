@@ -1,5 +1,6 @@
 """How is the server told to start: flags, and which of them may not be?"""
 
+import errno
 import ipaddress
 import os
 import re
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fz.errors import FzError
+from fz.settings.checks import check_whole
+from fz.settings.limits import WHOLE
 from fz.settings.place import absent, expanded
 from fz.settings.texts import device, whole
 from fz.shell import Parser, unknown
@@ -63,6 +66,9 @@ def options_of(argv: Sequence[str]) -> Options:
     password = given.password or os.environ.get(PASSWORD) or None
     if given.port > 65535:
         raise FzError(f"port: got {given.port}, expected 1 to 65535.")
+    if not given.host.strip() or given.host != given.host.strip("[]"):
+        raise FzError(f"host: got {given.host!r}, expected an address of this machine, as 127.0.0.1, ::1 or 0.0.0.0.")
+    check_whole("threads", given.threads or 1, *WHOLE["threads"])
     if not is_loopback(given.host) or given.share:
         if password is None and not given.no_password:
             what = "--share" if given.share else f"--host {given.host}"
@@ -94,7 +100,15 @@ def is_loopback(host: str) -> bool:
 
 
 def check_port(options: Options) -> None:
-    """Raises FzError where another program has the port."""
+    """Raises FzError for an address that this machine has not, or a port that another program has."""
+    try:
+        socket.getaddrinfo(options.host, options.port)
+    # of names that are none, each Python has an error of its own
+    except (OSError, ValueError, TypeError) as error:
+        why = getattr(error, "strerror", None) or "it is no name of a machine"
+        raise FzError(
+            f"host: got {options.host[:80]!r} ({why}). Expected an address of this machine, as 127.0.0.1 or 0.0.0.0."
+        ) from None
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -102,4 +116,8 @@ def check_port(options: Options) -> None:
             probe.bind((options.host, options.port))
         except OSError as error:
             why = error.strerror or error
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise FzError(
+                    f"host: {options.host} is no address of this machine ({why}). Pass another --host."
+                ) from None
             raise FzError(f"port: {options.host}:{options.port} cannot be had ({why}). Pass another --port.") from None

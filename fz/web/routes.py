@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from fz.checkpoint import choose_clip
 from fz.clips.media import atomic
 from fz.errors import FzError
+from fz.results.claim import finished
 from fz.results.folder import completed
 from fz.results.report import write_report
+from fz.shell import explain
 from fz.web.desk import Desk
 from fz.web.folder import Visitor, read_json
 
@@ -146,9 +148,7 @@ class Routes:
         if (run / name).is_file():
             return
         if name == "report.html":
-            write_report(
-                run, choose_clip(None, miniature=read_json(run / "run.json")["settings"]["checkpoint"] is None)
-            )
+            write_report(run, choose_clip(None, miniature=finished(run)["settings"].get("checkpoint") is None))
         else:
             with atomic(run / name) as part, zipfile.ZipFile(part, "w") as archive:
                 for picture in sorted((run / "frames" / "edit-0").glob("*.png")):
@@ -165,5 +165,11 @@ def answering(handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
         except FzError as error:
             status = 404 if request.method == "GET" else 400
             return JSONResponse({"line": str(error)}, status_code=status)
+        except ClientDisconnect:
+            return Response(status_code=400)  # to nobody
+        except OSError as error:
+            print(f"fz web: {explain(error)[0]}", flush=True)
+            line = f"The server could not do this ({error.strerror or 'an error of its disk'}). Try again later."
+            return JSONResponse({"line": line}, status_code=507)
 
     return answer

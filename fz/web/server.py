@@ -28,7 +28,7 @@ HOUR = 3600
 
 def serve(options: Options) -> None:
     """Until Ctrl-C. Raises FzError where it cannot start."""
-    folder = Folder(options.folder, options.upload_limit)
+    folder, desk = Folder(options.folder, options.upload_limit), None
     try:
         folder.forget()
         desk = desk_of(options, folder)
@@ -45,6 +45,8 @@ def serve(options: Options) -> None:
     except KeyboardInterrupt:
         print("\nfz web: ended. Inversions and results stay in", folder.root, flush=True)
     finally:
+        if desk is not None:
+            desk.queue.close()
         folder.lock.release()
 
 
@@ -74,7 +76,8 @@ def launch(blocks: gr.Blocks, options: Options, routes: Routes) -> None:
 
 
 def address(options: Options) -> str:
-    return f"http://{'127.0.0.1' if options.local else options.host}:{options.port}"
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    return f"http://{host}:{options.port}"
 
 
 def watch(folder: Folder, routes: Routes) -> None:
