@@ -390,6 +390,74 @@ def test_forms_are_checked():
             forms.checked(bad)
 
 
+def test_damaged_files_of_a_clip_are_none(folder):
+    pytest.importorskip("gradio")
+    from fz.web.desk import Desk
+
+    visitor = folder.visitor(SECRET)
+    clip, result, desk = clip_of(visitor), new_id(), Desk(folder, None, None, None, None)
+    about = visitor.place(clip.id) / "results" / result / "about.json"
+    about.parent.mkdir(parents=True)
+    whole = {"form": {}, "target": "a car", "frames": 2, "fps": 8.0, "seconds": 1.0, "texts": {"command": "fz"}}
+    about.write_text(json.dumps(whole))
+    assert "a car" in "".join(desk.results(visitor, clip)) and desk.form_of(visitor, clip, result) == forms.USUAL
+    for name, bad in [(n, v) for n in whole for v in (None, 3 if n not in ("frames", "fps", "seconds") else "x", [1])]:
+        about.write_text(json.dumps({**whole, name: bad}))
+        shown, others = desk.results(visitor, clip)
+        assert "Your edit appears here" in shown and others == "", name
+        assert desk.form_of(visitor, clip, result) == forms.USUAL
+    for text in (
+        "{",
+        "[]",
+        '{"tiles": [3]}',
+        '{"tiles": 3}',
+        '{"source": "x", "tiles": [{"form": 3}]}',
+        '{"source": 3}',
+    ):
+        (visitor.place(clip.id) / "sheet.json").write_text(text)
+        (visitor.place(clip.id) / "preview.json").write_text(text)
+        assert desk.sheet(visitor, clip) == "" and desk.preview(visitor, clip) == ""
+        with pytest.raises(FzError, match="not here any more"):
+            desk.tile(visitor, clip, 0)
+
+
+def test_an_address_tells_no_folder(folder):
+    pytest.importorskip("gradio")
+    import asyncio
+    from types import SimpleNamespace
+
+    from fz.web.routes import Routes
+
+    routes = Routes(SimpleNamespace(folder=folder, queue=SimpleNamespace(left_alone=None)))
+
+    async def fails(request):
+        raise FzError(f"results: {folder.root}/visitors/x/run has no run.json")
+
+    answer = asyncio.run(routes.answering(fails)(SimpleNamespace(method="GET")))
+    assert answer.status_code == 404 and json.loads(answer.body)["line"] == "results: run has no run.json"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 64, 65, 100_000])
+def test_clips_of_any_length_have_sliders(count):
+    """One picture, too: Gradio has no slider whose ends are one."""
+    gr = pytest.importorskip("gradio")
+
+    for name, end in forms.ends(count).items():
+        gr.Slider(minimum=forms.BOUNDS[name][0], maximum=end)
+        # its farthest is in the clip, but for a clip of one picture, whose sliders stand still
+        assert end <= {"frames": count, "start": count - 1, "every": count}[name] or count == 1
+
+
+def test_a_page_that_knows_other_ends_than_the_server_is_answered():
+    """As after a restart: what a control may be is the form's question, whose answer is a line."""
+    gr = pytest.importorskip("gradio")
+    import fz.web.page  # noqa: F401
+
+    slider, radio = gr.Slider(0, 7, step=1), gr.Radio(["a"])
+    for sent in (50, None, "x", []):
+        assert slider.preprocess(sent) == sent and radio.preprocess(sent) == sent
+
+
 def test_what_no_page_sends_is_no_bug():
     pytest.importorskip("gradio")
     from types import SimpleNamespace

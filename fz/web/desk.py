@@ -20,7 +20,7 @@ from fz.errors import FzError
 from fz.web import form as forms
 from fz.web import show
 from fz.web.examples import Examples
-from fz.web.folder import Folder, Visitor, VisitorClip, read_json
+from fz.web.folder import ABOUT, PREVIEW, SHEET, Folder, Visitor, VisitorClip, read_json
 from fz.web.jobs import Job, Queue
 from fz.web.studio import Models, Studio
 from fz.words import says
@@ -194,24 +194,25 @@ class Desk:
         return self.queue.submit(Job(visitor.name, clip.id, kind, checked, stays=checked["stays"]))
 
     def preview(self, visitor: Visitor, clip: VisitorClip) -> str:
-        content = read_json(visitor.place(clip.id) / "preview.json")
+        content = read_json(visitor.place(clip.id) / "preview.json", PREVIEW)
         if not content:
             return ""
         return f'<div class="fz-preview">{show.player(content["source"], content["edit"], 2, content["target"])}</div>'
 
     def sheet(self, visitor: Visitor, clip: VisitorClip) -> str:
-        return show.sheet(read_json(visitor.place(clip.id) / "sheet.json"))
+        return show.sheet(read_json(visitor.place(clip.id) / "sheet.json", SHEET))
 
     def tile(self, visitor: Visitor, clip: VisitorClip, number: int) -> dict[str, Any]:
         """The form of a sheet's picture."""
-        tiles = read_json(visitor.place(clip.id) / "sheet.json").get("tiles", [])
+        tiles = read_json(visitor.place(clip.id) / "sheet.json", SHEET).get("tiles", [])
         if not 0 <= number < len(tiles):
             raise FzError("This picture is not here any more. Make the sheet again.")
         return forms.checked(tiles[number]["form"])
 
     def results(self, visitor: Visitor, clip: VisitorClip, chosen: str = "") -> tuple[str, str]:
         """The result that was chosen, or else the newest, and all of them."""
-        about = {r: read_json(visitor.result(clip.id, r) / "about.json") for r in visitor.results(clip.id)}
+        found = {r: read_json(visitor.result(clip.id, r) / "about.json", ABOUT) for r in visitor.results(clip.id)}
+        about = {r: content for r, content in found.items() if content}
         if not about:
             return show.note("Your edit appears here."), ""
         now = chosen if chosen in about else next(iter(about))
@@ -222,7 +223,7 @@ class Desk:
         results = [result] if result else visitor.results(clip.id)[:1]
         if not results:
             return None
-        return forms.checked(read_json(visitor.result(clip.id, results[0]) / "about.json").get("form", {}))
+        return forms.checked(read_json(visitor.result(clip.id, results[0]) / "about.json", ABOUT).get("form", {}))
 
 
 def words_of(sentence: str) -> set[str]:

@@ -146,9 +146,8 @@ class Events:
         """All controls at a form's values, and what follows from them."""
         parts = self.parts
         updates: Updates = {parts[name]: value for name, value in form.items() if name in parts}
-        updates[parts["frames"]] = gr.update(maximum=max(1, min(clip.count, forms.MOST_FRAMES)), value=form["frames"])
-        updates[parts["start"]] = gr.update(maximum=max(1, clip.count - 1), value=form["start"])
-        updates[parts["every"]] = gr.update(maximum=max(1, min(10, clip.count)), value=form["every"])
+        for name, end in forms.ends(clip.count).items():
+            updates[parts[name]] = gr.update(maximum=end, value=form[name], interactive=clip.count > 1)
         asked.maybe, asked.form = clip, form
         return updates | self.worded(asked) | self.shown_frames(asked) | {self.out["edit said"]: ""}
 

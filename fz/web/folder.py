@@ -27,6 +27,17 @@ from fz.settings.place import slug
 
 ID = re.compile(r"[0-9a-f]{16}")
 DAY = 24 * 3600
+# about.json of a result, sheet.json and preview.json of a clip
+ABOUT = {
+    "form": dict,
+    "target": str,
+    "frames": records.within(1, 10**6),
+    "fps": records.within(1e-6, 1e6),
+    "seconds?": records.within(0, 1e12),
+    "texts?": records.Each(str),
+}
+SHEET = {"source": str, "tiles": [{"form": dict, "picture": str, "label": str}]}
+PREVIEW = {"source": [str], "edit": [str], "target": str}
 MOST_FILES = 600  # of one upload
 RESULTS_LIMIT = 20 * 10**9  # bytes of all results; the oldest go
 FREE = 10**9  # bytes of the disk that uploads leave
@@ -36,9 +47,9 @@ def new_id() -> str:
     return secrets.token_hex(8)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """An own file's content; {} where there is none, or none that can be read."""
-    return records.read(path, dict) or {}
+def read_json(path: Path, schema: records.Schema = dict) -> dict[str, Any]:
+    """An own file's content; {} where there is none, or none of the schema's form."""
+    return records.read(path, schema) or {}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -145,7 +156,8 @@ class Folder:
     def without_paths(self, line: str) -> str:
         """A line for visitors: files by their names, none of the server's folders."""
         line = re.sub(rf"{re.escape(str(self.root))}[^\s,:;)]*/", "", line)
-        return line.replace("--", "").replace("Pass another out", "Try again")
+        line = line.replace("--", "").replace("Pass another out", "Try again")
+        return line.replace("Free the place or choose another out", "Try again later.")
 
     # ---- uploads -------------------------------------------------------------------------------------------
 

@@ -83,6 +83,11 @@ def checked(form: Form) -> dict[str, Any]:
     return out
 
 
+def ends(count: int) -> dict[str, int]:
+    """How far the sliders of a clip of so many pictures go; no slider of Gradio's is without a way to go."""
+    return {"frames": max(2, min(count, MOST_FRAMES)), "start": max(1, count - 1), "every": max(2, min(10, count))}
+
+
 def reading(form: Form) -> dict[str, Any]:
     """Arguments of `fz.read`."""
     return {name: form[name] for name in ("frames", "start", "every", "size")}

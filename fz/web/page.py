@@ -17,6 +17,17 @@ from fz.web.studio import guess
 HERE = Path(__file__).parent
 
 
+def as_sent(part: Any, payload: Any) -> Any:
+    """What a page sends of a control. What it may be is `forms.checked`'s question: Gradio's own checks answer without
+    a line, and go by what it last told the page, which a server that was started again does not know.
+    """
+    return payload
+
+
+for kind in (gr.Slider, gr.Radio, gr.Dropdown):
+    kind.preprocess = as_sent
+
+
 def look() -> dict[str, Any]:
     """Theme, style and script: fonts of the visitor's system, nothing from elsewhere."""
     fonts = ("ui-sans-serif", "system-ui", "sans-serif")
@@ -90,11 +101,8 @@ class Page:
                           label="Painter", visible=True if several else "hidden")  # fmt: skip
                 self.part("frames", gr.Slider, minimum=1, maximum=forms.MOST_FRAMES, step=1, value=8,
                           label="How many frames")  # fmt: skip
-                # a clip's own ends come with the clip; a server that was started again has not told them to the page
-                self.part("start", gr.Slider, minimum=0, maximum=forms.BOUNDS["start"][1], step=1, value=0,
-                          label="Begin after frame")  # fmt: skip
-                self.part("every", gr.Slider, minimum=1, maximum=forms.BOUNDS["every"][1], step=1, value=1,
-                          label="Take every … frame")  # fmt: skip
+                self.part("start", gr.Slider, minimum=0, maximum=7, step=1, value=0, label="Begin after frame")
+                self.part("every", gr.Slider, minimum=1, maximum=10, step=1, value=1, label="Take every … frame")
                 self.part("size", gr.Slider, minimum=64, maximum=768, step=32, value=usual["size"],
                           label="Size of the picture", info="pixels; larger takes longer")  # fmt: skip
         self.shown("clip said")

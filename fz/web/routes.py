@@ -21,7 +21,7 @@ from fz.results.folder import completed
 from fz.results.report import write_report
 from fz.shell import explain
 from fz.web.desk import Desk
-from fz.web.folder import Visitor, read_json
+from fz.web.folder import ABOUT, Visitor, read_json
 
 # a result's files by their names on the page
 FILES = {
@@ -73,12 +73,15 @@ class Routes:
 
     def listed(self) -> list[Route]:
         return [
-            Route("/fz/upload/{batch}/{name}", answering(self.upload), methods=["PUT"]),
-            Route("/fz/state", answering(self.state)),
-            Route("/fz/closed", answering(self.closed), methods=["POST"]),
-            Route("/fz/cancel/{job}", answering(self.cancel), methods=["POST"]),
-            Route("/fz/result/{clip}/{result}/{name}", answering(self.result)),
+            Route("/fz/upload/{batch}/{name}", self.answering(self.upload), methods=["PUT"]),
+            Route("/fz/state", self.answering(self.state)),
+            Route("/fz/closed", self.answering(self.closed), methods=["POST"]),
+            Route("/fz/cancel/{job}", self.answering(self.cancel), methods=["POST"]),
+            Route("/fz/result/{clip}/{result}/{name}", self.answering(self.result)),
         ]
+
+    def answering(self, handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        return answering(handler, self.desk.folder.without_paths)
 
     def visitor(self, request: Request) -> Visitor:
         return self.desk.folder.visitor(request.scope.get("fz_secret"))
@@ -131,7 +134,7 @@ class Routes:
         if found := re.fullmatch(r"(source|edit)-(\d{5})\.png", name):
             path = run / "frames" / ("source" if found[1] == "source" else "edit-0") / f"{found[2]}.png"
         elif name == "mask.png":
-            mask = str(read_json(place / "about.json").get("form", {}).get("mask", ""))
+            mask = str(read_json(place / "about.json", ABOUT).get("form", {}).get("mask", ""))
             path = place.parent.parent / "masks" / f"{mask if mask.isalnum() else 'none'}.png"
         elif name in FILES:
             path = run / FILES[name]
@@ -156,15 +159,15 @@ class Routes:
         completed(run, name)
 
 
-def answering(handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
-    """A mistake becomes its one line."""
+def answering(handler: Callable[[Request], Any], told: Callable[[str], str] = str) -> Callable[[Request], Any]:
+    """A mistake becomes its one line, as `told` to visitors."""
 
     async def answer(request: Request) -> Response:
         try:
             return await handler(request)
         except FzError as error:
             status = 404 if request.method == "GET" else 400
-            return JSONResponse({"line": str(error)}, status_code=status)
+            return JSONResponse({"line": told(str(error))}, status_code=status)
         except ClientDisconnect:
             return Response(status_code=400)  # to nobody
         except OSError as error:

@@ -19,7 +19,7 @@ from fz.inverted import InvertedClip
 from fz.settings.config import FAST
 from fz.web import form as forms
 from fz.web import show
-from fz.web.folder import Folder, Visitor, VisitorClip, new_id, read_json, write_json
+from fz.web.folder import ABOUT, Folder, Visitor, VisitorClip, new_id, read_json, write_json
 from fz.web.jobs import Job
 
 MINIATURE = "miniature"
@@ -231,7 +231,7 @@ class Studio:
         for visitor, clip_id, result in self.folder.newest()[: 3 * HELD]:
             if len(self.held) >= HELD - 1:
                 break
-            about = read_json(visitor.result(clip_id, result) / "about.json")
+            about = read_json(visitor.result(clip_id, result) / "about.json", ABOUT)
             with contextlib.suppress(FzError, Incomplete):
                 clip, form = visitor.clip(clip_id), forms.checked(about.get("form", {}))
                 # another model, or other weights, would be loaded for it alone
