@@ -462,6 +462,11 @@ def test_one_of_several_files_is_named(what, home):
             assert asked(name)[0] == 0 and server.fetched() == [file]
             server.requests.clear()
             assert asked(name, HF_HUB_OFFLINE="1")[0] == 0 and server.requests == []
+        # the one that was fetched is not taken for the one that is meant, with or without a network
+        for env in ({}, {"HF_HUB_OFFLINE": "1"}):
+            server.requests.clear()
+            said = refused(asked("owner/style", **env))
+            assert f"Name it, as --{what} owner/style:a.safetensors." in said and server.requests == []
         said = refused(asked("owner/style:a.safetensors", HF_HUB_OFFLINE="1"))
         assert "HF_HUB_OFFLINE is set" in said and "has no a.safetensors" in said and server.requests == []
         assert "HTTP 404" in refused(asked("owner/stile")) and "HTTP 404" in refused(asked("owner/stile:b.safetensors"))

@@ -4,8 +4,10 @@ huggingface_hub lists, transfers and links them; it keeps no half of a file and 
 HF_ENDPOINT is read when it is needed.
 """
 
+import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -14,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from fz.errors import FzError
-from fz.weights.names import COMMIT, Name, Unreachable, hub_cache
+from fz.weights.names import COMMIT, Name, Unreachable, hub_cache, listing
 from fz.weights.needed import Needed, choose, refuse
+from fz.whole import write_text
 
 HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git's of a small file, SHA-256 of a large one
 TIMEOUT = 10  # seconds without an answer
@@ -40,6 +43,8 @@ def fetched(name: Name, what: str, needs: Sequence[Needed]) -> Path:
         refuse(choice, name, files, what, " on the Hub")
         if not COMMIT.fullmatch(about.sha or ""):
             raise FzError(f"{what}: {endpoint()} names no commit of {name}. Expected the Hub; see HF_ENDPOINT.")
+        with contextlib.suppress(FzError):
+            write_text(listing(name, about.sha), json.dumps(sorted(files)))
         folder = name.folder / "snapshots" / about.sha
         missing = [file for file in choice.files if not (folder / file).is_file()]
         check_space(name, what, sum(files[file].size or 0 for file in missing))

@@ -12,7 +12,7 @@ from fz.errors import FzError
 from fz.settings.place import absent, expanded
 from fz.weights.fetch import fetched
 from fz.weights.layouts import some
-from fz.weights.names import Name, Unreachable, cached, files_in, followed, hub_cache, offline, parsed, shaped
+from fz.weights.names import Name, Unreachable, cached, files_in, followed, hub_cache, listed, offline, parsed, shaped
 from fz.weights.needed import (
     A_MODEL,
     EXPECTED,
@@ -68,6 +68,10 @@ def snapshot(name: Name, what: str, needs: Sequence[Needed]) -> Path:
     choice = choose(files, needs, name.file) if there else Choice(lacking=["all"])
     if there and not choice.lacking:
         refuse(choice, name, files, what)
+        # which of several was fetched once says nothing of which is meant now
+        known = listed(name, there.name) if choice.alone and name.file is None else ()
+        if (of_all := choose(known, needs)).either:
+            refuse(of_all, name, known, what, " on the Hub")
         if not choice.optional:
             return choice.place(there)
     try:

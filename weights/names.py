@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from fz import records
 from fz.errors import FzError
 from fz.settings.place import expanded
 
@@ -95,6 +96,16 @@ def cached_at(folder: Path, revision: str) -> Path | None:
         commit = revision
     there = folder / "snapshots" / commit
     return there if COMMIT.fullmatch(commit) and there.is_dir() else None
+
+
+def listing(name: Name, commit: str) -> Path:
+    """Where the names of all files are kept that the Hub has of a model at a commit: the cache has some of them."""
+    return name.folder / ".fz-files" / f"{commit}.json"
+
+
+def listed(name: Name, commit: str) -> set[str]:
+    """Those names, as far as the Hub was ever asked for them."""
+    return set(records.read(listing(name, commit), [str]) or ())
 
 
 def commit_of(given: str) -> str | None:
