@@ -13,7 +13,7 @@ PATHS = ("mask", "vae", "tokenizer", "model_config", "control")
 OF_LOADING = ("vae", "tokenizer", "model_config", "control", "ema", "lora", "embedding", "clip_skip", "clip_norm",
               "frame_index", "least_channels", "offload", "compile", "graph", "threads", "conv", "conv_memory",
               "weights")  # fmt: skip
-OF_INVERTING = ("steps", "solver", "reuse", "chunk", "store", "store_dtype", "control_scale", "control_window",
+OF_INVERTING = ("steps", "solver", "fuse", "reuse", "chunk", "store", "store_dtype", "control_scale", "control_window",
                 "control_inverts", "canny")  # fmt: skip
 OF_EDITING = ("negative", "method", "strength", "guidance", "guidance_window", "attention", "reconstruction_prompt",
               "seed")  # fmt: skip

@@ -16,7 +16,7 @@ from fz.frames import FrameIndex, frame_table
 from fz.model.layers import Operands, Site
 
 MAP_STRIDE = 4  # masks come from the cross-attention whose feature map is 1/4 of the latent's side
-FUSED_FROM_STRIDE = 2  # the full-size level is never fused
+FUSED_FROM_STRIDE = 2  # the paper fuses all but the full-size level; `--fuse full` fuses that too
 
 QK = Mapping[str, tuple[Tensor, ...]]  # site name -> (q, k) of a self-attention, (q,) of a cross-attention
 
@@ -35,19 +35,30 @@ class Plain:
 
 @dataclass(frozen=True)
 class Keep:
-    """Of which sites a Recorder keeps queries and keys at one timestep, and in which dtype. Nothing, by default."""
+    """Of which sites a Recorder keeps queries and keys at one timestep, and in which dtype. Nothing, by default.
+
+    least_stride: of the sites that are fused.
+    """
 
     self_sites: bool = False
     cross_sites: bool = False
     dtype: torch.dtype | None = None
+    least_stride: int = FUSED_FROM_STRIDE
 
     def wants(self, site: Site) -> bool:
-        return site.stride >= FUSED_FROM_STRIDE and (self.self_sites if site.kind == "self" else self.cross_sites)
+        return site.stride >= self.least_stride and (self.self_sites if site.kind == "self" else self.cross_sites)
+
+    @property
+    def anything(self) -> bool:
+        return self.self_sites or self.cross_sites
 
     def __or__(self, other: "Keep") -> "Keep":
         """What either keeps."""
         return Keep(
-            self.self_sites or other.self_sites, self.cross_sites or other.cross_sites, self.dtype or other.dtype
+            self.self_sites or other.self_sites,
+            self.cross_sites or other.cross_sites,
+            self.dtype or other.dtype,
+            min(self.least_stride, other.least_stride),
         )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from fz.attention import Plain
+from fz.attention import FUSED_FROM_STRIDE, Plain
 from fz.ddim import Schedule, Step
 from fz.denoiser import Denoiser
 from fz.fusion import Fuser, Fusion, FusionStep
@@ -134,7 +134,7 @@ class Fuse:
         served = model.reuse.served_by(step.k, steps) if full else ()
         return Fuser(
             model.frame_index,
-            self.fusion_at(step.k),
+            self.fusion_at(step.k, full),
             source.queries_and_keys(model, step.t, fusion.keeps(step.k), self.source_text) if full else {},
             self.source_text,
             masks_of(model, source, self.task, step.k),
@@ -142,10 +142,12 @@ class Fuse:
             record_target=any(region.blends_latents_after(k + 1, steps) for k in served),
         )
 
-    def fusion_at(self, k: int) -> FusionStep:
-        """`Fusion.at`; steps that fuse alike share it, so that its weights reach the device once."""
-        fusion = self.task.fusion
-        window = (fusion.replaces_self(k), *fusion.cross_window[k].tolist())
+    def fusion_at(self, k: int, full: bool) -> FusionStep:
+        """`Fusion.at`, nothing being fused at the level that a shallow step has; steps that fuse alike share it, so
+        that its weights reach the device once.
+        """
+        fusion = self.task.fusion if full else replace(self.task.fusion, least_stride=FUSED_FROM_STRIDE)
+        window = (full, fusion.replaces_self(k), *fusion.cross_window[k].tolist())
         if window not in self.windows:
             self.windows[window] = fusion.at(k)
         return self.windows[window]
@@ -161,7 +163,7 @@ def masks_of(model: Denoiser, source: Source, task: Edit, k: int) -> dict[int, T
     if task.fusion is None or not (task.fusion.replaces_self(k) or task.region.hides_object):
         return None
     t = model.schedule.timesteps[k]
-    return self_masks(task.region, model.unet.sites(), source.maps[t], source.latent_size)
+    return self_masks(task.region, model.unet.sites(), source.maps[t], source.latent_size, task.fusion.least_stride)
 
 
 class Blend:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fz import mini
 from fz.arguments import OF_AN_EDIT, OF_INVERTING, OF_LOADING, called, edit_of, named, path_of
-from fz.attention import Keep
+from fz.attention import FUSED_FROM_STRIDE, Keep
 from fz.clips.arrays import ClipLike, as_video
 from fz.clips.canny import outlines
 from fz.clips.control_video import CANNY
@@ -79,8 +79,8 @@ class Editor(Loaded):
         clip: of `fz.read`, or (F, H, W, 3) uint8, or (F, 3, H, W) in [-1, 1], or a list of PIL images. callback(step,
         latents): after each step. progress: print lines and bars. cache: a folder in which the inversion is kept, and
         found again; None writes no file. control_video: what the ControlNet of `fz.load` is shown, a clip of the same
-        frames and size or of one frame; None or "canny": the clip's own edges. settings: steps, solver, reuse,
-        chunk, store, store_dtype, control_scale, control_window, control_inverts, canny.
+        frames and size or of one frame; None or "canny": the clip's own edges. settings: steps, solver, fuse,
+        reuse, chunk, store, store_dtype, control_scale, control_window, control_inverts, canny.
         Raises FzError for what cannot be.
         """
         given, callback = named(settings, OF_INVERTING, "invert"), called(callback)
@@ -100,7 +100,8 @@ class Editor(Loaded):
         dtype = None if chosen.store_dtype == "same" else getattr(torch, chosen.store_dtype)
         open_folder = Inversion.open(cache, inversion.key(), journal.say) if cache else None
         with open_folder or contextlib.nullcontext(Uncached()) as cached:
-            inversion.choose_store(cached, lambda k: Keep(True, True, dtype))
+            everything = Keep(True, True, dtype, least_stride=1 if chosen.fuses_full else FUSED_FROM_STRIDE)
+            inversion.choose_store(cached, lambda k: everything)
             inversion.encode()
             inversion.invert(callback)
             cached.finished()
@@ -134,7 +135,7 @@ class Editor(Loaded):
         latent_size, branches = tuple(side // stride for side in size), 2 if settings.guidance > 1 else 1
         unet, vae = self.checkpoint.unet, self.checkpoint.vae
         footprint = Footprint(unet, latent_size, frames, settings.chunk, branches, settings.offload, vae)
-        return prediction(footprint, steps or settings.steps, self.device)
+        return prediction(footprint, steps or settings.steps, self.device, settings.fuses_full)
 
     def shown(self, pictures: ClipLike | str | None, video: Video, canny: tuple[float, float]) -> Tensor | None:
         """What the ControlNet is shown, (F, 3, H, W) in [-1, 1]; None without one. Raises FzError."""

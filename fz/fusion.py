@@ -28,6 +28,7 @@ class Fusion:
     equalizer:     r (L,), re-weighting, acting while a column is replaced.
     cross_window:  beta (T + 1, L), 1 at edit step k while column j is in its replace window (t > t_c).
     self_window:   edit steps [from, to) at which self-attention is fused (t > t_s).
+    least_stride:  of the feature maps whose attention is fused, 1 being the latent's own size.
     """
 
     mapper: Tensor
@@ -35,6 +36,7 @@ class Fusion:
     equalizer: Tensor
     cross_window: Tensor
     self_window: tuple[int, int]
+    least_stride: int = FUSED_FROM_STRIDE
 
     def replaces_cross(self, k: int) -> bool:
         """Is any column's cross-attention fused at edit step k?"""
@@ -46,7 +48,7 @@ class Fusion:
 
     def keeps(self, k: int) -> Keep:
         """The source's queries and keys that edit step k needs."""
-        return Keep(self.replaces_self(k), self.replaces_cross(k))
+        return Keep(self.replaces_self(k), self.replaces_cross(k), least_stride=self.least_stride)
 
     def at(self, k: int) -> "FusionStep":
         """What is fused at edit step k, made once for all layers.
@@ -56,19 +58,22 @@ class Fusion:
         beta = self.cross_window[k]
         source_weights = self.mapper * (self.equalizer * beta)
         edit_weights = (1 - self.alpha) * self.equalizer * beta + (1 - beta)
-        return FusionStep(self.replaces_self(k), self.replaces_cross(k), source_weights, edit_weights)
+        return FusionStep(
+            self.replaces_self(k), self.replaces_cross(k), source_weights, edit_weights, self.least_stride
+        )
 
 
 @dataclass(frozen=True)
 class FusionStep:
     """A Fusion at one edit step: whether self- and cross-attention are fused, and the columns' weights, (L, L) and
-    (L,).
+    (L,); least_stride: as a Fusion's.
     """
 
     fuses_self: bool
     fuses_cross: bool
     source_weights: Tensor
     edit_weights: Tensor
+    least_stride: int = FUSED_FROM_STRIDE
     _placed: dict = field(default_factory=dict, repr=False, compare=False)
 
     def weights(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,7 +134,7 @@ class Fuser:
         table = frame_table(self.frame_index, site, x)
         mask = self.mask_at(site)
         visible = surroundings(mask).expand(x.shape[0], -1, -1) if mask is not None and self.hides_object else None
-        if site.stride < FUSED_FROM_STRIDE or not self.fusion.fuses_self:
+        if site.stride < self.fusion.least_stride or not self.fusion.fuses_self:
             return kernels.self_attention(x.q(), x.k(), x.v(), table, key_mask=visible)
         # without a mask no row is the edit's: the last branch's queries and keys are not even computed
         branches = slice(None, -1) if mask is None else slice(None)
@@ -138,8 +143,8 @@ class Fuser:
         return kernels.self_attention(q, k, x.v(), table, q_src=q_src, k_src=k_src, mask=mask, key_mask=visible)
 
     def mask_at(self, site: Site) -> Tensor | None:
-        """(F, N) bool, or None without masks and at the full-size level, which has one for removal only."""
-        if self.masks is None or (site.stride < FUSED_FROM_STRIDE and not self.hides_object):
+        """(F, N) bool, or None without masks and where nothing is fused, which has one for removal only."""
+        if self.masks is None or (site.stride < self.fusion.least_stride and not self.hides_object):
             return None
         return self.masks[site.stride].flatten(1)
 
@@ -148,7 +153,7 @@ class Fuser:
         beforehand.
         """
         wants_map = self.record_target and site.stride == MAP_STRIDE
-        if site.stride < FUSED_FROM_STRIDE or not self.fusion.fuses_cross:
+        if site.stride < self.fusion.least_stride or not self.fusion.fuses_cross:
             out, maps = kernels.cross_attention(x.q(), x.k(), x.v(), map_branch=-1 if wants_map else None)
         else:
             k, v, edits = x.k(), x.v(), self.fusion.edits_cross

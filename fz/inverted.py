@@ -178,7 +178,7 @@ class InvertedClip:
     @property
     def ahead(self) -> Ahead:
         """What is said of the time that all takes, once it is known what is kept."""
-        again = [k for k, keep in enumerate(self.wanted) if self.mode == "recompute" and keep != Keep()]
+        again = [k for k, keep in enumerate(self.wanted) if self.mode == "recompute" and keep.anything]
         size = tuple(self.video.frames.shape)
         return Ahead(self.editor, self.settings, self.model, self.source.embedding, size, again)
 

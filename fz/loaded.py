@@ -33,7 +33,7 @@ FastUNet = UNet | Chunks | Shard | Graphs
 NOT_OF_MODELS = (
     "clip", "source", "edits", "negative", "method", "strength", "steps", "solver", "guidance", "guidance_window",
     "attention", "reconstruction_prompt", "frame_index", "least_channels", "chunk", "store", "store_dtype", "cache",
-    "seed", "out", "overwrite", "save_latents", "report", "dry_run", "notes", "shard", "reuse", *OF_CONTROL,
+    "seed", "out", "overwrite", "save_latents", "report", "dry_run", "notes", "shard", "fuse", "reuse", *OF_CONTROL,
 )  # fmt: skip
 
 

@@ -104,15 +104,19 @@ def edit_mask(region: EditRegion, source_map: Tensor, latent_size: Size, size: S
 
 
 def self_masks(
-    region: EditRegion, sites: Sequence[Site], source_map: Tensor, latent_size: Size
+    region: EditRegion,
+    sites: Sequence[Site],
+    source_map: Tensor,
+    latent_size: Size,
+    least_stride: int = FUSED_FROM_STRIDE,
 ) -> dict[int, Tensor] | None:
     """M of one step at every self-attention that uses it, stride -> (F, h, w) bool; None where the region has no
-    mask.
+    mask. least_stride: of what is fused.
     """
     if not region.has_mask:
         return None
     # keys are hidden at the full-size level too
-    least = 1 if region.hides_object else FUSED_FROM_STRIDE
+    least = 1 if region.hides_object else least_stride
     strides = sorted({s.stride for s in sites if s.kind == "self" and s.stride >= least})
     height, width = latent_size
     return {s: edit_mask(region, source_map, latent_size, (height // s, width // s)) for s in strides}

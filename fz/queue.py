@@ -8,8 +8,6 @@ by those that still run or by the next start, from its last step. No process nee
 import contextlib
 import dataclasses
 import gc
-import os
-import re
 import time
 import uuid
 from collections.abc import Hashable, Iterator, Sequence
@@ -28,6 +26,7 @@ from fz.loaded import Models
 from fz.metrics.measure import Truth
 from fz.pipeline import run
 from fz.progress import Progress
+from fz.ranks import numbers_of_torchrun
 from fz.results import reuse
 from fz.results.batch import FAILED, JOBS, failure, failure_file, read_failure, read_measured
 from fz.results.folder import completed, read_run
@@ -54,16 +53,7 @@ class Place:
     @classmethod
     def of_environment(cls) -> "Place":
         """Also makes the GPU of this process's number the current one. Raises FzError for what is no place."""
-        given = {name: os.environ.get(name, usual) for name, usual in (("RANK", "0"), ("WORLD_SIZE", "1"))}
-        local = os.environ.get("LOCAL_RANK", "0")
-        numbers = all(re.fullmatch(r"\d{1,9}", text, re.ASCII) for text in (*given.values(), local))
-        rank, world, local = (int(text) if numbers else 0 for text in (*given.values(), local))
-        if not numbers or rank >= world or (world > 1 and "RANK" not in os.environ):
-            got = ", ".join(f"{name} {os.environ.get(name, 'not set')[:20]}" for name in (*given, "LOCAL_RANK"))
-            raise FzError(
-                f"batch: got {got} in the environment, expected a RANK from 0 to WORLD_SIZE - 1. Start it by torchrun, "
-                "or unset them."
-            )
+        rank, world, local = numbers_of_torchrun("batch")
         if world > 1 and torch.cuda.is_available():
             torch.cuda.set_device(local % torch.cuda.device_count())
         return cls(rank, world)

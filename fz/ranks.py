@@ -5,6 +5,7 @@ which has all frames and gives nothing.
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -78,6 +79,23 @@ class Alone:
         """No more is given or got."""
 
 
+def numbers_of_torchrun(what: str) -> tuple[int, int, int]:
+    """Which process is this, of how many, and which of this machine's: 0, 1, 0 without torchrun. Raises FzError, which
+    begins with `what`, for numbers that cannot be.
+    """
+    usual = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    given = [os.environ.get(name, number) for name, number in usual.items()]
+    numbers = all(re.fullmatch(r"\d{1,9}", text, re.ASCII) for text in given)
+    rank, world, local = (int(text) if numbers else 0 for text in given)
+    if not numbers or rank >= world or (world > 1 and "RANK" not in os.environ):
+        got = ", ".join(f"{name} {os.environ.get(name, 'not set')[:20]}" for name in usual)
+        raise FzError(
+            f"{what}: got {got} in the environment, expected a RANK from 0 to WORLD_SIZE - 1. Start it by torchrun, or "
+            "unset them."
+        )
+    return rank, world, local
+
+
 class Elsewhere(FzError):
     """What was wrong in the first process, which says it."""
 
@@ -88,10 +106,11 @@ class Ranks(Alone):
     def __init__(self, device: torch.device):
         if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
             raise FzError("shard: got one process. Start several by torchrun --nproc-per-node N -m fz.run.")
+        _, _, local = numbers_of_torchrun("shard")
         if device.type not in ("cpu", "cuda"):
             raise FzError(f"shard: got device {device.type}, expected cpu or cuda. Pass --device cpu.")
         if device.type == "cuda":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            torch.cuda.set_device(local % torch.cuda.device_count())
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         self.rank, self.world, self.device, self.given = dist.get_rank(), dist.get_world_size(), device, 0
 

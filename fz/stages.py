@@ -46,7 +46,9 @@ def plan_edits(settings: Settings, text: TextEncoder, note: Note) -> list[Plan]:
     for i, edit in enumerate(settings.edits):
         target = text.tokens(edit.target)
         fuses = METHODS[settings.method].fuses
-        plans.append(plan_edit(edit, source, target, settings.steps, name=f"edit {i}") if fuses else Plan(None))
+        plans.append(
+            plan_edit(edit, source, target, settings.steps, f"edit {i}", settings.fuses_full) if fuses else Plan(None)
+        )
     for line in (line for plan in plans for line in plan.notes):
         note(line)
     return plans

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from fz import batch
@@ -18,6 +19,7 @@ from fz.errors import FzError
 from fz.memory import inversions
 from fz.progress import Progress
 from fz.queue import Place, Queue, claim
+from fz.ranks import Ranks
 from fz.results.lock import Lock
 from fz.settings.jobs import read_jobs
 
@@ -338,6 +340,10 @@ def test_a_place_that_is_none_is_refused(case, monkeypatch):
     with pytest.raises(FzError, match=said) as caught:
         Place.of_environment()
     assert "Start it by torchrun" in str(caught.value) and len(str(caught.value)) < 300
+    # a clip's processes would wait for one another for ever
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    with pytest.raises(FzError, match="shard: got " + ("one process" if "RANK" not in given else f".*{said}")):
+        Ranks(torch.device("cpu"))
 
 
 def test_names_of_jobs_are_folders_of_their_own(tmp_path):

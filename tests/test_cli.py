@@ -455,6 +455,9 @@ def test_without_flags_the_example_of_the_miniature():
         settings.clip.size == mini.DEFAULTS["clip.size"]
         and settings.edits[0].target == mini.example()["edits.0.target"]
     )
+    # its largest feature maps are as large as the largest that the released code fuses
+    assert settings.fuses_full and not parse(["--fuse", "half"]).settings.fuses_full
+    assert not settings_of().fuses_full
     # what is said is over the example, and another checkpoint has no part of it
     assert parse(["--target", "a green car"]).settings.edits[0].target == "a green car"
     assert settings_of().clip.size == 512

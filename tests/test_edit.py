@@ -8,7 +8,7 @@ import torch
 from fz.attention import Plain
 from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
-from fz.edit import Edit, edit, invert, reconstruct
+from fz.edit import Edit, edit, invert, masks_of, reconstruct
 from fz.frames import FrameIndex
 from fz.fusion import Fusion
 from fz.guidance import Guidance, guided
@@ -105,12 +105,17 @@ def equal(a, b):
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.parametrize("least_stride", [2, 1])
 @pytest.mark.parametrize("guidance", [7.5, 1.0])
-def test_every_store_gives_the_same_bits(unet, tmp_path, guidance):
-    recomputed = edited(unet, inverted(unet), fusion(), guidance)
-    assert equal(edited(unet, inverted(unet, KeptInMemory()), fusion(), guidance), recomputed)
+def test_every_store_gives_the_same_bits(unet, tmp_path, guidance, least_stride):
+    numbers = fusion(least_stride=least_stride)
+    recomputed = edited(unet, inverted(unet), numbers, guidance)
+    kept = inverted(unet, KeptInMemory(), numbers)
+    assert equal(edited(unet, kept, numbers, guidance), recomputed)
+    sites = {s.name for s in unet.sites() if s.fusible and s.stride >= least_stride}
+    assert all(set(qk) == sites for qk in list(kept.store.steps.values())[-3:])
     disk = KeptOnDisk(tmp_path / "operands", SCHEDULE.timesteps, CPU, say=pytest.fail)
-    assert equal(edited(unet, inverted(unet, disk), fusion(), guidance), recomputed)
+    assert equal(edited(unet, inverted(unet, disk, numbers), numbers, guidance), recomputed)
     assert list((tmp_path / "operands").iterdir())
     disk.close(remove=True)
     assert not (tmp_path / "operands").exists()
@@ -122,6 +127,19 @@ def test_operands_that_another_edit_lacks_are_computed(unet):
     source = inverted(unet, KeptInMemory(), numbers=narrow)
     assert set(source.store.steps) == {SCHEDULE.timesteps[0]}
     assert equal(edited(unet, source, wide), edited(unet, inverted(unet), wide))
+
+
+def test_the_full_size_level_too(unet):
+    """What was kept for edits without it lacks it: computed again. Everything fused, the mask everywhere: plain."""
+    full = fusion(least_stride=1)
+    ours = edited(unet, inverted(unet, KeptInMemory(), fusion()), full)
+    assert equal(ours, edited(unet, inverted(unet), full))
+    half = edited(unet, inverted(unet), fusion())
+    assert not torch.equal(ours[0], half[0])
+    source = inverted(unet)
+    masks = masks_of(model_of(unet), source, Edit(TARGET, full, region()), 0)
+    assert set(masks) == {1, 2, 4, 8} and masks[1].shape[-2:] == Z0.shape[-2:]
+    assert set(masks_of(model_of(unet), source, Edit(TARGET, fusion(), region()), 0)) == {2, 4, 8}
 
 
 def test_half_precision_operands_are_close(unet):

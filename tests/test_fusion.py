@@ -1,5 +1,7 @@
 """Algorithm 2: the fused functions equal fusing dense maps in float64, and the identities that must hold."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from fz.model.layers import Attention, Operands, Site, TextContext
 FRAMES, SIDE, CHANNELS, HEADS, WORDS, CONTEXT = 3, 4, 16, 2, 77, 8
 STEPS, STEP = 10, 4
 SELF = Site("mid.attn1", "self", 2, CHANNELS)
+FULL_SIZE = Site("down.attn1", "self", 1, CHANNELS)
 CROSS = Site("mid.attn2", "cross", 4, CHANNELS)
 INDEX = FrameIndex((-1, "first"))
 
@@ -78,7 +81,7 @@ def fusion(kind="refine", windows="mixed", equalizer=True):
 def fuser(numbers, attention, x, text=None, masks=None, **options):
     """The Fuser of a batch whose branch 0 is the source's; it gets the others."""
     source_text = text and TextContext(text.embedding[:1])
-    kept = kept_operands(attention, x, source_text)
+    kept = kept_operands(attention, x, source_text, numbers.least_stride)
     return Fuser(INDEX, numbers.at(STEP), kept, source_text, masks, **options)
 
 
@@ -86,24 +89,26 @@ def call(attend, layer, x, text=None):
     return attend(layer.site, Operands(layer, x, text))
 
 
-def kept_operands(layer, x, text):
+def kept_operands(layer, x, text, least_stride):
     """What a Recorder keeps of the source, run alone as inversion runs it."""
-    seen = Recorder(INDEX, keep=Keep(True, True))
+    seen = Recorder(INDEX, keep=Keep(True, True, least_stride=least_stride))
     call(seen, layer, x[:1], text)
     return seen.qk
 
 
+@pytest.mark.parametrize("site", [SELF, FULL_SIZE], ids=["half", "full size"])
 @pytest.mark.parametrize("mask", ["none", "random", "all"])
-def test_self_blending_equals_blending_dense_maps(mask):
-    attention, x = layer(SELF), tokens(3)
+def test_self_blending_equals_blending_dense_maps(mask, site):
+    attention, x = layer(site), tokens(3)
     m = {"none": None, "all": torch.ones(FRAMES, SIDE, SIDE).bool()}.get(mask, torch.rand(FRAMES, SIDE, SIDE) > 0.5)
     table = INDEX.table(SELF, FRAMES)
     (s_src, _), (s_uncond, v_uncond), (s_edit, v_edit) = (dense_self(attention, branch, table) for branch in x)
     weight = torch.zeros(FRAMES, 1, SIDE * SIDE, 1) if m is None else m.flatten(1)[:, None, :, None].double()
     expected = torch.einsum("fhqk,fkhd->fqhd", weight * s_edit + (1 - weight) * s_src, v_edit)
 
-    masks = None if m is None else {SELF.stride: m}
-    out = call(fuser(fusion(), attention, x, masks=masks), attention, x[1:])
+    masks = None if m is None else {site.stride: m}
+    numbers = dataclasses.replace(fusion(), least_stride=site.stride)
+    out = call(fuser(numbers, attention, x, masks=masks), attention, x[1:])
     assert torch.allclose(out[-1], expected, atol=1e-12)
     assert torch.allclose(out[-2], torch.einsum("fhqk,fkhd->fqhd", s_uncond, v_uncond), atol=1e-12)
 
@@ -138,9 +143,8 @@ def test_cross_fusion_equals_fusing_dense_maps(kind, windows):
     assert torch.allclose(attend.fused_target_map(c_src.mean(1).float()).double(), fused.mean(1), atol=1e-5)
 
 
-def test_the_full_size_level_is_never_fused():
-    site = Site("down.attn1", "self", 1, CHANNELS)
-    attention, x = layer(site), tokens(3)
+def test_the_full_size_level_is_not_fused_unless_asked():
+    attention, x = layer(FULL_SIZE), tokens(3)
     assert torch.allclose(
         call(fuser(fusion(), attention, x), attention, x), call(Plain(INDEX), attention, x), atol=1e-12
     )

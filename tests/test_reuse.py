@@ -199,6 +199,23 @@ def test_chunks_keep_their_own_features(clip_norm):
     assert equal(edited(chunks, Reuse(3), inverted(chunks, Reuse(3), KeptInMemory())), ours)
 
 
+@pytest.mark.parametrize("store", [None, KeptInMemory])
+def test_shallow_steps_fuse_nothing_of_the_full_size_level(unet, store):
+    """With `--fuse full` the whole steps fuse it."""
+    numbers = dataclasses.replace(fusion(), least_stride=1)
+    source = Source(SOURCE, latents={CLEAN: Z0}, **({"store": store(), "keep": numbers.keeps} if store else {}))
+    invert(denoiser(unet, Reuse(3)), source)
+    model, task, fused = denoiser(unet, Reuse(3)), Edit(TARGET, numbers, region()), []
+    make = Fuse(model, source, task)
+    for step in SCHEDULE.downward():
+        attend = make(step)
+        fused.append((attend.fusion.least_stride, any(name.startswith("down_blocks.0") for name in attend.qk)))
+    assert fused == [(1, True), (2, False), (2, False), *((1, numbers.keeps(k).anything) for k in (3, 4))]
+    latents = []
+    edit(model, source, task, Guidance(NEGATIVE, 7.5), lambda k, z: latents.append(z))
+    assert torch.isfinite(latents[-1]).all() and not torch.equal(latents[0], edited(unet, Reuse(3), source)[0])
+
+
 def test_a_shallow_step_has_the_branches_and_the_masks_of_its_full_step(unet):
     seen = []
     handle = unet.conv_in.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0]) // FRAMES))

@@ -21,7 +21,8 @@ from fz.mini.eye import Eye
 from fz.mini.setup import Setup
 from fz.model.control import Control, ControlNet
 from fz.model.vae import decode_clip, encode_clip
-from fz.prompts.plan import plan_edit
+from fz.prompts.plan import Plan, plan_edit
+from fz.prompts.text import Tokens
 from fz.settings.config import EditSettings
 from fz.source import Source
 from fz.weights.load import Checkpoint
@@ -63,13 +64,16 @@ class Bench:
         models += [self.net] if self.net is not None else []
         return digest(self.setup, *(model_digest(model) for model in models))
 
+    def plan(self, edit: EditSettings, source: Tokens, target: Tokens) -> Plan:
+        return plan_edit(edit, source, target, self.schedule.steps, full=self.setup.fuse == "full")
+
     def embed(self, prompt: str) -> Tensor:
         return self.checkpoint.text.encode([prompt])[0]
 
     def invert(self, z0: Tensor, prompt: str) -> Source:
         """The clip inverted, all queries and keys kept."""
         tokens = self.checkpoint.text.tokens(prompt)
-        everything = plan_edit(EditSettings(prompt, **FULL), tokens, tokens, self.schedule.steps).fusion
+        everything = self.plan(EditSettings(prompt, **FULL), tokens, tokens).fusion
         source = Source(self.embed(prompt), {CLEAN: z0}, store=KeptInMemory(), keep=wanted([everything]))
         return invert(self.model, source)
 
@@ -77,9 +81,7 @@ class Bench:
         self, source: Source, prompt: str, target: str, settings: dict, guidance: float | None = None
     ) -> np.ndarray:
         text = self.checkpoint.text
-        plan = plan_edit(
-            EditSettings(target, **settings), text.tokens(prompt), text.tokens(target), self.schedule.steps
-        )
+        plan = self.plan(EditSettings(target, **settings), text.tokens(prompt), text.tokens(target))
         z = edit(self.model, source, Edit(self.embed(target), plan.fusion, plan.region), self.guidance(guidance))
         return to_uint8(decode_clip(self.checkpoint.vae, z))
 
@@ -88,9 +90,7 @@ class Bench:
         guidance.
         """
         text = self.checkpoint.text
-        fusion = plan_edit(
-            EditSettings(target, **settings), text.tokens(prompt), text.tokens(target), self.schedule.steps
-        ).fusion
+        fusion = self.plan(EditSettings(target, **settings), text.tokens(prompt), text.tokens(target)).fusion
         again = Source(source.embedding, source.latents, store=KeptInMemory(), keep=wanted([fusion]))
         return reconstruct(self.model, again, self.guidance())
 

@@ -2,7 +2,7 @@
 
 from fz.model.vae import SCALE
 
-# one head at the full-size level, which the editor never fuses: its attention is half of a picture's time with four
+# one head at the full-size level: its attention is half of a picture's time with four
 UNET = {
     "_class_name": "UNet2DConditionModel", "block_out_channels": [40, 80, 120, 160], "layers_per_block": 2,
     "attention_head_dim": [1, 4, 4, 4], "cross_attention_dim": 128, "norm_num_groups": 8, "norm_eps": 1e-5,

@@ -1,8 +1,8 @@
 """`--reuse N`: at which steps is the whole UNet run, and what do the steps between take from there?
 
-DeepCache (Ma et al. 2023, arXiv 2312.00858), cut where FateZero's own boundary is: only the full-size level, which is
-never fused, is computed at every step; what comes from below it is the last full step's. A shallow step so touches no
-fused site, and needs no queries and keys of the source.
+DeepCache (Ma et al. 2023, arXiv 2312.00858), cut where FateZero's own boundary is: only the full-size level, which the
+paper does not fuse, is computed at every step; what comes from below it is the last full step's. A shallow step fuses
+nothing, and needs no queries and keys of the source.
 """
 
 from dataclasses import dataclass, field

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fz.attention import FUSED_FROM_STRIDE
 from fz.errors import FzError
 from fz.fusion import Fusion
 from fz.masks import EVERYWHERE, EditRegion, LatentBlend
@@ -33,8 +34,10 @@ class Plan:
     align: str = "plain"
 
 
-def plan_edit(edit: EditSettings, source: Tokens, target: Tokens, steps: int, name: str = "edit") -> Plan:
-    """The fusion of one edit over T = steps edit steps.
+def plan_edit(
+    edit: EditSettings, source: Tokens, target: Tokens, steps: int, name: str = "edit", full: bool = False
+) -> Plan:
+    """The fusion of one edit over T = steps edit steps. full: at the full-size level too.
 
     Raises FzError for words that are not in their prompt and for replacement between prompts of different word counts;
     a lenient edit (released configs) notes them instead: an absent equalizer word is ignored, an absent blend word
@@ -55,6 +58,7 @@ def plan_edit(edit: EditSettings, source: Tokens, target: Tokens, steps: int, na
         equalizer=align.equalizer(target, factors),
         cross_window=align.cross_window(target, steps, edit.cross_replace, windows),
         self_window=(int(edit.self_replace[0] * steps), int(edit.self_replace[1] * steps)),
+        least_stride=1 if full else FUSED_FROM_STRIDE,
     )
     region = EditRegion(hides_object=edit.remove is not None, **masks(edit, source, target, notes))
     return Plan(fusion, tuple(f"{name}: {note}" for note in notes), region, chosen)

@@ -41,6 +41,7 @@ CONVS = ("auto", "direct")
 GRAPHS = ("auto", "on", "off")
 WEIGHTS = ("same", "int8")
 SOLVERS = ("ddim", "dpm++2m")
+FUSES = ("auto", "half", "full")
 STORES = ("auto", "recompute", "memory", "disk")
 STORE_DTYPES = ("same", "float16", "bfloat16")
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -53,7 +54,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 ALIGNS = ("auto", "replace", "refine", "plain")
 METHOD_NAMES = ("fatezero", "ddim", "sdedit", "null-p2p", "pnp")  # the table of them is `fz.baselines.METHODS`
 KNOWN = {"method": METHOD_NAMES, "dtype": DTYPES, "attention": ATTENTIONS, "store": STORES, "store_dtype": STORE_DTYPES,
-         "conv": CONVS, "graph": GRAPHS, "weights": WEIGHTS, "solver": SOLVERS}  # fmt: skip
+         "conv": CONVS, "graph": GRAPHS, "weights": WEIGHTS, "solver": SOLVERS,
+         "fuse": FUSES}  # fmt: skip
 REUSING = ("fatezero", "ddim")  # which may reuse deep features, take another solver, guide some steps, go in chunks
 # the paper's ablations, as overlays of a run's settings
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
@@ -161,6 +163,7 @@ class Settings(ControlSettings):
     guidance: float = 7.5
     guidance_window: Window = (0.0, 1.0)  # the share of edit steps with guidance; one branch less outside it
     attention: str = "inversion"
+    fuse: str = "auto"  # the largest feature maps that are fused: half of the latent's side, or full
     reconstruction_prompt: str | None = None  # None: the source prompt
     frame_index: tuple[int | str, ...] | None = None
     least_channels: int = 0
@@ -240,6 +243,13 @@ class Settings(ControlSettings):
             raise FzError("target: got none, expected at least one sentence, as --target 'a red jeep on a road'.")
         if self.frame_index is not None:
             FrameIndex(self.frame_index)
+
+    @property
+    def fuses_full(self) -> bool:
+        """Is attention at the full-size level fused? The miniature's is as large as the largest that the released code
+        fuses, 32x32.
+        """
+        return self.fuse == "full" or (self.fuse == "auto" and self.checkpoint is None)
 
 
 Overlay = Mapping[str, Any]  # 'clip.frames' -> 16, 'edits.0.threshold' -> 0.3, 'edits.*.align' -> 'refine' (every edit)

@@ -18,6 +18,7 @@ from fz.settings.config import (
     ATTENTIONS,
     CONVS,
     DTYPES,
+    FUSES,
     GRAPHS,
     METHOD_NAMES,
     PRESETS,
@@ -172,6 +173,9 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
                                                                    "others cost a branch less"),
         Flag("reuse", "reuse", reuse, "N|N:outer", "compute all but the UNet's full-size level only every N-th step; "
                                                    "outer: all but its last layer"),
+        Flag("fuse", "fuse", one_of(FUSES), "WHICH", "the largest feature maps whose attention is fused: half of "
+             "the latent's side, as in the paper, or full, which keeps more of the clip; default: full for the "
+             "miniature"),
         Flag("attention", "attention", one_of(ATTENTIONS), "WHICH",
              "take the source's attention from inversion or from a reconstruction pass"),
         Flag("reconstruction-prompt", "reconstruction_prompt", sentence, "TEXT", "what that pass samples; default: "
