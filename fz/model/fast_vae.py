@@ -72,14 +72,15 @@ def takes(vae: VAE, latent_size: tuple[int, int], conv: str = "auto") -> bool:
 
 def transformed_bytes(vae: VAE) -> int:
     """Memory of the transformed weights of the part that has more of them, and of a band with its products."""
-    parts = [sum(map(bytes_of, part.modules())) for part in (vae.encoder, vae.decoder)]
-    return max(parts) + 4 * BAND if any(parts) else 0
+    most = max(bytes_of(vae.encoder), bytes_of(vae.decoder))
+    return most + 4 * BAND if most else 0
 
 
 def bytes_of(layer: nn.Module) -> int:
+    """Memory of the transformed weights of a layer and those in it."""
     kind = kind_of(layer)
     if kind is None:
-        return 0
+        return sum(map(bytes_of, layer.children()))
     conv = layer.conv if kind == UPSAMPLED else layer
     return weight_bytes(conv.out_channels, conv.in_channels, kind)
 
