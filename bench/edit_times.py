@@ -24,7 +24,7 @@ from fz.attention import MAP_STRIDE, Keep, StopForward
 from fz.chunks import Chunks
 from fz.memory.budget import kept_bytes, live_maps
 from fz.memory.machine import peak_memory
-from fz.model import fast_cpu
+from fz.model import fast_cpu, fast_vae
 from fz.model.layers import Operands, Site, TextContext
 from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import VAE, VAEConfig, decode_clip, encode_clip
@@ -76,7 +76,11 @@ def run(given: argparse.Namespace, config: UNetConfig, vae_config: VAEConfig | N
     if vae is not None:
         pictures = torch.rand(frames, vae_config.in_channels, size, size) * 2 - 1
         z0 = encode_clip(vae, pictures)
-        ways |= {"encode": lambda: encode_clip(vae, pictures), "decode": lambda: decode_clip(vae, z0)}
+        latent = (size // 8, size // 8)
+        ways |= {
+            "encode": lambda: encode_clip(fast_vae.prepare(vae, "encoder", latent), pictures),
+            "decode": lambda: decode_clip(fast_vae.prepare(vae, "decoder", latent), z0),
+        }
         flop |= {
             name: frames * flop_of(way)
             for name, way in (

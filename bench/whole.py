@@ -13,7 +13,7 @@ from bench.steps import INDEX, Steps, measure
 from fz.attention import Keep, Plain
 from fz.edit import Edit, edit
 from fz.guidance import Guidance
-from fz.model import fast_cpu
+from fz.model import fast_cpu, fast_vae
 from fz.model.deep import Deep, Reuse
 from fz.model.layers import TextContext
 from fz.model.unet import UNet, UNetConfig
@@ -63,8 +63,8 @@ def run(frames: int, size: int, rounds: int, config: UNetConfig, vae_config: VAE
         "fast: edit step, one branch": lambda: edit(
             fast.model, kept_fast, Edit(fast.target, fast.task.fusion, fast.task.region), unguided
         ),
-        "encode": lambda: encode_clip(vae, pictures),
-        "decode": lambda: decode_clip(vae, z0),
+        "encode": lambda: encode_clip(fast_vae.prepare(vae, "encoder", latent), pictures),
+        "decode": lambda: decode_clip(fast_vae.prepare(vae, "decoder", latent), z0),
     }
     taken = {name: statistics.median(times) for name, times in measure(ways, rounds).items()}
     taken["fast: edit step, one branch, shallow"] = taken["fast: inversion step, shallow"]

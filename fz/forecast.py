@@ -173,12 +173,12 @@ class Ahead:
         if settings.method not in REUSING or loaded.ranks.world > 1 or settings.compile:
             return None
         course = course_of(settings, frames, self.again, left)
-        vae = loaded.checkpoint.vae
+        latent_size = tuple(side // loaded.checkpoint.vae.config.stride for side in pixels)
         # the longer one twice, and one of a frame
-        passes = 2 * tried_frames(tuple(side // vae.config.stride for side in pixels)) + 1
+        passes = 2 * tried_frames(latent_size) + 1
         if not (free or course.affords(passes)):
             return None
-        with loaded.denoising(), loaded.resident(vae):
+        with loaded.denoising(), loaded.coding("decoder", latent_size) as vae:
             pace = trial(self.model, vae, pixels, self.prompt)
         line = f"about {shown(course.seconds(pace))} to go"
         if fast := with_fast(settings):

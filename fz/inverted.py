@@ -184,10 +184,10 @@ class InvertedClip:
 
     def encode(self) -> None:
         """The clip's z_0, from the inversion's folder if it is there."""
-        z0, device, vae = self.ranks.agree(self.cached.z0()), self.editor.device, self.editor.checkpoint.vae
+        z0, device = self.ranks.agree(self.cached.z0()), self.editor.device
         found = z0 is not None
         if not found:
-            with self.journal.timed("encode", device), self.editor.resident(vae):
+            with self.journal.timed("encode", device), self.editor.coding("encoder", self.latent_size) as vae:
                 z0 = encode(vae, self.video.frames[self.own], device, self.journal.note)
             z0 = self.ranks.gather(z0, len(self.video.frames))
         self.source.latents[CLEAN] = z0.to(device)
@@ -322,8 +322,7 @@ class InvertedClip:
 
     def frames_of(self, z: Tensor, changes: Tensor | None, journal: Journal) -> Tensor:
         """Decode z_0; outside of `changes` (`changed_pixels`) the clip's pixels. (F, 3, H, W) float32 in [-1, 1]."""
-        vae = self.editor.checkpoint.vae
-        with self.editor.resident(vae):
+        with self.editor.coding("decoder", self.latent_size) as vae:
             frames = decode(vae, z[self.own], self.editor.device, journal.note)
         frames = self.ranks.gather(frames, len(z))
         if changes is not None:

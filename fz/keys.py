@@ -13,7 +13,7 @@ from fz.ddim import CLEAN
 from fz.denoiser import Denoiser
 from fz.loaded import Loaded
 from fz.memory.inversions import digest, model_digest
-from fz.model import fast_cpu
+from fz.model import fast_cpu, fast_vae
 from fz.model.control import Control
 from fz.prompts.plan import Plan
 from fz.settings.config import Settings
@@ -23,16 +23,17 @@ def key_of_inversion(loaded: Loaded, settings: Settings, frames: Tensor, embeddi
     """Of all that the inverted latents depend on. frames: the clip's; embedding: of its sentence; inverting: what
     predicts noise.
     """
-    unet, device, schedule = loaded.checkpoint.unet, loaded.device, inverting.schedule
+    unet, vae, device, schedule = loaded.checkpoint.unet, loaded.checkpoint.vae, loaded.device, inverting.schedule
+    latent_size = tuple(side // vae.config.stride for side in frames.shape[-2:])
     times = (CLEAN, *schedule.timesteps)
     return digest(
         frames,
         embedding,
         # heads, groups and the like, which no weight shows
         unet.config,
-        loaded.checkpoint.vae.config,
+        vae.config,
         model_digest(unet),
-        model_digest(loaded.checkpoint.vae),
+        model_digest(vae),
         [schedule.timesteps, [schedule.alpha_bar(t) for t in times]],
         dataclasses.asdict(loaded.frame_index),
         [
@@ -44,7 +45,12 @@ def key_of_inversion(loaded: Loaded, settings: Settings, frames: Tensor, embeddi
             settings.reuse,
             settings.weights,
         ],
-        [kernels.choose(device), fast_cpu.signature(inverting.unet), torch.get_num_threads()],
+        [
+            kernels.choose(device),
+            fast_vae.takes(vae, latent_size, settings.conv),
+            fast_cpu.signature(inverting.unet),
+            torch.get_num_threads(),
+        ],
         [fz.__version__, torch.__version__],
         *parts_of(inverting.control),
         *([["solver", settings.solver]] if settings.solver != "ddim" else []),

@@ -5,6 +5,7 @@ What is done with one is `fz.editor`'s and `fz.inverted`'s question.
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from fz.clips.video import Video
 from fz.graphs import Graphs, graphed
 from fz.memory.machine import pick_device
 from fz.memory.offload import resident
-from fz.model import fast_cpu
+from fz.model import fast_cpu, fast_vae
 from fz.model.compiled import compile_step
 from fz.model.control import ControlNet
 from fz.model.some_frames import some_frames_at_once
 from fz.model.unet import UNet
+from fz.model.vae import VAE
 from fz.progress import Journal
 from fz.ranks import Alone
 from fz.settings.config import Settings
@@ -162,6 +164,14 @@ class Loaded:
             if module is not None:
                 stack.enter_context(self.resident(module))
         return stack
+
+    @contextlib.contextmanager
+    def coding(self, part: str, latent_size: tuple[int, int]) -> Iterator[VAE]:
+        """The VAE on the run's device for the time of a block, its part, 'encoder' or 'decoder', made fast for latents
+        of that (h, w).
+        """
+        with self.resident(self.checkpoint.vae):
+            yield fast_vae.prepare(self.checkpoint.vae, part, latent_size, self.settings.conv)
 
     def embed(self, prompt: str) -> Tensor:
         """(77, Cx), on the device."""

@@ -20,6 +20,7 @@ from fz.memory.kept import KeptInMemory, KeptOnDisk, Say
 from fz.memory.offload import CPU, Copier, KeptInRam
 from fz.model.control import ControlNet
 from fz.model.deep import Reuse
+from fz.model.fast_vae import takes, transformed_bytes
 from fz.model.unet import UNet
 from fz.model.vae import VAE
 from fz.source import Recompute, Store, keep_nothing
@@ -210,9 +211,12 @@ def pictures_at_once(vae: VAE, height: int, width: int, device: torch.device) ->
 
 
 def vae_bytes(vae: VAE, height: int, width: int, device: torch.device) -> int:
-    """Bytes of the VAE's activations over one picture."""
+    """Bytes of the VAE's activations over one picture, and of what makes it fast."""
     channels = vae.config.block_out_channels[min(1, len(vae.config.block_out_channels) - 1)]
-    return (VAE_ON_CPU if device.type == "cpu" else VAE_ACTIVATIONS) * channels * height * width * 4
+    if device.type != "cpu":
+        return VAE_ACTIVATIONS * channels * height * width * 4
+    fast = takes(vae, (height // vae.config.stride, width // vae.config.stride))
+    return VAE_ON_CPU * channels * height * width * 4 + (transformed_bytes(vae) if fast else 0)
 
 
 def check_vae(vae: VAE, height: int, width: int, device: torch.device) -> None:

@@ -57,7 +57,7 @@ class GroupNorm(nn.GroupNorm):
         h, w = x.shape[-2:]
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2).float()  # (F, N, C)
         mean = self._over_group(tokens.mean(1))  # (F, C), each channel its group's
-        variance = self._over_group((tokens - mean[:, None]).square().mean(1))
+        variance = self._over_group((tokens - mean[:, None]).square_().mean(1))
         scale = (variance + self.eps).rsqrt() * self.weight
         tokens = torch.addcmul((self.bias - mean * scale)[:, None], tokens, scale[:, None])
         return tokens.to(x.dtype).unflatten(1, (h, w)).permute(0, 3, 1, 2)
@@ -66,6 +66,11 @@ class GroupNorm(nn.GroupNorm):
         return (
             x.unflatten(-1, (self.num_groups, -1)).mean(-1).repeat_interleave(self.num_channels // self.num_groups, -1)
         )
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU of a norm's result, in its place unless gradients are wanted."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class Resnet(nn.Module):
@@ -78,8 +83,8 @@ class Resnet(nn.Module):
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(silu(self.norm1(x)))
+        h = self.conv2(silu(self.norm2(h)))
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
 
 
@@ -160,7 +165,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        return self.conv_out(silu(self.conv_norm_out(self.mid_block(x))))
 
 
 class Decoder(nn.Module):
@@ -186,7 +191,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(silu(self.conv_norm_out(x)))
 
 
 class VAE(nn.Module):
