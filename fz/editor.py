@@ -100,7 +100,7 @@ class Editor(Loaded):
         dtype = None if chosen.store_dtype == "same" else getattr(torch, chosen.store_dtype)
         open_folder = Inversion.open(cache, inversion.key(), journal.say) if cache else None
         with open_folder or contextlib.nullcontext(Uncached()) as cached:
-            everything = Keep(True, True, dtype, least_stride=1 if chosen.fuses_full else FUSED_FROM_STRIDE)
+            everything = Keep(True, True, dtype, least_stride=1 if chosen.fuses_full() else FUSED_FROM_STRIDE)
             inversion.choose_store(cached, lambda k: everything)
             inversion.encode()
             inversion.invert(callback)
@@ -135,7 +135,7 @@ class Editor(Loaded):
         latent_size, branches = tuple(side // stride for side in size), 2 if settings.guidance > 1 else 1
         unet, vae = self.checkpoint.unet, self.checkpoint.vae
         footprint = Footprint(unet, latent_size, frames, settings.chunk, branches, settings.offload, vae)
-        return prediction(footprint, steps or settings.steps, self.device, settings.fuses_full)
+        return prediction(footprint, steps or settings.steps, self.device, settings.fuses_full())
 
     def shown(self, pictures: ClipLike | str | None, video: Video, canny: tuple[float, float]) -> Tensor | None:
         """What the ControlNet is shown, (F, 3, H, W) in [-1, 1]; None without one. Raises FzError."""

@@ -45,10 +45,10 @@ def plan_edits(settings: Settings, text: TextEncoder, note: Note) -> list[Plan]:
     plans = []
     for i, edit in enumerate(settings.edits):
         target = text.tokens(edit.target)
-        fuses = METHODS[settings.method].fuses
-        plans.append(
-            plan_edit(edit, source, target, settings.steps, f"edit {i}", settings.fuses_full) if fuses else Plan(None)
-        )
+        if METHODS[settings.method].fuses:
+            plans.append(plan_edit(edit, source, target, settings.steps, f"edit {i}", settings.fuses_full(edit)))
+        else:
+            plans.append(Plan(None))
     for line in (line for plan in plans for line in plan.notes):
         note(line)
     return plans

@@ -456,8 +456,14 @@ def test_without_flags_the_example_of_the_miniature():
         and settings.edits[0].target == mini.example()["edits.0.target"]
     )
     # its largest feature maps are as large as the largest that the released code fuses
-    assert settings.fuses_full and not parse(["--fuse", "half"]).settings.fuses_full
-    assert not settings_of().fuses_full
+    (plain,) = settings.edits
+    assert settings.fuses_full() and settings.fuses_full(plain)
+    shape = parse(["--threshold", "0.3"]).settings
+    assert shape.fuses_full() and not shape.fuses_full(shape.edits[0])
+    for fuse, expected in (("half", False), ("full", True)):
+        said = parse(["--fuse", fuse, "--threshold", "0.3"]).settings
+        assert said.fuses_full() == said.fuses_full(said.edits[0]) == expected
+    assert not settings_of().fuses_full()
     # what is said is over the example, and another checkpoint has no part of it
     assert parse(["--target", "a green car"]).settings.edits[0].target == "a green car"
     assert settings_of().clip.size == 512

@@ -11,6 +11,7 @@ from fz import mini
 from fz.errors import FzError
 from fz.mini.setup import Setup
 from fz.results.lock import claimed
+from fz.settings.config import FUSES
 from fz.settings.place import writable
 from fz.settings.texts import number, whole
 from fz.shell import Parser, answered, leave
@@ -34,6 +35,7 @@ def answer(argv: Sequence[str] | None) -> None:
     parser.add_argument("--steps", type=whole(1), default=Setup.steps, help="of an edit")
     parser.add_argument("--picture-steps", type=whole(1), default=Setup.picture_steps)
     parser.add_argument("--guidance", type=number, default=Setup.guidance)
+    parser.add_argument("--fuse", choices=FUSES, default=Setup.fuse, help="as of a run of the miniature")
     parser.add_argument("--checkpoint", default=None, help="another folder; default: the bundled miniature")
     parser.add_argument("--processes", type=whole(1), default=1, help="one core each")
     parser.add_argument(
@@ -43,7 +45,7 @@ def answer(argv: Sequence[str] | None) -> None:
         help="a file a picture or clip; what is there is not done again",
     )
     given = parser.parse_args(argv)
-    setup = Setup(given.frames, given.size, given.steps, given.picture_steps, given.guidance)
+    setup = Setup(given.frames, given.size, given.steps, given.picture_steps, given.guidance, given.fuse)
     counts = {
         "picture": given.pictures,
         "two": given.two,

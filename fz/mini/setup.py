@@ -16,4 +16,4 @@ class Setup:
     steps: int = mini.DEFAULTS["steps"]
     picture_steps: int = mini.DEFAULTS["steps"]
     guidance: float = mini.DEFAULTS["guidance"]
-    fuse: str = "full"  # or half: the largest feature maps that are fused
+    fuse: str = "auto"  # the largest feature maps that are fused: auto, half or full, as in a run of the miniature

@@ -163,7 +163,7 @@ class Settings(ControlSettings):
     guidance: float = 7.5
     guidance_window: Window = (0.0, 1.0)  # the share of edit steps with guidance; one branch less outside it
     attention: str = "inversion"
-    fuse: str = "auto"  # the largest feature maps that are fused: half of the latent's side, or full
+    fuse: str = "auto"  # the largest feature maps that are fused: half of the latent's side, or full (`fuses_full`)
     reconstruction_prompt: str | None = None  # None: the source prompt
     frame_index: tuple[int | str, ...] | None = None
     least_channels: int = 0
@@ -244,12 +244,13 @@ class Settings(ControlSettings):
         if self.frame_index is not None:
             FrameIndex(self.frame_index)
 
-    @property
-    def fuses_full(self) -> bool:
-        """Is attention at the full-size level fused? The miniature's is as large as the largest that the released code
-        fuses, 32x32.
+    def fuses_full(self, edit: EditSettings | None = None) -> bool:
+        """Is attention at the full-size level fused, in this edit or in any? By itself the miniature's is, which is as
+        large as the largest that the released code fuses, 32x32; not with a blend mask, where outlines are to change.
         """
-        return self.fuse == "full" or (self.fuse == "auto" and self.checkpoint is None)
+        if self.fuse == "auto":
+            return self.checkpoint is None and (edit is None or edit.threshold is None)
+        return self.fuse == "full"
 
 
 Overlay = Mapping[str, Any]  # 'clip.frames' -> 16, 'edits.0.threshold' -> 0.3, 'edits.*.align' -> 'refine' (every edit)

@@ -174,8 +174,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("reuse", "reuse", reuse, "N|N:outer", "compute all but the UNet's full-size level only every N-th step; "
                                                    "outer: all but its last layer"),
         Flag("fuse", "fuse", one_of(FUSES), "WHICH", "the largest feature maps whose attention is fused: half of "
-             "the latent's side, as in the paper, or full, which keeps more of the clip; default: full for the "
-             "miniature"),
+             "the latent's side, as in the paper, or full, which keeps more of the clip; auto: full for the miniature "
+             "where no blend mask is, else half"),
         Flag("attention", "attention", one_of(ATTENTIONS), "WHICH",
              "take the source's attention from inversion or from a reconstruction pass"),
         Flag("reconstruction-prompt", "reconstruction_prompt", sentence, "TEXT", "what that pass samples; default: "
