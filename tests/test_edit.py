@@ -13,6 +13,7 @@ from fz.frames import FrameIndex
 from fz.fusion import Fusion
 from fz.guidance import Guidance, guided
 from fz.masks import EditRegion, LatentBlend
+from fz.memory.budget import wanted
 from fz.memory.inversions import Inversion, digest, leading, prune
 from fz.memory.kept import KeptInMemory, KeptOnDisk, StepLog
 from fz.model.layers import TextContext
@@ -132,6 +133,8 @@ def test_operands_that_another_edit_lacks_are_computed(unet):
 def test_the_full_size_level_too(unet):
     """What was kept for edits without it lacks it: computed again. Everything fused, the mask everywhere: plain."""
     full = fusion(least_stride=1)
+    assert wanted([fusion(), full])(0).least_stride == wanted([full])(0).least_stride == 1
+    assert wanted([fusion()])(0).least_stride == 2
     ours = edited(unet, inverted(unet, KeptInMemory(), fusion()), full)
     assert equal(ours, edited(unet, inverted(unet), full))
     half = edited(unet, inverted(unet), fusion())
@@ -143,8 +146,6 @@ def test_the_full_size_level_too(unet):
 
 
 def test_half_precision_operands_are_close(unet):
-    from fz.memory.budget import wanted
-
     source = Source(SOURCE, latents={CLEAN: Z0}, store=KeptInMemory(), keep=wanted([fusion()], "float16"))
     invert(model_of(unet), source)
     assert all(x.dtype == torch.float16 for kept in source.store.steps.values() for site in kept.values() for x in site)
