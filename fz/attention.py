@@ -21,6 +21,11 @@ FUSED_FROM_STRIDE = 2  # the paper fuses all but the full-size level; `--fuse fu
 QK = Mapping[str, tuple[Tensor, ...]]  # site name -> (q, k) of a self-attention, (q,) of a cross-attention
 
 
+def least_stride(full: bool) -> int:
+    """Of the feature maps that are fused. full: the full-size level is, too."""
+    return 1 if full else FUSED_FROM_STRIDE
+
+
 @dataclass(frozen=True)
 class Plain:
     """Attention as the inflated model has it, nothing kept and nothing fused."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fz import mini
 from fz.arguments import OF_AN_EDIT, OF_INVERTING, OF_LOADING, called, edit_of, named, path_of
-from fz.attention import FUSED_FROM_STRIDE, Keep
+from fz.attention import Keep, least_stride
 from fz.clips.arrays import ClipLike, as_video
 from fz.clips.canny import outlines
 from fz.clips.control_video import CANNY
@@ -100,7 +100,7 @@ class Editor(Loaded):
         dtype = None if chosen.store_dtype == "same" else getattr(torch, chosen.store_dtype)
         open_folder = Inversion.open(cache, inversion.key(), journal.say) if cache else None
         with open_folder or contextlib.nullcontext(Uncached()) as cached:
-            everything = Keep(True, True, dtype, least_stride=1 if chosen.fuses_full() else FUSED_FROM_STRIDE)
+            everything = Keep(True, True, dtype, least_stride=least_stride(chosen.fuses_full()))
             inversion.choose_store(cached, lambda k: everything)
             inversion.encode()
             inversion.invert(callback)

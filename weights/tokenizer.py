@@ -82,7 +82,7 @@ def read_tokenizer(folder: Path) -> ClipTokenizer:
             vocabulary, merges = whole["model"]["vocab"], map(pair, whole["model"]["merges"])
         else:
             vocabulary, merges = BPE.read_file(*(str(folder / name) for name in ("vocab.json", "merges.txt")))
-        check_ends(folder, roles, {*vocabulary, *(str(token.content) for token in numbered.values() if whole)})
+        check_ends(folder, roles, {*vocabulary, *(token.content for token in numbered.values() if whole)})
         added = [token for _, token in sorted(numbered.items())] + [token for token in roles.values() if token]
         padding = roles["pad_token"].content if roles["pad_token"] else END
         tokenizer = ClipTokenizer(vocabulary, list(merges), added, padding)

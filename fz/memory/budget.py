@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from fz.attention import FUSED_FROM_STRIDE, Keep
+from fz.attention import Keep, least_stride
 from fz.errors import FzError
 from fz.fusion import Fusion
 from fz.memory.free import free_disk, free_memory, gb
@@ -172,7 +172,7 @@ class Prediction:
 
 def prediction(footprint: Footprint, steps: int, device: torch.device, full: bool = False) -> Prediction:
     """Of an edit that needs whatever any edit could. full: the full-size level is fused, too."""
-    per_step = footprint.kept(Keep(True, True, least_stride=1 if full else FUSED_FROM_STRIDE))
+    per_step = footprint.kept(Keep(True, True, least_stride=least_stride(full)))
     working = footprint.working(per_step, device)
     return Prediction(working + steps * per_step, working, free_memory(device))
 

@@ -23,12 +23,11 @@ from fz.model.control import Control, ControlNet
 from fz.model.vae import decode_clip, encode_clip
 from fz.prompts.plan import Plan, plan_edit
 from fz.prompts.text import Tokens
-from fz.settings.config import ClipSettings, EditSettings, Settings
+from fz.settings.config import EditSettings, fuses_full
 from fz.source import Source
 from fz.weights.load import Checkpoint
 
 ORDER = FrameIndex((0, "mid"))
-UNKNOWN = ClipSettings("a clip")
 FULL = {"self_replace": (0.0, 1.0), "cross_replace": (0.0, 1.0), "threshold": None, "align": "replace"}
 
 
@@ -66,7 +65,7 @@ class Bench:
         return digest(self.setup, *(model_digest(model) for model in models))
 
     def plan(self, edit: EditSettings, source: Tokens, target: Tokens) -> Plan:
-        full = Settings(UNKNOWN, "a clip", (edit,), fuse=self.setup.fuse).fuses_full(edit)
+        full = fuses_full(self.setup.fuse, miniature=True, edit=edit)
         return plan_edit(edit, source, target, self.schedule.steps, full=full)
 
     def embed(self, prompt: str) -> Tensor:

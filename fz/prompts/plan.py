@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fz.attention import FUSED_FROM_STRIDE
+from fz.attention import least_stride
 from fz.errors import FzError
 from fz.fusion import Fusion
 from fz.masks import EVERYWHERE, EditRegion, LatentBlend
@@ -58,7 +58,7 @@ def plan_edit(
         equalizer=align.equalizer(target, factors),
         cross_window=align.cross_window(target, steps, edit.cross_replace, windows),
         self_window=(int(edit.self_replace[0] * steps), int(edit.self_replace[1] * steps)),
-        least_stride=1 if full else FUSED_FROM_STRIDE,
+        least_stride=least_stride(full),
     )
     region = EditRegion(hides_object=edit.remove is not None, **masks(edit, source, target, notes))
     return Plan(fusion, tuple(f"{name}: {note}" for note in notes), region, chosen)

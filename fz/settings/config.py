@@ -138,6 +138,15 @@ class EditSettings:
                 )
 
 
+def fuses_full(fuse: str, miniature: bool, edit: EditSettings | None = None) -> bool:
+    """Is attention at the full-size level fused, in this edit or in any? 'auto': the miniature's is, which is as large
+    as the largest that the released code fuses, 32x32; not with a blend mask, where outlines are to change.
+    """
+    if fuse == "auto":
+        return miniature and (edit is None or edit.threshold is None)
+    return fuse == "full"
+
+
 @dataclass(frozen=True)
 class Settings(ControlSettings):
     """All of a run. None means 'by the model': frame_index [own, mid] for an untuned checkpoint, [-1, first] for a
@@ -245,12 +254,8 @@ class Settings(ControlSettings):
             FrameIndex(self.frame_index)
 
     def fuses_full(self, edit: EditSettings | None = None) -> bool:
-        """Is attention at the full-size level fused, in this edit or in any? By itself the miniature's is, which is as
-        large as the largest that the released code fuses, 32x32; not with a blend mask, where outlines are to change.
-        """
-        if self.fuse == "auto":
-            return self.checkpoint is None and (edit is None or edit.threshold is None)
-        return self.fuse == "full"
+        """Is attention at the full-size level fused, in this edit or in any?"""
+        return fuses_full(self.fuse, self.checkpoint is None, edit)
 
 
 Overlay = Mapping[str, Any]  # 'clip.frames' -> 16, 'edits.0.threshold' -> 0.3, 'edits.*.align' -> 'refine' (every edit)

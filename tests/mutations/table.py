@@ -261,7 +261,7 @@ MUTATIONS = (
     Mutation("shallow-steps-fuse", "fz/edit.py",
              "replace(self.task.fusion, least_stride=FUSED_FROM_STRIDE)", "self.task.fusion", ("tests/test_reuse.py",)),
     Mutation("full-size-fused-with-a-mask", "fz/settings/config.py",
-             "self.checkpoint is None and (edit is None or edit.threshold is None)", "self.checkpoint is None",
+             "miniature and (edit is None or edit.threshold is None)", "miniature",
              ("tests/test_cli.py",)),
     Mutation("full-size-keeps-nothing", "fz/attention.py",
              "min(self.least_stride, other.least_stride)", "self.least_stride", ("tests/test_edit.py",)),
