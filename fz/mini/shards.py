@@ -32,9 +32,10 @@ PAIRS = 250  # of a shard: 500 stories
 FRAMES = 4  # moments of a story
 CELLS = 8  # places are known on a grid of so many cells a side
 SIDE = 128
-TWO_THINGS = 1 / 3  # share of stories with two things
-# what a counterfactual changes, and how often; 'nothing there' is the scene without its things
-CHANGES = {"kind": 0.4, "colour": 0.3, "style": 0.1, "scene": 0.1, "nothing there": 0.1}
+TWO_THINGS = 1 / 2  # share of stories with two things
+# what a counterfactual changes, and how often; 'nothing there' is the scene without its things, and two things that
+# 'swap' exchange their colours or their kinds: which word belongs to which thing is all that differs
+CHANGES = {"kind": 0.3, "colour": 0.25, "style": 0.1, "scene": 0.1, "nothing there": 0.05, "swap": 0.2}
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,25 @@ def pair_of(seed: int) -> tuple[Story, Story]:
 
 
 def changed(story: Story, what: str, rng: np.random.Generator) -> Story:
-    """The story with another of `what` (a name of CHANGES). Two things never share a kind or a colour."""
+    """The story with another of `what` (a name of CHANGES); one thing alone has a new colour for a swap. Two things
+    never share a kind or a colour.
+    """
+    if what == "swap" and len(story.things) == 2:
+        return swapped(story, str(rng.choice(["kind", "colour"])))
     i = int(rng.integers(len(story.things)))
     taken = {value for thing in story.things for value in (thing.kind, thing.colour)}
     if what == "nothing there":
         return dataclasses.replace(story, things=())
+    what = "colour" if what == "swap" else what
     choices = {"kind": KINDS, "colour": COLOURS, "scene": SCENES, "style": STYLES}[what]
     left = [choice for choice in choices if choice not in taken | {story.scene, story.style}]
     return counterfactual(story, i, **{what: str(rng.choice(left))})
+
+
+def swapped(story: Story, name: str) -> Story:
+    """The story of two things with their colours or kinds (`name`) exchanged."""
+    first, second = (getattr(thing, name) for thing in story.things)
+    return counterfactual(counterfactual(story, 0, **{name: second}), 1, **{name: first})
 
 
 def moments(seed: int) -> np.ndarray:
