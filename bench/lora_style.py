@@ -1,6 +1,6 @@
 """Can a LoRA teach the miniature a style that it does not know? `python -m bench.lora_style --out DIR`
 
-What is drawn, learned and compared is in `bench.lora_blueprint`.
+What is drawn, learned and compared is in `bench.lora_clips`.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,13 @@ from fz.shell import Parser, answered, leave
 def answer(argv: Sequence[str] | None) -> None:
     parser = Parser(prog="python -m bench.lora_style", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--out", metavar="DIR", required=True)
+    parser.add_argument("--style", choices=["sepia photograph", "blueprint"], default="sepia photograph")
     for name, default in (("pictures", 48), ("rank", 8), ("steps", 300), ("clips", 24), ("frames", 2), ("size", 128)):
         parser.add_argument(f"--{name}", type=whole(1), metavar="N", default=default)
     parser.add_argument("--rate", type=positive, metavar="R", default=1e-3)
     given = parser.parse_args(argv)
     out = writable(given.out, "out")
-    from bench.lora_blueprint import work
+    from bench.lora_clips import work
 
     work(given, out)
 

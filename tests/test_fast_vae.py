@@ -121,7 +121,7 @@ def test_the_prediction_counts_the_transformed_weights(monkeypatch):
         sd = VAE(VAEConfig())
     for total, extra in ((16, fast_vae.transformed_bytes(sd)), (4, 0)):
         monkeypatch.setattr(fast_vae, "total_memory", lambda total=total: total * 10**9)
-        assert budget.vae_bytes(sd, 512, 512, CPU) == 4 * 256 * 512 * 512 * 4 + extra
+        assert budget.vae_bytes(sd, 512, 512, CPU) == 6 * 256 * 512 * 512 * 4 + extra
     transformed = sum(layer.product.products.nbytes for layer in decoder_of_products(sd, monkeypatch))
     assert fast_vae.transformed_bytes(sd) == transformed + 4 * fast_vae.BAND
 

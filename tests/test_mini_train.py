@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from fz import mini
 from fz.attention import MAP_STRIDE, Plain
 from fz.errors import FzError
 from fz.frames import FrameIndex
-from fz.mini import attend, shards, state, training
+from fz.mini import attend, average, shards, state, training
 from fz.mini.attend import TrainingAttention
 from fz.mini.data import HELD_OUT
 from fz.mini.folder import draw_log, export
@@ -332,6 +333,54 @@ def test_a_training_goes_on_where_modules_are_listed_in_another_order(tmp_path):
     assert list(first.modules.state_dict()) != list(other.modules.state_dict())
     for key, value in first.modules.state_dict().items():
         assert torch.equal(value, other.modules.state_dict()[key])
+
+
+def test_trainings_in_several_folders_become_their_mean_and_go_on_with_other_pictures(tmp_path, capsys):
+    folders = [tmp_path / name for name in "abc"]
+    layer = torch.nn.Linear(3, 2)
+
+    def going(folder):
+        return state.Training(folder, {"layer": torch.nn.Linear(3, 2)})
+
+    def step(training):
+        training.step(training.modules["layer"](torch.randn(4, 3)).square().mean())
+        training.pictures += 4
+
+    folders[0].mkdir()
+    first = state.Training(folders[0], {"layer": layer})
+    step(first)
+    first.save()
+    (folders[0] / "shard-64-0000.pt").write_bytes(b"drawn")
+    assert average.main(map(str, folders[:2])) == 0 and "pictures seen: 4" in capsys.readouterr().out
+    for folder in folders[:2]:
+        training = going(folder)
+        step(training)
+        training.save()
+    a, b = (torch.load(folder / "training.pt", weights_only=True) for folder in folders[:2])
+    assert not torch.equal(a["modules"]["layer.weight"], b["modules"]["layer.weight"]), "other pictures"
+    assert average.main(map(str, folders)) == 0 and "pictures seen: 8, 8" in capsys.readouterr().out
+    for folder, own in zip(folders, (a, b, a), strict=True):
+        now = torch.load(folder / "training.pt", weights_only=True)
+        for part in ("modules", "shadow"):
+            torch.testing.assert_close(now[part]["layer.bias"], (a[part]["layer.bias"] + b[part]["layer.bias"]) / 2)
+        for moment in ("exp_avg", "exp_avg_sq", "step"):
+            mean = (a["optimiser"]["state"][0][moment] + b["optimiser"]["state"][0][moment]) / 2
+            torch.testing.assert_close(now["optimiser"]["state"][0][moment], mean)
+        assert now["steps"] == 2 and torch.equal(now["random"], own["random"]) == (folder is not folders[2])
+        assert (folder / "shard-64-0000.pt").read_bytes() == b"drawn"
+        averaged = state.read_averages(folder)["layer.weight"]
+        torch.testing.assert_close(averaged, now["shadow"]["layer.weight"].half().float())
+
+
+def test_trainings_of_different_models_have_no_mean(tmp_path, capsys):
+    folders = [str(tmp_path / name) for name in "ab"]
+    assert average.main(folders) == 2 and "no training in" in capsys.readouterr().err
+    for folder, width in zip(folders, (2, 3), strict=True):
+        Path(folder).mkdir(exist_ok=True)
+        state.Training(Path(folder), {"layer": torch.nn.Linear(width, 1)}).save()
+    before = [(Path(folder) / "training.pt").read_bytes() for folder in folders]
+    assert average.main(folders) == 2 and "different models" in capsys.readouterr().err
+    assert [(Path(folder) / "training.pt").read_bytes() for folder in folders] == before
 
 
 def test_a_stage_goes_on_from_its_file(tmp_path):

@@ -30,6 +30,7 @@ PATHS = {
     "fz.mini.train_control": "--export t --state nowhere",
     "fz.mini.measure": "--out empty",
     "fz.mini.evaluate": "--checkpoint nowhere --out t",
+    "fz.mini.average": "text.mp4/t",
     "fz.mini.export": "--state nowhere --out t",
     "fz.mini.sample": "car --checkpoint nowhere --out t/car.png",
     "bench.aot": "91",

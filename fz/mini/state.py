@@ -7,6 +7,7 @@ from them.
 
 import csv
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from fz.errors import FzError
 
 RATE, WARM_UP, AVERAGE = 2e-4, 200, 0.999
 SAVE_EVERY = 180  # seconds
@@ -160,3 +163,54 @@ def read_averages(folder: Path) -> dict[str, Tensor]:
     for path in sorted(folder.glob("averages-*.safetensors")):
         found |= {key: value.float() for key, value in load_file(path).items()}
     return found
+
+
+def average(folders: list[Path]) -> list[int]:
+    """Give several trainings, none of which runs, the mean of their modules, moments and averages; each keeps its
+    counts and its random numbers. A folder that has none gets one that goes on with other pictures, and a shard that
+    one has drawn is everyone's. Returns how many pictures each of those that were there has seen.
+
+    Raises FzError where no folder has a training, or one is of another model.
+    """
+    paths = [folder / "training.pt" for folder in folders]
+    there = {path: torch.load(path, weights_only=True, map_location="cpu") for path in paths if path.exists()}
+    if not there:
+        raise FzError(f"state: no training in {', '.join(map(str, folders))}. Run python -m fz.mini.train first.")
+    first, *others = there.values()
+    like = [(key, value.shape) for key, value in first["modules"].items()]
+    if any([(key, value.shape) for key, value in other["modules"].items()] != like for other in others):
+        raise FzError("state: the trainings are of different models. Expected folders that began with the same one.")
+    mean = {part: mean_of([saved[part] for saved in there.values()]) for part in ("modules", "shadow")}
+    moments = mean_of([saved["optimiser"]["state"] for saved in there.values()])
+    for number, path in enumerate(paths):
+        numbers = there[path] if path in there else {**first, "random": random_numbers(number)}
+        part = path.with_suffix(".part")
+        torch.save({**numbers, **mean, "optimiser": {**first["optimiser"], "state": moments}}, part)
+        os.replace(part, path)
+        write_averages(path.parent, mean["shadow"])
+    share(folders, "shard-*.pt")
+    return [saved["pictures"] for saved in there.values()]
+
+
+def mean_of(states: list[Any]) -> Any:
+    """The mean of nested dicts of tensors, key by key; of what counts whole things, the first one's."""
+    first = states[0]
+    if isinstance(first, dict):
+        return {key: mean_of([state[key] for state in states]) for key in first}
+    return torch.stack(states).mean(0) if isinstance(first, Tensor) and first.is_floating_point() else first
+
+
+def random_numbers(seed: int) -> Tensor:
+    return torch.Generator().manual_seed(seed).get_state()
+
+
+def share(folders: list[Path], pattern: str) -> None:
+    """Files of such names that one of the folders has are in all of them, once on the disk where it can be."""
+    found = {file.name: file for folder in folders for file in folder.glob(pattern)}
+    for folder in folders:
+        for name, file in found.items():
+            if not (folder / name).exists():
+                try:
+                    os.link(file, folder / name)
+                except OSError:  # another disk, or one without links
+                    shutil.copyfile(file, folder / name)
