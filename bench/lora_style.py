@@ -13,10 +13,10 @@ from fz.shell import Parser, answered, leave
 def answer(argv: Sequence[str] | None) -> None:
     parser = Parser(prog="python -m bench.lora_style", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--out", metavar="DIR", required=True)
-    parser.add_argument("--style", choices=["sepia photograph", "blueprint"], default="sepia photograph")
-    for name, default in (("pictures", 48), ("rank", 8), ("steps", 300), ("clips", 24), ("frames", 2), ("size", 128)):
+    parser.add_argument("--style", choices=["art", "blueprint"], default="art", help="its words")
+    for name, default in (("pictures", 48), ("rank", 8), ("steps", 1200), ("clips", 24), ("frames", 2), ("size", 128)):
         parser.add_argument(f"--{name}", type=whole(1), metavar="N", default=default)
-    parser.add_argument("--rate", type=positive, metavar="R", default=1e-3)
+    parser.add_argument("--rate", type=positive, metavar="R", default=2e-3)
     given = parser.parse_args(argv)
     out = writable(given.out, "out")
     from bench.lora_clips import work
