@@ -253,6 +253,13 @@ def test_a_pair_has_one_timestep_and_one_noise(tokenizer):
     assert torch.equal(seen["z"][0::2], seen["z"][1::2]) and not torch.equal(seen["z"][0], seen["z"][2])
 
 
+@pytest.mark.parametrize("snr, weight", [(50, 0.1), (5, 1), (1, 5), (0.625, 8), (0.01, 8)])
+def test_steps_that_see_little_weigh_most(snr, weight):
+    noised = training.Noised.of(torch.zeros(2, 1, 4, 4, 4), torch.full((1000,), snr / (1 + snr)))
+    assert noised.weight.flatten().tolist() == pytest.approx([weight] * 2)
+    assert noised.error(noised.eps + 2).item() == pytest.approx(4 * weight, rel=1e-5)
+
+
 # ---- state -----------------------------------------------------------------------------------------------------------
 
 

@@ -33,10 +33,12 @@ from fz.weights.load import load_checkpoint
 
 EMPTY = 0.1  # share of prompts left empty, for guidance
 SHORT = 0.2  # share of prompts without the verb: 'a blue star on the grass'
-PLACING = 0.01  # weight of the loss of words' places
+PLACING = 0.03  # weight of the loss of words' places
 CLIPS = 0.5  # share of batches whose pictures are clips of two to four frames, as editing has them
-# steps with less noise weigh less (min-SNR, arXiv 2303.09556): they hold most of the loss and little of the shapes
-MOST_SNR = 5.0
+# steps with less noise weigh less (min-SNR, arXiv 2303.09556): they hold most of the loss and little of the shapes. And
+# those weigh more where hardly anything is seen: which of two things is where, a sampler decides there, and at weight 1
+# the order of the words was never learned
+MOST_SNR, MOST_WEIGHT = 5.0, 8.0
 BATCHES = {64: 32, 128: 16}  # pictures of a batch, by their side
 LARGE = 0.75  # share of batches of the larger size, at which edits are made
 ON_GPU = 8  # times as many on a GPU
@@ -127,7 +129,7 @@ class Noised:
         t = torch.randint(1000, (len(x) // 2,)).repeat_interleave(2).to(x.device)
         eps = torch.randn(len(x) // 2, *x.shape[1:]).repeat_interleave(2, 0).to(x.device)
         a = alpha_bar[t].view(-1, 1, 1, 1, 1)
-        weight = (MOST_SNR * (1 - a) / a).clamp(max=1)  # min(SNR, 5) / SNR, SNR = alpha_bar / (1 - alpha_bar)
+        weight = (MOST_SNR * (1 - a) / a).clamp(max=MOST_WEIGHT)  # min(5 / SNR, 8), SNR = alpha_bar / (1 - alpha_bar)
         return cls(a.sqrt() * x + (1 - a).sqrt() * eps, t, eps, weight)
 
     def error(self, predicted: Tensor) -> Tensor:
