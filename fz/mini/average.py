@@ -2,7 +2,7 @@
 
 Each process trains in a folder of its own, for some minutes; then this gives all of them the mean of what they have
 (local SGD, arXiv 1805.09767), and they go on. A folder without a training is given one, which draws other pictures. On
-two cores two trainings of one thread each see half as many pictures more than one of two threads (bench/LOG.md).
+two cores two trainings of one thread each see 1.5 times as many pictures as one of two threads (bench/LOG.md).
 """
 
 from collections.abc import Sequence
