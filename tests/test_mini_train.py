@@ -1,6 +1,7 @@
 """The miniature's training: its pairs, its batches, its attention and losses, and that it goes on to the bit."""
 
 import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -358,7 +359,9 @@ def test_trainings_in_several_folders_become_their_mean_and_go_on_with_other_pic
     step(first)
     first.save()
     (folders[0] / "shard-64-0000.pt").write_bytes(b"drawn")
-    assert average.main(map(str, folders[:2])) == 0 and "pictures seen: 4" in capsys.readouterr().out
+    assert (
+        average.main([*map(str, folders[:2]), str(folders[0])]) == 0 and "pictures seen: 4" in capsys.readouterr().out
+    )
     for folder in folders[:2]:
         training = going(folder)
         step(training)
@@ -377,6 +380,21 @@ def test_trainings_in_several_folders_become_their_mean_and_go_on_with_other_pic
         assert (folder / "shard-64-0000.pt").read_bytes() == b"drawn"
         averaged = state.read_averages(folder)["layer.weight"]
         torch.testing.assert_close(averaged, now["shadow"]["layer.weight"].half().float())
+
+
+def test_a_training_that_has_not_begun_has_no_moments(tmp_path):
+    folders = [tmp_path / name for name in "ab"]
+    for folder, steps in zip(folders, (0, 1), strict=True):
+        folder.mkdir()
+        training = state.Training(folder, {"layer": torch.nn.Linear(3, 2)})
+        for _ in range(steps):
+            training.step(training.modules["layer"](torch.ones(1, 3)).sum())
+        training.save()
+    moments = torch.load(folders[1] / "training.pt", weights_only=True)["optimiser"]["state"]
+    state.average(folders)
+    for folder in folders:
+        now = torch.load(folder / "training.pt", weights_only=True)["optimiser"]["state"]
+        assert torch.equal(now[0]["exp_avg"], moments[0]["exp_avg"])
 
 
 def test_trainings_of_different_models_have_no_mean(tmp_path, capsys):
@@ -426,6 +444,38 @@ def test_what_ships_is_a_start_and_its_export_is_a_checkpoint(tmp_path):
     prompt = ["a red car moving on the sand"]
     assert torch.equal(torch.stack(list(loaded.text.encode(prompt))), torch.stack(list(shipped.text.encode(prompt))))
     assert json.loads((tmp_path / "out/unet/config.json").read_text())["attention_head_dim"] == [1, 4, 4, 4]
+
+
+@needs_data
+@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 cut short"], ids=["empty", "text", "cut"])
+@pytest.mark.parametrize(
+    "file, command",
+    [
+        ("training.pt", "train --state {}"),
+        ("averages-1.safetensors", "train --state {}"),
+        ("vae-final.pt", "train --start anew --state {}"),
+        ("training.pt", "average {} {}/other"),
+        ("averages-1.safetensors", "export --state {0} --out {0}/out"),
+        ("clip.pt", "export --only clip --state {0} --out {0}/out"),
+    ],
+)
+def test_what_is_damaged_in_a_training_s_folder_is_named(file, command, content, tmp_path, capsys):
+    folder = tmp_path / "state"
+    folder.mkdir()
+    torch.save({}, folder / "vae-final.pt")
+    (folder / file).write_bytes(content)
+    name, *flags = command.format(folder, folder).split()
+    assert importlib.import_module(f"fz.mini.{name}").main(flags) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(f"fz: state: {folder / file} is damaged") and "\n" not in said
+    assert (folder / file).read_bytes() == content
+
+
+def test_a_damaged_shard_is_named(tmp_path, tokenizer):
+    made = shards.Shards(tmp_path, Averages(), TextEncoder(tokenizer, None), (64,))
+    made.path(64, 0).write_bytes(b"half")
+    with pytest.raises(FzError, match="shard-64-0000.pt is damaged"):
+        made.of(64, 1)
 
 
 def test_anew_needs_a_vae(tmp_path):

@@ -15,10 +15,9 @@ from fz.shell import Parser, answered, leave
 
 def answer(argv: Sequence[str] | None) -> None:
     parser = Parser(prog="python -m fz.mini.average", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument(
-        "states", metavar="DIR", nargs="+", type=Path, help="the trainings' folders, none of which runs"
-    )
-    folders = [writable(folder, "state") for folder in parser.parse_args(argv).states]
+    parser.add_argument("states", metavar="DIR", nargs="+", type=Path, help="of a training that does not run")
+    given = parser.parse_args(argv)
+    folders = [writable(folder, "state") for folder in dict.fromkeys(path.absolute() for path in given.states)]
     import contextlib
 
     from fz.mini.state import average

@@ -24,7 +24,7 @@ from fz.mini.data import to_unit
 from fz.mini.folder import write_part
 from fz.mini.shape import CONTROL, SCHEDULER
 from fz.mini.shards import SIDE, Shard, Shards, draw_pair, seeds_of
-from fz.mini.state import Training, read_averages
+from fz.mini.state import Training, read_averages, undamaged
 from fz.mini.training import (
     LOG_EVERY,
     MOST_SHARDS,
@@ -79,7 +79,8 @@ class OutlinedShards(Shards):
         return torch.cat(found).flatten(0, 1)[:, None].expand(-1, 3, -1, -1).float()
 
     def _edges_of(self, size: int, number: int) -> Tensor:
-        return torch.load(self.edges_path(size, number), weights_only=True, mmap=True)
+        with undamaged(self.edges_path(size, number)):
+            return torch.load(self.edges_path(size, number), weights_only=True, mmap=True)
 
 
 def outlines(pictures: Tensor, size: int) -> Tensor:

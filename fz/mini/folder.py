@@ -17,7 +17,7 @@ from torch import Tensor
 from fz.clips.media import atomic, write_json, write_pngs
 from fz.errors import FzError
 from fz.mini.shape import SCHEDULER, TEXT, UNET, VAE_JSON
-from fz.mini.state import read_averages
+from fz.mini.state import read_averages, undamaged
 from fz.mini.words import new_tokenizer
 from fz.mini.world import Story, Thing, draw
 from fz.weights.layouts import under
@@ -37,7 +37,8 @@ def export(state: Path, out: Path) -> str:
     averages, vae_file = read_averages(state), state / "vae-final.pt"
     if not averages or not vae_file.exists():
         raise FzError(f"state: {state} has no averages of a training yet. Run python -m fz.mini.train --state {state}.")
-    vae = torch.load(vae_file, weights_only=True)
+    with undamaged(vae_file):
+        vae = dict(torch.load(vae_file, weights_only=True))
     tokenizer = new_tokenizer(out / "tokenizer")
     text = {
         "text_model." + k.removeprefix("text_model."): t
@@ -73,7 +74,8 @@ def export_clip(state: Path, out: Path) -> None:
 
     if not (state / "clip.pt").exists():
         raise FzError(f"state: {state} has no clip.pt. Run python -m fz.mini.train_clip --state {state}.")
-    averaged = torch.load(state / "clip.pt", weights_only=True)["shadow"]
+    with undamaged(state / "clip.pt"):
+        averaged = torch.load(state / "clip.pt", weights_only=True)["shadow"]
     config = configuration(new_tokenizer(out / "clip"))
     write_part(out / "clip", config, under(averaged, "clip."), "model")
     if (state / "log-clip.csv").exists():

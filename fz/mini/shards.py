@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fz.memory.machine import start_alone
 from fz.mini.data import HELD_OUT, to_unit
+from fz.mini.state import undamaged
 from fz.mini.world import COLOURS, KINDS, SCENES, STYLES, VERB, Story, caption, counterfactual, render, sample_story
 from fz.model.vae import SCALE, VAE
 from fz.prompts.text import TextEncoder
@@ -170,7 +171,8 @@ class Shards:
             number = len(self.open[size])
             if not self.path(size, number).exists():
                 self.make(number)
-            self.open[size].append(Shard(**torch.load(self.path(size, number), weights_only=True, mmap=True)))
+            with undamaged(self.path(size, number)):
+                self.open[size].append(Shard(**torch.load(self.path(size, number), weights_only=True, mmap=True)))
         return self.open[size][:count]
 
     def path(self, size: int, number: int) -> Path:

@@ -5,6 +5,7 @@ float16, at most 15 MB each, so that they travel where the whole state cannot; a
 from them.
 """
 
+import contextlib
 import csv
 import os
 import shutil
@@ -24,6 +25,21 @@ SAVE_EVERY = 180  # seconds
 LARGEST = 15_000_000  # bytes of a file of averages
 
 
+@contextlib.contextmanager
+def undamaged(path: Path) -> Iterator[None]:
+    """What a training wrote is read in the block. Raises FzError where it is damaged or does not fit."""
+    try:
+        yield
+    except FzError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its bytes lead to
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise FzError(
+            f"state: {path} is damaged, or of another training ({reason}). Remove it, so that it is made anew, or pass "
+            "another --state."
+        ) from None
+
+
 class Resumable:
     """Modules, optimiser, averages, random numbers and how much has been done, in one file. Goes on where that ends."""
 
@@ -38,13 +54,17 @@ class Resumable:
         )
         self.shadow = {k: v.detach().clone() for k, v in self.modules.state_dict().items()}
         if self.path.exists():
-            saved = torch.load(self.path, weights_only=True, map_location=device)
-            self.modules.load_state_dict(saved["modules"])
-            self.optimiser.load_state_dict(in_order(saved["optimiser"], list(saved["modules"]), self.names()))
-            self.shadow = saved["shadow"]
-            for count in self.counts:
-                setattr(self, count, saved[count])
-            torch.set_rng_state(saved["random"].cpu())
+            with undamaged(self.path):
+                self.restore(torch.load(self.path, weights_only=True, map_location=device))
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from what `save` wrote."""
+        self.modules.load_state_dict(saved["modules"])
+        self.optimiser.load_state_dict(in_order(saved["optimiser"], list(saved["modules"]), self.names()))
+        self.shadow = saved["shadow"]
+        for count in self.counts:
+            setattr(self, count, saved[count])
+        torch.set_rng_state(saved["random"].cpu())
 
     def names(self) -> list[str]:
         return [name for name, _ in self.modules.named_parameters()]
@@ -161,7 +181,8 @@ def read_averages(folder: Path) -> dict[str, Tensor]:
     """What `write_averages` wrote, float32; empty where there is nothing."""
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("averages-*.safetensors")):
-        found |= {key: value.float() for key, value in load_file(path).items()}
+        with undamaged(path):
+            found |= {key: value.float() for key, value in load_file(path).items()}
     return found
 
 
@@ -173,7 +194,7 @@ def average(folders: list[Path]) -> list[int]:
     Raises FzError where no folder has a training, or one is of another model.
     """
     paths = [folder / "training.pt" for folder in folders]
-    there = {path: torch.load(path, weights_only=True, map_location="cpu") for path in paths if path.exists()}
+    there = {path: read_training(path) for path in paths if path.exists()}
     if not there:
         raise FzError(f"state: no training in {', '.join(map(str, folders))}. Run python -m fz.mini.train first.")
     first, *others = there.values()
@@ -181,7 +202,8 @@ def average(folders: list[Path]) -> list[int]:
     if any([(key, value.shape) for key, value in other["modules"].items()] != like for other in others):
         raise FzError("state: the trainings are of different models. Expected folders that began with the same one.")
     mean = {part: mean_of([saved[part] for saved in there.values()]) for part in ("modules", "shadow")}
-    moments = mean_of([saved["optimiser"]["state"] for saved in there.values()])
+    # a training that has not begun has none
+    moments = mean_of([s for saved in there.values() if (s := saved["optimiser"]["state"])] or [{}])
     for number, path in enumerate(paths):
         numbers = there[path] if path in there else {**first, "random": random_numbers(number)}
         part = path.with_suffix(".part")
@@ -190,6 +212,13 @@ def average(folders: list[Path]) -> list[int]:
         write_averages(path.parent, mean["shadow"])
     share(folders, "shard-*.pt")
     return [saved["pictures"] for saved in there.values()]
+
+
+def read_training(path: Path) -> dict[str, Any]:
+    """What `Training.save` wrote. Raises FzError for a file that is none."""
+    with undamaged(path):
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+        return {part: saved[part] for part in ("modules", "optimiser", "shadow", "random", *Training.counts)}
 
 
 def mean_of(states: list[Any]) -> Any:

@@ -23,7 +23,7 @@ from fz.kernels.gemm import multiplies_bfloat16
 from fz.mini.attend import TrainingAttention
 from fz.mini.shape import SCHEDULER, TEXT, UNET, VAE_JSON
 from fz.mini.shards import CELLS, FRAMES, PAIRS, Shard, Shards
-from fz.mini.state import Training
+from fz.mini.state import Training, undamaged
 from fz.mini.words import new_tokenizer
 from fz.model.layers import TextContext
 from fz.model.unet import UNet, UNetConfig
@@ -179,7 +179,8 @@ def start_anew(state: Path) -> Start:
         raise FzError(f"state: {state} has no vae-final.pt. Run python -m fz.mini.train_vae --state {state} first.")
     torch.manual_seed(0)
     vae = VAE(VAEConfig.from_json(VAE_JSON))
-    vae.load_state_dict(torch.load(state / "vae-final.pt", weights_only=True))
+    with undamaged(state / "vae-final.pt"):
+        vae.load_state_dict(torch.load(state / "vae-final.pt", weights_only=True))
     tokenizer = new_tokenizer(state / "tokenizer")
     text = new_text_model(len(tokenizer), tokenizer.start, tokenizer.end)
     return Start(UNet(UNetConfig.from_json(UNET)), vae.requires_grad_(False), TextEncoder(tokenizer, text))

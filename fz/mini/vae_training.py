@@ -10,6 +10,7 @@ from torch import Tensor
 from fz.mini.data import draw_many, to_unit
 from fz.mini.shape import VAE_JSON
 from fz.mini.stage import Stage
+from fz.mini.state import undamaged
 from fz.mini.warm import warm_start
 from fz.model.vae import SCALE, VAE, VAEConfig
 
@@ -24,8 +25,9 @@ def pictures(state: Path, stories: int) -> tuple[Tensor, list[str]]:
         drawn = {"frames": torch.cat([full.frames, empty.frames]), "captions": full.captions + empty.captions}
         torch.save(drawn, path.with_suffix(".part"))
         os.replace(path.with_suffix(".part"), path)
-    saved = torch.load(path, weights_only=True, mmap=True)
-    return saved["frames"], saved["captions"]
+    with undamaged(path):
+        saved = torch.load(path, weights_only=True, mmap=True)
+        return saved["frames"], saved["captions"]
 
 
 def crops(frames: Tensor, batch: int, side: int) -> Tensor:
