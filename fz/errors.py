@@ -2,8 +2,10 @@
 exit with 2.
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class FzError(ValueError):
@@ -14,3 +16,15 @@ def suggest(word: str, choices: Iterable[str]) -> str:
     """' Did you mean 'x'?' for the choice nearest to word, '' where none is near."""
     near = difflib.get_close_matches(str(word), [str(c) for c in choices], n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+@contextlib.contextmanager
+def undamaged(what: str, path: Path, advice: str) -> Iterator[None]:
+    """A file that the program wrote itself is read in the block. Raises FzError, whatever its bytes lead to."""
+    try:
+        yield
+    except FzError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise FzError(f"{what}: {path} is damaged ({reason}). {advice}") from None

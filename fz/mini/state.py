@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fz import errors
 from fz.errors import FzError
 
 RATE, WARM_UP, AVERAGE = 2e-4, 200, 0.999
@@ -25,19 +26,9 @@ SAVE_EVERY = 180  # seconds
 LARGEST = 15_000_000  # bytes of a file of averages
 
 
-@contextlib.contextmanager
-def undamaged(path: Path) -> Iterator[None]:
+def undamaged(path: Path) -> contextlib.AbstractContextManager[None]:
     """What a training wrote is read in the block. Raises FzError where it is damaged or does not fit."""
-    try:
-        yield
-    except FzError:
-        raise
-    except Exception as error:  # a damaged file raises whatever its bytes lead to
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise FzError(
-            f"state: {path} is damaged, or of another training ({reason}). Remove it, so that it is made anew, or pass "
-            "another --state."
-        ) from None
+    return errors.undamaged("state", path, "Remove it, so that it is made anew, or pass another --state.")
 
 
 class Resumable:

@@ -25,7 +25,7 @@ from fz.clips.video import Video, read_clip
 from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
 from fz.edit import Edit, edit, invert
-from fz.errors import FzError
+from fz.errors import FzError, undamaged
 from fz.frames import FrameIndex
 from fz.guidance import Guidance
 from fz.memory.free import free_memory
@@ -250,17 +250,10 @@ def bar(steps: int, done: int) -> tqdm:
 
 def restore(tuner: trainer.Tuner, state: Path, device: torch.device) -> None:
     """Go on from a state. Raises FzError for one that cannot be read."""
-    try:
+    with undamaged("tuning", state, "Remove it to begin again, or pass another --out."):
         if not state.is_file():
             raise OSError("it is no file")
         tuner.restore(torch.load(state, weights_only=True, map_location=device))
-    except FzError:
-        raise
-    except Exception as error:  # a damaged file raises whatever its bytes lead to
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise FzError(
-            f"tuning: {state} is damaged ({reason}). Remove it to begin again, or pass another --out."
-        ) from None
 
 
 def save(out: Path, tuner: trainer.Tuner) -> None:
