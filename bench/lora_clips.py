@@ -18,6 +18,7 @@ from PIL import Image
 
 import fz
 from fz import tune
+from fz.clips.canny import LUMA
 from fz.clips.media import to_uint8, write_json, write_png
 from fz.mini.data import HELD_OUT, as_given
 from fz.mini.styles import blurred
@@ -25,7 +26,7 @@ from fz.mini.world import STYLES, Story, caption, draw, sample_story
 
 PAPER, INK = np.array([24.0, 62.0, 148.0]), np.array([235.0, 242.0, 255.0])
 BROWN, CREAM = np.array([50.0, 28.0, 12.0]), np.array([252.0, 236.0, 204.0])
-GREY = np.array([0.299, 0.587, 0.114], np.float32)
+GREY = np.array(LUMA, np.float32)
 FIRST = 3000  # of the held-out stories that are edited: others measure other things
 
 

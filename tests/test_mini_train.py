@@ -345,7 +345,6 @@ def test_a_training_goes_on_where_modules_are_listed_in_another_order(tmp_path):
 
 def test_trainings_in_several_folders_become_their_mean_and_go_on_with_other_pictures(tmp_path, capsys):
     folders = [tmp_path / name for name in "abc"]
-    layer = torch.nn.Linear(3, 2)
 
     def going(folder):
         return state.Training(folder, {"layer": torch.nn.Linear(3, 2)})
@@ -355,7 +354,7 @@ def test_trainings_in_several_folders_become_their_mean_and_go_on_with_other_pic
         training.pictures += 4
 
     folders[0].mkdir()
-    first = state.Training(folders[0], {"layer": layer})
+    first = going(folders[0])
     step(first)
     first.save()
     (folders[0] / "shard-64-0000.pt").write_bytes(b"drawn")

@@ -7,7 +7,6 @@ does, for then only the edges tell what there is. It goes on, to the bit, from i
 """
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,9 +61,8 @@ class OutlinedShards(Shards):
     def make(self, number: int) -> None:
         drawn = list(self.next[1] if self.next and self.next[0] == number else self.each(draw_pair, seeds_of(number)))
         for size in self.sizes:
-            part = self.edges_path(size, number).with_suffix(".part")
-            torch.save(torch.stack([outlines(torch.from_numpy(pictures), size) for pictures, _ in drawn]), part)
-            os.replace(part, self.edges_path(size, number))
+            with atomic(self.edges_path(size, number)) as part:
+                torch.save(torch.stack([outlines(torch.from_numpy(pictures), size) for pictures, _ in drawn]), part)
         # a training of the UNet may have left the shard itself
         if not all(self.path(size, number).exists() for size in self.sizes):
             self.next = number, drawn

@@ -9,7 +9,6 @@ none.
 
 import dataclasses
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from fz.mini.state import undamaged
 from fz.mini.world import COLOURS, KINDS, SCENES, STYLES, VERB, Story, caption, counterfactual, render, sample_story
 from fz.model.vae import SCALE, VAE
 from fz.prompts.text import TextEncoder
+from fz.whole import atomic
 
 PAIRS = 250  # of a shard: 500 stories
 FRAMES = 4  # moments of a story
@@ -70,13 +70,14 @@ def changed(story: Story, what: str, rng: np.random.Generator) -> Story:
     """The story with another of `what` (a name of CHANGES); one thing alone has a new colour for a swap. Two things
     never share a kind or a colour.
     """
-    if what == "swap" and len(story.things) == 2:
-        return swapped(story, str(rng.choice(["kind", "colour"])))
+    if what == "swap":
+        if len(story.things) == 2:
+            return swapped(story, str(rng.choice(["kind", "colour"])))
+        what = "colour"
     i = int(rng.integers(len(story.things)))
     taken = {value for thing in story.things for value in (thing.kind, thing.colour)}
     if what == "nothing there":
         return dataclasses.replace(story, things=())
-    what = "colour" if what == "swap" else what
     choices = {"kind": KINDS, "colour": COLOURS, "scene": SCENES, "style": STYLES}[what]
     left = [choice for choice in choices if choice not in taken | {story.scene, story.style}]
     return counterfactual(story, i, **{what: str(rng.choice(left))})
@@ -181,9 +182,8 @@ class Shards:
     def make(self, number: int) -> None:
         drawn = self.next[1] if self.next and self.next[0] == number else self.each(draw_pair, seeds_of(number))
         for size, made in make_shard(number, self.sizes, self.vae, self.encoder, drawn).items():
-            part = self.path(size, number).with_suffix(".part")
-            torch.save(vars(made), part)
-            os.replace(part, self.path(size, number))
+            with atomic(self.path(size, number)) as part:
+                torch.save(vars(made), part)
         # a pool begins with it at once, `map` when it is needed
         self.next = number + 1, self.each(draw_pair, seeds_of(number + 1))
 

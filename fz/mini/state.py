@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fz import errors
 from fz.errors import FzError
+from fz.whole import atomic
 
 RATE, WARM_UP, AVERAGE = 2e-4, 200, 0.999
 SAVE_EVERY = 180  # seconds
@@ -76,11 +77,10 @@ class Resumable:
         self.save()
 
     def save(self) -> None:
-        part = self.path.with_suffix(".part")
         counts = {count: getattr(self, count) for count in self.counts}
         parts = {"modules": self.modules.state_dict(), "optimiser": self.optimiser.state_dict(), "shadow": self.shadow}
-        torch.save({**parts, **counts, "random": torch.get_rng_state()}, part)
-        os.replace(part, self.path)
+        with atomic(self.path) as part:
+            torch.save({**parts, **counts, "random": torch.get_rng_state()}, part)
 
     def rate_now(self) -> float:
         """Of the next step: constant after a warm-up."""
@@ -163,8 +163,8 @@ def write_averages(folder: Path, shadow: dict[str, Tensor]) -> list[Path]:
         room -= size
     paths = [folder / f"averages-{i}.safetensors" for i in range(1, len(files) + 1)]
     for path, tensors in zip(paths, files, strict=True):
-        save_file(tensors, path.with_suffix(".part"))
-        os.replace(path.with_suffix(".part"), path)
+        with atomic(path) as part:
+            save_file(tensors, part)
     return paths
 
 
@@ -188,20 +188,19 @@ def average(folders: list[Path]) -> list[int]:
     there = {path: read_training(path) for path in paths if path.exists()}
     if not there:
         raise FzError(f"state: no training in {', '.join(map(str, folders))}. Run python -m fz.mini.train first.")
-    first, *others = there.values()
-    like = [(key, value.shape) for key, value in first["modules"].items()]
-    if any([(key, value.shape) for key, value in other["modules"].items()] != like for other in others):
+    first = next(iter(there.values()))
+    shapes = [[(key, value.shape) for key, value in saved["modules"].items()] for saved in there.values()]
+    if any(other != shapes[0] for other in shapes):
         raise FzError("state: the trainings are of different models. Expected folders that began with the same one.")
     mean = {part: mean_of([saved[part] for saved in there.values()]) for part in ("modules", "shadow")}
     # a training that has not begun has none
     moments = mean_of([s for saved in there.values() if (s := saved["optimiser"]["state"])] or [{}])
     for number, path in enumerate(paths):
         numbers = there[path] if path in there else {**first, "random": random_numbers(number)}
-        part = path.with_suffix(".part")
-        torch.save({**numbers, **mean, "optimiser": {**first["optimiser"], "state": moments}}, part)
-        os.replace(part, path)
+        with atomic(path) as part:
+            torch.save({**numbers, **mean, "optimiser": {**first["optimiser"], "state": moments}}, part)
         write_averages(path.parent, mean["shadow"])
-    share(folders, "shard-*.pt")
+    share_shards(folders)
     return [saved["pictures"] for saved in there.values()]
 
 
@@ -224,9 +223,9 @@ def random_numbers(seed: int) -> Tensor:
     return torch.Generator().manual_seed(seed).get_state()
 
 
-def share(folders: list[Path], pattern: str) -> None:
-    """Files of such names that one of the folders has are in all of them, once on the disk where it can be."""
-    found = {file.name: file for folder in folders for file in folder.glob(pattern)}
+def share_shards(folders: list[Path]) -> None:
+    """A shard that one of the folders has is in all of them, once on the disk where it can be."""
+    found = {file.name: file for folder in folders for file in folder.glob("shard-*.pt")}
     for folder in folders:
         for name, file in found.items():
             if not (folder / name).exists():

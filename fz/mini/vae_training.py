@@ -1,6 +1,5 @@
 """How is the miniature's VAE trained? On drawn pictures; its latents have mean 0 and deviation 1."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from fz.mini.stage import Stage
 from fz.mini.state import undamaged
 from fz.mini.warm import warm_start
 from fz.model.vae import SCALE, VAE, VAEConfig
+from fz.whole import atomic
 
 
 def pictures(state: Path, stories: int) -> tuple[Tensor, list[str]]:
@@ -23,8 +23,8 @@ def pictures(state: Path, stories: int) -> tuple[Tensor, list[str]]:
     if not path.exists():
         full, empty = draw_many(0, stories), draw_many(stories, stories // 12, empty=True)
         drawn = {"frames": torch.cat([full.frames, empty.frames]), "captions": full.captions + empty.captions}
-        torch.save(drawn, path.with_suffix(".part"))
-        os.replace(path.with_suffix(".part"), path)
+        with atomic(path) as part:
+            torch.save(drawn, part)
     with undamaged(path):
         saved = torch.load(path, weights_only=True, mmap=True)
         return saved["frames"], saved["captions"]
