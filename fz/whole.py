@@ -15,13 +15,19 @@ def write_text(path, text: str) -> None:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def unwritten(what: str, path: Path, why: object) -> FzError:
+    """What a command says of a file that it could not write. what: the option that chose the place."""
+    reason = " ".join(str(why).split())[:120]
+    return FzError(f"{what}: {path} cannot be written ({reason}). Free space there or pass another --{what}.")
+
+
 @contextmanager
-def atomic(path) -> Iterator[Path]:
+def atomic(path, what: str = "out") -> Iterator[Path]:
     """A place to write path's content to: its own name, in a hidden folder beside it, whose name has the process's
     number. Moved to path when the block ends well and removed when it does not.
 
-    The name is path's own, as formats write it into files: zip archives of torch.save. Raises FzError where the folder
-    cannot be written to.
+    The name is path's own, as formats write it into files: zip archives of torch.save. what: the option that chose the
+    place. Raises FzError where the folder cannot be written to.
     """
     path = Path(path)
     hidden = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -35,6 +41,6 @@ def atomic(path) -> Iterator[Path]:
     except OSError as error:
         no_folder = isinstance(error, FileExistsError | NotADirectoryError) and not path.parent.is_dir()
         why = f"{path.parent} is not a folder" if no_folder else error.strerror or error
-        raise FzError(f"out: {path} cannot be written ({why}). Free the place or choose another --out") from error
+        raise unwritten(what, path, why) from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)

@@ -440,6 +440,21 @@ def test_a_changed_clip_is_not_the_same_run(here, flags):
     assert (here / "out/frames/source/00000.png").read_bytes() != first
 
 
+def test_another_miniature_is_not_the_same_run(here, monkeypatch):
+    """Its path and its files' sizes are those of the one before."""
+    from fz import mini
+    from fz.results import claim
+
+    stamps = []
+    for content in (b"first", b"first", b"other"):
+        write(here / "mini/unet/model.safetensors", content)
+        monkeypatch.setattr(mini, "FOLDER", here / "mini")
+        claim.weights_of_miniature.cache_clear()
+        stamps.append([claim.stamp_of(settings_of(checkpoint=path)) for path in (None, "canary")])
+    claim.weights_of_miniature.cache_clear()
+    assert stamps[0] == stamps[1] and stamps[1][0] != stamps[2][0] and stamps[1][1] == stamps[2][1]
+
+
 def test_what_is_read_back_is_what_was_written(here, flags):
     from fz.settings.parse import parse
 
@@ -473,6 +488,12 @@ def test_a_refusal_says_what_differs(here):
         ("雪の中の車", 7, "雪の"),
         ("Cafe\u0301 au lait", 60, "café-au-lait"),
         ("...", 9, ""),
+        # devices on Windows, with any ending
+        ("Con", 60, "con_"),
+        ("lpt1", 60, "lpt1_"),
+        ("com port", 3, "com"),
+        ("nul car", 4, "nul_"),
+        ("a con", 60, "a-con"),
     ],
 )
 def test_names_are_cut_at_words_by_bytes(text, longest, expected):
@@ -561,8 +582,11 @@ def test_an_overwriting_tuning_that_is_refused_for_memory_keeps_the_old(here, go
 
 
 def test_a_full_disk_is_one_line_in_tune_and_latents(here, capsys):
+    from fz.memory.kept import write_tensors
+    from fz.mini.eye import Eye, write_eye
+    from fz.mini.state import write_averages
     from fz.shell import answered
-    from fz.weights.write import save_tensors
+    from fz.weights.write import write_lora, write_weights
 
     settings = settings_of(out="o")
 
@@ -571,27 +595,41 @@ def test_a_full_disk_is_one_line_in_tune_and_latents(here, capsys):
             folder.start(settings)
             folder.add_latents({"z": torch.zeros(10)})
 
-    for work in (lambda: save_tensors(here / "state.pt", {"z": torch.zeros(10)}), latents):
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("PytorchStreamWriter failed")))
-            patched.setattr("fz.results.folder.save_file", full)
-            assert answered(work) == 2
-        said = capsys.readouterr().err
-        assert "cannot be written" in said and "bug" not in said and said.count("\n") == 1
+    zero = {"z": torch.zeros(10)}
+    options = {
+        "out": [
+            latents,
+            lambda: write_weights(here / "unet.bin", zero),
+            lambda: write_lora(here / "lora.safetensors", {"mid": (torch.zeros(2, 1), torch.zeros(1, 2))}),
+            lambda: write_eye(Eye(), here / "eye.safetensors"),
+        ],
+        "cache": [lambda: write_tensors(here / "z.safetensors", zero)],
+        "state": [lambda: write_averages(here, zero)],
+    }
+    for option, works in options.items():
+        for work in works:
+            with pytest.MonkeyPatch.context() as patched:
+                broken = RuntimeError("PytorchStreamWriter failed")
+                patched.setattr(torch, "save", lambda *_, broken=broken: (_ for _ in ()).throw(broken))
+                patched.setattr("fz.tensors.save_file", full)
+                assert answered(work) == 2
+            said = capsys.readouterr().err
+            assert f"{option}: " in said and f"pass another --{option}" in said and said.count("\n") == 1
+            assert "cannot be written" in said and "bug" not in said
 
 
-def full(*_):
+def full(*_, **__):
     from safetensors import SafetensorError
 
     raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
 def test_weights_have_the_same_bytes_whatever_process_wrote_them(here, monkeypatch):
-    from fz.weights.write import save_tensors
+    from fz.tensors import write_pt
 
     for number in (1, 22):
         monkeypatch.setattr(os, "getpid", lambda number=number: number)
-        save_tensors(here / f"{number}.bin", {"z": torch.arange(9.0)})
+        write_pt(here / f"{number}.bin", {"z": torch.arange(9.0)})
     assert (here / "1.bin").read_bytes() == (here / "22.bin").read_bytes()
 
 

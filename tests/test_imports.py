@@ -20,7 +20,7 @@ FLOORS = (
     ),
     ("fz.frames", "fz.shell", "fz.records", "fz.whole"),
     ("fz.settings",),
-    ("fz.kernels", "fz.memory.free"),
+    ("fz.kernels", "fz.memory.free", "fz.tensors"),
     ("fz.clips", "fz.ranks"),
     ("fz.model",),
     ("fz.prompts",),

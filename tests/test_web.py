@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from fz.errors import FzError
 from fz.web import form as forms
 from fz.web import guard, main
-from fz.web.folder import DAY, Folder, Visitor, VisitorClip, new_id, safe_name
+from fz.web.folder import DAY, MONTH, Folder, Visitor, VisitorClip, new_id, safe_name
 from fz.web.jobs import MOST_WAITING, Job, Queue
 from fz.web.options import Options, options_of
 
@@ -194,6 +195,22 @@ def test_uploads_go_after_a_day_and_results_stay(folder):
     assert len(folder.forget(time.time() + DAY + 5)) == 2
     assert not visitor.place(plain.id).exists() and visitor.results(edited.id) == [result.name]
     assert not (visitor.place(edited.id) / "upload").exists()
+
+
+def test_a_visitor_who_left_nothing_is_forgotten_after_a_month(folder):
+    idle, edited, busy = (folder.visitor(c * 24) for c in "abc")
+    for visitor in (idle, edited, busy):
+        clip = clip_of(visitor)
+    (visitor.path / "jobs").mkdir()
+    result = edited.place(clip_of(edited).id) / "results" / new_id()
+    result.mkdir(parents=True)
+    (result / "about.json").write_text("{}")
+    month = time.time() + MONTH + 5
+    (busy.place(clip.id) / "masks").mkdir()
+    os.utime(busy.place(clip.id) / "masks", (month - 10, month - 10))
+    assert folder.forget(time.time() + MONTH - 60) == []
+    assert folder.forget(month) == [idle.path]
+    assert not idle.path.exists() and edited.path.exists() and busy.path.exists()
 
 
 def test_uploads_are_bounded(folder):

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from fz.clips.media import atomic, write_json
-from fz.errors import FzError
+from fz.clips.media import write_json
 from fz.model.unet import UNetConfig
 from fz.model.vae import VAEConfig
 from fz.prompts.text import LENGTH
 from fz.prompts.tokenizer import ClipTokenizer
+from fz.tensors import write_pt, write_safetensors
 from fz.weights.layouts import OLD_VAE_TABLE
 from fz.weights.load import TEXT_FIELDS, Checkpoint
 from fz.weights.tokenizer import OF_ADDED, ROLES
@@ -147,24 +146,8 @@ def write_lora(path: Path, layers: Mapping[str, tuple[Tensor, Tensor]]) -> None:
             state[f"{name}.lora_{half}.weight"] = t.detach().cpu().float().reshape(*t.shape, *ends).contiguous()
         state[f"{name}.alpha"] = torch.tensor(float(len(down)))
     # one entry: safetensors writes several in any order, and the same training is to give the same bytes
-    about = {"ss_base_model_version": "sd_v1"}
-    with atomic(path) as part:
-        save_file(state, part, metadata=about)
+    write_safetensors(path, state, {"ss_base_model_version": "sd_v1"})
 
 
 def write_weights(path: Path, state: dict[str, Tensor]) -> None:
-    save_tensors(path, {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
-
-
-def save_tensors(path: Path, content: dict) -> None:
-    """A PyTorch file, whole or not at all, with the same bytes for the same content. Raises FzError where there is no
-    room for it.
-    """
-    with atomic(path) as part, open(part, "wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # PyTorch's, of a write that failed
-            reason = " ".join(str(error).split())[:120]
-            raise FzError(
-                f"out: {path} cannot be written ({reason}). Free space there, or pass another --out."
-            ) from None
+    write_pt(path, {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})

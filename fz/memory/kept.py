@@ -13,12 +13,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fz.attention import QK
 from fz.errors import FzError
-from fz.whole import atomic
+from fz.tensors import write_safetensors
 
 Say = Callable[[str], None]
 # writes that may wait: each holds one step's queries and keys
@@ -37,15 +36,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors to a safetensors file with their checksum. Raises FzError where that is not possible."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as part:
-            save_file(tensors, part, metadata={"crc32": checksum(tensors)})
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise FzError(
-            f"store: {path} cannot be written ({reason}). Free space there or pass another --cache."
-        ) from error
+    write_safetensors(path, tensors, {"crc32": checksum(tensors)}, "cache")
 
 
 def read_tensors(path: Path, say: Say) -> dict[str, Tensor] | None:

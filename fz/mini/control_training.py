@@ -39,6 +39,7 @@ from fz.mini.training import (
 from fz.model.control import Control, ControlConfig, ControlNet
 from fz.model.layers import TextContext
 from fz.model.unet import UNet, UNetConfig
+from fz.tensors import write_pt
 from fz.weights.layouts import under
 from fz.weights.load import Checkpoint
 
@@ -61,8 +62,8 @@ class OutlinedShards(Shards):
     def make(self, number: int) -> None:
         drawn = list(self.next[1] if self.next and self.next[0] == number else self.each(draw_pair, seeds_of(number)))
         for size in self.sizes:
-            with atomic(self.edges_path(size, number)) as part:
-                torch.save(torch.stack([outlines(torch.from_numpy(pictures), size) for pictures, _ in drawn]), part)
+            edges = torch.stack([outlines(torch.from_numpy(pictures), size) for pictures, _ in drawn])
+            write_pt(self.edges_path(size, number), edges, "state")
         # a training of the UNet may have left the shard itself
         if not all(self.path(size, number).exists() for size in self.sizes):
             self.next = number, drawn

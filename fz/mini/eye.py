@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fz import mini
-from fz.clips.media import atomic
 from fz.mini.data import HELD_OUT
 from fz.mini.things import COLOURS as HUES
 from fz.mini.world import KINDS, SCENES, STYLES, Story, Thing, draw, render, sample_story
+from fz.tensors import write_safetensors
 
 SIDE = 64  # pictures are shrunk to this before they are looked at
 NEAR = 0.65  # share of a picture's side that is looked at for the kind of one of two things
@@ -89,8 +89,7 @@ def load_eye(path: Path = mini.EYE) -> Eye:
 
 
 def write_eye(eye: Eye, path: Path) -> None:
-    with atomic(path) as part:
-        save_file({key: t.half().contiguous() for key, t in eye.state_dict().items()}, part)
+    write_safetensors(path, {key: t.half() for key, t in eye.state_dict().items()})
 
 
 @torch.no_grad()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fz.clips.media import atomic, write_json, write_pngs
@@ -20,6 +19,7 @@ from fz.mini.shape import SCHEDULER, TEXT, UNET, VAE_JSON
 from fz.mini.state import read_averages, undamaged
 from fz.mini.words import new_tokenizer
 from fz.mini.world import Story, Thing, draw
+from fz.tensors import write_safetensors
 from fz.weights.layouts import under
 
 # of the default run: the sentence of it is in fz.mini.example
@@ -110,5 +110,4 @@ def draw_log(log: Path, picture: Path, size: tuple[int, int] = (900, 240)) -> No
 
 def write_part(folder: Path, config: dict, tensors: dict[str, Tensor], name: str) -> None:
     write_json(folder / "config.json", config)
-    with atomic(folder / f"{name}.safetensors") as part:
-        save_file({key: t.half().contiguous() for key, t in tensors.items()}, part, metadata={"format": "pt"})
+    write_safetensors(folder / f"{name}.safetensors", {key: t.half() for key, t in tensors.items()}, {"format": "pt"})

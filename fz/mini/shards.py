@@ -27,7 +27,7 @@ from fz.mini.state import undamaged
 from fz.mini.world import COLOURS, KINDS, SCENES, STYLES, VERB, Story, caption, counterfactual, render, sample_story
 from fz.model.vae import SCALE, VAE
 from fz.prompts.text import TextEncoder
-from fz.whole import atomic
+from fz.tensors import write_pt
 
 PAIRS = 250  # of a shard: 500 stories
 FRAMES = 4  # moments of a story
@@ -182,8 +182,7 @@ class Shards:
     def make(self, number: int) -> None:
         drawn = self.next[1] if self.next and self.next[0] == number else self.each(draw_pair, seeds_of(number))
         for size, made in make_shard(number, self.sizes, self.vae, self.encoder, drawn).items():
-            with atomic(self.path(size, number)) as part:
-                torch.save(vars(made), part)
+            write_pt(self.path(size, number), vars(made), "state")
         # a pool begins with it at once, `map` when it is needed
         self.next = number + 1, self.each(draw_pair, seeds_of(number + 1))
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fz import errors
 from fz.errors import FzError
-from fz.whole import atomic
+from fz.tensors import write_pt, write_safetensors
 
 RATE, WARM_UP, AVERAGE = 2e-4, 200, 0.999
 SAVE_EVERY = 180  # seconds
@@ -79,8 +79,7 @@ class Resumable:
     def save(self) -> None:
         counts = {count: getattr(self, count) for count in self.counts}
         parts = {"modules": self.modules.state_dict(), "optimiser": self.optimiser.state_dict(), "shadow": self.shadow}
-        with atomic(self.path) as part:
-            torch.save({**parts, **counts, "random": torch.get_rng_state()}, part)
+        write_pt(self.path, {**parts, **counts, "random": torch.get_rng_state()}, "state")
 
     def rate_now(self) -> float:
         """Of the next step: constant after a warm-up."""
@@ -163,8 +162,7 @@ def write_averages(folder: Path, shadow: dict[str, Tensor]) -> list[Path]:
         room -= size
     paths = [folder / f"averages-{i}.safetensors" for i in range(1, len(files) + 1)]
     for path, tensors in zip(paths, files, strict=True):
-        with atomic(path) as part:
-            save_file(tensors, part)
+        write_safetensors(path, tensors, what="state")
     return paths
 
 
@@ -197,8 +195,7 @@ def average(folders: list[Path]) -> list[int]:
     moments = mean_of([s for saved in there.values() if (s := saved["optimiser"]["state"])] or [{}])
     for number, path in enumerate(paths):
         numbers = there[path] if path in there else {**first, "random": random_numbers(number)}
-        with atomic(path) as part:
-            torch.save({**numbers, **mean, "optimiser": {**first["optimiser"], "state": moments}}, part)
+        write_pt(path, {**numbers, **mean, "optimiser": {**first["optimiser"], "state": moments}}, "state")
         write_averages(path.parent, mean["shadow"])
     share_shards(folders)
     return [saved["pictures"] for saved in there.values()]

@@ -28,6 +28,7 @@ def answer(argv: Sequence[str] | None) -> None:
 
     from fz.mini.vae_training import pictures, train_vae, unit_latents
     from fz.model.fast_cpu import keep_freed_memory
+    from fz.tensors import write_pt
 
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
@@ -36,7 +37,7 @@ def answer(argv: Sequence[str] | None) -> None:
         frames, _ = pictures(state, given.stories)
         vae = train_vae(state, frames, given.minutes)
         unit_latents(vae, frames)
-        torch.save(vae.state_dict(), state / "vae-final.pt")
+        write_pt(state / "vae-final.pt", vae.state_dict(), "state")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

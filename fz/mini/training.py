@@ -29,6 +29,7 @@ from fz.model.layers import TextContext
 from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import VAE, VAEConfig
 from fz.prompts.text import TextEncoder
+from fz.tensors import write_pt
 from fz.weights.load import load_checkpoint
 
 EMPTY = 0.1  # share of prompts left empty, for guidance
@@ -200,7 +201,7 @@ def train(state: Path, start: Start, device: str, wanted: Callable[[Training], b
     unet, text = start.unet.to(memory_format=torch.channels_last), start.text.model.requires_grad_(True).train()
     training = Training(state, {"unet": unet, "text": text}, device)
     if not (state / "vae-final.pt").exists():
-        torch.save(start.vae.state_dict(), state / "vae-final.pt")
+        write_pt(state / "vae-final.pt", start.vae.state_dict(), "state")
     shards = Shards(state, start.vae.to(device, memory_format=torch.channels_last), start.text, tuple(BATCHES), each)
     nothing = torch.tensor(start.text.tokens("").ids)
     alpha_bar = torch.tensor(Schedule.from_config(SCHEDULER, 1000).alpha_bars).float().to(device)

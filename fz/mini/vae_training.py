@@ -12,7 +12,7 @@ from fz.mini.stage import Stage
 from fz.mini.state import undamaged
 from fz.mini.warm import warm_start
 from fz.model.vae import SCALE, VAE, VAEConfig
-from fz.whole import atomic
+from fz.tensors import write_pt
 
 
 def pictures(state: Path, stories: int) -> tuple[Tensor, list[str]]:
@@ -23,8 +23,7 @@ def pictures(state: Path, stories: int) -> tuple[Tensor, list[str]]:
     if not path.exists():
         full, empty = draw_many(0, stories), draw_many(stories, stories // 12, empty=True)
         drawn = {"frames": torch.cat([full.frames, empty.frames]), "captions": full.captions + empty.captions}
-        with atomic(path) as part:
-            torch.save(drawn, part)
+        write_pt(path, drawn, "state")
     with undamaged(path):
         saved = torch.load(path, weights_only=True, mmap=True)
         return saved["frames"], saved["captions"]

@@ -5,6 +5,7 @@ results is not written over.
 """
 
 import dataclasses
+import functools
 import glob
 import hashlib
 import json
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fz import records
+from fz import mini, records
 from fz.errors import FzError
 from fz.records import NUMBER, Each, fits, within
 from fz.results import own
@@ -303,13 +304,13 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 
 def stamp_of(settings: Any) -> str:
     """A hash over names, sizes and times of the files that a run reads, of Hub names over their cached commit: the same
-    as long as nobody changed them.
+    as long as nobody changed them. Of the miniature over its weights: each installation has its files' times.
     """
     given = [settings.clip.path, *(edit.mask for edit in settings.edits)]
     given += [settings.checkpoint, settings.vae, settings.tokenizer, settings.model_config, settings.control]
     given += [settings.control_video] if settings.control_video != "canny" else []
     given += [path for path, _ in (*settings.lora, *settings.embedding)]
-    sha = hashlib.sha256()
+    sha = hashlib.sha256(b"" if settings.checkpoint else weights_of_miniature())
     for path in filter(None, given):
         if commit := commit_of(path):
             sha.update(f"{path} {commit}\n".encode("utf-8", "surrogateescape"))
@@ -321,6 +322,14 @@ def stamp_of(settings: Any) -> str:
                 continue
             sha.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return sha.hexdigest()[:32]
+
+
+@functools.cache
+def weights_of_miniature() -> bytes:
+    sha = hashlib.sha256()
+    for file in sorted(mini.FOLDER.glob("*/*.safetensors")):
+        sha.update(file.read_bytes())
+    return sha.digest()
 
 
 def files_of(given: str) -> Iterable[Path]:

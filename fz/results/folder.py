@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fz.attention import MAP_STRIDE
 from fz.clips.media import (
-    atomic,
     contact_sheet,
     enlarged,
     heat,
@@ -39,6 +36,7 @@ from fz.results import own
 from fz.results.claim import RUN, STAGE, Claim, as_json, claimed, read_run, stamp_of
 from fz.settings.place import default_path, slug
 from fz.source import Source
+from fz.tensors import write_safetensors
 
 if TYPE_CHECKING:
     from fz.results.result import Edited, Result
@@ -159,13 +157,7 @@ class ResultFolder:
         """
         self.latents |= {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         (place,) = self.reserve("latents.safetensors")
-        try:
-            with atomic(place) as part:
-                save_file(self.latents, part)
-        except SafetensorError as error:
-            raise FzError(
-                f"out: {place} cannot be written ({str(error)[:120]}). Free space there, or leave --save-latents out."
-            ) from None
+        write_safetensors(place, self.latents)
 
     def finish(self, result: "Result", versions: Mapping[str, str], awaits: Sequence[str] = ()) -> None:
         """Everything is written but the files that the run `awaits`, as its report: with those it is done when

@@ -15,10 +15,19 @@ def default_path(settings: Any) -> Path:
     return Path("results") / f"{clip}-{target}"
 
 
+# what Windows takes for a device, whatever ending follows
+DEVICES = re.compile(r"con|prn|aux|nul|(com|lpt)[1-9¹²³]")
+
+
 def slug(text: str, longest: int) -> str:
     """Lower-case words joined by '-', safe as a file name on any system; at most so many bytes, cut between words where
     there are several.
     """
+    words = cut_words(text, longest)
+    return f"{words}_" if DEVICES.fullmatch(words) else words
+
+
+def cut_words(text: str, longest: int) -> str:
     words = re.sub(r"[^\w]+", "-", unicodedata.normalize("NFC", text).lower()).strip("-_")
     if len(words.encode("utf-8", "ignore")) <= longest:
         return words

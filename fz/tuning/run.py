@@ -34,12 +34,13 @@ from fz.memory.machine import pick_device
 from fz.model.unet import UNet
 from fz.model.vae import decode_clip, encode_clip
 from fz.source import Source
+from fz.tensors import write_pt
 from fz.tuning import lora, trainer
 from fz.tuning.folder import TuningFolder
 from fz.tuning.settings import TuneSettings
 from fz.tuning.trainer import Lesson
 from fz.weights.load import Checkpoint, load_checkpoint
-from fz.weights.write import save_tensors, write_lora, write_tuned
+from fz.weights.write import write_lora, write_tuned
 
 Say = Callable[[str], None]
 
@@ -258,7 +259,7 @@ def restore(tuner: trainer.Tuner, state: Path, device: torch.device) -> None:
 
 def save(out: Path, tuner: trainer.Tuner) -> None:
     """The state from which the same command goes on, and the losses up to now."""
-    save_tensors(out / "state.pt", tuner.state())
+    write_pt(out / "state.pt", tuner.state())
     with atomic(out / "loss.csv") as part:
         part.write_text(
             "step,loss\n" + "".join(f"{i},{loss:.6f}\n" for i, loss in enumerate(tuner.losses, start=1)),

@@ -27,6 +27,7 @@ from fz.settings.place import slug
 
 ID = re.compile(r"[0-9a-f]{16}")
 DAY = 24 * 3600
+MONTH = 30 * DAY
 # about.json of a result, sheet.json and preview.json of a clip
 ABOUT = {
     "form": dict,
@@ -157,7 +158,7 @@ class Folder:
         """A line for visitors: files by their names, none of the server's folders."""
         line = re.sub(rf"{re.escape(str(self.root))}[^\s,:;)]*/", "", line)
         line = line.replace("--", "").replace("Pass another out", "Try again")
-        return line.replace("Free the place or choose another out", "Try again later.")
+        return line.replace("Free space there or pass another out", "Try again later")
 
     # ---- uploads -------------------------------------------------------------------------------------------
 
@@ -179,8 +180,8 @@ class Folder:
         return place / safe_name(name), left
 
     def forget(self, now: float | None = None) -> list[Path]:
-        """Remove uploads of more than a day ago, and the oldest results where all take more than RESULTS_LIMIT.
-        Returns what went.
+        """Remove uploads of more than a day ago, the oldest results where all take more than RESULTS_LIMIT, and folders
+        of visitors who have no result and did nothing for a month. Returns what went.
         """
         now, gone = time.time() if now is None else now, []
         with contextlib.suppress(OSError):
@@ -198,6 +199,10 @@ class Folder:
                 sizes.pop(place)
                 shutil.rmtree(place, ignore_errors=True)
                 gone.append(place)
+            for visitor in self.visitors.iterdir():
+                if not any(visitor.glob("*/results/*/about.json")) and now - last_change(visitor) > MONTH:
+                    shutil.rmtree(visitor, ignore_errors=True)
+                    gone.append(visitor)
         return gone
 
 
@@ -207,6 +212,11 @@ def safe_name(name: str) -> str:
     stem, ending = (stem, ending) if stem else (ending, "")
     ending = re.sub(r"[^a-z0-9]", "", ending.lower())[:5]
     return f"{slug(stem, 60) or 'clip'}.{ending}".rstrip(".")
+
+
+def last_change(folder: Path) -> float:
+    """Of the folder and all in it, in seconds since the epoch."""
+    return max(p.lstat().st_mtime for p in (folder, *folder.rglob("*")))
 
 
 def size_of(folder: Path) -> int:
