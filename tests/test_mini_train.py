@@ -157,7 +157,7 @@ def test_batches_are_pairs_of_pictures_or_of_clips_in_order(few):
     torch.manual_seed(0)
     lengths, empty, short = [], [], []
     for _ in range(200):
-        batch = batch_of([made], choose(1, 16), torch.full((77,), -1))
+        batch = batch_of([made], choose([made], 16), torch.full((77,), -1))
         stories, times = batch.latents[:, :, 0, 0, 0].int() // 10, batch.latents[:, :, 0, 0, 0].int() % 10
         count, frames = times.shape
         assert count % 2 == 0 and 12 <= count * frames <= 16
@@ -174,6 +174,37 @@ def test_batches_are_pairs_of_pictures_or_of_clips_in_order(few):
     assert {1, 2, 3, 4} == set(lengths) and 70 < sum(f > 1 for f in lengths) < 130
     assert torch.tensor(empty).mean() == pytest.approx(training.EMPTY, abs=0.04)
     assert torch.tensor(short).float().mean() == pytest.approx(training.SHORT, abs=0.05)
+
+
+def test_a_batch_of_layouts_has_two_things_and_much_noise(few, monkeypatch):
+    columns = torch.ones(4, 2, 2, 2, 77, dtype=torch.bool)
+    columns[1, 0, :, 1] = columns[3, :, :, 1] = False  # one thing in one or both of the captions
+    latents = torch.arange(4).view(4, 1, 1, 1, 1, 1).expand(4, 2, 4, 4, 16, 16).half()
+    made = shards.Shard(latents, torch.zeros(4, 2, 2, 77, dtype=torch.long), columns, torch.rand(4, 2, 4, 2, 8, 8))
+    monkeypatch.setattr(training, "PAIRS", 4)
+    torch.manual_seed(0)
+    seen = {shown: set() for shown in (False, True)}
+    for two in 20 * list(seen):
+        batch = batch_of([made], choose([made], 16, two=two), torch.zeros(77, dtype=torch.long))
+        seen[two] |= set(batch.latents[:, 0, 0, 0, 0].int().tolist())
+    assert seen == {False: {0, 1, 2, 3}, True: {0, 2}}
+    times = torch.cat([training.Noised.of(torch.zeros(200, 1, 4, 2, 2), torch.rand(1000), f).t for f in (0, 300)])
+    assert times[:200].min() < 100 and 300 <= times[200:].min() < 330 and times.max() > 950
+
+
+@pytest.mark.parametrize("layouts, two", [(0.0, {False}), (1.0, {True}), (0.5, {False, True})])
+def test_so_many_batches_teach_layouts(layouts, two, tmp_path, tokenizer, few, monkeypatch):
+    asked, choose = [], training.choose
+
+    def noted(shards, pictures, empty=training.EMPTY, two=False):
+        asked.append(two)
+        return choose(shards, pictures, empty, two)
+
+    monkeypatch.setattr(training, "choose", noted)
+    monkeypatch.setattr(training, "BATCHES", {64: 8, 128: 8})
+    steps = 6 if len(two) == 2 else 2
+    training.train(tmp_path, start(tokenizer), "cpu", lambda training: training.steps < steps, layouts=layouts)
+    assert set(asked) == two
 
 
 # ---- attention and losses --------------------------------------------------------------------------------------------

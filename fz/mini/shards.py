@@ -8,6 +8,7 @@ none.
 """
 
 import dataclasses
+import functools
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -52,6 +53,11 @@ class Shard:
     ids: Tensor
     columns: Tensor
     cells: Tensor
+
+    @functools.cached_property
+    def of_two(self) -> list[int]:
+        """The pairs whose captions both name two things."""
+        return self.columns[:, :, 0, 1].any(-1).all(-1).nonzero().flatten().tolist()
 
 
 def pair_of(seed: int) -> tuple[Story, Story]:

@@ -14,7 +14,7 @@ from fz import mini
 from fz.results.lock import claimed
 from fz.settings.device import check_device
 from fz.settings.place import writable
-from fz.settings.texts import positive, whole
+from fz.settings.texts import fraction, positive, whole
 from fz.shell import Parser, answered, leave
 from fz.weights.hub import models_of
 
@@ -28,6 +28,12 @@ def answer(argv: Sequence[str] | None) -> None:
         "--start", default=None, help="a new training's checkpoint, or 'anew'; default: the bundled miniature"
     )
     parser.add_argument("--minutes", type=positive, default=60, help="of this run; the next one goes on")
+    parser.add_argument(
+        "--layouts",
+        type=fraction,
+        default=None,
+        help="of batches that teach which of two things is where, 0 to 1; default: 0.3",
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=whole(1), default=1, help="of training on a CPU")
     parser.add_argument(
@@ -42,7 +48,7 @@ def answer(argv: Sequence[str] | None) -> None:
 
     from fz.memory.machine import pick_device
     from fz.mini.shards import drawing
-    from fz.mini.training import start_anew, start_from, train
+    from fz.mini.training import LAYOUTS, start_anew, start_from, train
     from fz.model.fast_cpu import keep_freed_memory
 
     torch.set_num_threads(given.threads)
@@ -52,7 +58,8 @@ def answer(argv: Sequence[str] | None) -> None:
         begun = start_anew(state) if start == "anew" else start_from(start)
         end = time.monotonic() + 60 * given.minutes
         with drawing(given.processes or (1 if device == "cpu" else os.cpu_count())) as each:
-            done = train(state, begun, device, lambda training: time.monotonic() < end, each)
+            layouts = LAYOUTS if given.layouts is None else given.layouts
+            done = train(state, begun, device, lambda training: time.monotonic() < end, each, layouts)
     print(f"{done.pictures} pictures in {done.steps} steps, {done.seconds / 60:.0f} minutes in all: {state}")
 
 

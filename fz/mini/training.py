@@ -2,8 +2,9 @@
 
 It starts from a checkpoint (the one that ships) and goes on, to the bit, from a folder, where it was stopped. The rate
 is constant after a warm-up and the weights that count are averages: it may be stopped at any time and go on later.
-Batches of 16x16 and 32x32 latents take turns at random, three of four the larger; half of them are clips, attending and
-normalising as the editor does. Cross-attention is taught where a story's things are all along.
+Batches of 16x16 and 32x32 latents take turns at random; half of them are clips, attending and normalising as the editor
+does. Cross-attention is taught where a story's things are all along. Some batches teach nothing but which of two things
+is where (`LAYOUT`).
 """
 
 from collections.abc import Callable
@@ -41,11 +42,28 @@ CLIPS = 0.5  # share of batches whose pictures are clips of two to four frames, 
 # the order of the words was never learned
 MOST_SNR, MOST_WEIGHT = 5.0, 8.0
 BATCHES = {64: 32, 128: 16}  # pictures of a batch, by their side
-LARGE = 0.75  # share of batches of the larger size, at which edits are made
 ON_GPU = 8  # times as many on a GPU
 NEW_SHARD = 6_000  # pictures after which training gets one shard more
 MOST_SHARDS = 120  # 60 000 stories
 LOG_EVERY = 25  # batches of a size
+LAYOUTS = 0.3  # share of batches whose lesson is LAYOUT
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a batch teaches. large: how often it is of the larger size, at which edits are made; first: the timestep
+    with least noise; two: of pairs of two things alone.
+    """
+
+    large: float
+    first: int = 0
+    two: bool = False
+
+
+ALL = Lesson(0.75)
+# which word belongs to which thing and which thing is where: decided under much noise, seen as well in small pictures,
+# and learned ten times sooner where nothing else is asked
+LAYOUT = Lesson(0.35, first=300, two=True)
 
 
 def placing_loss(maps: list[Tensor], cells: Tensor, columns: Tensor, told: Tensor) -> Tensor:
@@ -90,14 +108,16 @@ class Chosen:
     told: Tensor
 
 
-def choose(shards: int, pictures: int, empty: float = EMPTY) -> Chosen:
+def choose(shards: list[Shard], pictures: int, empty: float = EMPTY, two: bool = False) -> Chosen:
     """At random: pairs of pictures or, half of the time, of clips of two to four frames, in their order.
 
-    pictures: at most so many; empty: the share of prompts left out.
+    pictures: at most so many; empty: the share of prompts left out; two: none but pairs of two things.
     """
     frames = int(torch.randint(2, FRAMES + 1, ())) if torch.rand(()) < CLIPS else 1
     n = pictures // frames // 2
-    which, rows = torch.randint(shards, (n,)).tolist(), torch.randint(PAIRS, (n,)).tolist()
+    which, rows = torch.randint(len(shards), (n,)).tolist(), torch.randint(PAIRS, (n,)).tolist()
+    if two:
+        rows = [shards[s].of_two[row % len(shards[s].of_two)] for s, row in zip(which, rows, strict=True)]
     at = [sorted(torch.randperm(FRAMES)[:frames].tolist()) for _ in range(n)]
     told, short = (torch.rand(n) >= empty).repeat_interleave(2), (torch.rand(n) < SHORT).long()
     return Chosen(list(zip(which, rows, at, short.tolist(), strict=True)), told)
@@ -125,9 +145,11 @@ class Noised:
     weight: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, alpha_bar: Tensor) -> "Noised":
-        """Of latents (n, F, 4, h, w), two in a row being a pair, of one timestep and one noise. alpha_bar: (1000,)."""
-        t = torch.randint(1000, (len(x) // 2,)).repeat_interleave(2).to(x.device)
+    def of(cls, x: Tensor, alpha_bar: Tensor, first: int = 0) -> "Noised":
+        """Of latents (n, F, 4, h, w), two in a row being a pair, of one timestep, `first` or later, and one noise.
+        alpha_bar: (1000,).
+        """
+        t = torch.randint(first, 1000, (len(x) // 2,)).repeat_interleave(2).to(x.device)
         eps = torch.randn(len(x) // 2, *x.shape[1:]).repeat_interleave(2, 0).to(x.device)
         a = alpha_bar[t].view(-1, 1, 1, 1, 1)
         weight = (MOST_SNR * (1 - a) / a).clamp(max=MOST_WEIGHT)  # min(5 / SNR, 8), SNR = alpha_bar / (1 - alpha_bar)
@@ -138,12 +160,12 @@ class Noised:
         return (self.weight * (predicted.float() - self.eps).square()).mean()
 
 
-def losses(unet: UNet, text: nn.Module, batch: Batch, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
+def losses(unet: UNet, text: nn.Module, batch: Batch, alpha_bar: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
     """The weighted epsilon loss of a batch, and the loss of its words' places. A pair has one timestep and one noise.
 
-    alpha_bar: (1000,). In bfloat16 on a GPU, and on a CPU that multiplies it natively.
+    alpha_bar: (1000,); first: the least timestep. In bfloat16 on a GPU, and on a CPU that multiplies it natively.
     """
-    noised = Noised.of(batch.latents, alpha_bar)
+    noised = Noised.of(batch.latents, alpha_bar, first)
     attend = TrainingAttention(FrameIndex((0, "mid")))
     with autocast(batch.latents.device):
         embedding = text(input_ids=batch.ids).last_hidden_state
@@ -193,9 +215,16 @@ def new_text_model(vocabulary: int, start: int, end: int) -> CLIPTextModel:
     )
 
 
-def train(state: Path, start: Start, device: str, wanted: Callable[[Training], bool], each: Callable = map) -> Training:
+def train(
+    state: Path,
+    start: Start,
+    device: str,
+    wanted: Callable[[Training], bool],
+    each: Callable = map,
+    layouts: float = LAYOUTS,
+) -> Training:
     """Train, or go on, while it is `wanted`; then save. Saves on the way, too. each: what shards are drawn with
-    (`make_shard`).
+    (`make_shard`); layouts: the share of batches that teach LAYOUT.
     """
     torch.manual_seed(0)
     unet, text = start.unet.to(memory_format=torch.channels_last), start.text.model.requires_grad_(True).train()
@@ -208,10 +237,12 @@ def train(state: Path, start: Start, device: str, wanted: Callable[[Training], b
     many = ON_GPU if device == "cuda" else 1
     recent: dict[int, list[Tensor]] = {size: [] for size in BATCHES}
     for _ in training.rounds(wanted):
-        size = max(BATCHES) if torch.rand(()) < LARGE else min(BATCHES)
+        lesson = LAYOUT if torch.rand(()) < layouts else ALL
+        size = max(BATCHES) if torch.rand(()) < lesson.large else min(BATCHES)
         there = shards.of(size, min(1 + training.pictures // NEW_SHARD, MOST_SHARDS))
-        batch = batch_of(there, choose(len(there), many * BATCHES[size]), nothing).to(device)
-        loss, placing = losses(unet, text, batch, alpha_bar)
+        chosen = choose(there, many * BATCHES[size], two=lesson.two)
+        batch = batch_of(there, chosen, nothing).to(device)
+        loss, placing = losses(unet, text, batch, alpha_bar, lesson.first)
         training.step(loss + PLACING * placing)
         training.pictures += batch.latents.shape[:2].numel()
         recent[size].append(torch.stack([loss, placing]).detach())

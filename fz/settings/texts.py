@@ -44,6 +44,12 @@ def positive(value: str) -> float:
     return number(value)
 
 
+def fraction(value: str) -> float:
+    if not 0 <= number(value) <= 1:
+        raise argparse.ArgumentTypeError(f"got {value!r}, expected a number from 0 to 1.")
+    return number(value)
+
+
 def gradients(value: str) -> tuple[float, float]:
     parts = value.split(",")
     if len(parts) != 2:
