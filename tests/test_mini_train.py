@@ -183,28 +183,30 @@ def test_a_batch_of_layouts_has_two_things_and_much_noise(few, monkeypatch):
     made = shards.Shard(latents, torch.zeros(4, 2, 2, 77, dtype=torch.long), columns, torch.rand(4, 2, 4, 2, 8, 8))
     monkeypatch.setattr(training, "PAIRS", 4)
     torch.manual_seed(0)
-    seen = {shown: set() for shown in (False, True)}
-    for two in 20 * list(seen):
-        batch = batch_of([made], choose([made], 16, two=two), torch.zeros(77, dtype=torch.long))
-        seen[two] |= set(batch.latents[:, 0, 0, 0, 0].int().tolist())
-    assert seen == {False: {0, 1, 2, 3}, True: {0, 2}}
+    seen = {lesson: set() for lesson in (training.ALL, training.LAYOUT)}
+    for lesson in 20 * list(seen):
+        batch = batch_of([made], choose([made], 16, lesson), torch.zeros(77, dtype=torch.long))
+        seen[lesson] |= {(int(z[0, 0, 0, 0]), len(z)) for z in batch.latents}
+    pairs, frames = ({lesson: {x[i] for x in there} for lesson, there in seen.items()} for i in (0, 1))
+    assert pairs == {training.ALL: {0, 1, 2, 3}, training.LAYOUT: {0, 2}}
+    assert frames == {training.ALL: {1, 2, 3, 4}, training.LAYOUT: {1}}
     times = torch.cat([training.Noised.of(torch.zeros(200, 1, 4, 2, 2), torch.rand(1000), f).t for f in (0, 300)])
     assert times[:200].min() < 100 and 300 <= times[200:].min() < 330 and times.max() > 950
 
 
-@pytest.mark.parametrize("layouts, two", [(0.0, {False}), (1.0, {True}), (0.5, {False, True})])
-def test_so_many_batches_teach_layouts(layouts, two, tmp_path, tokenizer, few, monkeypatch):
+@pytest.mark.parametrize("layouts, lessons", [(0.0, {"ALL"}), (1.0, {"LAYOUT"}), (0.5, {"ALL", "LAYOUT"})])
+def test_so_many_batches_teach_layouts(layouts, lessons, tmp_path, tokenizer, few, monkeypatch):
     asked, choose = [], training.choose
 
-    def noted(shards, pictures, empty=training.EMPTY, two=False):
-        asked.append(two)
-        return choose(shards, pictures, empty, two)
+    def noted(shards, pictures, lesson):
+        asked.append(lesson)
+        return choose(shards, pictures, lesson)
 
     monkeypatch.setattr(training, "choose", noted)
     monkeypatch.setattr(training, "BATCHES", {64: 8, 128: 8})
-    steps = 6 if len(two) == 2 else 2
+    steps = 6 if len(lessons) == 2 else 2
     training.train(tmp_path, start(tokenizer), "cpu", lambda training: training.steps < steps, layouts=layouts)
-    assert set(asked) == two
+    assert set(asked) == {getattr(training, lesson) for lesson in lessons}
 
 
 # ---- attention and losses --------------------------------------------------------------------------------------------

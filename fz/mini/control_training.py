@@ -143,7 +143,7 @@ def train(
     for _ in training.rounds(wanted):
         size = list(BATCHES)[int(torch.randint(len(BATCHES), ()))]
         there = shards.of(size, min(1 + training.pictures // NEW_SHARD, MOST_SHARDS))
-        chosen = choose(there, many * BATCHES[size], EMPTY)
+        chosen = choose(there, many * BATCHES[size])
         batch, pictures = batch_of(there, chosen, nothing).to(device), shards.edges(size, chosen).to(device)
         noised = Noised.of(batch.latents, teacher.alpha_bar)
         loss = teacher.error(batch, noised, control, pictures)

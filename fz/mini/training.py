@@ -36,7 +36,6 @@ from fz.weights.load import load_checkpoint
 EMPTY = 0.1  # share of prompts left empty, for guidance
 SHORT = 0.2  # share of prompts without the verb: 'a blue star on the grass'
 PLACING = 0.03  # weight of the loss of words' places
-CLIPS = 0.5  # share of batches whose pictures are clips of two to four frames, as editing has them
 # steps with less noise weigh less (min-SNR, arXiv 2303.09556): they hold most of the loss and little of the shapes. And
 # those weigh more where hardly anything is seen: which of two things is where, a sampler decides there, and at weight 1
 # the order of the words was never learned
@@ -51,19 +50,21 @@ LAYOUTS = 0.3  # share of batches whose lesson is LAYOUT
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a batch teaches. large: how often it is of the larger size, at which edits are made; first: the timestep
-    with least noise; two: of pairs of two things alone.
+    """What a batch teaches. large: how often it is of the larger size, at which edits are made; clips: how often its
+    pictures are clips of two to four frames, as editing has them; first: the timestep with least noise; two: of pairs
+    of two things alone.
     """
 
     large: float
+    clips: float
     first: int = 0
     two: bool = False
 
 
-ALL = Lesson(0.75)
-# which word belongs to which thing and which thing is where: decided under much noise, seen as well in small pictures,
-# and learned ten times sooner where nothing else is asked
-LAYOUT = Lesson(0.35, first=300, two=True)
+ALL = Lesson(0.75, 0.5)
+# which word belongs to which thing and which thing is where: decided under much noise, seen in small pictures as well,
+# and learned soonest where a batch asks for nothing else, of as many pairs as it can hold
+LAYOUT = Lesson(0.35, 0.0, first=300, two=True)
 
 
 def placing_loss(maps: list[Tensor], cells: Tensor, columns: Tensor, told: Tensor) -> Tensor:
@@ -108,18 +109,15 @@ class Chosen:
     told: Tensor
 
 
-def choose(shards: list[Shard], pictures: int, empty: float = EMPTY, two: bool = False) -> Chosen:
-    """At random: pairs of pictures or, half of the time, of clips of two to four frames, in their order.
-
-    pictures: at most so many; empty: the share of prompts left out; two: none but pairs of two things.
-    """
-    frames = int(torch.randint(2, FRAMES + 1, ())) if torch.rand(()) < CLIPS else 1
+def choose(shards: list[Shard], pictures: int, lesson: Lesson = ALL) -> Chosen:
+    """At random: pairs of pictures or of clips of two to four frames, in their order; at most so many pictures."""
+    frames = int(torch.randint(2, FRAMES + 1, ())) if torch.rand(()) < lesson.clips else 1
     n = pictures // frames // 2
     which, rows = torch.randint(len(shards), (n,)).tolist(), torch.randint(PAIRS, (n,)).tolist()
-    if two:
+    if lesson.two:
         rows = [shards[s].of_two[row % len(shards[s].of_two)] for s, row in zip(which, rows, strict=True)]
     at = [sorted(torch.randperm(FRAMES)[:frames].tolist()) for _ in range(n)]
-    told, short = (torch.rand(n) >= empty).repeat_interleave(2), (torch.rand(n) < SHORT).long()
+    told, short = (torch.rand(n) >= EMPTY).repeat_interleave(2), (torch.rand(n) < SHORT).long()
     return Chosen(list(zip(which, rows, at, short.tolist(), strict=True)), told)
 
 
@@ -240,7 +238,7 @@ def train(
         lesson = LAYOUT if torch.rand(()) < layouts else ALL
         size = max(BATCHES) if torch.rand(()) < lesson.large else min(BATCHES)
         there = shards.of(size, min(1 + training.pictures // NEW_SHARD, MOST_SHARDS))
-        chosen = choose(there, many * BATCHES[size], two=lesson.two)
+        chosen = choose(there, many * BATCHES[size], lesson)
         batch = batch_of(there, chosen, nothing).to(device)
         loss, placing = losses(unet, text, batch, alpha_bar, lesson.first)
         training.step(loss + PLACING * placing)
