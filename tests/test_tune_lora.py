@@ -94,6 +94,15 @@ def test_each_picture_has_its_own_caption_and_timestep():
     assert sorted(order) == [0, 1, 2, 3] and loss.isfinite()
 
 
+def test_each_picture_s_error_has_its_own_weight():
+    ours, x = tuner(min_snr=0.5), lesson(4)
+    eps, alpha_bar = torch.zeros_like(x.z), torch.tensor([0.9, 0.5, 0.25, 0.01]).view(4, 1, 1, 1)
+    errors = x.z.square().mean((1, 2, 3))
+    weights = torch.tensor([0.5 * 0.1 / 0.9, 0.5, 1, 1])
+    torch.testing.assert_close(ours.error(x.z, eps, alpha_bar), (weights * errors).mean())
+    torch.testing.assert_close(tuner().error(x.z, eps, alpha_bar), errors.mean())
+
+
 def test_it_goes_on_to_the_same_bits():
     x, whole = lesson(), tuner(seed=3)
     for _ in range(4):

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -66,7 +65,7 @@ class PictureTuner(Tuner):
     """A training whose lessons are pictures: z (N, 4, h, w), embedding (N, 77, Cx) of their captions."""
 
     def loss(self, lesson: Lesson, number: int) -> Tensor:
-        """|eps - eps_theta|² of a few pictures, each at a timestep of its own."""
+        """|eps - eps_theta|² of a few pictures, each at a timestep of its own, times its weight."""
         generator = torch.Generator().manual_seed((self.seed % 2**19 << 44) + number)
         chosen = torch.randperm(len(lesson.z), generator=generator)[:PICTURES]
         t = torch.randint(len(self.alpha_bars), (len(chosen),), generator=generator)
@@ -77,7 +76,7 @@ class PictureTuner(Tuner):
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             # each picture a clip of one frame
             out = self.unet(z[:, None], t.to(self.device), text, Plain(OWN))[:, 0]
-        return F.mse_loss(out.float(), eps)
+        return self.error(out, eps, a)
 
 
 def captions(clip: ClipSettings, indices: Sequence[int], prompt: str) -> list[str]:

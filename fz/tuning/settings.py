@@ -66,6 +66,7 @@ class TuneSettings:
     lora_rank: int | None = None
     accumulate: int = 1
     recompute: bool = True
+    min_snr: float | None = None
     dtype: str = "float32"
     seed: int = 0
     class_images: str | None = None
@@ -146,6 +147,13 @@ def parser() -> argparse.ArgumentParser:
         action="store_const",
         const=False,
         help="no gradient checkpointing: a third faster, several times the memory",
+    )
+    flag(
+        "min-snr",
+        "min_snr",
+        texts.positive,
+        "GAMMA",
+        "draws with less noise weigh less, min(1, GAMMA/SNR): for a LoRA of colours or of a style, 1 to 5",
     )
     flag("dtype", "dtype", texts.one_of(DTYPES), "NAME", "of the products; weights stay float32")
     flag("seed", "seed", texts.whole(0), "N", "of all draws")

@@ -141,7 +141,8 @@ def draw(seed: int, number: int, shape: Sequence[int], timesteps: int) -> tuple[
 class TrainingSettings:
     """How a training goes. rate: AdamW's. accumulate: draws a step. dtype: of the products, the weights stay float32.
 
-    recompute: gradient checkpointing.
+    recompute: gradient checkpointing. min_snr: the signal-to-noise ratio above which a draw's loss weighs less
+    (gamma of arXiv 2303.09556); None: all weigh the same.
     """
 
     rate: float
@@ -149,6 +150,7 @@ class TrainingSettings:
     accumulate: int = 1
     dtype: torch.dtype = torch.float32
     recompute: bool = True
+    min_snr: float | None = None
 
 
 class Tuner:
@@ -158,7 +160,7 @@ class Tuner:
         """alpha_bars: of every training timestep."""
         self.unet, self.weights, self.alpha_bars = unet, trained(unet, recipe), alpha_bars
         self.seed, self.accumulate = training.seed, training.accumulate
-        self.dtype, self.recompute = training.dtype, training.recompute
+        self.dtype, self.recompute, self.min_snr = training.dtype, training.recompute, training.min_snr
         self.optimiser = torch.optim.AdamW(self.weights.values(), lr=training.rate, weight_decay=1e-2)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.dtype == torch.float16)
         self.steps = 0
@@ -169,14 +171,25 @@ class Tuner:
         return self.unet.conv_in.weight.device
 
     def loss(self, lesson: Lesson, number: int) -> Tensor:
-        """|eps - eps_theta|² of one draw."""
+        """|eps - eps_theta|² of one draw, times its weight."""
         t, eps = draw(self.seed, number, lesson.z.shape, len(self.alpha_bars))
         a, eps = self.alpha_bars[t], eps.to(self.device)
         z = a**0.5 * lesson.z + (1 - a) ** 0.5 * eps
         text = TextContext(lesson.embedding[None])
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             out = self.unet(z[None], t, text, Plain(ANCHORS))[0]
-        return F.mse_loss(out.float(), eps)
+        return self.error(out, eps, torch.tensor(a))
+
+    def error(self, predicted: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
+        """The mean squared error of the noise that was predicted, each draw's times min(1, gamma / SNR), where SNR =
+        alpha_bar / (1 - alpha_bar).
+
+        alpha_bar: broadcasts against eps.
+        """
+        if self.min_snr is None:
+            return F.mse_loss(predicted.float(), eps)
+        weight = (self.min_snr * (1 - alpha_bar) / alpha_bar).clamp(max=1)
+        return (weight * (predicted.float() - eps).square()).mean()
 
     def step(self, lessons: Sequence[Lesson]) -> float:
         """One step on all lessons; returns the first one's loss. Raises FzError if it is not finite: nothing is changed
