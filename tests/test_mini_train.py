@@ -190,8 +190,8 @@ def test_a_batch_of_layouts_has_two_things_and_much_noise(few, monkeypatch):
     pairs, frames = ({lesson: {x[i] for x in there} for lesson, there in seen.items()} for i in (0, 1))
     assert pairs == {training.ALL: {0, 1, 2, 3}, training.LAYOUT: {0, 2}}
     assert frames == {training.ALL: {1, 2, 3, 4}, training.LAYOUT: {1}}
-    times = torch.cat([training.Noised.of(torch.zeros(200, 1, 4, 2, 2), torch.rand(1000), f).t for f in (0, 300)])
-    assert times[:200].min() < 100 and 300 <= times[200:].min() < 330 and times.max() > 950
+    times = torch.cat([training.Noised.of(torch.zeros(200, 1, 4, 2, 2), torch.rand(1000), lesson).t for lesson in seen])
+    assert times[:200].min() < 100 and 600 <= times[200:].min() < 630 and times.max() > 950
 
 
 @pytest.mark.parametrize("layouts, lessons", [(0.0, {"ALL"}), (1.0, {"LAYOUT"}), (0.5, {"ALL", "LAYOUT"})])
@@ -287,9 +287,14 @@ def test_a_pair_has_one_timestep_and_one_noise(tokenizer):
     assert torch.equal(seen["z"][0::2], seen["z"][1::2]) and not torch.equal(seen["z"][0], seen["z"][2])
 
 
-@pytest.mark.parametrize("snr, weight", [(50, 0.1), (5, 1), (1, 5), (0.625, 8), (0.01, 8)])
-def test_steps_that_see_little_weigh_most(snr, weight):
-    noised = training.Noised.of(torch.zeros(2, 1, 4, 4, 4), torch.full((1000,), snr / (1 + snr)))
+@pytest.mark.parametrize(
+    "lesson, snr, weight",
+    [("ALL", 50, 0.1), ("ALL", 5, 1), ("ALL", 1, 5), ("ALL", 0.625, 8), ("ALL", 0.01, 8),
+     ("LAYOUT", 0.2, 3), ("LAYOUT", 0.01, 60), ("LAYOUT", 0.005, 100)],
+)  # fmt: skip
+def test_steps_that_see_little_weigh_most(lesson, snr, weight):
+    alpha_bar = torch.full((1000,), snr / (1 + snr))
+    noised = training.Noised.of(torch.zeros(2, 1, 4, 4, 4), alpha_bar, getattr(training, lesson))
     assert noised.weight.flatten().tolist() == pytest.approx([weight] * 2)
     assert noised.error(noised.eps + 2).item() == pytest.approx(4 * weight, rel=1e-5)
 
