@@ -104,7 +104,7 @@ def work(given: argparse.Namespace, out: Path) -> None:
     write_pictures(out / "pictures", given.style, given.pictures, given.size)
     argv = ["--video", str(out / "pictures"), "--frames", "all", "--prompt", given.style, "--size", str(given.size),
             "--lora-rank", str(given.rank), "--steps", str(given.steps), "--rate", str(given.rate),
-            "--min-snr", str(given.min_snr), "--keep-activations", "--out", str(out / "lora")]  # fmt: skip
+            "--snr-power", str(given.snr_power), "--keep-activations", "--out", str(out / "lora")]  # fmt: skip
     if (code := tune.main(argv)) != 0:
         raise SystemExit(code)
     stories = [plain(HELD_OUT + FIRST + i) for i in range(given.clips)]

@@ -16,7 +16,7 @@ def answer(argv: Sequence[str] | None) -> None:
     parser.add_argument("--style", choices=["art", "blueprint"], default="art", help="its words")
     for name, default in (("pictures", 48), ("rank", 8), ("steps", 1200), ("clips", 24), ("frames", 2), ("size", 128)):
         parser.add_argument(f"--{name}", type=whole(1), metavar="N", default=default)
-    for name, metavar, default in (("rate", "R", 2e-3), ("min-snr", "GAMMA", 1.0)):
+    for name, metavar, default in (("rate", "R", 2e-3), ("snr-power", "P", 1.0)):
         parser.add_argument(f"--{name}", type=positive, metavar=metavar, default=default, help="of fz.tune")
     given = parser.parse_args(argv)
     out = writable(given.out, "out")

@@ -17,7 +17,7 @@ HUGE = str(10**17)
 @pytest.mark.parametrize(
     "flags",
     [["--rank", HUGE], ["--rank", "0"], ["--threads", HUGE], ["--steps", HUGE], ["--accumulate", HUGE],
-     ["--accumulate", "0"], ["--min-snr", "0"], ["--min-snr", "nan"], ["--min-snr", "1e9"],
+     ["--accumulate", "0"], ["--snr-power", "-1"], ["--snr-power", "nan"], ["--snr-power", "2"],
      ["--sample-steps", "5000"], ["--save-every", HUGE], ["--guidance", "nan"],
      ["--guidance", "inf"], ["--class-weight", "-1"], ["--class-weight", "nan"], ["--rate", "nan"],
      ["--rate", "1e308"]],

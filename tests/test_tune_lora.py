@@ -95,10 +95,10 @@ def test_each_picture_has_its_own_caption_and_timestep():
 
 
 def test_each_picture_s_error_has_its_own_weight():
-    ours, x = tuner(min_snr=0.5), lesson(4)
+    ours, x = tuner(snr_power=0.5), lesson(4)
     eps, alpha_bar = torch.zeros_like(x.z), torch.tensor([0.9, 0.5, 0.25, 0.01]).view(4, 1, 1, 1)
     errors = x.z.square().mean((1, 2, 3))
-    weights = torch.tensor([0.5 * 0.1 / 0.9, 0.5, 1, 1])
+    weights = torch.tensor([1 / 3, 1, 3**0.5, 99**0.5])
     torch.testing.assert_close(ours.error(x.z, eps, alpha_bar), (weights * errors).mean())
     torch.testing.assert_close(tuner().error(x.z, eps, alpha_bar), errors.mean())
 

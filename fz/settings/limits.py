@@ -17,7 +17,7 @@ WHOLE = {
     "save_every": (1, 10**7),
     "threads": (1, 1024),
 }
-NUMBERS = {"guidance": (0, 1000), "class_weight": (0, 1000)}
+NUMBERS = {"guidance": (0, 1000), "class_weight": (0, 1000), "snr_power": (0, 1)}
 
 
 def check_tuning(settings: Any) -> None:
@@ -32,6 +32,3 @@ def check_tuning(settings: Any) -> None:
             raise FzError(f"{name}: got {value!r}, expected a number from {low} to {high}.")
     if settings.rate is not None and not (isinstance(settings.rate, float) and math.isfinite(settings.rate)):
         raise FzError(f"rate: got {settings.rate!r}, expected a number between 0 and 1, as 3e-5.")
-    gamma = settings.min_snr
-    if gamma is not None and (isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 < gamma <= 1e6):
-        raise FzError(f"min_snr: got {gamma!r}, expected a number above 0, as 5, or None.")

@@ -229,7 +229,7 @@ def training(settings: TuneSettings, recipe: trainer.Recipe) -> trainer.Training
         accumulate=settings.accumulate,
         dtype=getattr(torch, settings.dtype),
         recompute=settings.recompute,
-        min_snr=settings.min_snr,
+        snr_power=settings.snr_power,
     )
 
 

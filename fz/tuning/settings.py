@@ -66,7 +66,7 @@ class TuneSettings:
     lora_rank: int | None = None
     accumulate: int = 1
     recompute: bool = True
-    min_snr: float | None = None
+    snr_power: float = 0.0
     dtype: str = "float32"
     seed: int = 0
     class_images: str | None = None
@@ -149,11 +149,11 @@ def parser() -> argparse.ArgumentParser:
         help="no gradient checkpointing: a third faster, several times the memory",
     )
     flag(
-        "min-snr",
-        "min_snr",
-        texts.positive,
-        "GAMMA",
-        "draws with less noise weigh less, min(1, GAMMA/SNR): for a LoRA of colours or of a style, 1 to 5",
+        "snr-power",
+        "snr_power",
+        texts.number,
+        "P",
+        "a draw's loss weighs SNR^-P: colours and styles are learned where there is most noise, with 0.5 to 1",
     )
     flag("dtype", "dtype", texts.one_of(DTYPES), "NAME", "of the products; weights stay float32")
     flag("seed", "seed", texts.whole(0), "N", "of all draws")

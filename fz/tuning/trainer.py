@@ -141,8 +141,8 @@ def draw(seed: int, number: int, shape: Sequence[int], timesteps: int) -> tuple[
 class TrainingSettings:
     """How a training goes. rate: AdamW's. accumulate: draws a step. dtype: of the products, the weights stay float32.
 
-    recompute: gradient checkpointing. min_snr: the signal-to-noise ratio above which a draw's loss weighs less
-    (gamma of arXiv 2303.09556); None: all weigh the same.
+    recompute: gradient checkpointing. snr_power: a draw's loss weighs SNR^-p; 0.5 is arXiv 2310.08442's, 1 makes it the
+    loss of the clean picture.
     """
 
     rate: float
@@ -150,7 +150,7 @@ class TrainingSettings:
     accumulate: int = 1
     dtype: torch.dtype = torch.float32
     recompute: bool = True
-    min_snr: float | None = None
+    snr_power: float = 0.0
 
 
 class Tuner:
@@ -160,7 +160,7 @@ class Tuner:
         """alpha_bars: of every training timestep."""
         self.unet, self.weights, self.alpha_bars = unet, trained(unet, recipe), alpha_bars
         self.seed, self.accumulate = training.seed, training.accumulate
-        self.dtype, self.recompute, self.min_snr = training.dtype, training.recompute, training.min_snr
+        self.dtype, self.recompute, self.snr_power = training.dtype, training.recompute, training.snr_power
         self.optimiser = torch.optim.AdamW(self.weights.values(), lr=training.rate, weight_decay=1e-2)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.dtype == torch.float16)
         self.steps = 0
@@ -181,14 +181,14 @@ class Tuner:
         return self.error(out, eps, torch.tensor(a))
 
     def error(self, predicted: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
-        """The mean squared error of the noise that was predicted, each draw's times min(1, gamma / SNR), where SNR =
-        alpha_bar / (1 - alpha_bar).
+        """The mean squared error of the noise that was predicted, each draw's times SNR^-p, where SNR = alpha_bar /
+        (1 - alpha_bar).
 
         alpha_bar: broadcasts against eps.
         """
-        if self.min_snr is None:
+        if self.snr_power == 0:
             return F.mse_loss(predicted.float(), eps)
-        weight = (self.min_snr * (1 - alpha_bar) / alpha_bar).clamp(max=1)
+        weight = ((1 - alpha_bar) / alpha_bar) ** self.snr_power
         return (weight * (predicted.float() - eps).square()).mean()
 
     def step(self, lessons: Sequence[Lesson]) -> float:
