@@ -13,6 +13,7 @@ import time
 import pytest
 
 from fz.errors import FzError
+from fz.memory.inversions import Inversion
 from fz.web import form as forms
 from fz.web import guard, main
 from fz.web.folder import DAY, MONTH, Folder, Visitor, VisitorClip, new_id, safe_name
@@ -211,6 +212,16 @@ def test_a_visitor_who_left_nothing_is_forgotten_after_a_month(folder):
     assert folder.forget(time.time() + MONTH - 60) == []
     assert folder.forget(month) == [idle.path]
     assert not idle.path.exists() and edited.path.exists() and busy.path.exists()
+
+
+def test_inversions_go_that_were_not_used_for_a_month(folder):
+    with Inversion.open(str(folder.cache), "a" * 32, lambda line: None) as open_one:
+        old = folder.cache / ("b" * 32)
+        with Inversion.open(str(folder.cache), old.name, lambda line: None):
+            pass
+        assert folder.forget(time.time() + MONTH - 60) == []
+        assert folder.forget(time.time() + MONTH + 60) == [old]
+        assert not old.exists() and open_one.folder.exists()
 
 
 def test_uploads_are_bounded(folder):

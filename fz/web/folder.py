@@ -180,30 +180,46 @@ class Folder:
         return place / safe_name(name), left
 
     def forget(self, now: float | None = None) -> list[Path]:
-        """Remove uploads of more than a day ago, the oldest results where all take more than RESULTS_LIMIT, and folders
-        of visitors who have no result and did nothing for a month. Returns what went.
+        """Remove uploads of more than a day ago, the oldest results where all take more than RESULTS_LIMIT, and what
+        nobody used for a month. Returns what went.
         """
-        now, gone = time.time() if now is None else now, []
+        now = time.time() if now is None else now
+        gone: list[Path] = []
         with contextlib.suppress(OSError):
-            for upload in self.visitors.glob("*/*/upload"):
-                if now - upload.stat().st_mtime > DAY:
-                    shutil.rmtree(upload, ignore_errors=True)
-                    gone.append(upload)
-                    if not any((upload.parent / "results").glob("*/about.json")):
-                        shutil.rmtree(upload.parent, ignore_errors=True)
-            results = sorted(self.visitors.glob("*/*/results/*"), key=lambda p: p.stat().st_mtime)
-            sizes = {place: size_of(place) for place in results}
-            for place in results:
-                if sum(sizes.values()) <= RESULTS_LIMIT:
-                    break
-                sizes.pop(place)
-                shutil.rmtree(place, ignore_errors=True)
-                gone.append(place)
-            for visitor in self.visitors.iterdir():
-                if not any(visitor.glob("*/results/*/about.json")) and now - last_change(visitor) > MONTH:
-                    shutil.rmtree(visitor, ignore_errors=True)
-                    gone.append(visitor)
+            for kind in (self.old_uploads(now), self.results_too_many(), self.unused_visitors(now)):
+                for place in list(kind):
+                    shutil.rmtree(place, ignore_errors=True)
+                    gone.append(place)
+            gone += self.forget_inversions(now)
         return gone
+
+    def old_uploads(self, now: float) -> Iterator[Path]:
+        """Clips without results as a whole, of others the upload."""
+        for upload in self.visitors.glob("*/*/upload"):
+            if now - upload.stat().st_mtime > DAY:
+                yield upload if any((upload.parent / "results").glob("*/about.json")) else upload.parent
+
+    def results_too_many(self) -> Iterator[Path]:
+        results = sorted(self.visitors.glob("*/*/results/*"), key=lambda p: p.stat().st_mtime)
+        sizes = {place: size_of(place) for place in results}
+        for place in results:
+            if sum(sizes.values()) <= RESULTS_LIMIT:
+                break
+            sizes.pop(place)
+            yield place
+
+    def unused_visitors(self, now: float) -> Iterator[Path]:
+        """Folders of those who have no result."""
+        for visitor in self.visitors.iterdir():
+            if not any(visitor.glob("*/results/*/about.json")) and now - last_change(visitor) > MONTH:
+                yield visitor
+
+    def forget_inversions(self, now: float) -> list[Path]:
+        """A clip can be decoded from its inversion. What runs use stays."""
+        from fz.memory.inversions import is_inversion, remove_unused
+
+        old = [p for p in self.cache.iterdir() if is_inversion(p) and now - p.stat().st_mtime > MONTH]
+        return [inversion for inversion in old if remove_unused(inversion)]
 
 
 def safe_name(name: str) -> str:
