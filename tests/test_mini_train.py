@@ -473,6 +473,8 @@ def test_what_ships_is_a_start_and_its_export_is_a_checkpoint(tmp_path):
         "step,seconds,pictures,size,loss,placing\n1,2,32,64,0.1,2.0\n2,4,48,128,0.2,2.5\n"
     )
     assert export(tmp_path, tmp_path / "out") == "48 pictures"
+    (tmp_path / "log.csv").unlink()
+    assert export(tmp_path, tmp_path / "out") == "averages without a log"
     assert all(file.stat().st_size <= state.LARGEST for file in tmp_path.glob("averages-*"))
     loaded, shipped = load_checkpoint(tmp_path / "out"), load_checkpoint(mini.checkpoint())
     for part in ("unet", "vae"):

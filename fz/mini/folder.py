@@ -61,6 +61,9 @@ def export(state: Path, out: Path) -> str:
     write_json(out / "scheduler" / "scheduler_config.json", SCHEDULER)
     write_json(out / "model_index.json", INDEX)
     write_pngs(out / "example", draw(EXAMPLE).frames)
+    if not (state / "log.csv").exists():
+        # averages travel alone
+        return "averages without a log"
     shutil.copyfile(state / "log.csv", out / "log.csv")
     draw_log(out / "log.csv", out / "loss.png")
     with open(state / "log.csv", newline="") as file:
