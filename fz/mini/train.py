@@ -32,7 +32,7 @@ def answer(argv: Sequence[str] | None) -> None:
         "--layouts",
         type=fraction,
         default=None,
-        help="of batches that teach which of two things is where, 0 to 1; default: 0.5",
+        help="of batches that teach which of two things is where, 0 to 1; default: 0.25",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=whole(1), default=1, help="of training on a CPU")

@@ -41,7 +41,7 @@ ON_GPU = 8  # times as many on a GPU
 NEW_SHARD = 6_000  # pictures after which training gets one shard more
 MOST_SHARDS = 120  # 60 000 stories
 LOG_EVERY = 25  # batches of a size
-LAYOUTS = 0.5  # share of batches whose lesson is LAYOUT
+LAYOUTS = 0.25  # share of batches whose lesson is LAYOUT
 
 
 @dataclass(frozen=True)
