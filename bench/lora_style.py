@@ -6,7 +6,7 @@ What is drawn, learned and compared is in `bench.lora_clips`.
 from collections.abc import Sequence
 
 from fz.settings.place import writable
-from fz.settings.texts import positive, whole
+from fz.settings.texts import fraction, positive, whole
 from fz.shell import Parser, answered, leave
 
 
@@ -16,8 +16,8 @@ def answer(argv: Sequence[str] | None) -> None:
     parser.add_argument("--style", choices=["art", "blueprint"], default="art", help="its words")
     for name, default in (("pictures", 48), ("rank", 8), ("steps", 1200), ("clips", 24), ("frames", 2), ("size", 128)):
         parser.add_argument(f"--{name}", type=whole(1), metavar="N", default=default)
-    for name, metavar, default in (("rate", "R", 2e-3), ("snr-power", "P", 1.0)):
-        parser.add_argument(f"--{name}", type=positive, metavar=metavar, default=default, help="of fz.tune")
+    parser.add_argument("--rate", type=positive, metavar="R", default=2e-3)
+    parser.add_argument("--snr-power", type=fraction, metavar="P", default=1.0, help="of fz.tune")
     given = parser.parse_args(argv)
     out = writable(given.out, "out")
     from bench.lora_clips import work

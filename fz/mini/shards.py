@@ -8,7 +8,6 @@ none.
 """
 
 import dataclasses
-import functools
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -54,7 +53,7 @@ class Shard:
     columns: Tensor
     cells: Tensor
 
-    @functools.cached_property
+    @property
     def of_two(self) -> list[int]:
         """The pairs whose captions both name two things."""
         return self.columns[:, :, 0, 1].any(-1).all(-1).nonzero().flatten().tolist()

@@ -41,11 +41,11 @@ ON_GPU = 8  # times as many on a GPU
 NEW_SHARD = 6_000  # pictures after which training gets one shard more
 MOST_SHARDS = 120  # 60 000 stories
 LOG_EVERY = 25  # batches of a size
-LAYOUTS = 0.25  # share of batches whose lesson is LAYOUT
+LAYOUTS = 0.25  # share of batches whose focus is LAYOUT
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Focus:
     """What a batch teaches. large: how often it is of the larger size, at which edits are made; clips: how often its
     pictures are clips of two to four frames, as editing has them; first: the timestep with least noise; two: of pairs
     of two things alone; gamma, most: the loss of a step weighs min(gamma / SNR, most).
@@ -60,12 +60,12 @@ class Lesson:
 
 
 # steps with less noise weigh less (min-SNR, arXiv 2303.09556): they hold most of the loss and little of the shapes
-ALL = Lesson(large=0.75, clips=0.5, first=0, two=False, gamma=5.0, most=8.0)
+ALL = Focus(large=0.75, clips=0.5, first=0, two=False, gamma=5.0, most=8.0)
 # which of two things is where, and which colour is whose: a sampler decides it in its first steps, where hardly
 # anything is seen and an error of the noise is next to nothing. Weighted as above, colours were never learned: a
 # picture's loss was the same under a caption with the two exchanged. Small pictures show it as well, and more pairs fit
 # into a batch without clips
-LAYOUT = Lesson(large=0.25, clips=0.0, first=600, two=True, gamma=0.6, most=100.0)
+LAYOUT = Focus(large=0.25, clips=0.0, first=600, two=True, gamma=0.6, most=100.0)
 
 
 def placing_loss(maps: list[Tensor], cells: Tensor, columns: Tensor, told: Tensor) -> Tensor:
@@ -110,13 +110,14 @@ class Chosen:
     told: Tensor
 
 
-def choose(shards: list[Shard], pictures: int, lesson: Lesson = ALL) -> Chosen:
+def choose(shards: list[Shard], pictures: int, focus: Focus = ALL) -> Chosen:
     """At random: pairs of pictures or of clips of two to four frames, in their order; at most so many pictures."""
-    frames = int(torch.randint(2, FRAMES + 1, ())) if torch.rand(()) < lesson.clips else 1
+    frames = int(torch.randint(2, FRAMES + 1, ())) if torch.rand(()) < focus.clips else 1
     n = pictures // frames // 2
     which, rows = torch.randint(len(shards), (n,)).tolist(), torch.randint(PAIRS, (n,)).tolist()
-    if lesson.two:
-        rows = [shards[s].of_two[row % len(shards[s].of_two)] for s, row in zip(which, rows, strict=True)]
+    if focus.two:
+        of_two = {s: shards[s].of_two for s in set(which)}
+        rows = [of_two[s][row % len(of_two[s])] for s, row in zip(which, rows, strict=True)]
     at = [sorted(torch.randperm(FRAMES)[:frames].tolist()) for _ in range(n)]
     told, short = (torch.rand(n) >= EMPTY).repeat_interleave(2), (torch.rand(n) < SHORT).long()
     return Chosen(list(zip(which, rows, at, short.tolist(), strict=True)), told)
@@ -144,12 +145,12 @@ class Noised:
     weight: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, alpha_bar: Tensor, lesson: Lesson = ALL) -> "Noised":
+    def of(cls, x: Tensor, alpha_bar: Tensor, focus: Focus = ALL) -> "Noised":
         """Of latents (n, F, 4, h, w), two in a row being a pair, of one timestep and one noise. alpha_bar: (1000,)."""
-        t = torch.randint(lesson.first, 1000, (len(x) // 2,)).repeat_interleave(2).to(x.device)
+        t = torch.randint(focus.first, 1000, (len(x) // 2,)).repeat_interleave(2).to(x.device)
         eps = torch.randn(len(x) // 2, *x.shape[1:]).repeat_interleave(2, 0).to(x.device)
         a = alpha_bar[t].view(-1, 1, 1, 1, 1)
-        weight = (lesson.gamma * (1 - a) / a).clamp(max=lesson.most)  # SNR = alpha_bar / (1 - alpha_bar)
+        weight = (focus.gamma * (1 - a) / a).clamp(max=focus.most)  # SNR = alpha_bar / (1 - alpha_bar)
         return cls(a.sqrt() * x + (1 - a).sqrt() * eps, t, eps, weight)
 
     def error(self, predicted: Tensor) -> Tensor:
@@ -157,12 +158,12 @@ class Noised:
         return (self.weight * (predicted.float() - self.eps).square()).mean()
 
 
-def losses(unet: UNet, text: nn.Module, batch: Batch, alpha_bar: Tensor, lesson: Lesson = ALL) -> tuple[Tensor, Tensor]:
+def losses(unet: UNet, text: nn.Module, batch: Batch, alpha_bar: Tensor, focus: Focus = ALL) -> tuple[Tensor, Tensor]:
     """The weighted epsilon loss of a batch, and the loss of its words' places. A pair has one timestep and one noise.
 
     alpha_bar: (1000,). In bfloat16 on a GPU, and on a CPU that multiplies it natively.
     """
-    noised = Noised.of(batch.latents, alpha_bar, lesson)
+    noised = Noised.of(batch.latents, alpha_bar, focus)
     attend = TrainingAttention(FrameIndex((0, "mid")))
     with autocast(batch.latents.device):
         embedding = text(input_ids=batch.ids).last_hidden_state
@@ -234,12 +235,12 @@ def train(
     many = ON_GPU if device == "cuda" else 1
     recent: dict[int, list[Tensor]] = {size: [] for size in BATCHES}
     for _ in training.rounds(wanted):
-        lesson = LAYOUT if torch.rand(()) < layouts else ALL
-        size = max(BATCHES) if torch.rand(()) < lesson.large else min(BATCHES)
+        focus = LAYOUT if torch.rand(()) < layouts else ALL
+        size = max(BATCHES) if torch.rand(()) < focus.large else min(BATCHES)
         there = shards.of(size, min(1 + training.pictures // NEW_SHARD, MOST_SHARDS))
-        chosen = choose(there, many * BATCHES[size], lesson)
+        chosen = choose(there, many * BATCHES[size], focus)
         batch = batch_of(there, chosen, nothing).to(device)
-        loss, placing = losses(unet, text, batch, alpha_bar, lesson)
+        loss, placing = losses(unet, text, batch, alpha_bar, focus)
         training.step(loss + PLACING * placing)
         training.pictures += batch.latents.shape[:2].numel()
         recent[size].append(torch.stack([loss, placing]).detach())

@@ -22,6 +22,7 @@ from typing import Any
 
 from fz import records
 from fz.errors import FzError
+from fz.memory.inversions import is_inversion, remove_unused
 from fz.results.lock import Busy, Lock
 from fz.settings.place import slug
 
@@ -216,8 +217,6 @@ class Folder:
 
     def forget_inversions(self, now: float) -> list[Path]:
         """A clip can be decoded from its inversion. What runs use stays."""
-        from fz.memory.inversions import is_inversion, remove_unused
-
         old = [p for p in self.cache.iterdir() if is_inversion(p) and now - p.stat().st_mtime > MONTH]
         return [inversion for inversion in old if remove_unused(inversion)]
 
