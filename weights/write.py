@@ -143,7 +143,7 @@ def write_lora(path: Path, layers: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         # convolutions of 1x1, in the checkpoint as in kohya's files
         ends = (1, 1) if layer.endswith(("proj_in", "proj_out")) else ()
         for half, t in (("up", up), ("down", down)):
-            state[f"{name}.lora_{half}.weight"] = t.detach().cpu().float().reshape(*t.shape, *ends).contiguous()
+            state[f"{name}.lora_{half}.weight"] = t.detach().cpu().float().reshape(*t.shape, *ends)
         state[f"{name}.alpha"] = torch.tensor(float(len(down)))
     # one entry: safetensors writes several in any order, and the same training is to give the same bytes
     write_safetensors(path, state, {"ss_base_model_version": "sd_v1"})

@@ -158,7 +158,7 @@ def write_averages(folder: Path, shadow: dict[str, Tensor]) -> list[Path]:
         if size > room:
             files.append({})
             room = LARGEST - 100_000
-        files[-1][key] = value.to("cpu", torch.float16).contiguous()
+        files[-1][key] = value.to("cpu", torch.float16)
         room -= size
     paths = [folder / f"averages-{i}.safetensors" for i in range(1, len(files) + 1)]
     for path, tensors in zip(paths, files, strict=True):

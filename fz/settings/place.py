@@ -8,15 +8,14 @@ from typing import Any
 
 from fz.errors import FzError
 
+# what Windows takes for a device, whatever ending follows
+DEVICES = re.compile(r"con|prn|aux|nul|(com|lpt)[1-9¹²³]")
+
 
 def default_path(settings: Any) -> Path:
     """results/CLIP-FIRST-TARGET in the current folder; at most 193 bytes for the folder's own name."""
     clip, target = slug(Path(settings.clip.path).stem, 64) or "clip", slug(settings.edits[0].target, 128) or "edit"
     return Path("results") / f"{clip}-{target}"
-
-
-# what Windows takes for a device, whatever ending follows
-DEVICES = re.compile(r"con|prn|aux|nul|(com|lpt)[1-9¹²³]")
 
 
 def slug(text: str, longest: int) -> str:
