@@ -24,7 +24,7 @@ def answer(argv: Sequence[str] | None) -> None:
     parser.add_argument("--two", type=whole(0), default=128, help="pictures sampled from captions of two things")
     parser.add_argument("--clips", type=whole(0), default=64, help="edited: six edits and two reconstructions each")
     parser.add_argument(
-        "--ablations", type=whole(0), default=32, help="clips edited without parts of the method: five edits each"
+        "--ablations", type=whole(0), default=32, help="clips edited without parts of the method: six edits each"
     )
     parser.add_argument("--removals", type=whole(0), default=64, help="clips from which the thing is removed")
     parser.add_argument("--one-of-two", type=whole(0), default=64, help="clips of two things, one of which is edited")

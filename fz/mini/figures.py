@@ -37,9 +37,13 @@ VARIANTS = {
     "style": {"fused": {}, "plain": {"align": "plain"}},
 }
 REMOVALS = {"fused": {}, "plain": {"align": "plain"}}
-# what the paper's Fig. 3, 4 and 8 leave out, and what a removal may
+# what the paper's Fig. 3, 4 and 8 leave out, and what an edit may leave out or add beside it
 ABLATIONS = {
-    "shape": {"no self fusion": {"self_replace": 0.0}, "full self fusion": {"threshold": None}},
+    "shape": {
+        "no self fusion": {"self_replace": 0.0},
+        "full self fusion": {"threshold": None},
+        "background kept": {"keep_background": True},
+    },
     "removal": {"object not hidden": {"remove": None}, "background kept": {"keep_background": True}},
 }
 
@@ -145,7 +149,7 @@ def measure_clip(bench: Bench, i: int) -> Iterator[Figure]:
 @torch.no_grad()
 def measure_ablation(bench: Bench, i: int) -> Iterator[Figure]:
     """What the i-th held-out clip's edits lose without a part of the method: shape's masks, inversion's attention, and
-    what is done for a removal.
+    what is done for a removal; and what a shape edit gains where the background is kept.
     """
     clip, wanted_stories = HeldOutClip.of(bench, held_out_story(i)), targets(held_out_story(i), i)
     for variant, settings in ABLATIONS["shape"].items():
