@@ -138,7 +138,7 @@ def test_pngs_of_the_users_are_not_replaced(tmp_path):
         media.write_pngs(mine, 255 - moving(6))
     assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
 
-    # frames that are written again are no loss; one more is, and so is one that was retouched, with its texts or without
+    # frames that are written again are no loss; one more is, and so is one that was retouched, its texts kept
     media.write_pngs(mine, moving(6))
     Image.fromarray(moving(7)[6]).save(mine / "00006.png")
     with pytest.raises(FzError, match="holds 00006.png"):
