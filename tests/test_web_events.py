@@ -1,10 +1,9 @@
-"""What the page answers to what a visitor does, event by event, without a browser: uploads, words half typed, areas that
-are drawn, sheets.
+"""What the page answers to what a visitor does, without a browser: uploads, words half typed, areas that are drawn,
+sheets.
 """
 
 import asyncio
 import base64
-import dataclasses
 import io
 import json
 from types import SimpleNamespace
@@ -16,7 +15,6 @@ from PIL import Image
 pytest.importorskip("gradio", reason="the page's tests need pip install -e '.[web]'")
 
 import fz
-from fz.errors import FzError
 from fz.web import form as forms
 from fz.web.desk import Desk
 from fz.web.events import Asked, Events
