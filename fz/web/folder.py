@@ -28,6 +28,7 @@ from fz.results.lock import Busy, Lock
 from fz.settings.place import slug
 
 ID = re.compile(r"[0-9a-f]{16}")
+VISITOR = re.compile(r"[0-9a-f]{32}")
 DAY = 24 * 3600
 MONTH = 30 * DAY
 # about.json of a result, sheet.json and preview.json of a clip
@@ -196,14 +197,20 @@ class Folder:
             gone += self.forget_inversions(now)
         return gone
 
+    def clips(self) -> Iterator[Path]:
+        """Visitors' clips. What has none of the names that are given here is the operator's own, and stays."""
+        clips = self.visitors.glob("*/*")
+        return (clip for clip in clips if VISITOR.fullmatch(clip.parent.name) and ID.fullmatch(clip.name))
+
     def old_uploads(self, now: float) -> Iterator[Path]:
         """Clips without results as a whole, of others the upload."""
-        for upload in self.visitors.glob("*/*/upload"):
-            if now - upload.stat().st_mtime > DAY:
+        for upload in (clip / "upload" for clip in self.clips()):
+            if upload.is_dir() and now - upload.stat().st_mtime > DAY:
                 yield upload if any((upload.parent / "results").glob("*/about.json")) else upload.parent
 
     def results_too_many(self) -> Iterator[Path]:
-        results = sorted(self.visitors.glob("*/*/results/*"), key=lambda p: p.stat().st_mtime)
+        places = (place for clip in self.clips() for place in clip.glob("results/*") if ID.fullmatch(place.name))
+        results = sorted(places, key=lambda p: p.stat().st_mtime)
         sizes = {place: size_of(place) for place in results}
         for place in results:
             if sum(sizes.values()) <= RESULTS_LIMIT:
@@ -214,7 +221,8 @@ class Folder:
     def unused_visitors(self, now: float) -> Iterator[Path]:
         """Folders of those who have no result."""
         for visitor in self.visitors.iterdir():
-            if not any(visitor.glob("*/results/*/about.json")) and now - last_change(visitor) > MONTH:
+            mine = VISITOR.fullmatch(visitor.name) is not None
+            if mine and not any(visitor.glob("*/results/*/about.json")) and now - last_change(visitor) > MONTH:
                 yield visitor
 
     def forget_inversions(self, now: float) -> list[Path]:
