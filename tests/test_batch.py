@@ -21,7 +21,7 @@ from fz.progress import Progress
 from fz.queue import Place, Queue, claim
 from fz.ranks import Ranks
 from fz.results.lock import Lock
-from fz.settings.jobs import read_jobs
+from fz.settings.jobs import KEYS, check_key, read_jobs
 
 SOURCE, TARGET = "a red car moving on the sand", "a blue car moving on the sand"
 
@@ -354,10 +354,42 @@ def test_names_of_jobs_are_folders_of_their_own(tmp_path):
 
 def test_flags_of_one_run_are_refused(tmp_path, capsys):
     path = write(tmp_path / "jobs.yaml", {"jobs": [{"clip": "a", "source": "b", "target": "c"}]})
-    for flag in (["--config", "x.yaml"], ["--sweep", "threshold=0.1,0.2"], ["--list-words"]):
+    for flag, do in (
+        (["--config", "x.yaml"], "Write it in a job, or pass a folder of configs"),
+        (["--sweep", "threshold=0.1,0.2"], "Use fz.run."),
+        (["--list-words"], "Use fz.run."),
+    ):
         assert batch.main([str(path), *flag]) == 2
-        assert "about one run" in capsys.readouterr().err
+        assert f"about one run. {do}" in capsys.readouterr().err
+    for name in ("sweep: [threshold=0.1]", "list_words: true"):
+        (job,) = read_jobs(str(write(tmp_path / "jobs.yaml", f"jobs: [{{clip: a, source: b, target: c, {name}}}]")))
+        assert "is about one run. Use fz.run." in job.error
+    path = write(tmp_path / "jobs.yaml", {"jobs": [{"clip": "a", "source": "b", "target": "c"}]})
     assert batch.main([str(path), "--stepps", "3"]) == 2 and "Did you mean '--steps'" in capsys.readouterr().err
+
+
+def test_a_job_may_be_fast(tmp_path):
+    own = {"clip": "a", "source": "b", "target": "c", "checkpoint": "x"}
+    shared = {"shared": {"fast": True}, "jobs": [own, {**own, "fast": False}, {**own, "steps": 7}]}
+    found = [job.settings(tmp_path) for job in read_jobs(str(write(tmp_path / "jobs.yaml", shared)))]
+    assert [(s.steps, s.reuse) for s in found] == [(25, "3:outer"), (50, 1), (7, "3:outer")]
+    with open(tmp_path / "jobs.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([[*own, "fast"], [*own.values(), "yes"]])
+    (job,) = read_jobs(str(tmp_path / "jobs.csv"))
+    assert job.settings(tmp_path).steps == 25
+
+
+def test_every_flag_that_help_lists_is_a_jobs_or_the_batchs(tmp_path, capsys):
+    """And its defaults are those of its jobs, which are the miniature's unless they name a checkpoint."""
+    assert batch.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert not re.search(r"--(config|sweep|list-words)\b", text)
+    assert "(default: 50; with the bundled miniature 20)" in " ".join(text.split())
+    listed = {found[1] for found in re.finditer(r"^  --([a-z-]+)", text, re.MULTILINE)} - {"edit-masks", "version"}
+    assert len(listed) > 60
+    for name in listed - set(KEYS):
+        with pytest.raises(FzError, match="which the batch decides"):
+            check_key(name)
 
 
 # ---- doing them ------------------------------------------------------------------------------------------------

@@ -35,7 +35,8 @@ MOST_BYTES = 10_000_000
 OWN = ("name", "masks", "set")  # of a job, beside the flags of fz.run
 RENAMED = {"clip": "video", "targets": "target"}
 # the batch says where results go and what a dry run is
-OF_THE_BATCH = ("out", "overwrite", "dry-run")
+OF_THE_BATCH = ("out", "overwrite", "dry-run", "clip-model", "verbose", "debug")
+OF_ONE_RUN = ("sweep", "list-words")
 PATHS = ("video", "mask", "config", "checkpoint", "vae", "tokenizer", "model-config", "control", "control-video")
 PHRASES = ("remove", "enhance")  # words, or several with commas between
 WITH_VALUE = ("lora", "embedding")  # paths that may be followed by '=' and a strength or a word
@@ -62,10 +63,7 @@ class Job:
         """Raises FzError for what fz.run would refuse."""
         if self.error:
             raise FzError(self.error)
-        request = parse([*self.argv, "--out", str(out / self.name), *(["--dry-run"] if dry_run else [])])
-        if request.sweep or request.list_words:
-            raise FzError("job: got a sweep or --list-words, expected edits. Run it with fz.run.")
-        return request.settings
+        return parse([*self.argv, "--out", str(out / self.name), *(["--dry-run"] if dry_run else [])]).settings
 
 
 def read_jobs(path: str, extra: Sequence[str] = (), edit_masks: bool = False) -> list[Job]:
@@ -202,6 +200,8 @@ def check_key(name: str) -> None:
     plain = re.sub(r"\.\d{1,4}$", "", name)
     if plain in OF_THE_BATCH:
         raise FzError(f"job: got {plain!r}, which the batch decides. Leave it out; `name` is a job's folder.")
+    if plain in OF_ONE_RUN:
+        raise FzError(f"job: got {plain!r}, which is about one run. Use fz.run.")
     if plain not in KEYS or (plain != name and not BY_NAME[plain].edit):
         raise FzError(f"job: unknown name {name!r}, expected flags of fz.run, as source.{suggest(plain, KEYS)}")
 
