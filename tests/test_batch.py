@@ -379,6 +379,19 @@ def test_a_job_may_be_fast(tmp_path):
     assert job.settings(tmp_path).steps == 25
 
 
+def test_a_jobs_own_names_go_before_its_config(tmp_path):
+    edits = {"editing_prompts": ["a blue car"], "prompt2prompt_edit": True, "num_inference_steps": 30}
+    edits["p2p_config"] = {0: {"cross_replace_steps": 0.2, "self_replace_steps": 0.6}}
+    write(tmp_path / "a.yaml", {"dataset_config": {"path": "clip", "prompt": SOURCE}, "editing_config": edits})
+    own = {"config": "a.yaml", "checkpoint": "x"}
+    said = [own, {**own, "edit": "style"}, {**own, "edit": "style", "self-replace": 0.4}, {**own, "fast": True}]
+    found = [job.settings(tmp_path) for job in read_jobs(str(write(tmp_path / "jobs.yaml", {"jobs": said})))]
+    shares = [(s.edits[0].cross_replace[1], s.edits[0].self_replace[1]) for s in found]
+    assert shares == [(0.2, 0.6), (0.7, 0.8), (0.7, 0.4), (0.2, 0.6)] and [s.steps for s in found] == [30, 30, 30, 15]
+    for_all = read_jobs(str(tmp_path / "jobs.yaml"), ["--edit", "style"])[0].settings(tmp_path)
+    assert for_all.edits == found[1].edits
+
+
 def test_every_flag_that_help_lists_is_a_jobs_or_the_batchs(tmp_path, capsys):
     """And its defaults are those of its jobs, which are the miniature's unless they name a checkpoint."""
     assert batch.main(["--help"]) == 0
