@@ -5,11 +5,11 @@ binary.
 from collections.abc import Sequence
 
 from bench.gpus import NVIDIA, need_triton
-from fz.shell import Parser, answered, leave
+from fz.shell import Parser, answered, first_sentence, leave
 
 
 def answer(argv: Sequence[str] | None) -> None:
-    parser = Parser(prog="python -m bench.aot", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m bench.aot", description=first_sentence(__doc__))
     parser.add_argument("capability", type=int, nargs="?", default=90, choices=NVIDIA)
     given = parser.parse_args(argv)
     need_triton()

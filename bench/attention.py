@@ -9,11 +9,11 @@ from pathlib import Path
 
 from fz.settings.place import writable_file
 from fz.settings.texts import whole
-from fz.shell import Parser, answered, leave
+from fz.shell import Parser, answered, first_sentence, leave
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m bench.attention", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m bench.attention", description=first_sentence(__doc__))
     parser.add_argument("--size", type=whole(1), help="pixels a side (256; 512 with --static)")
     parser.add_argument("--frames", type=whole(1), default=8)
     parser.add_argument("--anchors", type=whole(1), default=2, help="frames whose keys a frame reads")

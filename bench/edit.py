@@ -7,11 +7,11 @@ from pathlib import Path
 
 from fz.settings.place import writable_file
 from fz.settings.texts import multiple, whole
-from fz.shell import Parser, answered, leave
+from fz.shell import Parser, answered, first_sentence, leave
 
 
 def answer(argv: Sequence[str] | None) -> None:
-    parser = Parser(prog="python -m bench.edit", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m bench.edit", description=first_sentence(__doc__))
     parser.add_argument("--size", type=multiple(64), default=256)
     parser.add_argument("--frames", type=whole(1), default=8)
     parser.add_argument("--rounds", type=whole(1), default=3)

@@ -8,13 +8,13 @@ from pathlib import Path
 from fz.errors import FzError
 from fz.settings.place import writable
 from fz.settings.texts import one_of, whole
-from fz.shell import Parser, answered, leave
+from fz.shell import Parser, answered, first_sentence, leave
 
 NAMES = ("attribute", "shape", "style", "background", "removal", "two-objects", "one-image")
 
 
 def answer(argv: Sequence[str] | None) -> None:
-    parser = Parser(prog="python -m bench.gallery", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m bench.gallery", description=first_sentence(__doc__))
     parser.add_argument("--out", type=Path, default=Path("docs/gallery"))
     parser.add_argument("--candidates", type=whole(1), default=5, help="clips of each kind of edit, an odd number")
     parser.add_argument("--only", nargs="+", type=one_of(NAMES), metavar="KIND", default=NAMES,

@@ -18,7 +18,7 @@ from fz.errors import FzError
 from fz.settings.device import cuda_of_torch
 from fz.settings.place import writable
 from fz.settings.texts import positive
-from fz.shell import Parser, answered, leave
+from fz.shell import Parser, answered, first_sentence, leave
 
 STAGES = ("card", "compile_all", "check", "attention", "layers", "whole_steps", "profile")
 NO_GPU = "bench.gpu: this PyTorch sees no GPU; --dry runs every stage in small on the CPU."
@@ -26,7 +26,7 @@ NO_GPU = "bench.gpu: this PyTorch sees no GPU; --dry runs every stage in small o
 
 def answer(argv: Sequence[str] | None) -> int:
     """The stages that are asked for; returns the exit code: 1 where one is wrong or failed."""
-    parser = Parser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m bench.gpu", description=first_sentence(__doc__))
     parser.add_argument("--seconds", type=positive, default=460)
     parser.add_argument("--only", type=int, choices=range(len(STAGES)), help="one stage")
     parser.add_argument("--dry", action="store_true", help="every stage in small on the CPU, kernels interpreted")

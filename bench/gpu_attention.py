@@ -5,11 +5,11 @@ kernel's memory; wrong ones are printed, and end with 1.
 from collections.abc import Sequence
 
 from bench.gpus import need_triton
-from fz.shell import Parser, answered, leave
+from fz.shell import Parser, answered, first_sentence, leave
 
 
 def answer(argv: Sequence[str] | None) -> None:
-    Parser(prog="python -m bench.gpu_attention", description=__doc__.splitlines()[0]).parse_args(argv)
+    Parser(prog="python -m bench.gpu_attention", description=first_sentence(__doc__)).parse_args(argv)
     need_triton()
     from bench.gpu_kernels import check_small
 

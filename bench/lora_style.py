@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from fz.settings.place import writable
 from fz.settings.texts import fraction, multiple, positive, whole
-from fz.shell import Parser, answered, leave
+from fz.shell import Parser, answered, first_sentence, leave
 
 
 def answer(argv: Sequence[str] | None) -> None:
-    parser = Parser(prog="python -m bench.lora_style", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m bench.lora_style", description=first_sentence(__doc__), allow_abbrev=False)
     parser.add_argument("--out", metavar="DIR", required=True)
     parser.add_argument("--style", choices=["art", "blueprint"], default="art", help="its words")
     for name, default in (("pictures", 48), ("rank", 8), ("steps", 1200), ("clips", 24), ("frames", 2)):

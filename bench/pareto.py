@@ -13,11 +13,11 @@ from fz.mini.setup import Setup
 from fz.results.lock import claimed
 from fz.settings.place import writable
 from fz.settings.texts import multiple, one_of, whole
-from fz.shell import Parser, answered, leave
+from fz.shell import Parser, answered, first_sentence, leave
 
 
 def answer(argv: Sequence[str] | None) -> None:
-    parser = Parser(prog="python -m bench.pareto", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m bench.pareto", description=first_sentence(__doc__))
     parser.add_argument("--clips", type=whole(1), default=64)
     parser.add_argument("--first", type=whole(0), default=0, metavar="I", help="begin with the I-th clip")
     parser.add_argument("--frames", type=whole(1), default=Setup.frames)

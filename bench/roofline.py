@@ -5,11 +5,11 @@ writes it.
 from collections.abc import Sequence
 
 from fz.settings.texts import whole
-from fz.shell import Parser, answered, leave
+from fz.shell import Parser, answered, first_sentence, leave
 
 
 def answer(argv: Sequence[str] | None) -> None:
-    parser = Parser(prog="python -m bench.roofline", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m bench.roofline", description=first_sentence(__doc__))
     parser.add_argument("--size", type=whole(1), default=512, help="pixels a side")
     parser.add_argument("--frames", type=whole(1), default=8)
     parser.add_argument("--anchors", type=whole(1), default=2, help="frames whose keys a frame reads")

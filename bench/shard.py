@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from fz.shell import Parser, answered, leave
+from fz.shell import Parser, answered, first_sentence, leave
 
 
 def answer(argv: Sequence[str] | None) -> None:
-    Parser(prog="python -m bench.shard", description=__doc__.splitlines()[0]).parse_args(argv)
+    Parser(prog="python -m bench.shard", description=first_sentence(__doc__)).parse_args(argv)
     from bench.shard_bytes import Split, table
 
     print("512², 32 frames on 4 GPUs, float16: MB a step that all give to others, together\n")

@@ -4,7 +4,7 @@
 
 import argparse
 
-from fz import batch, evaluate, prompt, report, web
+from fz import batch, evaluate, prompt, report, sweep, web
 from fz.settings import flags
 from fz.tuning import settings as tuning
 
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         "run": flags.build_parser(),
         "tune": tuning.parser(),
         "prompt": prompt.build_parser(),
-        "sweep": flags.build_parser(),
+        "sweep": sweep.build_parser(),
         "web": web.build_parser(),
         "batch": batch.build_parser(),
         "evaluate": evaluate.build_parser(),

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from fz.results.claim import finished
 from fz.settings.flags import add_clip_model
 from fz.settings.place import expanded
-from fz.shell import Parser, answered, leave
+from fz.shell import Parser, answered, first_sentence, leave
 from fz.weights.hub import models_of
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m fz.evaluate", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m fz.evaluate", description=first_sentence(__doc__), allow_abbrev=False)
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="folders that python -m fz.run wrote")
     add_clip_model(parser)
     parser.add_argument("--truth", metavar="DIR", help="frames that the edit should be")

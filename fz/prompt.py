@@ -3,10 +3,12 @@ word, before anything is run.
 
 Tokens, which words correspond, and how long each word of the target has the source's attention. With --video also where
 the source's words are: their attention over a few inversion steps (--map-steps, default 4) and the masks made of it, as
-pictures. --json prints a line of JSON for each edit instead (`fz.prompts.explain.as_json` says what is in it).
+pictures. --json prints a line of JSON for each edit instead (`fz.prompts.explain.as_json` says what is in it); what
+else is said is then on stderr.
 """
 
 import argparse
+import functools
 import json
 import re
 import sys
@@ -39,7 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = build_parser(bundled=of_miniature())
     parser.prog, parser.description, parser.epilog = "python -m fz.prompt", textwrap.fill(DESCRIPTION, 100), None
     group = parser.add_argument_group("of fz.prompt alone")
-    group.add_argument("--json", action="store_true", help="a line of JSON for each edit instead of text")
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help="a line of JSON for each edit instead of text; what else is said is on stderr",
+    )
     group.add_argument(
         "--map-steps", metavar="N", help=f"inversion steps over which words are shown (default: {MAP_STEPS})"
     )
@@ -112,22 +118,26 @@ def answer(argv: list[str]) -> None:
         else Plan(None, (f"method {settings.method} fuses nothing",))
         for i, (edit, target) in enumerate(zip(settings.edits, targets, strict=True))
     ]
+    if pictured:
+        check_pictures(folder, picture_names(source, plans), settings.overwrite)
+    # a program reads JSON alone on stdout
+    say = functools.partial(print, file=sys.stderr if as_lines else sys.stdout, flush=True)
+    for line in emphasis(settings):
+        say(line)
     if as_lines:
         for edit, plan, target in zip(settings.edits, plans, targets, strict=True):
             print(json.dumps(as_json(edit, plan, source, target, steps)))
-        return
-    for line in emphasis(settings):
-        print(line)
-    print(f"source: {settings.source!r}")
-    for word in source.words:
-        print(f"  {word.text}  (tokens {numbers(word.positions)})")
-    for i, (edit, plan, target) in enumerate(zip(settings.edits, plans, targets, strict=True)):
-        print(f"\nedit {i}: " + "\n".join(describe(edit, plan, source, target, steps)))
+    else:
+        print(f"source: {settings.source!r}")
+        for word in source.words:
+            print(f"  {word.text}  (tokens {numbers(word.positions)})")
+        for i, (edit, plan, target) in enumerate(zip(settings.edits, plans, targets, strict=True)):
+            print(f"\nedit {i}: " + "\n".join(describe(edit, plan, source, target, steps)))
+        if pictured:
+            print()
     if pictured:
-        check_pictures(folder, picture_names(source, plans), settings.overwrite)
-        print()
-        pictures = write_pictures(folder, settings.edits, plans, source, word_maps(settings, map_steps, print))
-        print(
+        pictures = write_pictures(folder, settings.edits, plans, source, word_maps(settings, map_steps, say))
+        say(
             f"the source's words over {map_steps} inversion steps: {len(pictures)} pictures in {folder}, as "
             f"{pictures[-1].name}"
         )

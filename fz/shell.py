@@ -31,6 +31,13 @@ class Parser(argparse.ArgumentParser):
         (file or sys.stdout).write(self.format_help())
 
 
+def first_sentence(doc: str | None) -> str:
+    """With which sentence a command's --help begins: that with which its file does."""
+    text = " ".join((doc or "").split())
+    found = re.match(r".+?[.?!](?=\s|$)", text)
+    return found[0] if found else text
+
+
 def unknown(rest: list[str], parser: argparse.ArgumentParser) -> str:
     for arg in rest:
         if arg.startswith("-"):

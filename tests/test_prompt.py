@@ -1,5 +1,7 @@
 """fz.prompt says of every word what the edit's fusion does to it, and draws where the source's words are."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -142,7 +144,8 @@ def test_pictures_of_a_clip(tmp_path, capsys, monkeypatch):
         "--frames",
         "2",
     ]
-    assert prompt.main([*argv, "--threads", "1", "--map-steps=2", "--out", str(tmp_path)]) == 0
+    argv += ["--threads", "1", "--map-steps=2", "--out", str(tmp_path)]
+    assert prompt.main(argv) == 0
     assert "9 pictures" in capsys.readouterr().out
     names = sorted(p.name for p in tmp_path.iterdir())
     words = SOURCE.split()
@@ -154,3 +157,12 @@ def test_pictures_of_a_clip(tmp_path, capsys, monkeypatch):
     # max-pooled by one: left of the middle it is edited, the last quarter never
     assert np.abs(first[:, :20] - first[0, 0]).max() == 0 and np.abs(first[:, -16:] - first[0, -1]).max() == 0
     assert np.abs(first[0, 0] - first[0, -1]).max() > 20
+    # a program that asks for JSON gets the same pictures, and nothing but JSON on stdout
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert prompt.main([*argv, "--json"]) == 0
+    said = capsys.readouterr()
+    (line,) = said.out.splitlines()
+    assert json.loads(line)["target"] == CAR and "9 pictures" in said.err
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

@@ -3,6 +3,7 @@
 import importlib
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from processes import COMMANDS
 
 from fz.errors import FzError
-from fz.shell import Plain, answered, encodable, printable
+from fz.shell import Plain, answered, encodable, first_sentence, printable
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -24,8 +25,27 @@ def test_every_command_answers_a_wrong_flag_in_one_line(name, capsys):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_is_no_error(name, capsys):
-    assert importlib.import_module(name).main(["--help"]) == 0
-    assert "usage" in capsys.readouterr().out
+    main = importlib.import_module(name).main
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    usage, about = said.split("\n\n")[:2]
+    assert usage.startswith("usage: ") and re.search(r"[.?!]$", about), "no sentence that ends"
+    assert name.removesuffix(".__main__") in usage
+    assert main(["-h"]) == 0 and capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize(
+    ("doc", "sentence"),
+    [
+        ("Measures a\nresult: `python -m fz.x`, by v1.4's\nfigures.\n\nMore. Still more.", "Measures a result: `python "
+         "-m fz.x`, by v1.4's figures."),
+        ("How fast? `python -m x`", "How fast?"),
+        ("no end", "no end"),
+        (None, ""),
+    ],
+)  # fmt: skip
+def test_help_begins_with_a_whole_sentence(doc, sentence):
+    assert first_sentence(doc) == sentence
 
 
 def test_names_of_files_cannot_write_to_the_terminal(capsys):

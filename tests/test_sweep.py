@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fz
 from fz import inverted, mini
 from fz import sweep as door
 from fz.errors import FzError
@@ -98,6 +99,15 @@ def test_mistakes_at_the_command_line_are_one_line(more, said, capsys):
 def test_the_module_is_the_same_command(capsys):
     assert door.main(FLAGS) == 2 and "got no --sweep" in capsys.readouterr().err
     assert door.main(["--sweep", "self_replac=1"]) == 2 and "Did you mean 'self_replace'" in capsys.readouterr().err
+
+
+def test_what_computes_nothing_needs_no_sweep(capsys):
+    for flag in ("-h", "--help"):
+        assert door.main([flag]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith("usage: python -m fz.sweep [flags]") and "--threshold TAU|none" in said
+    assert door.main(["--version"]) == 0 and capsys.readouterr().out == f"fz {fz.__version__}\n"
+    assert door.main(["--list-words"]) == 0 and "The miniature knows:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [main, door.main], ids=["fz.run", "fz.sweep"])

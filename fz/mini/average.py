@@ -10,11 +10,11 @@ from pathlib import Path
 
 from fz.results.lock import claimed
 from fz.settings.place import writable
-from fz.shell import Parser, answered, leave
+from fz.shell import Parser, answered, first_sentence, leave
 
 
 def answer(argv: Sequence[str] | None) -> None:
-    parser = Parser(prog="python -m fz.mini.average", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m fz.mini.average", description=first_sentence(__doc__), allow_abbrev=False)
     parser.add_argument("states", metavar="DIR", nargs="+", type=Path, help="of a training that does not run")
     given = parser.parse_args(argv)
     folders = [writable(folder, "state") for folder in dict.fromkeys(path.absolute() for path in given.states)]

@@ -14,12 +14,12 @@ from fz.results.lock import claimed
 from fz.settings.config import FUSES
 from fz.settings.place import writable
 from fz.settings.texts import multiple, number, whole
-from fz.shell import Parser, answered, leave
+from fz.shell import Parser, answered, first_sentence, leave
 from fz.weights.hub import models_of
 
 
 def answer(argv: Sequence[str] | None) -> None:
-    parser = Parser(prog="python -m fz.mini.evaluate", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m fz.mini.evaluate", description=first_sentence(__doc__))
     parser.add_argument("--pictures", type=whole(0), default=256, help="sampled from captions of one thing")
     parser.add_argument("--two", type=whole(0), default=128, help="pictures sampled from captions of two things")
     parser.add_argument("--clips", type=whole(0), default=64, help="edited: six edits and two reconstructions each")

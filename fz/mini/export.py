@@ -10,11 +10,11 @@ from pathlib import Path
 
 from fz import mini
 from fz.settings.place import readable, writable
-from fz.shell import Parser, answered, leave
+from fz.shell import Parser, answered, first_sentence, leave
 
 
 def answer(argv: Sequence[str] | None) -> None:
-    parser = Parser(prog="python -m fz.mini.export", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m fz.mini.export", description=first_sentence(__doc__))
     parser.add_argument(
         "--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="the training's folder"
     )

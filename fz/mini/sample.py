@@ -8,12 +8,12 @@ from pathlib import Path
 from fz import mini
 from fz.settings.place import slug, writable_file
 from fz.settings.texts import multiple, number, sentence, whole
-from fz.shell import Parser, answered, leave
+from fz.shell import Parser, answered, first_sentence, leave
 from fz.weights.hub import models_of
 
 
 def answer(argv: Sequence[str] | None) -> None:
-    parser = Parser(prog="python -m fz.mini.sample", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m fz.mini.sample", description=first_sentence(__doc__))
     parser.add_argument("prompt", nargs="+", type=sentence, help="sentences, each in quotes")
     parser.add_argument("--count", type=whole(1), default=4, help="pictures of each")
     parser.add_argument("--seed", type=whole(0), default=0)

@@ -15,12 +15,12 @@ from fz.results.lock import claimed
 from fz.settings.device import check_device
 from fz.settings.place import writable
 from fz.settings.texts import fraction, positive, whole
-from fz.shell import Parser, answered, leave
+from fz.shell import Parser, answered, first_sentence, leave
 from fz.weights.hub import models_of
 
 
 def answer(argv: Sequence[str] | None) -> None:
-    parser = Parser(prog="python -m fz.mini.train", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m fz.mini.train", description=first_sentence(__doc__))
     parser.add_argument(
         "--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="where state and log are kept"
     )

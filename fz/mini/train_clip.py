@@ -12,11 +12,11 @@ from fz.mini.setup import STORIES
 from fz.results.lock import claimed
 from fz.settings.place import writable
 from fz.settings.texts import positive, whole
-from fz.shell import Parser, answered, leave
+from fz.shell import Parser, answered, first_sentence, leave
 
 
 def answer(argv: Sequence[str] | None) -> None:
-    parser = Parser(prog="python -m fz.mini.train_clip", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m fz.mini.train_clip", description=first_sentence(__doc__))
     parser.add_argument(
         "--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="where state and log are kept"
     )

@@ -12,12 +12,12 @@ from fz.results.lock import claimed
 from fz.settings.device import check_device
 from fz.settings.place import readable, writable
 from fz.settings.texts import positive, whole
-from fz.shell import Parser, answered, leave
+from fz.shell import Parser, answered, first_sentence, leave
 from fz.weights.hub import models_of
 
 
 def answer(argv: Sequence[str] | None) -> None:
-    parser = Parser(prog="python -m fz.mini.train_control", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m fz.mini.train_control", description=first_sentence(__doc__))
     parser.add_argument(
         "--state", type=Path, default=Path.home() / ".cache/fz/mini-control", help="where state and log are kept"
     )
