@@ -26,8 +26,9 @@ def atomic(path, what: str = "out") -> Iterator[Path]:
     """A place to write path's content to: its own name, in a hidden folder beside it, whose name has the process's
     number. Moved to path when the block ends well and removed when it does not.
 
-    The name is path's own, as formats write it into files: zip archives of torch.save. what: the option that chose the
-    place. Raises FzError where the folder cannot be written to.
+    The name is path's own, as formats write it into files: zip archives of torch.save. A folder takes the place of the
+    folder that is there: the caller knows that it may go. what: the option that chose the place. Raises FzError where
+    the folder cannot be written to.
     """
     path = Path(path)
     hidden = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -37,10 +38,24 @@ def atomic(path, what: str = "out") -> Iterator[Path]:
         shutil.rmtree(hidden, ignore_errors=True)
         hidden.mkdir()
         yield hidden / path.name
-        os.replace(hidden / path.name, path)
+        put(hidden / path.name, path)
     except OSError as error:
         no_folder = isinstance(error, FileExistsError | NotADirectoryError) and not path.parent.is_dir()
         why = f"{path.parent} is not a folder" if no_folder else error.strerror or error
         raise unwritten(what, path, why) from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+
+
+def put(new: Path, path: Path) -> None:
+    """Rename, also a folder over another: that is moved aside, and comes back where the new one cannot be moved."""
+    if not (new.is_dir() and path.is_dir()):
+        os.replace(new, path)
+        return
+    old = new.with_name(".before")
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(old, path)
+        raise

@@ -5,6 +5,7 @@ written unasked, and every bad argument is answered.
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 import fz
 from fz import mini
+from fz.clips.media import write_mp4, write_pngs
 from fz.run import main
 from fz.settings.config import EditSettings
 
@@ -159,6 +161,33 @@ def test_save(result, tmp_path):
     with pytest.raises(fz.FzError, match="save: got an empty path"):
         result.save("")
     assert result.save(tmp_path / "not/there/yet.gif").is_file()
+
+
+def test_a_clip_is_not_saved_over(editor, tmp_path, monkeypatch):
+    """Neither the clip nor the mask, by any of their names, nor a folder that holds them."""
+    monkeypatch.chdir(tmp_path)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    Path("mine").mkdir()
+    for number, picture in enumerate(frames):
+        Image.fromarray(picture).save(f"mine/{number:05d}.png")
+    write_mp4("jeep.mp4", frames, 8)
+    write_pngs("masks", np.full((1, 64, 64, 3), 255, np.uint8))
+    Path("link.mp4").symlink_to("jeep.mp4")
+    before = {str(path): path.read_bytes() for path in Path(".").rglob("*.*")}
+    places = {
+        "mine": "mine",
+        "mine/*.png": "mine",
+        "jeep.mp4": "link.mp4",
+        "link.mp4": "jeep.mp4",
+        "j*.mp4": "jeep.mp4",
+    }
+    for path, place in places.items():
+        edited = editor.invert(fz.read(path, frames=2, size=64), SOURCE, steps=1).edit(TARGET, mask="masks")
+        for name in (place, "masks"):
+            with pytest.raises(fz.FzError, match=f"save: {name} is the (clip|mask) that was read, or holds it"):
+                edited.save(name)
+    assert {str(path): path.read_bytes() for path in Path(".").rglob("*.*")} == before
+    edited.save("mine/red.mp4"), edited.save("red"), edited.save("red")
 
 
 def test_shown_in_a_line(result, inversion):

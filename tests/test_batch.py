@@ -80,6 +80,14 @@ jobs:
     # what the command line says is over what files say
     assert read_jobs(str(jobs), ["--steps", "4"])[1].settings(tmp_path).steps == 4
     assert read_jobs(str(jobs), ["--reweight", "car=4"])[1].settings(tmp_path).edits[0].reweight == (("car", 4.0),)
+    assert read_jobs(str(jobs), ["--threshold", "0.2"])[1].settings(tmp_path).edits[0].threshold == 0.2
+    assert read_jobs(str(jobs), ["--threshold.0", "0.4"])[1].settings(tmp_path).edits[0].threshold == 0.4
+
+
+def test_changes_of_a_config_add_up(tmp_path):
+    job = {"clip": "clip", "source": SOURCE, "targets": [TARGET], "set": ["seed=5"]}
+    (found,) = read_jobs(str(write(tmp_path / "jobs.yaml", {"jobs": [job]})), ["--set", "seed=7", "--set", "a=1"])
+    assert found.argv[-4:] == ("--set", "seed=7", "--set", "a=1") and "seed=5" in found.argv
 
 
 def test_files_are_looked_for_beside_the_jobs(tmp_path):
@@ -540,6 +548,32 @@ def test_a_damaged_measurement_is_made_again(tmp_path, example, capsys):
     write(path, {"jobs": [job, bad]})
     assert batch.main(flags) == 2 and "1 of 2 jobs failed" in capsys.readouterr().err
     assert r"\udcff.mp4" in (out / "batch.csv").read_text(encoding="utf-8")
+
+
+def test_what_is_asked_of_a_done_job_is_measured_again_and_not_run_again(tmp_path, example, capsys):
+    masks = frames(tmp_path / "masks", 8, (128, 128), (255, 255, 255))
+    Image.new("RGB", (128, 128)).save(masks / "00000.png")
+    job = {"name": "a", "clip": str(example), "source": SOURCE, "target": TARGET}
+    path, out = write(tmp_path / "jobs.yaml", {"jobs": [job]}), tmp_path / "out"
+    flags = [str(path), *SMALL, "--out", str(out), "--cache", str(tmp_path / "cache")]
+
+    def row(*more):
+        assert batch.main([*flags, *more]) == 0
+        return json.loads((out / "batch.json").read_text())[0]
+
+    assert (row()["clip"], row()["masks"]) == ("clip", None)
+    when = (out / "a" / "edit-0.mp4").stat().st_mtime_ns
+    measured = (out / "a" / "evaluation.json").stat().st_mtime_ns
+    assert row()["masks"] is None and (out / "a" / "evaluation.json").stat().st_mtime_ns == measured
+    write(path, {"jobs": [{**job, "masks": str(masks)}]})
+    assert (found := row())["masks"] == "given" and found["psnr_background"] is not None
+    assert row("--clip-model", "none")["clip"] is None
+    assert not (out / "a" / "report.html").exists()
+    row("--report")
+    assert (out / "a" / "report.html").is_file()
+    write(path, {"jobs": [job]})
+    assert (found := row())["masks"] is None and found["psnr_background"] is None and found["clip"] == "clip"
+    assert (out / "a" / "edit-0.mp4").stat().st_mtime_ns == when, "nothing was run again"
 
 
 def twelve(tmp_path, example):

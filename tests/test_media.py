@@ -122,9 +122,75 @@ def test_pngs_replace_their_own_kind_only(tmp_path):
         media.write_pngs(tmp_path / "frames", moving(2))
     assert (tmp_path / "frames" / "mine.txt").read_text() == "keep me"
     (tmp_path / "file").write_text("keep me")
-    with pytest.raises(FzError, match="expected nothing but"):
+    with pytest.raises(FzError, match="file is a file, expected a folder"):
         media.write_pngs(tmp_path / "file", moving(2))
     assert sorted(os.listdir(tmp_path)) == ["file", "frames"]
+
+
+def test_pngs_of_the_users_are_not_replaced(tmp_path):
+    """By name they are no others than those that were written: 00000.png, 00001.png …"""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for number, picture in enumerate(moving(6)):
+        Image.fromarray(picture).save(mine / f"{number:05d}.png")
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    with pytest.raises(FzError, match="holds 00000.png, expected nothing but pictures that were saved there before"):
+        media.write_pngs(mine, 255 - moving(6))
+    assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
+
+    # frames that are written again are no loss; one more is, and so is one that was retouched, its texts kept
+    media.write_pngs(mine, moving(6))
+    Image.fromarray(moving(7)[6]).save(mine / "00006.png")
+    with pytest.raises(FzError, match="holds 00006.png"):
+        media.write_pngs(mine, moving(6))
+    (mine / "00006.png").unlink()
+    with Image.open(mine / "00003.png") as image:
+        retouched, texts = Image.fromarray(255 - np.asarray(image)), media.PngInfo()
+        texts.add_text(media.MARK, image.info[media.MARK])
+    retouched.save(mine / "00003.png", pnginfo=texts)
+    with pytest.raises(FzError, match="holds 00003.png"):
+        media.write_pngs(mine, moving(6))
+    assert len(os.listdir(mine)) == 6 and os.listdir(tmp_path) == ["mine"]
+
+
+def test_what_comes_into_a_folder_while_it_is_replaced_stays(tmp_path, monkeypatch):
+    media.write_pngs(tmp_path / "frames", moving(2))
+    inner, put = Image.fromarray, lambda: (tmp_path / "frames" / "mine.txt").write_text("keep me")
+    monkeypatch.setattr(media.Image, "fromarray", lambda picture: put() and inner(picture))
+    with pytest.raises(FzError, match="holds mine.txt"):
+        media.write_pngs(tmp_path / "frames", 255 - moving(2))
+    assert sorted(os.listdir(tmp_path / "frames")) == ["00000.png", "00001.png", "mine.txt"]
+
+
+def test_a_folder_that_cannot_be_replaced_comes_back(tmp_path, monkeypatch):
+    media.write_pngs(tmp_path / "frames", moving(2))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "frames").iterdir()}
+    replace = os.replace
+
+    def full(old, new):
+        if str(old).endswith(f"part{os.sep}frames"):
+            raise OSError(28, "No space left on device")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(FzError, match="No space left on device"):
+        media.write_pngs(tmp_path / "frames", 255 - moving(2))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "frames").iterdir()} == before
+    assert os.listdir(tmp_path) == ["frames"]
+
+
+def test_pngs_through_a_link_and_into_the_current_folder(tmp_path, monkeypatch):
+    media.write_pngs(tmp_path / "there" / "frames", moving(6))
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "frames")
+    media.write_pngs(tmp_path / "link", moving(2))
+    assert (tmp_path / "link").is_symlink() and len(os.listdir(tmp_path / "there" / "frames")) == 2
+    monkeypatch.chdir(tmp_path / "there" / "frames")
+    for here in (".", "", tmp_path / "link", "../frames"):
+        with pytest.raises(FzError, match="is the current folder"):
+            media.write_pngs(here, moving(2))
+    with pytest.raises(FzError, match="holds frames, expected nothing but"):
+        media.write_pngs("..", moving(2))
+    assert len(os.listdir(".")) == 2
 
 
 def test_png_grey_and_colour(tmp_path):

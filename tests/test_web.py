@@ -177,6 +177,9 @@ def test_ids_lead_nowhere(folder, bad):
         ("a" * 400 + ".mp4", "a" * 60 + ".mp4"),
         ("\0\n.mp4", "clip.mp4"),
         ("...", "clip"),
+        ("a" * 70 + " 00012.png", "a" * 60 + "-00012.png"),
+        ("1" * 400 + ".png", "1" * 20 + ".png"),
+        ("com1.png", "com1_.png"),
     ],
 )
 def test_names_of_uploads_are_made_safe(name, safe):
@@ -212,6 +215,20 @@ def test_a_visitor_who_left_nothing_is_forgotten_after_a_month(folder):
     assert folder.forget(time.time() + MONTH - 60) == []
     assert folder.forget(month) == [idle.path]
     assert not idle.path.exists() and edited.path.exists() and busy.path.exists()
+
+
+def test_what_the_server_did_not_name_stays(folder):
+    """--folder may be one that has other things, with such names, in it."""
+    visitor = folder.visitor(SECRET)
+    places = ("holiday/2024/upload", "holiday/2024/results/best", "holiday/photos", f"{visitor.path.name}/2024/upload")
+    for place in places:
+        (folder.visitors / place).mkdir(parents=True)
+        (folder.visitors / place / "photo.png").write_bytes(b"mine")
+    result = visitor.place(clip_of(visitor).id) / "results" / new_id()
+    result.mkdir(parents=True)
+    (result / "about.json").write_text("{}")
+    assert folder.forget(time.time() + 2 * MONTH) == []
+    assert all((folder.visitors / place / "photo.png").exists() for place in places)
 
 
 def test_inversions_go_that_were_not_used_for_a_month(folder):

@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import re
-import shutil
+import zlib
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch.nn.functional import interpolate
 
 from fz.clips.files import check_rate
 from fz.clips.film import Colours, Sound, add_sound, encode_sound
+from fz.clips.images import opened_image
 from fz.clips.pyav import av, need_av
 from fz.errors import FzError
 from fz.whole import atomic
@@ -41,6 +43,8 @@ COLOURS = Colours()
 LIMITED = 1
 # swscale calls both codes of BT.601 by one
 SWSCALE = {6: 5}
+# a text in each picture of a folder: the sum of the pixels that were written
+MARK = "fz"
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -123,29 +127,56 @@ def write_png(path, picture: np.ndarray):
 
 
 def write_pngs(folder, frames: np.ndarray):
-    """00000.png, 00001.png ... for (F, H, W, 3) or (F, H, W) uint8. The whole folder appears at once; one of the same
-    kind is replaced.
+    """00000.png, 00001.png ... for (F, H, W, 3) or (F, H, W) uint8. The whole folder appears at once; one that was
+    written so is replaced.
 
-    Raises FzError if the folder holds anything but such pictures.
+    Raises FzError for the current folder, and for one that holds anything else.
     """
-    folder = Path(folder)
+    # what a link leads to is replaced, not the link
+    folder = Path(os.path.realpath(folder))
     frames = _checked(frames, folder)
-    if folder.exists():
-        other = None if folder.is_dir() else folder.name
-        if folder.is_dir():
-            other = next(
-                (name for name in sorted(os.listdir(folder)) if not re.fullmatch(r"[0-9]{5,}\.png", name)), None
-            )
-        if other:
-            raise FzError(
-                f"out: {folder} holds {other}, expected nothing but numbered png files; choose another folder"
-            )
+    _check_replaceable(folder, frames)
     with atomic(folder) as part:
         part.mkdir()
         for number, picture in enumerate(frames):
-            Image.fromarray(picture).save(part / f"{number:05d}.png", format="PNG")
-        # Renaming over a folder needs it gone.
-        shutil.rmtree(folder, ignore_errors=True)
+            mark = PngInfo()
+            mark.add_text(MARK, _sum(picture))
+            Image.fromarray(picture).save(part / f"{number:05d}.png", format="PNG", pnginfo=mark)
+        # what came there meanwhile
+        _check_replaceable(folder, frames)
+
+
+def _check_replaceable(folder: Path, frames: np.ndarray) -> None:
+    """Raises FzError unless nothing that is there is lost, once these frames are written in its place."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FzError(f"out: {folder} is a file, expected a folder of pictures; choose another name")
+    if folder.samefile(os.curdir):
+        raise FzError(f"out: {folder} is the current folder, which cannot be replaced; name one within it, as 'red'")
+    for name in sorted(os.listdir(folder)):
+        if not _is_kept(folder / name, frames):
+            raise FzError(
+                f"out: {folder} holds {name}, expected nothing but pictures that were saved there before, unchanged; "
+                "choose another folder"
+            )
+
+
+def _is_kept(place: Path, frames: np.ndarray) -> bool:
+    """Is it a picture that `write_pngs` wrote, and that nobody changed since, or one of these frames?"""
+    if place.is_symlink() or not re.fullmatch(r"[0-9]{5,}\.png", place.name):
+        return False
+    try:
+        with opened_image(place) as image:
+            image.load()
+            picture, mark, number = np.asarray(image), image.info.get(MARK), int(place.stem)
+    except FzError:
+        return False
+    return mark == _sum(picture) or (number < len(frames) and np.array_equal(picture, frames[number]))
+
+
+def _sum(picture: np.ndarray) -> str:
+    return f"{picture.shape} {zlib.crc32(np.ascontiguousarray(picture)):08x}"
 
 
 def enlarged(pictures: np.ndarray, width: int) -> np.ndarray:

@@ -1,5 +1,8 @@
 """What does a run give back? An edit's frames, latents and masks, and all of the edits of a run."""
 
+import glob
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from fz.clips.video import Video
 from fz.ddim import Schedule
 from fz.errors import FzError
 from fz.settings.config import Settings
+from fz.settings.place import expanded
 from fz.source import Source
 
 WRITERS = {".mp4": write_mp4, ".gif": write_gif}
@@ -43,20 +47,20 @@ class Edited:
         return to_uint8(self.frames)
 
     def save(self, path: str | Path) -> Path:
-        """Write the frames: .mp4, .gif, or, without an ending, a folder of PNGs. Missing folders are made.
-        Returns the path.
+        """Write the frames: .mp4, .gif, or, without an ending, a folder of PNGs. Missing folders are made, a file of
+        that name is replaced, a folder if an edit was saved there before. Returns the path.
 
-        Raises FzError for another ending and where it cannot be written.
+        Raises FzError for another ending, for the clip's or the mask's own place, for a folder that holds anything
+        else, and where it cannot be written.
         """
         if not isinstance(path, (str, Path)):
             raise FzError(f"save: got {type(path).__name__}, expected a path, as 'red.mp4'.")
-        if path == "":
-            raise FzError("save: got an empty path, expected a file or folder, as 'red.mp4'.")
-        path = Path(path).expanduser()
+        path = expanded(path, "save")
         if path.suffix and path.suffix.lower() not in WRITERS:
             raise FzError(
                 f"save: got {path.name!r}, expected .mp4, .gif, or a name without an ending for a folder of PNGs."
             )
+        check_apart(path, {"clip": self.settings.clip.path, "mask": self.settings.edits[0].mask})
         if path.suffix:
             WRITERS[path.suffix.lower()](path, self.uint8(), self.fps)
         else:
@@ -69,6 +73,15 @@ class Edited:
 
     def _repr_html_(self) -> str:
         return animation(self.uint8(), self.fps, self.target)
+
+
+def check_apart(path: Path, given: Mapping[str, str | None]) -> None:
+    """Raises FzError where writing to this path would take one of the files away that an edit was made of."""
+    place = Path(os.path.realpath(path))
+    for what, name in ((what, str(expanded(name, what))) for what, name in given.items() if name):
+        sources = [Path(os.path.realpath(source)) for source in ([name] if os.path.exists(name) else glob.glob(name))]
+        if any(place == source or place in source.parents for source in sources):
+            raise FzError(f"save: {path} is the {what} that was read, or holds it. Choose another name.")
 
 
 @dataclass

@@ -138,6 +138,11 @@ def usual(key: Any) -> str:
     return RENAMED.get(name, name)
 
 
+def unnumbered(name: str) -> str:
+    """A flag's name without the edit's number: threshold.1 is threshold."""
+    return re.sub(r"\.\d{1,4}$", "", name)
+
+
 def csv_rows(place: Path) -> list[Row]:
     """A row a job, below names of flags; empty cells are not given."""
     try:
@@ -191,13 +196,13 @@ def separated(row: list[str]) -> str:
 
 
 def splits(name: str) -> bool:
-    flag = BY_NAME.get(re.sub(r"\.\d+$", "", name))
+    flag = BY_NAME.get(unnumbered(name))
     return name == "set" or (flag is not None and (flag.many or flag.nargs is not None))
 
 
 def check_key(name: str) -> None:
     """Raise FzError for what is no name of a job's."""
-    plain = re.sub(r"\.\d{1,4}$", "", name)
+    plain = unnumbered(name)
     if plain in OF_THE_BATCH:
         raise FzError(f"job: got {plain!r}, which the batch decides. Leave it out; `name` is a job's folder.")
     if plain in OF_ONE_RUN:
@@ -214,7 +219,7 @@ def arguments(given: Mapping[Any, Any], folder: Path) -> list[str]:
         check_key(name)
         if value is None or name in ("name", "masks"):
             continue
-        plain = re.sub(r"\.\d+$", "", name)
+        plain = unnumbered(name)
         for text in texts(plain, value):
             if plain in PATHS and isinstance(text, str) and (plain, text) != ("control-video", "canny"):
                 text = beside(folder, text)
@@ -277,7 +282,10 @@ def plain(name: str, value: Any) -> str:
 
 def job_of(row: Row, extra: Sequence[str], given: set[str], edit_masks: bool) -> tuple[Row, Job]:
     """A row and its job, whose name is not settled yet."""
-    content = {usual(key): value for key, value in row.content.items() if usual(key) not in given}
+    # changes of a config add up; whatever else the command line says, of one edit or of all, it says alone
+    said = given - {"set"}
+    content = {usual(key): value for key, value in row.content.items()}
+    content = {name: value for name, value in content.items() if not said & {name, unnumbered(name)}}
     name, masks = content.get("name"), content.get("masks")
     try:
         if not all(value is None or (isinstance(value, str) and value.strip()) for value in (name, masks)):
