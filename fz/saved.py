@@ -24,8 +24,9 @@ def save_run(found: Result, tokens: Tokens, device: torch.device, out: str | Pat
     edits = found.edits
     if not edits:
         raise FzError("save: got no edits, expected what InvertedClip.edit returned.")
-    if not isinstance(out, (str, Path)) or out == "":
+    if not isinstance(out, (str, Path)):
         raise FzError(f"save: got {out!r}, expected a folder's path, as save('red', edited).")
+    place = expanded(out, "save")
     if others := [edited for edited in edits if not isinstance(edited, Edited)]:
         raise FzError(f"save: got {type(others[0]).__name__}, expected what InvertedClip.edit returned.")
     ours, key = unedited(found.settings), key_of_source(found.source)
@@ -36,9 +37,7 @@ def save_run(found: Result, tokens: Tokens, device: torch.device, out: str | Pat
     runs = [dataclasses.replace(edited.settings, edits=edits[0].settings.edits) for edited in edits]
     if any(run != runs[0] for run in runs):
         raise FzError("save: got edits of different guidance, method or clip, expected those of one run. Save each.")
-    settings = dataclasses.replace(
-        runs[0], edits=tuple(edited.settings.edits[0] for edited in edits), out=str(expanded(out, "save"))
-    )
+    settings = dataclasses.replace(runs[0], edits=tuple(e.settings.edits[0] for e in edits), out=str(place))
     notes = list(dict.fromkeys(note for edited in edits for note in (*found.notes, *edited.notes)))
     result = dataclasses.replace(found, settings=settings, notes=notes, out=settings.out)
     with ResultFolder.claim(settings) as folder:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import fz
 from fz import mini
+from fz.arguments import PATHS
 from fz.clips.media import write_mp4, write_pngs
 from fz.run import main
 from fz.settings.config import EditSettings
@@ -257,7 +258,7 @@ BAD = {
     "nothing to mask": (lambda e, i: i.mask(None), "mask: got None"),
     "a list of numbers to mask": (lambda e, i: i.mask([3]), "mask: got [3]"),
     "a number as a folder": (lambda e, i: i.save(3, i), "save: got 3"),
-    "no name of a folder": (lambda e, i: i.save("", i), "save: got ''"),
+    "no name of a folder": (lambda e, i: i.save("", i), "save: got an empty path"),
     "a text to save": (lambda e, i: i.save("red", "x"), "save: got str"),
     "fewer than no frames": (lambda e, i: e.predicted(-1, (64, 64)), "frames: got -1"),
     "one side": (lambda e, i: e.predicted(2, 64), "size: got 64"),
@@ -271,6 +272,38 @@ def test_bad_arguments_are_answered(editor, inversion, name):
     with pytest.raises(fz.FzError) as raised:
         call(editor, inversion)
     assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+NOWHERE = {
+    "": "got an empty path",
+    " ": "got an empty path",
+    "~nosuchuser/x": "is no user",
+    "a\0b": "without null bytes",
+}
+TAKEN = {
+    "checkpoint": lambda e, i, path: fz.load(path),
+    **{name: lambda e, i, path, name=name: fz.load(**{name: path}) for name in (*PATHS[1:], "lora", "embedding")},
+    "cache": lambda e, i, path: e.invert(fz.read(frames=1, size=64), SOURCE, steps=1, cache=path),
+    "mask": lambda e, i, path: i.edit(TARGET, mask=path),
+    "video": lambda e, i, path: fz.read(path),
+    "save": lambda e, i, path: i.edit(TARGET).save(path),
+    "save a clip": lambda e, i, path: i.edit(TARGET).save(f"{path}.mp4" if path.strip() else path),
+    "save a run": lambda e, i, path: i.save(path, i.edit(TARGET)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", NOWHERE)
+@pytest.mark.parametrize("name", TAKEN)
+def test_paths_that_lead_nowhere_are_answered(editor, name, path, tmp_path, monkeypatch):
+    """An empty one is not the current folder."""
+    monkeypatch.chdir(tmp_path)
+    inversion = editor.invert(np.zeros((1, 64, 64, 3), np.uint8), SOURCE, steps=1)
+    with pytest.raises(fz.FzError, match=f"^{name.split()[0]}: ") as raised:
+        TAKEN[name](editor, inversion, path)
+    assert NOWHERE[path] in str(raised.value) or (
+        name in ("lora", "embedding") and "expected a file" in str(raised.value)
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_strangers_script(tmp_path):
