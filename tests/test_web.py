@@ -177,6 +177,9 @@ def test_ids_lead_nowhere(folder, bad):
         ("a" * 400 + ".mp4", "a" * 60 + ".mp4"),
         ("\0\n.mp4", "clip.mp4"),
         ("...", "clip"),
+        ("a" * 70 + " 00012.png", "a" * 60 + "-00012.png"),
+        ("1" * 400 + ".png", "1" * 20 + ".png"),
+        ("com1.png", "com1_.png"),
     ],
 )
 def test_names_of_uploads_are_made_safe(name, safe):

@@ -364,6 +364,35 @@ def test_an_upload_with_a_brush_and_a_sheet(visit, root, tmp_path):
 
 
 @pytest.mark.slow
+def test_pictures_of_one_name_and_an_area_that_is_wiped(visit, tmp_path):
+    name = "a silver jeep driving down a curvy road in the countryside, take {} of many.png"
+    paths = [tmp_path / name.format(i) for i in (9, 10, 11)]
+    for path, value in zip(paths, (20, 120, 220), strict=True):
+        Image.fromarray(np.full((64, 64, 3), value, np.uint8)).save(path)
+    visit.open()
+    visit.bring(*reversed(paths))
+    visit.wait("document.querySelector('[data-clip]')?.textContent.includes('3 pictures, 3 frames')", 120)
+    # in the order of their numbers, whatever the order in which they were chosen
+    visit.wait("document.querySelectorAll('#fz-shown-frames img').length == 3", 120)
+    shades = visit.script(
+        "return [...document.querySelectorAll('#fz-shown-frames img')].map(image => { const c = "
+        "document.createElement('canvas').getContext('2d'); c.drawImage(image, 0, 0); "
+        "return c.getImageData(5, 5, 1, 1).data[0] })"
+    )
+    assert np.abs(np.array(shades) - (20, 120, 220)).max() < 4
+
+    visit.click("#fz-more button")
+    canvas = visit.wait("document.querySelector('fz-brush canvas')", 120)
+    visit.script("arguments[0].focus()", canvas)
+    assert visit.text("#fz-shown-drawn").strip() == ""
+    visit.press(Keys.SPACE)
+    visit.wait("document.querySelector('#fz-shown-drawn').textContent.includes('An area is drawn.')", 120)
+    visit.press(Keys.BACKSPACE)
+    visit.wait("document.querySelector('#fz-shown-drawn').textContent.trim() == ''", 120)
+    assert visit.script("return document.querySelector('#fz-mask textarea, #fz-mask input').value") == ""
+
+
+@pytest.mark.slow
 def test_cancel_reload_two_tabs_and_many_clicks(visit):
     # an edit of minutes: it must not be done before the page has loaded twice, however busy the machine is
     visit.open().small(frames=8, steps=100)

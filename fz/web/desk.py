@@ -88,7 +88,7 @@ class Desk:
             return ""
         video = fz.read(clip.path, frames=1, start=min(form["start"], clip.count - 1), size=clip.picture, multiple=1)
         uri = show.pictures(video.frames, longest=BRUSH_SIDE)[0]
-        return f'<fz-brush data-picture="{uri}" data-mask="{show.safe(form["mask"])}"></fz-brush>'
+        return f'<fz-brush data-picture="{uri}"></fz-brush>'
 
     def drawn(self, visitor: Visitor, clip: VisitorClip, uri: str) -> str:
         """Keep a mask that was drawn, as large as the clip's pictures, and return its id; '' for one that is black.

@@ -47,7 +47,7 @@ class Events:
         self.on(blocks.load, self.opened, everything, "clip said")
         self.on(out["say clip"].change, self.chosen, everything, "clip said", out["say clip"])
         self.on(out["say uploaded"].change, self.uploaded, everything, "clip said", out["say uploaded"])
-        clip = [out["frames"], out["clip said"], out["words"], out["area"], out["brush"]]
+        clip = [out[name] for name in ("frames", "clip said", "words", "area", "brush", "drawn")]
         for name in ("frames", "start", "every", "size"):
             self.on(parts[name].input, self.reframed, clip, "clip said")
         self.on(parts["model"].input, self.repainted, [*clip, *(parts[n] for n in ("size", "steps", "guidance"))],
@@ -66,8 +66,8 @@ class Events:
             self.on(parts[name].input, self.reframed, [out["words"], out["frames"]], "words")
         for name in ("area", "area_limit", "keep_background"):
             self.on(parts[name].input, self.bounded, [out["area"]], "area")
-        self.on(out["say drawing"].change, self.drawn, [parts["mask"], out["area"], out["edit said"]], "edit said",
-                out["say drawing"])  # fmt: skip
+        drawn = [parts["mask"], out["area"], out["drawn"], out["edit said"]]
+        self.on(out["say drawing"].change, self.drawn, drawn, "edit said", out["say drawing"])
         for name, kind in (("preview button", "preview"), ("run button", "run"), ("sheet button", "sheet")):
             self.on(out[name].click, self.submitting(kind), [out["edit said"]], "edit said", mode="multiple")
         done = [out[name] for name in ("words", "area", "preview", "sheet", "result", "history", "edit said", "frames")]
@@ -152,12 +152,19 @@ class Events:
         return updates | self.worded(asked) | self.shown_frames(asked) | {self.out["edit said"]: ""}
 
     def shown_frames(self, asked: Asked) -> Updates:
+        out, drawn = self.out, self.is_drawn(asked)
         try:
             frames, brush = self.desk.frames(asked.clip, asked.form), self.desk.brush(asked.clip, asked.form)
-            return {self.out["frames"]: frames, self.out["brush"]: brush}
+            return {out["frames"]: frames, out["brush"]: brush, out["drawn"]: drawn}
         except FzError as error:
-            line = self.desk.folder.without_paths(str(error))
-            return {self.out["frames"]: show.note(line, "error"), self.out["brush"]: ""}
+            return {out["frames"]: self.refused(error), out["brush"]: "", out["drawn"]: ""}
+
+    def is_drawn(self, asked: Asked) -> str:
+        return show.note("An area is drawn." if asked.form["mask"] else "")
+
+    def refused(self, error: FzError) -> str:
+        """A mistake in the place of what cannot be shown."""
+        return show.note(self.desk.folder.without_paths(str(error)), "error")
 
     def reframed(self, asked: Asked) -> Updates:
         return self.shown_frames(asked) | self.retold(asked) | self.bounded(asked)
@@ -172,13 +179,16 @@ class Events:
         try:
             table, weights = self.desk.words(asked.maybe, asked.form)
         except FzError as error:
-            line = show.note(self.desk.folder.without_paths(str(error)), "error")
-            return {self.out["words"]: line, self.out["area"]: ""}
+            return {self.out["words"]: self.refused(error), self.out["area"]: ""}
         shown = {self.out["words"]: table, self.out["weights"]: weights}
         return shown | {self.parts["weights"]: asked.form["weights"]} | self.bounded(asked)
 
     def retold(self, asked: Asked) -> Updates:
-        return {self.out["words"]: self.desk.words(asked.maybe, asked.form)[0]}
+        """The words' table alone: sliders are where they are. What is shown with it does not wait for a sentence."""
+        try:
+            return {self.out["words"]: self.desk.words(asked.maybe, asked.form)[0]}
+        except FzError as error:
+            return {self.out["words"]: self.refused(error)}
 
     def removed(self, asked: Asked) -> Updates:
         """What is taken away is hidden within an area."""
@@ -204,11 +214,12 @@ class Events:
         try:
             return {self.out["area"]: self.desk.area(asked.clip, asked.form)}
         except FzError as error:
-            return {self.out["area"]: show.note(str(error), "error")}
+            return {self.out["area"]: self.refused(error)}
 
     def drawn(self, asked: Asked) -> Updates:
         asked.form["mask"] = self.desk.drawn(asked.visitor, asked.clip, str(asked.said)) if asked.said else ""
-        return {self.parts["mask"]: asked.form["mask"], self.out["edit said"]: ""} | self.bounded(asked)
+        shown = {self.out["drawn"]: self.is_drawn(asked), self.out["edit said"]: ""}
+        return {self.parts["mask"]: asked.form["mask"]} | shown | self.bounded(asked)
 
     def submitting(self, kind: str) -> Callable[[Asked], Updates]:
         def submit(asked: Asked) -> Updates:

@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import string
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -42,6 +43,7 @@ ABOUT = {
 SHEET = {"source": str, "tiles": [{"form": dict, "picture": str, "label": str}]}
 PREVIEW = {"source": [str], "edit": [str], "target": str}
 MOST_FILES = 600  # of one upload
+LONGEST_NAME, LONGEST_NUMBER = 60, 20  # bytes of its words, digits after them
 RESULTS_LIMIT = 20 * 10**9  # bytes of all results; the oldest go
 FREE = 10**9  # bytes of the disk that uploads leave
 
@@ -179,7 +181,7 @@ class Folder:
         if left <= 0 or shutil.disk_usage(self.root).free < FREE + left:
             raise FzError("upload: there is no room for it on the server. Try a shorter clip, or later.")
         place.mkdir(parents=True, exist_ok=True)
-        return place / safe_name(name), left
+        return untaken(place, safe_name(name)), left
 
     def forget(self, now: float | None = None) -> list[Path]:
         """Remove uploads of more than a day ago, the oldest results where all take more than RESULTS_LIMIT, and what
@@ -230,11 +232,33 @@ class Folder:
 
 
 def safe_name(name: str) -> str:
-    """A file name with the ending that was given, that no system takes for anything else."""
+    """A file name with the ending that was given, that no system takes for anything else. What is cut of a long one is
+    not its number.
+    """
     stem, _, ending = Path(name.replace("\\", "/")).name.rpartition(".")
     stem, ending = (stem, ending) if stem else (ending, "")
     ending = re.sub(r"[^a-z0-9]", "", ending.lower())[:5]
-    return f"{slug(stem, 60) or 'clip'}.{ending}".rstrip(".")
+    words = slug(stem, 10**6)
+    head = words.rstrip(string.digits)
+    number = words[len(head) :][-LONGEST_NUMBER:]
+    if len(head.encode()) > LONGEST_NAME:
+        head = f"{slug(head, LONGEST_NAME)}{'-' if number else ''}"
+    return f"{f'{head}{number}' or 'clip'}.{ending}".rstrip(".")
+
+
+def part_of(path: Path) -> Path:
+    """Where a file lies until all of it is there."""
+    return path.with_name(f".{path.name}.part")
+
+
+def untaken(place: Path, name: str) -> Path:
+    """The file of that name, or where an upload has one: with a number, so that it is read after it."""
+    path, number = place / name, 1
+    while path.exists() or part_of(path).exists():
+        number += 1
+        # '_' sorts after '.': a.png, a_002.png, b.png
+        path = place / f"{Path(name).stem}_{number:03}{Path(name).suffix}"
+    return path
 
 
 def last_change(folder: Path) -> float:

@@ -53,6 +53,8 @@ class Drop extends HTMLElement {
   }
   async send(files) {
     if (!files.length || this.busy) return;
+    // files that the server gives one name come to be numbered in this order
+    files.sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
     const limit = +this.dataset.limit, all = files.reduce((sum, file) => sum + file.size, 0), batch = hex();
     const fail = line => { this.line.textContent = line; this.line.className = "fz-error" };
     this.line.className = "fz-note";
@@ -184,13 +186,12 @@ class Brush extends HTMLElement {
     };
     this.size = make("input", { type: "range", min: 2, max: 40, value: 14, "aria-label": "size of the brush", oninput: () => this.draw() });
     this.wipes = make("input", { type: "checkbox" });
-    this.state = make("span", { class: "fz-note", role: "status" }, this.dataset.mask ? "An area is drawn." : "");
     const clear = make("button", { type: "button", class: "fz-button", onclick: () => {
       this.mask.getContext("2d").clearRect(0, 0, this.mask.width, this.mask.height); this.drawn = false;
-      this.draw(); this.state.textContent = ""; say("fz-drawing", "");
+      this.draw(); say("fz-drawing", "");
     } }, "Clear");
     this.append(make("h3", {}, "Draw the area that may change"), this.canvas,
-      make("div", { class: "fz-row" }, make("label", {}, "Brush", this.size), make("label", { class: "fz-check" }, this.wipes, "wipe"), clear, this.state));
+      make("div", { class: "fz-row" }, make("label", {}, "Brush", this.size), make("label", { class: "fz-check" }, this.wipes, "wipe"), clear));
     const move = e => {
       const box = this.canvas.getBoundingClientRect();
       return [(e.clientX - box.left) * this.canvas.width / box.width, (e.clientY - box.top) * this.canvas.height / box.height];
@@ -229,7 +230,6 @@ class Brush extends HTMLElement {
     out.width = width; out.height = height;
     const on = out.getContext("2d");
     on.fillStyle = "#000"; on.fillRect(0, 0, width, height); on.drawImage(this.mask, 0, 0);
-    this.state.textContent = "An area is drawn.";
     say("fz-drawing", out.toDataURL("image/png"));
   }
 }

@@ -142,6 +142,7 @@ class Page:
                 self.part("enhance", gr.Textbox, label="Polish with", placeholder="watercolor painting",
                           max_length=200, min_width=240, info="words put after the second sentence")  # fmt: skip
             self.shown("brush")
+            self.shown("drawn")
             with gr.Row():
                 self.part("steps", gr.Slider, minimum=2, maximum=100, step=1, value=20, label="Care",
                           info="steps; more takes longer", min_width=240)  # fmt: skip

@@ -21,7 +21,7 @@ from fz.results.folder import completed
 from fz.results.report import write_report
 from fz.shell import explain
 from fz.web.desk import Desk
-from fz.web.folder import ABOUT, Visitor, read_json
+from fz.web.folder import ABOUT, Visitor, part_of, read_json
 
 # a result's files by their names on the page
 FILES = {
@@ -90,7 +90,7 @@ class Routes:
         """A file, as the request's body; under another name until all of it is there."""
         place = self.desk.folder.batch(self.visitor(request), request.path_params["batch"])
         path, left = self.desk.folder.room(place, request.path_params["name"])
-        part, whole = path.with_name(f".{path.name}.part"), False
+        part, whole = part_of(path), False
         try:
             with open(part, "wb") as out:
                 async for chunk in request.stream():

@@ -1,0 +1,196 @@
+"""What the page answers to what a visitor does, without a browser: uploads, words half typed, areas that are drawn,
+sheets.
+"""
+
+import asyncio
+import base64
+import io
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the page's tests need pip install -e '.[web]'")
+
+import fz
+from fz.web import form as forms
+from fz.web.desk import Desk
+from fz.web.events import Asked, Events
+from fz.web.examples import Examples
+from fz.web.folder import Folder, new_id
+from fz.web.jobs import Job, Queue
+from fz.web.routes import Routes
+from fz.web.studio import MINIATURE, Models, Studio
+
+SECRET = "a" * 32
+MODELS = Models([None], {"device": "cpu"})
+
+
+@pytest.fixture
+def desk(tmp_path):
+    folder = Folder(tmp_path / "root", 10**6)
+    studio = Studio(MODELS, folder)
+    yield Desk(folder, MODELS, studio, Queue(folder, studio.do), Examples(folder))
+    folder.lock.release()
+
+
+@pytest.fixture
+def asked(desk):
+    """A question about the bundled clip: an edit of a second."""
+    visitor = desk.folder.visitor(SECRET)
+    clip = desk.choose(visitor, desk.examples.clips[0].id)
+    usual = {**forms.USUAL, "model": MINIATURE, "source": clip.source, "target": clip.target}
+    return Asked(visitor, clip, {**usual, "frames": 2, "size": 64, "steps": 4}, None)
+
+
+class Named(dict):
+    """Blocks of a page by their names, which are told by `mark`."""
+
+    def __init__(self, mark=""):
+        self.mark = mark
+
+    def __missing__(self, name):
+        return self.mark + name
+
+
+def page(desk):
+    """Its events; what they answer is a dict of names, controls' with a '*'."""
+    return Events(desk, "cookie", Named("*"), Named())
+
+
+# ---- uploads ---------------------------------------------------------------------------------------------------
+
+
+def put(desk, batch, name, body):
+    """The answer to a file that a page sends."""
+
+    async def stream():
+        yield body
+
+    scope, params = {"fz_secret": SECRET}, {"batch": batch, "name": name}
+    request = SimpleNamespace(scope=scope, path_params=params, stream=stream, method="PUT")
+    return asyncio.run(Routes(desk).answering(Routes(desk).upload)(request))
+
+
+def grey(value):
+    out = io.BytesIO()
+    Image.fromarray(np.full((64, 64, 3), value, np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+LONG = "a silver jeep driving down a curvy road in the countryside"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{LONG} {i:05d}.png" for i in range(3)],
+        [f"{LONG}{i}.png" for i in (8, 9, 10, 11)],
+        [f"{LONG[:52]}{i}.png" for i in (99999999, 100000000)],
+        [f"{LONG} take {i} of many.png" for i in range(12)],
+        ["A.png", "a.png"],
+        ["A", "a", "b.png"],
+        ["img (1).png", "img-1.png", "img-2.png", "img-10.png"],
+        ["银色的吉普车沿着乡间蜿蜒的道路行驶在阳光明媚的早晨之中" + end + ".png" for end in ("一", "三", "二")],
+        ["银色的吉普车沿着乡间蜿蜒的道路行驶在阳光明媚的早晨之中" + str(i) + ".png" for i in (9, 10)],
+        ["??.png", "!!.png"],
+    ],
+    ids=[
+        "padded",
+        "8 to 11",
+        "longer by a digit",
+        "number within",
+        "case",
+        "no ending",
+        "brackets",
+        "Chinese",
+        "Chinese 9 and 10",
+        "nothing left",
+    ],
+)
+def test_each_picture_of_an_upload_is_a_frame_in_its_order(desk, names):
+    batch = new_id()
+    for i, name in enumerate(names):
+        assert put(desk, batch, name, grey(20 * i)).status_code == 200
+    clip = desk.uploaded(desk.folder.visitor(SECRET), batch)
+    pictures = [i for i, name in enumerate(names) if name.endswith(".png")]
+    assert clip.count == len(pictures) and clip.name == f"{len(names)} pictures"
+    frames = fz.read(clip.path, frames=clip.count, size=64).frames
+    assert [round(float(frame.mean() + 1) * 127.5) for frame in frames] == [20 * i for i in pictures]
+
+
+def test_two_files_of_one_name_that_come_at_once_are_two(desk):
+    """The second comes while the first is not whole yet."""
+    batch, second = new_id(), []
+
+    async def stream():
+        yield b"one"
+        second.append(await routes.upload(request(other)))
+        yield b"one"
+
+    async def other():
+        yield b"two"
+
+    def request(body):
+        params = {"batch": batch, "name": "A.png"}
+        return SimpleNamespace(scope={"fz_secret": SECRET}, path_params=params, stream=body)
+
+    routes = Routes(desk)
+    first = asyncio.run(routes.upload(request(stream)))
+    names = [json.loads(answer.body)["name"] for answer in (first, *second)]
+    place = desk.folder.batch(desk.folder.visitor(SECRET), batch)
+    assert {name: (place / name).read_bytes() for name in names} == {names[0]: b"oneone", names[1]: b"two"}
+    assert sorted(path.name for path in place.iterdir()) == sorted(names)
+
+
+# ---- words half typed ------------------------------------------------------------------------------------------
+
+
+def test_a_result_is_shown_while_words_are_half_typed(desk, asked):
+    made = desk.studio.do(Job(asked.visitor.name, asked.clip.id, "run", forms.checked(asked.form)))
+    asked.form |= {"remove": "ca", "area": True}
+    for kind in ("run", "preview", "sheet"):
+        asked.said = {"clip": asked.clip.id, "kind": kind, "state": "done", "made": made, "line": ""}
+        shown = page(desk).done(asked)
+        assert "&#x27;ca&#x27; is not in" in shown["words"] and "fz-error" in shown["words"]
+        assert shown.keys() >= {"run": {"result", "history"}}.get(kind, {kind}) | {"frames", "area", "edit said"}
+    asked.said["kind"] = "run"
+    shown = page(desk).done(asked)
+    assert made in shown["result"] and made in shown["history"]
+
+
+def test_every_event_answers_while_words_are_half_typed(desk, asked):
+    """With all that it shows, the words' mistake among it; none of it tells the server's folders."""
+    whole = asked.form
+    events = page(desk)
+    kinds = {"reframed": {"frames", "brush", "area"}, "repainted": {"*steps", "frames"}, "weighted": {"*weights"},
+             "preset": {"*keep_shape", "area"}, "worded": {"area"}, "retold": set(), "removed": {"*area"}}  # fmt: skip
+    for name, expected in kinds.items():
+        asked.form, asked.said = {**whole, "remove": "ca", "area": True, "kind": "shape"}, {"blue": 2.0}
+        shown = getattr(events, name)(asked)
+        assert expected < shown.keys() and "&#x27;ca&#x27; is not in" in shown["words"], name
+        assert str(desk.folder.root) not in json.dumps(shown), name
+
+
+# ---- areas that are drawn --------------------------------------------------------------------------------------
+
+
+def drawing(value):
+    out = io.BytesIO()
+    Image.fromarray(np.full((64, 64), value, np.uint8)).save(out, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def test_an_area_is_called_drawn_where_the_server_has_one(desk, asked):
+    """Not after all of it was wiped, and not where it was refused."""
+    events = page(desk)
+    for said, there in ((drawing(255), True), (drawing(0), False), (drawing(255), True), ("", False)):
+        asked.said = said
+        shown = events.drawn(asked)
+        assert bool(shown["*mask"]) == there == ("An area is drawn." in shown["drawn"])
+    # a clip, a result or a sheet's picture that has one brings it along
+    for mask in ("", "0" * 16):
+        shown = events.shown_frames(Asked(asked.visitor, asked.clip, {**asked.form, "mask": mask}, None))
+        assert ("An area is drawn." in shown["drawn"]) == bool(mask)
