@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import fz
 from fz import mini
 from fz.arguments import PATHS
+from fz.clips.arrays import to_tensor
 from fz.clips.media import write_mp4, write_pngs
 from fz.run import main
 from fz.settings.config import EditSettings
@@ -106,6 +107,47 @@ def test_arrays_tensors_and_pictures_are_the_clip(editor, clip, inversion):
     for same in (array, pictures, frames, clip.frames):
         again = editor.invert(same, SOURCE, steps=2)
         assert torch.equal(again.source.latents[first], inversion.source.latents[first])
+
+
+def pictured(kind):
+    """(a picture, the ending of a file that keeps it)"""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 4), dtype=np.uint8)
+    pixels[:, 48:, 3] = 0
+    image = Image.fromarray(pixels)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    if kind == "palette":
+        image = image.convert("RGB").quantize(16)
+        image.info["transparency"] = 3
+    if kind == "turned":
+        image = image.convert("RGB")
+        image.info["exif"], image.getexif()[0x0112] = turned.tobytes(), 6
+    if kind == "16 bits":
+        return Image.fromarray(pixels[..., 0].astype(np.uint16) * 257), "png"
+    kinds = {"RGBA": "RGBA", "LA": "LA", "grey": "L", "CMYK": "CMYK", "one bit": "1"}
+    return image.convert(kinds[kind]) if kind in kinds else image, "tif" if kind == "CMYK" else "png"
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "palette", "turned", "16 bits", "grey", "CMYK", "one bit"])
+def test_pictures_are_what_their_files_are(kind, tmp_path):
+    """Transparency on white, 16 bits as 8, upright: opened, and made here."""
+    image, ending = pictured(kind)
+    image.save(tmp_path / f"a.{ending}", **({"exif": image.info["exif"]} if kind == "turned" else {}))
+    size = (96, 64) if kind == "turned" else (64, 96)
+    read = fz.read(tmp_path / f"a.{ending}", frames=1, size=size, multiple=1).frames
+    for same in (image, Image.open(tmp_path / f"a.{ending}")):
+        assert torch.equal(to_tensor([same]), read)
+    if kind == "RGBA":
+        assert (read[..., 48:] == 1).all()
+
+
+def test_pictures_that_cannot_be_read_are_answered(tmp_path):
+    with pytest.raises(fz.FzError, match="^clip: picture 1 has floating-point pixels"):
+        to_tensor([Image.new("L", (8, 8)), Image.new("F", (8, 8))])
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:2000])
+    with pytest.raises(fz.FzError, match="^clip: picture 0 cannot be read .*Is its file complete"):
+        to_tensor([Image.open(tmp_path / "cut.png")])
 
 
 def test_one_model_serves_many_clips(editor, inversion, result):
