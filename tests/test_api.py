@@ -206,6 +206,44 @@ def test_save(result, tmp_path):
     assert result.save(tmp_path / "not/there/yet.gif").is_file()
 
 
+LIKE = {
+    "array": lambda frames: frames,
+    "tensor": lambda frames: torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1,
+    "pictures": lambda frames: [Image.fromarray(frame) for frame in frames],
+    "Video": lambda frames: fz.Video(torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1, 8.0, (0, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", LIKE)
+def test_a_mask_beside_a_clip_of_no_file(editor, kind, tmp_path):
+    """One for all or one a frame; cut and resized as the frames were, which here lose 3 rows on each side."""
+    frames = np.random.default_rng(0).integers(0, 256, (2, 70, 64, 3), dtype=np.uint8)
+    inversion = editor.invert(LIKE[kind](frames), SOURCE, steps=1)
+    assert inversion.video.frames.shape[-2:] == (64, 64)
+    masks = np.zeros((2, 70, 64), np.uint8)
+    masks[0, 19:51, :32] = masks[1, 19:51, 32:] = 255
+    write_pngs(tmp_path / "masks", masks)
+    each = torch.from_numpy(masks[:, 3:67] > 0)
+    for name, expected in (("masks", each), ("masks/00001.png", each[1:].expand(2, -1, -1))):
+        edited = inversion.edit(TARGET, mask=tmp_path / name, keep_background=True)
+        same = (edited.frames == inversion.video.frames).all(1)
+        assert same[~expected].all() and not same[expected].any(), name
+    write_pngs(tmp_path / "three", np.full((3, 70, 64), 255, np.uint8))
+    write_pngs(tmp_path / "small", np.full((1, 32, 32), 255, np.uint8))
+    write_pngs(tmp_path / "cut", np.full((1, 64, 64), 255, np.uint8))
+    for name, line in (("three", "holds 3 pictures, expected 1 or 2"), ("small", "32x32, the clip's pictures 64x70")):
+        with pytest.raises(fz.FzError, match=f"^mask: .*{line}"):
+            inversion.edit(TARGET, mask=tmp_path / name)
+    inversion.edit(TARGET, mask=tmp_path / "cut")
+
+
+def test_a_mask_beside_a_clip_that_is_resized_once_more(editor, tmp_path):
+    clip = fz.read(PATH, frames=2, size=72, multiple=8)
+    write_pngs(tmp_path / "mask", np.full((1, 72, 72), 255, np.uint8))
+    inversion = editor.invert(clip, SOURCE, steps=1)
+    assert inversion.video.clip is None and inversion.edit(TARGET, mask=tmp_path / "mask").frames.shape[-1] == 64
+
+
 def test_a_clip_is_not_saved_over(editor, tmp_path, monkeypatch):
     """Neither the clip nor the mask, by any of their names, nor a folder that holds them."""
     monkeypatch.chdir(tmp_path)

@@ -70,9 +70,10 @@ def as_video(clip: ClipLike, multiple: int, fps: float = FPS) -> Video:
         clip = Video(frames, fps, tuple(range(len(frames))))
     size, note = round_size(tuple(clip.frames.shape[-2:]), multiple)
     if note:
-        # no reading of the files gives these pixels
         frames = torch.stack([fit(frame, size) for frame in clip.frames]).clamp(-1, 1)
-        clip = Video(frames, clip.fps, clip.indices, (*clip.notes, note))
+        # no reading of the files gives these pixels: a mask is one of what was given here
+        given = tuple(clip.frames.shape[-2:])
+        clip = Video(frames, clip.fps, clip.indices, (*clip.notes, note), picture=given)
     return clip
 
 
