@@ -29,8 +29,13 @@ examples:
 
 The same command goes on where it was stopped. Results: a folder a job, batch.csv, batch.json, batch.html.
 """
-# of fz.run's flags, those that are about one run
-LEFT_OUT = ("config", "sweep", "list_words")
+# of fz.run's flags, those that are about one run, and what to do instead
+LEFT_OUT = {
+    "config": "Use fz.run, or write it in a job.",
+    "sweep": "Use fz.run.",
+    "list_words": "Use fz.run.",
+    "shard": "A batch's processes do a job each. Leave it out, or share one clip by `torchrun … -m fz.run --shard`.",
+}
 OWN = ("--out", "--dry-run", "--clip-model", "--clip", "--edit-masks", "--debug")
 
 
@@ -58,11 +63,9 @@ def answer(argv: list[str]) -> None:
     given, rest = parser.parse_known_args(argv)
     if rest:
         raise FzError(unknown(rest, parser))
-    for name in LEFT_OUT:
+    for name, instead in LEFT_OUT.items():
         if getattr(given, name, None):
-            raise FzError(
-                f"batch: got --{name.replace('_', '-')}, which is about one run. Use fz.run, or write it in a job."
-            )
+            raise FzError(f"batch: got --{name.replace('_', '-')}, which is about one run. {instead}")
     jobs = read_jobs(given.jobs, of_runs(argv, parser), getattr(given, "edit_masks", False))
     out = writable(getattr(given, "out", None) or f"results/{slug(Path(given.jobs).stem, 100) or 'batch'}", "out")
     dry_run, overwrite = getattr(given, "dry_run", False), getattr(given, "overwrite", False)

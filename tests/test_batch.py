@@ -354,10 +354,18 @@ def test_names_of_jobs_are_folders_of_their_own(tmp_path):
 
 def test_flags_of_one_run_are_refused(tmp_path, capsys):
     path = write(tmp_path / "jobs.yaml", {"jobs": [{"clip": "a", "source": "b", "target": "c"}]})
-    for flag in (["--config", "x.yaml"], ["--sweep", "threshold=0.1,0.2"], ["--list-words"]):
+    for flag in (["--config", "x.yaml"], ["--sweep", "threshold=0.1,0.2"], ["--list-words"], ["--shard"]):
         assert batch.main([str(path), *flag]) == 2
         assert "about one run" in capsys.readouterr().err
     assert batch.main([str(path), "--stepps", "3"]) == 2 and "Did you mean '--steps'" in capsys.readouterr().err
+
+
+def test_a_job_whose_clip_several_processes_share_is_refused(tmp_path):
+    """Processes with other jobs each would join one group, and results would be of two clips."""
+    path = write(tmp_path / "jobs.yaml", {"jobs": [{"clip": "a", "source": "a b", "target": "a c", "shard": True}]})
+    (job,) = read_jobs(str(path))
+    with pytest.raises(FzError, match="job: got shard.*a job each"):
+        job.settings(tmp_path / "out")
 
 
 # ---- doing them ------------------------------------------------------------------------------------------------

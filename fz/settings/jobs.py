@@ -65,6 +65,12 @@ class Job:
         request = parse([*self.argv, "--out", str(out / self.name), *(["--dry-run"] if dry_run else [])])
         if request.sweep or request.list_words:
             raise FzError("job: got a sweep or --list-words, expected edits. Run it with fz.run.")
+        # processes with different jobs would join one group, and mix their clips
+        if request.settings.shard:
+            raise FzError(
+                "job: got shard, but a batch's processes do a job each. Leave it out, or share this clip by "
+                "`torchrun … -m fz.run --shard`."
+            )
         return request.settings
 
 
