@@ -478,6 +478,19 @@ def test_a_start_that_cannot_end_well_is_refused_first(tmp_path, example, capsys
     assert "failed is a file" in refused()
 
 
+@pytest.mark.parametrize("name", ["jobs.json", "batch.csv", "batch.html", "a/evaluation.csv", "a/report.html"])
+def test_files_of_the_users_with_a_batchs_names_stay(name, tmp_path, example, capsys):
+    """Also where everything may be overwritten, and before anything is computed."""
+    job = {"name": "a", "clip": str(example), "source": SOURCE, "target": TARGET, "report": True}
+    path, out = write(tmp_path / "jobs.yaml", {"jobs": [job]}), tmp_path / "out"
+    write(out / name, "mine")
+    for more in (["--dry-run"], []):
+        assert batch.main([str(path), *SMALL, "--overwrite", "--out", str(out), *more]) == 2
+        said = capsys.readouterr()
+        assert f"{out / name} is " in said.out + said.err and (out / name).read_text() == "mine"
+        assert not (out / "a/run.json").exists()
+
+
 DAMAGED = {
     "cut short": '[{"re',
     "empty": "[]",
