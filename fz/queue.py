@@ -33,7 +33,7 @@ from fz.results.beside import EVALUATION, beside
 from fz.results.claim import unlisted
 from fz.results.folder import read_run
 from fz.results.lock import Busy, Lock
-from fz.results.measured import clip_for, measure_folder
+from fz.results.measured import clip_for, clip_name_for, measure_folder
 from fz.results.report import write_report
 from fz.results.result import Result
 from fz.results.rows import check_replaceable, write_rows
@@ -195,8 +195,14 @@ class Queue:
         versions = (read_run(folder) or {}).get("versions", {})
         # whichever threads it was done with, here or elsewhere, by now it is done
         found = reuse.same_run(folder, settings, versions)
-        whole = found is not None and found["status"] == "done" and "evaluation.json" in found["files"]
-        return whole and bool(read_measured(self.out, job.name))
+        if found is None or found["status"] != "done" or "evaluation.json" not in found["files"]:
+            return False
+        if settings.report and "report.html" not in found["files"]:
+            return False
+        # by another CLIP, or with other masks than the job has now, it is measured again
+        by = {"clip": clip_name_for(folder, self.clip_model), "given": job.masks is not None}
+        rows = read_measured(self.out, job.name)
+        return bool(rows) and all({"clip": row["clip"], "given": row["masks"] == "given"} == by for row in rows)
 
     def do(self, job: Job) -> None:
         """Run it, measure it, or note in a line why that cannot be."""

@@ -28,7 +28,7 @@ def found(path: Path, settings: Settings, versions: Mapping[str, str]) -> Result
     pictures = read_back(path, run) if run else None
     if pictures is None:
         return None
-    video, clips = pictures
+    video, clips = dataclasses.replace(pictures[0], clip=settings.clip), pictures[1]
     notes, stages = run.get("notes", []), run.get("stages", {})
     edits = [
         Edited(dataclasses.replace(settings, edits=(edit,)), shown, [], {}, video.fps, tuple(notes))
