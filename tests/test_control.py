@@ -156,6 +156,14 @@ def test_the_original_layout_and_single_files(tmp_path, prefix):
         assert torch.equal(alone[key], t) and torch.equal(original[key], t), key
 
 
+def test_eight_bits_are_widened(tmp_path):
+    net = controlnet(UNetConfig((32, 64, 64, 64), cross_attention_dim=24), (8, 16, 24, 40))
+    low = {k: t.contiguous().to(torch.float8_e4m3fn) for k, t in net.state_dict().items()}
+    save_file(low, tmp_path / "net.safetensors")
+    loaded = load_control(tmp_path / "net.safetensors").state_dict()
+    assert all(torch.equal(loaded[key], t.float()) for key, t in low.items())
+
+
 def test_names_of_the_original_layout():
     """Against a list made by hand from ldm's `cldm`: input_blocks 0 … 11, each with a zero convolution."""
     table = layouts.control_table(2, 4)

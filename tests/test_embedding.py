@@ -45,6 +45,7 @@ LAYOUTS = {
     "diffusers": (lambda v: {"<cat-toy>": v}, "bin", "<cat-toy>"),
     "diffusers, safetensors": (lambda v: {"<cat-toy>": v}, "safetensors", "<cat-toy>"),
     "half precision": (lambda v: {"<cat-toy>": v.half()}, "safetensors", "<cat-toy>"),
+    "eight bits": (lambda v: {"<cat-toy>": v.to(torch.float8_e4m3fn)}, "safetensors", "<cat-toy>"),
 }  # fmt: skip
 
 
@@ -61,7 +62,8 @@ def test_layouts(name, vectors, tmp_path):
     made, ending, word = LAYOUTS[name]
     file = write(made(vectors), tmp_path / f"file.{ending}")
     learned = read_embedding(file)
-    expected = vectors.half().float() if name == "half precision" else vectors
+    dtype = {"half precision": torch.half, "eight bits": torch.float8_e4m3fn}.get(name, torch.float32)
+    expected = vectors.to(dtype).float()
     assert learned.word == word and torch.equal(learned.vectors, expected) and not learned.vectors.requires_grad
     assert read_embedding(file, "<other>").word == "<other>"
 
@@ -86,8 +88,18 @@ BAD = {
     "for 2": (lambda: {"<a>": numbers(1, 2, 1024)}, "bin", "is for Stable Diffusion 2 .1024 wide"),
     "a picture": (lambda: {"<a>": numbers(1, 2, 3, 4)}, "bin", "holds 2×3×4 of float32"),
     "whole numbers": (lambda: {"<a>": torch.ones(2, 4, dtype=torch.int64)}, "bin", "of int64"),
+    "two numbers a byte": (
+        lambda: {"<a>": torch.zeros(2, 4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)},
+        "bin",
+        "numbers of float4_e2m1fn_x2, two a byte",
+    ),
     "nothing in it": (lambda: {"<a>": torch.zeros(0, 4)}, "bin", "holds 0×4"),
     "NaN": (lambda: {"<a>": torch.full((2, 4), float("nan"))}, "bin", "NaN or infinity"),
+    "NaN in 8 bits": (
+        lambda: {"<a>": torch.full((2, 4), float("nan")).to(torch.float8_e4m3fn)},
+        "bin",
+        "NaN or infinity",
+    ),
     "longer than a prompt": (lambda: {"<a>": numbers(1, 76, 4)}, "bin", "76 vectors, expected at most 75"),
     "words with a space": (lambda: {"my cat": numbers(1, 4)}, "bin", "'my cat', expected one word"),
     "a LoRA": (lambda: {"x.lora_up.weight": numbers(1, 4), "x.lora_down.weight": numbers(1, 4)}, "bin", "is a LoRA"),

@@ -21,10 +21,13 @@ from fz.settings.checks import files_with, strengths
 from fz.weights import layouts
 from fz.weights.changes import Changes
 from fz.weights.load import load_checkpoint
-from fz.weights.lora import merged, places_of, read_lora
+from fz.weights.lora import read_lora
+from fz.weights.merge import merged, places_of
 from fz.weights.source import from_folder
 
 pytest_plugins = ["golden_model"]
+EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz)
+PAIRS = torch.zeros(96, 4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 FULL = ("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", *ATTENTION)
@@ -92,12 +95,24 @@ def old_diffusers(lora):
     return state
 
 
+def first_diffusers(lora):
+    """As diffusers first wrote the text encoder's attention: by the UNet's names."""
+    names = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
+    state = {}
+    for key, t in old_diffusers(lora).items():
+        for theirs, first in names.items():
+            key = key.replace(f".self_attn.{theirs}.lora_linear_layer.", f".self_attn.{first}_lora.")
+        state[key] = t
+    return state
+
+
 # of parity: a block of each kind, since PEFT takes its time over every layer; `slow` has them all
 SOME = ("down_blocks.1.", "mid_block.", "up_blocks.2.", "encoder.")
 LAYOUTS = {
     "kohya, any rank": lambda s: kohya(some(random_lora(s, FULL, ranks=(1, 3, 7), alphas=(0.6,)))),
     "LoCon": lambda s: kohya(some(random_lora(s, CONVOLUTIONS, ranks=(4,), alphas=(2.0,)))),
     "diffusers before PEFT": lambda s: old_diffusers(some(random_lora(s, ATTENTION, TEXT[:4]))),
+    "diffusers' first names": lambda s: first_diffusers(some(random_lora(s, ATTENTION, TEXT[:4]))),
     "PEFT's names": lambda s: peft(some(random_lora(s, FULL))),
 }
 
@@ -301,6 +316,17 @@ def test_a_tuned_checkpoint_and_half_precision(models, source, tmp_path):
     assert torch.equal(after[key], before[key] + 1.0 * (up.float() @ down.float()))
 
 
+@pytest.mark.parametrize("dtype", EIGHT_BITS, ids=str)
+def test_eight_bits_are_widened(dtype, source, tmp_path):
+    state = kohya(some(random_lora(source, ATTENTION, alphas=(2.0,))))
+    low = {k: t.to(dtype) for k, t in state.items()}
+    save_file(low, tmp_path / "low.safetensors")
+    save_file({k: t.float() for k, t in low.items()}, tmp_path / "wide.safetensors")
+    got, expected = (read_lora(tmp_path / f"{name}.safetensors").layers for name in ("low", "wide"))
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(layer.delta(), expected[place].delta()) for place, layer in got.items())
+
+
 def test_strength_zero_is_no_change_and_others_are_in_proportion(source, tmp_path):
     save_file(kohya(random_lora(source, ATTENTION)), tmp_path / "lora.safetensors")
     file = str(tmp_path / "lora.safetensors")
@@ -384,6 +410,8 @@ STATES = {
     "rank 0": (lambda: low(up=(96, 0), down=(0, 96)), "is 96×0"),
     "whole numbers": (lambda: spoiled(1, torch.int64), "is 96×4 int64"),
     "NaN": (lambda: spoiled(float("nan")), "has NaN or infinity"),
+    "NaN in 8 bits": (lambda: spoiled(float("nan"), torch.float8_e4m3fn), "has NaN or infinity"),
+    "two numbers a byte": (lambda: low(**{f"{Q}.lora_up.weight": PAIRS}), "numbers of float4_e2m1fn_x2, two a byte"),
     "alphas": (lambda: low(**{f"{Q}.alpha": numbers(1, 3)}), "alpha is 3 of nan, expected one number"),
     "alpha without end": (lambda: low(**{f"{Q}.alpha": torch.tensor(float("inf"))}), "alpha is a number of inf"),
     "twice": (lambda: low(**{f"unet.{Q[10:]}.lora_A.weight": numbers(1, 4, 96)}), "has the down of .* twice"),

@@ -20,7 +20,8 @@ from fz.tuning import lora, trainer
 from fz.tuning.trainer import Lesson, TrainingSettings, trained
 from fz.weights.changes import Changes
 from fz.weights.load import load_checkpoint
-from fz.weights.lora import merged, read_lora
+from fz.weights.lora import read_lora
+from fz.weights.merge import merged
 from fz.weights.write import write_lora
 
 SMALL = UNetConfig(

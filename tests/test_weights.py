@@ -127,6 +127,39 @@ def test_fp16_variant(part, tiny, folder):
     assert all(torch.equal(t, want[key].half().float()) for key, t in model.items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("ending", ["safetensors", "safetensors and more", "ckpt"])
+def test_eight_bits_are_widened(dtype, ending, flat, single, tmp_path):
+    low = {k: t.to(dtype) if t.is_floating_point() else t for k, t in flat.items()}
+    file = tmp_path / f"low.{ending.split()[0]}"
+    save_file(low, file) if file.suffix == ".safetensors" else torch.save(low, file)
+    if ending.endswith("more"):
+        file.write_bytes(file.read_bytes() + b"more")
+    wide = {k: t.float() for k, t in low.items() if t.is_floating_point() and k != "alphas_cumprod"}
+    save_file(wide, tmp_path / "wide.safetensors")
+    loaded = single(file)
+    assert_same(single(tmp_path / "wide.safetensors"), loaded)
+    assert str(dtype).removeprefix("torch.") in loaded.report
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_another_schedule_in_eight_bits_is_still_another(dtype, flat, single, tmp_path):
+    low = flat | {"alphas_cumprod": torch.linspace(1, 0, 1000).to(dtype)}
+    save_file(low, tmp_path / "low.safetensors")
+    with pytest.raises(FzError, match="another noise schedule"):
+        single(tmp_path / "low.safetensors")
+
+
+def test_two_numbers_a_byte_are_refused(flat, single, tmp_path):
+    low = {k: t.half().view(torch.float4_e2m1fn_x2) if k.endswith("out.2.bias") else t for k, t in flat.items()}
+    save_file(low, tmp_path / "low.safetensors")
+    torch.save(low, tmp_path / "low.ckpt")
+    for name in ("low.safetensors", "low.ckpt"):
+        with pytest.raises(FzError, match=f"{name}: has numbers of float4_e2m1fn_x2, two a byte") as error:
+            single(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("ending", [".safetensors", ".bin"])
 def test_shards(ending, tiny, folder):
     file = folder / f"{UNET_FILE}.safetensors"

@@ -11,7 +11,8 @@ import torch
 
 from fz.errors import FzError
 from fz.weights.embedding import Learned, read_embedding
-from fz.weights.lora import LoRA, merged, read_lora
+from fz.weights.lora import LoRA, read_lora
+from fz.weights.merge import merged
 from fz.weights.source import Part, RawCheckpoint
 
 TOKENS = "embeddings.token_embedding.weight"

@@ -90,7 +90,8 @@ def check_vectors(path: Path, vectors: Tensor) -> None:
         raise FzError(
             f"embedding: {path} has {len(vectors)} vectors, expected at most {LENGTH - 2}: a prompt's length."
         )
-    if not vectors.isfinite().all():
+    # float: not every type of 8 bits is asked
+    if not vectors.float().isfinite().all():
         raise FzError(f"embedding: {path} has NaN or infinity in it. Download it again.")
     if model := OTHER_WIDTHS.get(vectors.shape[-1]):
         raise FzError(

@@ -1,4 +1,4 @@
-"""LoRA files to changes of weights: W + strength · alpha / rank · up · down, in every layer that a file names.
+"""LoRA files to changes of layers: alpha / rank · up · down, for every layer that a file names.
 
 Read are kohya's names (lora_unet_…, lora_te_…, blocks by diffusers' numbers or the original's), diffusers' old and new
 ones, PEFT's, and LoCon's convolutions, with a middle or without. What a file is, is told before a model is read: LoHa,
@@ -8,7 +8,7 @@ LoKr and DoRA, and LoRA of other models, are refused by name. Which model the ch
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fz.errors import FzError
 from fz.weights.hub import located
-from fz.weights.layouts import other_model, some, unet_table
+from fz.weights.layouts import other_model, some
 from fz.weights.names import shown
 from fz.weights.needed import OF_LORA
 from fz.weights.read import read_any, read_json
@@ -218,6 +218,9 @@ def place_of(module: str) -> tuple[str, str]:
     if prefix := next((p for p in PREFIXES if name.startswith(p)), None):
         name, part = name.removeprefix(prefix), PREFIXES[prefix]
     name = name.replace(".processor.", ".").replace(".", "_").removeprefix("text_model_")
+    if part == "text":
+        # diffusers first wrote the text encoder's attention by the UNet's names
+        return part, re.sub(r"(_self_attn)_to_(q|k|v|out)$", r"\1_\2_proj", name)
     return part, name + ("_0" if name.endswith("_to_out") else "")
 
 
@@ -241,7 +244,8 @@ def check(path: Path, place: tuple[str, str], layer: Layer) -> None:
         if t.ndim not in (2, 4) or not t.is_floating_point() or 0 in t.shape:
             got = f"{shape(t)} {str(t.dtype).removeprefix('torch.')}"
             raise FzError(f"lora: {path}: the {half} of {name} is {got}, expected a matrix or a convolution's weights.")
-        if not t.isfinite().all():
+        # float: not every type of 8 bits is asked
+        if not t.float().isfinite().all():
             raise FzError(f"lora: {path}: the {half} of {name} has NaN or infinity in it. Download it again.")
     up, down, mid = layer.up, layer.down, layer.mid
     between = [up.shape[1], *(mid.shape[:2] if mid is not None else ()), down.shape[0]]
@@ -291,60 +295,3 @@ def put_alphas(path: Path, layers: Mapping[tuple[str, str], Layer], about: Mappi
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) <= LARGEST:
             raise FzError(f"lora: {path}: its lora_alpha is {str(alpha)[:40]!r}, expected a number. Save it again.")
         layer.alpha = float(alpha) * (layer.rank**0.5 if config.get("use_rslora") else 1)
-
-
-# ---- merging -----------------------------------------------------------------------------------------------
-
-
-def merged(
-    state: Mapping[str, Tensor], part: str, loras: Iterable[LoRA], layers: int | None = None
-) -> dict[str, Tensor]:
-    """The weights of a part, 'unet' or 'text', in our names, with all changes added in float32; others are shared.
-
-    layers: of the text encoder; changes of layers beyond them are left out, as the layers are. Raises FzError for a
-    change of a layer that the model has not, or has in another shape.
-    """
-    out, loras = dict(state), tuple(loras)
-    places = places_of(state, part) if loras else {}
-    for lora in loras:
-        own = {name: layer for (of, name), layer in lora.layers.items() if of == part}
-        skipped = [name for name in own if layers is not None and beyond(name, layers)]
-        strange = [name for name in own if name not in places and name not in skipped]
-        if strange:
-            model = "UNet" if part == "unet" else "text encoder"
-            raise FzError(
-                f"lora: {lora.path} changes {len(strange)} layers that this {model} has not ({some(strange)}). {ONLY}; "
-                "is it for another model?"
-            )
-        for name, layer in own.items():
-            if name in skipped and name not in places:
-                continue
-            key = places[name]
-            weight, delta = out[key], layer.delta()
-            # a linear layer may be a convolution of 1x1
-            if delta.flatten(1).shape != weight.flatten(1).shape or max(delta.ndim, weight.ndim) > 4:
-                got = f"lora: {lora.path}: its change of {name} is {shape(delta)}, the layer {shape(weight)}"
-                raise FzError(f"{got}. Expected the same; is it for another model?")
-            out[key] = weight.float() + lora.strength * delta.reshape(weight.shape)
-    return out
-
-
-def places_of(state: Mapping[str, Tensor], part: str) -> dict[str, str]:
-    """Names with '_' for '.' -> keys of the weights: ours, and the original layout's numbers of blocks."""
-    keys = [key for key, t in state.items() if key.endswith(".weight") and t.ndim in (2, 4)]
-    places = {key.removesuffix(".weight").replace(".", "_"): key for key in keys}
-    if part == "unet":
-        blocks = sorted({key.split(".")[1] for key in keys if key.startswith("up_blocks.")})
-        attends = tuple(any(key.startswith(f"up_blocks.{i}.attentions.") for key in keys) for i in blocks)
-        count = len({key.split(".")[3] for key in keys if key.startswith("down_blocks.0.resnets.")})
-        for theirs, ours in unet_table(count, attends).items():
-            for key in keys:
-                if key.startswith(f"{ours}."):
-                    name = f"{theirs}{key.removesuffix('.weight')[len(ours) :]}".replace(".", "_")
-                    places.setdefault(name, key)
-    return places
-
-
-def beyond(name: str, layers: int) -> bool:
-    found = re.match(r"encoder_layers_(\d+)_", name)
-    return found is not None and int(found[1]) >= layers

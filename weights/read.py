@@ -18,7 +18,7 @@ from torch import Tensor
 from fz.errors import FzError
 from fz.weights.layouts import some, unwrapped
 from fz.weights.texts import LFS, read_json
-from fz.weights.unpickle import first_line, read_old_pickle, read_zip
+from fz.weights.unpickle import first_line, read_old_pickle, read_zip, refuse_packed
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
 
@@ -144,11 +144,13 @@ def sniff(path: Path) -> str:
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # not a mapping itself
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # not a mapping itself
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        if (tensors := read_before_more(path)) is not None:
-            return tensors
-        raise FzError(f"{path}: damaged or cut short ({first_line(error)}). Download it again.") from None
+        tensors = read_before_more(path)
+        if tensors is None:
+            raise FzError(f"{path}: damaged or cut short ({first_line(error)}). Download it again.") from None
+    refuse_packed(path, {str(t.dtype).removeprefix("torch.") for t in tensors.values()})
+    return tensors
 
 
 # of a safetensors header
@@ -157,6 +159,10 @@ DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,

@@ -8,7 +8,7 @@ import pickle
 import pickletools
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -197,6 +197,7 @@ def stand_in(module: str, name: str) -> Callable | None:
 def unpickle(path: Path, wanted: list[tuple[str, str]], mmap: bool) -> Any:
     """What is in a PyTorch file whose pickle asks for the `wanted` globals."""
     stand_ins = {}
+    refuse_packed(path, {name for module, name in wanted if module == "torch"})
     for module, name in wanted:
         if (module, name) == PARAMETERS:
             stand_ins[module, name] = Parameters
@@ -232,6 +233,12 @@ def unpickle(path: Path, wanted: list[tuple[str, str]], mmap: bool) -> Any:
     ) as error:
         raise FzError(f"{path}: damaged or cut short ({first_line(error)}). Download it again.") from None
     return value
+
+
+def refuse_packed(path: Path, dtypes: Iterable[str]) -> None:
+    """Raise FzError for numbers that PyTorch itself only keeps, by their types' names."""
+    if packed := next((name for name in dtypes if name.endswith("_x2")), None):
+        raise FzError(f"{path}: has numbers of {packed}, two a byte, which are not read. Use a file of 8 bits or more.")
 
 
 def state_of(path: Path, value: object) -> dict[str, Tensor]:
