@@ -35,6 +35,8 @@ OF_ONE_RUN = {
     "config": "Write it in a job, or pass a folder of configs as JOBS.",
     "sweep": "Use fz.run.",
     "list_words": "Use fz.run.",
+    # processes with a job each would join one group, and mix their clips
+    "shard": "A batch's processes do a job each. Use torchrun -m fz.run.",
 }
 OWN = ("--out", "--dry-run", "--clip-model", "--clip", "--edit-masks", "--debug")
 

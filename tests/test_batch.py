@@ -366,10 +366,11 @@ def test_flags_of_one_run_are_refused(tmp_path, capsys):
         (["--config", "x.yaml"], "Write it in a job, or pass a folder of configs"),
         (["--sweep", "threshold=0.1,0.2"], "Use fz.run."),
         (["--list-words"], "Use fz.run."),
+        (["--shard"], "A batch's processes do a job each."),
     ):
         assert batch.main([str(path), *flag]) == 2
         assert f"about one run. {do}" in capsys.readouterr().err
-    for name in ("sweep: [threshold=0.1]", "list_words: true"):
+    for name in ("sweep: [threshold=0.1]", "list_words: true", "shard: true"):
         (job,) = read_jobs(str(write(tmp_path / "jobs.yaml", f"jobs: [{{clip: a, source: b, target: c, {name}}}]")))
         assert "is about one run. Use fz.run." in job.error
     path = write(tmp_path / "jobs.yaml", {"jobs": [{"clip": "a", "source": "b", "target": "c"}]})
@@ -404,7 +405,7 @@ def test_every_flag_that_help_lists_is_a_jobs_or_the_batchs(tmp_path, capsys):
     """And its defaults are those of its jobs, which are the miniature's unless they name a checkpoint."""
     assert batch.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert not re.search(r"--(config|sweep|list-words)\b", text)
+    assert not re.search(r"--(config|sweep|list-words|shard)\b", text)
     assert "(default: 50; with the bundled miniature 20)" in " ".join(text.split())
     listed = {found[1] for found in re.finditer(r"^  --([a-z-]+)", text, re.MULTILINE)} - {"edit-masks", "version"}
     assert len(listed) > 60
@@ -521,6 +522,19 @@ def test_a_start_that_cannot_end_well_is_refused_first(tmp_path, example, capsys
     write(out / "jobs.json", {"jobs": [{"name": "mine", "argv": []}, {"name": "other", "argv": []}]})
     write(out / "failed", "mine")
     assert "failed is a file" in refused()
+
+
+@pytest.mark.parametrize("name", ["jobs.json", "batch.csv", "batch.html", "a/evaluation.csv", "a/report.html"])
+def test_files_of_the_users_with_a_batchs_names_stay(name, tmp_path, example, capsys):
+    """Also where everything may be overwritten, and before anything is computed."""
+    job = {"name": "a", "clip": str(example), "source": SOURCE, "target": TARGET, "report": True}
+    path, out = write(tmp_path / "jobs.yaml", {"jobs": [job]}), tmp_path / "out"
+    write(out / name, "mine")
+    for more in (["--dry-run"], []):
+        assert batch.main([str(path), *SMALL, "--overwrite", "--out", str(out), *more]) == 2
+        said = capsys.readouterr()
+        assert f"{out / name} is " in said.out + said.err and (out / name).read_text() == "mine"
+        assert not (out / "a/run.json").exists()
 
 
 DAMAGED = {

@@ -36,7 +36,7 @@ OWN = ("name", "masks", "set")  # of a job, beside the flags of fz.run
 RENAMED = {"clip": "video", "targets": "target"}
 # the batch says where results go and what a dry run is
 OF_THE_BATCH = ("out", "overwrite", "dry-run", "clip-model", "verbose", "debug")
-OF_ONE_RUN = ("sweep", "list-words")
+OF_ONE_RUN = ("sweep", "list-words", "shard")
 PATHS = ("video", "mask", "config", "checkpoint", "vae", "tokenizer", "model-config", "control", "control-video")
 PHRASES = ("remove", "enhance")  # words, or several with commas between
 WITH_VALUE = ("lora", "embedding")  # paths that may be followed by '=' and a strength or a word
