@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fz.agreement import given_since, same_inversion, same_steps
-from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, listed_words, named
+from fz.arguments import OF_AN_EDIT, OF_EDITING, called, check_progress, edit_of, listed_words, named
 from fz.attention import MAP_STRIDE, Keep
 from fz.baselines import METHODS, EditFunction, editor_of
 from fz.clips.media import to_uint8
@@ -26,7 +26,7 @@ from fz.edit import Callback, Edit, invert, reconstruct
 from fz.errors import FzError
 from fz.forecast import Ahead
 from fz.guidance import Guidance
-from fz.keys import key_of_edit, key_of_inversion
+from fz.keys import key_of_edit, key_of_inversion, key_of_source
 from fz.loaded import Loaded
 from fz.masks import blend_mask, changed_pixels, paste_background
 from fz.memory.budget import choose_store, keep_for, store_for
@@ -40,7 +40,7 @@ from fz.prompts.align import word_positions
 from fz.prompts.plan import Plan
 from fz.results.result import Edited, Result
 from fz.saved import save_run
-from fz.settings.checks import is_factor
+from fz.settings.checks import is_factor, plain
 from fz.settings.config import Settings
 from fz.source import Source, Store, keep_nothing
 from fz.stages import decode, encode, masks_by_size, plan_edits, with_masks
@@ -78,8 +78,7 @@ class InvertedClip:
         return self.model.schedule
 
     def __repr__(self) -> str:
-        frames, _, height, width = self.video.frames.shape
-        steps = self.settings.steps
+        (frames, _, height, width), steps = self.video.frames.shape, self.settings.steps
         return f"<InvertedClip {self.settings.source!r}: {frames} frames of {height}x{width}, {steps} steps>"
 
     # ---- for Python programs -------------------------------------------------------------------------------
@@ -101,6 +100,7 @@ class InvertedClip:
         what cannot be.
         """
         given = named(settings, (*OF_AN_EDIT, *OF_EDITING), "edit")
+        check_progress(progress)
         of_run = {name: given.pop(name) for name in OF_EDITING if name in given}
         edit = edit_of(self.settings.source, target, kind, given)
         chosen = dataclasses.replace(self.settings, edits=(edit,), **of_run)
@@ -122,6 +122,7 @@ class InvertedClip:
         clip's size, the steady mask of `keep_background` (eq. 6 of the mean of the steps' maps). Raises FzError for a
         word that is not in the source and for a threshold that is none.
         """
+        threshold = plain(threshold)
         if not is_factor(threshold) or not 0 <= threshold <= 1:
             raise FzError(f"threshold: got {threshold!r}, expected a number from 0 (all) to 1 (nothing).")
         positions = [p for word in listed_words(words) for p in word_positions(self.tokens, word, "mask")]
@@ -131,7 +132,8 @@ class InvertedClip:
 
     def save(self, out: str | Path, *edits: Edited) -> Path:
         """Write the folder that `fz run` writes, of these edits: clips, frames, masks, attention, run.json. Returns its
-        path. Raises FzError for a folder that holds something else, and for edits that cannot be of one run.
+        path. Raises FzError for a folder that holds something else, for edits of another inversion, and for edits that
+        cannot be of one run.
         """
         about = Result(self.settings, self.journal.notes, None, self.video, self.source, self.schedule, list(edits))
         return save_run(dataclasses.replace(about, stages=self.journal.stages), self.tokens, self.editor.device, out)
@@ -147,8 +149,7 @@ class InvertedClip:
 
     def key(self) -> str:
         """A hash of all that the inverted latents depend on."""
-        of = self.video.frames, self.source.embedding, self.inverting
-        return key_of_inversion(self.editor, self.settings, *of)
+        return key_of_inversion(self.editor, self.settings, self.video.frames, self.source.embedding, self.inverting)
 
     def choose_store(self, cached: Inversion | Uncached, keep: Callable[[int], Keep]) -> None:
         """Decide where the source's queries and keys stay, of which `keep` says those that edits need. Raises FzError
@@ -170,10 +171,9 @@ class InvertedClip:
         """What is said of the time that all takes, once it is known what is kept; so many steps of inversion are left,
         and those that were done have left no queries and keys but in files.
         """
-        needing, source = [k for k in range(self.schedule.steps) if self.keep(k).anything], self.source
-        again = needing if self.mode == "recompute" else ()
-        lacking = [k for k in needing if k >= left and source.keep(k).anything]
-        once = [k for k in lacking if not source.store.has(self.schedule.timesteps[k])]
+        source, steps = self.source, list(enumerate(self.schedule.timesteps))
+        again = [k for k, _ in steps if self.keep(k).anything] if self.mode == "recompute" else ()
+        once = [k for k, t in steps if k >= left and source.keep(k).anything and not source.store.has(t)]
         size = tuple(self.video.frames.shape)
         return Ahead(self.editor, self.settings, self.model, source.embedding, size, again, once)
 
@@ -199,8 +199,7 @@ class InvertedClip:
         if restored:
             self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.cached.folder}")
         ahead = self.ahead(schedule.steps - restored)
-        told = ahead.told(schedule.steps - restored) if self.journal.heard else None
-        if told:
+        if told := self.journal.heard and ahead.told(schedule.steps - restored):
             self.journal.say(told)
         with self.journal.steps("invert", "inverting", schedule.steps, editor.device) as advance:
             start = time.monotonic()
@@ -322,7 +321,8 @@ class InvertedClip:
         with journal.timed(f"decode.{number}", editor.device):
             frames = self.frames_of(z, changes, journal)
         masks = masks_by_size(self.model, attending, task) if method.keeps else {}
-        return Edited(settings, frames, latents, masks, self.video.fps, tuple(journal.notes))
+        notes, inversion = tuple(journal.notes), key_of_source(self.source)
+        return Edited(settings, frames, latents, masks, self.video.fps, notes, inversion)
 
     def edit_key(self, settings: Settings, plan: Plan, target: Tensor, negative: Tensor) -> str:
         """A hash of all that an edit of this inversion depends on."""

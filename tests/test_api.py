@@ -3,6 +3,7 @@ written unasked, and every bad argument is answered.
 """
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 
 import fz
 from fz import mini
+from fz.arguments import PATHS
+from fz.clips.arrays import to_tensor
 from fz.clips.media import write_mp4, write_pngs
 from fz.run import main
 from fz.settings.config import EditSettings
@@ -107,6 +110,47 @@ def test_arrays_tensors_and_pictures_are_the_clip(editor, clip, inversion):
         assert torch.equal(again.source.latents[first], inversion.source.latents[first])
 
 
+def pictured(kind):
+    """(a picture, the ending of a file that keeps it)"""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 4), dtype=np.uint8)
+    pixels[:, 48:, 3] = 0
+    image = Image.fromarray(pixels)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    if kind == "palette":
+        image = image.convert("RGB").quantize(16)
+        image.info["transparency"] = 3
+    if kind == "turned":
+        image = image.convert("RGB")
+        image.info["exif"], image.getexif()[0x0112] = turned.tobytes(), 6
+    if kind == "16 bits":
+        return Image.fromarray(pixels[..., 0].astype(np.uint16) * 257), "png"
+    kinds = {"RGBA": "RGBA", "LA": "LA", "grey": "L", "CMYK": "CMYK", "one bit": "1"}
+    return image.convert(kinds[kind]) if kind in kinds else image, "tif" if kind == "CMYK" else "png"
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "palette", "turned", "16 bits", "grey", "CMYK", "one bit"])
+def test_pictures_are_what_their_files_are(kind, tmp_path):
+    """Transparency on white, 16 bits as 8, upright: opened, and made here."""
+    image, ending = pictured(kind)
+    image.save(tmp_path / f"a.{ending}", **({"exif": image.info["exif"]} if kind == "turned" else {}))
+    size = (96, 64) if kind == "turned" else (64, 96)
+    read = fz.read(tmp_path / f"a.{ending}", frames=1, size=size, multiple=1).frames
+    for same in (image, Image.open(tmp_path / f"a.{ending}")):
+        assert torch.equal(to_tensor([same]), read)
+    if kind == "RGBA":
+        assert (read[..., 48:] == 1).all()
+
+
+def test_pictures_that_cannot_be_read_are_answered(tmp_path):
+    with pytest.raises(fz.FzError, match="^clip: picture 1 has floating-point pixels"):
+        to_tensor([Image.new("L", (8, 8)), Image.new("F", (8, 8))])
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:2000])
+    with pytest.raises(fz.FzError, match="^clip: picture 0 cannot be read .*Is its file complete"):
+        to_tensor([Image.open(tmp_path / "cut.png")])
+
+
 def test_one_model_serves_many_clips(editor, inversion, result):
     """Another size in between, and the first inversion edits to the same bits."""
     small = editor.invert(fz.read(frames=1, size=64), SOURCE, steps=1)
@@ -163,6 +207,44 @@ def test_save(result, tmp_path):
     assert result.save(tmp_path / "not/there/yet.gif").is_file()
 
 
+LIKE = {
+    "array": lambda frames: frames,
+    "tensor": lambda frames: torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1,
+    "pictures": lambda frames: [Image.fromarray(frame) for frame in frames],
+    "Video": lambda frames: fz.Video(torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1, 8.0, (0, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", LIKE)
+def test_a_mask_beside_a_clip_of_no_file(editor, kind, tmp_path):
+    """One for all or one a frame; cut and resized as the frames were, which here lose 3 rows on each side."""
+    frames = np.random.default_rng(0).integers(0, 256, (2, 70, 64, 3), dtype=np.uint8)
+    inversion = editor.invert(LIKE[kind](frames), SOURCE, steps=1)
+    assert inversion.video.frames.shape[-2:] == (64, 64)
+    masks = np.zeros((2, 70, 64), np.uint8)
+    masks[0, 19:51, :32] = masks[1, 19:51, 32:] = 255
+    write_pngs(tmp_path / "masks", masks)
+    each = torch.from_numpy(masks[:, 3:67] > 0)
+    for name, expected in (("masks", each), ("masks/00001.png", each[1:].expand(2, -1, -1))):
+        edited = inversion.edit(TARGET, mask=tmp_path / name, keep_background=True)
+        same = (edited.frames == inversion.video.frames).all(1)
+        assert same[~expected].all() and not same[expected].any(), name
+    write_pngs(tmp_path / "three", np.full((3, 70, 64), 255, np.uint8))
+    write_pngs(tmp_path / "small", np.full((1, 32, 32), 255, np.uint8))
+    write_pngs(tmp_path / "cut", np.full((1, 64, 64), 255, np.uint8))
+    for name, line in (("three", "holds 3 pictures, expected 1 or 2"), ("small", "32x32, the clip's pictures 64x70")):
+        with pytest.raises(fz.FzError, match=f"^mask: .*{line}"):
+            inversion.edit(TARGET, mask=tmp_path / name)
+    inversion.edit(TARGET, mask=tmp_path / "cut")
+
+
+def test_a_mask_beside_a_clip_that_is_resized_once_more(editor, tmp_path):
+    clip = fz.read(PATH, frames=2, size=72, multiple=8)
+    write_pngs(tmp_path / "mask", np.full((1, 72, 72), 255, np.uint8))
+    inversion = editor.invert(clip, SOURCE, steps=1)
+    assert inversion.video.clip is None and inversion.edit(TARGET, mask=tmp_path / "mask").frames.shape[-1] == 64
+
+
 def test_a_clip_is_not_saved_over(editor, tmp_path, monkeypatch):
     """Neither the clip nor the mask, by any of their names, nor a folder that holds them."""
     monkeypatch.chdir(tmp_path)
@@ -203,11 +285,23 @@ def test_shown_in_a_notebook(result, inversion, clip):
     assert "&lt;b&gt;a car" in fz.Edited(bold, result.frames, [], {})._repr_html_()
 
 
+def video(frames, fps=8.0, indices=(0,)):
+    return fz.Video(frames, fps, indices)
+
+
 BAD = {
     "no file": (lambda e, i: fz.read("nowhere.mp4"), "nowhere.mp4"),
     "an array as a path": (lambda e, i: fz.read(np.zeros((1, 8, 8, 3))), "expected a path"),
     "no frames at all": (lambda e, i: fz.read(PATH, frames=0), "frames: got 0"),
     "size text": (lambda e, i: fz.read(PATH, size="large"), "size: got 'large'"),
+    "size of one side": (lambda e, i: fz.read(PATH, size=(128,)), "size: got (128,)"),
+    "size of three sides": (lambda e, i: fz.read(PATH, size=[64, 64, 3]), "size: got (64, 64, 3)"),
+    "a truth as a size": (lambda e, i: fz.read(PATH, size=True), "size: got True"),
+    "multiple text": (lambda e, i: fz.read(PATH, multiple="a"), "multiple: got 'a'"),
+    "multiple of none": (lambda e, i: fz.read(PATH, multiple=0), "multiple: got 0"),
+    "multiple below none": (lambda e, i: fz.read(PATH, multiple=-1), "multiple: got -1"),
+    "a truth as a multiple": (lambda e, i: fz.read(PATH, multiple=True), "multiple: got True"),
+    "some text": (lambda e, i: fz.read(PATH, frames=1, size=64).some("2"), "some: got '2'"),
     "crop of two": (lambda e, i: fz.read(PATH, crop=(1, 2)), "crop: got"),
     "no checkpoint": (lambda e, i: fz.load("nowhere.ckpt"), "does not exist"),
     "a number as a checkpoint": (lambda e, i: fz.load(3), "checkpoint: got int"),
@@ -221,6 +315,12 @@ BAD = {
     "integers": (lambda e, i: e.invert(torch.zeros(1, 3, 64, 64, dtype=torch.int), SOURCE), "in [-1, 1]"),
     "0 to 255": (lambda e, i: e.invert(torch.full((1, 3, 64, 64), 255.0), SOURCE), "values from 255 to 255"),
     "NaN": (lambda e, i: e.invert(torch.full((1, 3, 64, 64), torch.nan), SOURCE), "values from nan"),
+    "a Video of bytes": (lambda e, i: e.invert(video(torch.zeros(1, 3, 64, 64).byte()), SOURCE), "in [-1, 1]"),
+    "a Video of 0 to 255": (lambda e, i: e.invert(video(torch.full((1, 3, 64, 64), 255.0)), SOURCE), "from 255 to 255"),
+    "a Video of an array": (lambda e, i: e.invert(video(np.zeros((1, 64, 64, 3))), SOURCE), "a Video of ndarray"),
+    "a Video of another order": (lambda e, i: e.invert(video(torch.zeros(1, 64, 64, 3)), SOURCE), "(1, 64, 64, 3)"),
+    "a Video's rate": (lambda e, i: e.invert(video(torch.zeros(1, 3, 64, 64), fps="8"), SOURCE), "fps: got '8'"),
+    "a Video's numbers": (lambda e, i: e.invert(video(torch.zeros(2, 3, 64, 64)), SOURCE), "indices: got (0,)"),
     "pictures of two sizes": (
         lambda e, i: e.invert([Image.new("RGB", (64, 64)), Image.new("RGB", (64, 96))], SOURCE), "expected one. Resize",
     ),
@@ -231,6 +331,11 @@ BAD = {
     "steps": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, steps="9"), "steps: got '9'"),
     "a callback": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, callback=3), "callback: got 3"),
     "progress": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, progress=print), "expected True or False"),
+    "progress of an edit": (lambda e, i: i.edit(TARGET, progress=1), "progress: got 1, expected True or False"),
+    "steps to explain": (lambda e, i: e.explain(SOURCE, TARGET, steps=0), "steps: got 0"),
+    "a truth as steps": (lambda e, i: e.explain(SOURCE, TARGET, steps=True), "steps: got True"),
+    "numpy's truth as a seed": (lambda e, i: i.edit(TARGET, seed=np.bool_(True)), "seed: got np.True_"),
+    "a whole float as steps": (lambda e, i: e.explain(SOURCE, TARGET, steps=np.float32(2)), "steps: got 2.0"),
     "a setting of inverting": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, guidance=3), "unknown"),
     "disk": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, store="disk"), "store: got 'disk'"),
     "no target": (lambda e, i: i.edit(), "target: got none"),
@@ -257,7 +362,7 @@ BAD = {
     "nothing to mask": (lambda e, i: i.mask(None), "mask: got None"),
     "a list of numbers to mask": (lambda e, i: i.mask([3]), "mask: got [3]"),
     "a number as a folder": (lambda e, i: i.save(3, i), "save: got 3"),
-    "no name of a folder": (lambda e, i: i.save("", i), "save: got ''"),
+    "no name of a folder": (lambda e, i: i.save("", i), "save: got an empty path"),
     "a text to save": (lambda e, i: i.save("red", "x"), "save: got str"),
     "fewer than no frames": (lambda e, i: e.predicted(-1, (64, 64)), "frames: got -1"),
     "one side": (lambda e, i: e.predicted(2, 64), "size: got 64"),
@@ -271,6 +376,63 @@ def test_bad_arguments_are_answered(editor, inversion, name):
     with pytest.raises(fz.FzError) as raised:
         call(editor, inversion)
     assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_numbers_of_numpy_are_numbers(editor, tmp_path):
+    """And the record of a run is written with them."""
+    whole, real = np.int64, np.float32
+    like = {"frames": whole(2), "size": (whole(64), whole(96)), "start": np.uint8(1), "every": np.int8(2)}
+    clip = fz.read(PATH, **like, crop=(whole(4), 0, 0, 0), multiple=whole(32))
+    plain = fz.read(PATH, 2, (64, 96), start=1, every=2, crop=(4, 0, 0, 0), multiple=32)
+    assert clip.clip == plain.clip and torch.equal(clip.frames, plain.frames)
+    clip = fz.Video(clip.frames, real(8), tuple(np.arange(2))).some(whole(2))
+    inversion = editor.invert(clip, SOURCE, steps=whole(1))
+    given = {
+        "guidance": real(7.5),
+        "self_replace": real(0.5),
+        "cross_replace": (whole(0), real(0.75)),
+        "seed": whole(3),
+    }
+    given |= {"reweight": {"blue": real(2)}, "threshold": np.float16(0.5), "enhance_factor": whole(2)}
+    edited = inversion.edit(TARGET, **given)
+    inversion.save(tmp_path / "run", edited)
+    edit = json.loads((tmp_path / "run/run.json").read_text())["settings"]["edits"][0]
+    assert edit["self_replace"] == [0, 0.5] and edit["reweight"] == [["blue", 2]] and edit["threshold"] == 0.5
+    assert torch.equal(inversion.mask("car", real(0.5)), inversion.mask("car", 0.5))
+    assert editor.explain(SOURCE, TARGET, steps=whole(4)) == editor.explain(SOURCE, TARGET, steps=4)
+    assert editor.predicted(whole(2), (whole(64), whole(64)), whole(2)) == editor.predicted(2, (64, 64), 2)
+
+
+NOWHERE = {
+    "": "got an empty path",
+    " ": "got an empty path",
+    "~nosuchuser/x": "is no user",
+    "a\0b": "without null bytes",
+}
+TAKEN = {
+    "checkpoint": lambda e, i, path: fz.load(path),
+    **{name: lambda e, i, path, name=name: fz.load(**{name: path}) for name in (*PATHS[1:], "lora", "embedding")},
+    "cache": lambda e, i, path: e.invert(fz.read(frames=1, size=64), SOURCE, steps=1, cache=path),
+    "mask": lambda e, i, path: i.edit(TARGET, mask=path),
+    "video": lambda e, i, path: fz.read(path),
+    "save": lambda e, i, path: i.edit(TARGET).save(path),
+    "save a clip": lambda e, i, path: i.edit(TARGET).save(f"{path}.mp4" if path.strip() else path),
+    "save a run": lambda e, i, path: i.save(path, i.edit(TARGET)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", NOWHERE)
+@pytest.mark.parametrize("name", TAKEN)
+def test_paths_that_lead_nowhere_are_answered(editor, name, path, tmp_path, monkeypatch):
+    """An empty one is not the current folder."""
+    monkeypatch.chdir(tmp_path)
+    inversion = editor.invert(np.zeros((1, 64, 64, 3), np.uint8), SOURCE, steps=1)
+    with pytest.raises(fz.FzError, match=f"^{name.split()[0]}: ") as raised:
+        TAKEN[name](editor, inversion, path)
+    assert NOWHERE[path] in str(raised.value) or (
+        name in ("lora", "embedding") and "expected a file" in str(raised.value)
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_strangers_script(tmp_path):

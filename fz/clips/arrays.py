@@ -3,6 +3,7 @@
 All become a `Video` of the same numbers as `fz.clips.video.read_clip` gives for files with these pixels.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fz.clips.video import Video, fit, read_clip, round_size, to_float
+from fz.clips.files import FASTEST, SLOWEST, short
+from fz.clips.images import as_pixels, on_white
+from fz.clips.video import LARGEST, Video, fit, read_clip, round_size, to_float
 from fz.errors import FzError
+from fz.settings.checks import check_number, check_whole, plain
 from fz.settings.config import ClipSettings, Crop, Size
 
 ClipLike = Video | np.ndarray | Tensor | Sequence[Image.Image]
@@ -54,7 +58,9 @@ def read(
     else:
         usual, least = 512, 64
     size = usual if size is None else tuple(size) if isinstance(size, list) else size
-    return read_clip(ClipSettings(str(path), frames, start, every, size, crop), multiple or least)
+    multiple = least if multiple is None else plain(multiple)
+    check_whole("multiple", multiple, 1, LARGEST)
+    return read_clip(ClipSettings(str(path), frames, start, every, size, crop), multiple)
 
 
 def as_video(clip: ClipLike, multiple: int, fps: float = FPS) -> Video:
@@ -63,15 +69,31 @@ def as_video(clip: ClipLike, multiple: int, fps: float = FPS) -> Video:
 
     Raises FzError for anything that is no clip.
     """
-    if not isinstance(clip, Video):
+    if isinstance(clip, Video):
+        clip = checked(clip)
+    else:
         frames = to_tensor(clip)
         clip = Video(frames, fps, tuple(range(len(frames))))
     size, note = round_size(tuple(clip.frames.shape[-2:]), multiple)
     if note:
-        # no reading of the files gives these pixels
         frames = torch.stack([fit(frame, size) for frame in clip.frames]).clamp(-1, 1)
-        clip = Video(frames, clip.fps, clip.indices, (*clip.notes, note))
+        # no reading of the files gives these pixels: a mask is one of what was given here
+        given = tuple(clip.frames.shape[-2:])
+        clip = Video(frames, clip.fps, clip.indices, (*clip.notes, note), picture=given)
     return clip
+
+
+def checked(clip: Video) -> Video:
+    """A Video as anyone may have made it. Raises FzError for frames that are none, or not in [-1, 1]."""
+    if not isinstance(clip.frames, Tensor):
+        raise FzError(f"clip: got a Video of {kind_of(clip.frames)}, expected a tensor. Pass the frames as they are.")
+    frames, fps, indices = in_range(clip.frames), plain(clip.fps), clip.indices
+    check_number("fps", fps, SLOWEST, FASTEST, "8 is usual.")
+    if not isinstance(indices, Sequence) or len(indices) != len(frames):
+        raise FzError(f"indices: got {indices!r}, expected the numbers of {len(frames)} frames.")
+    for index in (indices := tuple(map(plain, indices))):
+        check_whole("indices", index, 0, 10**9)
+    return dataclasses.replace(clip, frames=frames, fps=fps, indices=indices)
 
 
 def to_tensor(clip: np.ndarray | Tensor | Sequence[Image.Image]) -> Tensor:
@@ -86,14 +108,31 @@ def to_tensor(clip: np.ndarray | Tensor | Sequence[Image.Image]) -> Tensor:
     if isinstance(clip, Tensor):
         return in_range(clip)
     if isinstance(clip, Sequence) and clip and all(isinstance(picture, Image.Image) for picture in clip):
-        sizes = sorted({picture.size for picture in clip})
-        if len(sizes) > 1:
-            raise FzError(
-                f"clip: got pictures of {len(sizes)} sizes, {sizes[0]} and {sizes[1]}, expected one. Resize them."
-            )
-        return torch.stack([to_float(np.array(picture.convert("RGB"))) for picture in clip])
+        return pictures_of(clip)
     hint = " Read files by fz.read." if isinstance(clip, (str, Path)) else ""
     raise FzError(f"clip: got {kind_of(clip)}, {EXPECTED}.{hint}")
+
+
+def pictures_of(clip: Sequence[Image.Image]) -> Tensor:
+    """As files with these pixels are read: upright, transparency on white, 16 bits as 8."""
+    pictures = []
+    for i, image in enumerate(clip):
+        try:
+            image.load()
+            pictures.append(as_pixels(image, f"picture {i}", on_white)[0])
+        except FzError as error:
+            raise FzError(f"clip: {str(error).removeprefix('video: ')}") from error
+        except MemoryError:
+            raise
+        # Pillow reads a file when its pixels are asked for, and answers damage with whatever it stumbles over
+        except Exception as error:
+            raise FzError(f"clip: picture {i} cannot be read ({short(error)}). Is its file complete?") from error
+    sizes = sorted({picture.shape[1::-1] for picture in pictures})
+    if len(sizes) > 1:
+        raise FzError(
+            f"clip: got pictures of {len(sizes)} sizes, {sizes[0]} and {sizes[1]}, expected one. Resize them."
+        )
+    return torch.stack([to_float(picture) for picture in pictures])
 
 
 def in_range(clip: Tensor) -> Tensor:
@@ -103,7 +142,7 @@ def in_range(clip: Tensor) -> Tensor:
     low, high = clip.min().item(), clip.max().item()
     if not -1.001 <= low <= high <= 1.001:
         raise FzError(f"clip: got values from {low:g} to {high:g}, expected -1 to 1. Of [0, 1] take 2 * clip - 1.")
-    return clip.clamp(-1, 1)
+    return clip if -1 <= low <= high <= 1 else clip.clamp(-1, 1)
 
 
 def kind_of(value: object) -> str:

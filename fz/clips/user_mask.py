@@ -25,12 +25,16 @@ def read_mask(path: str, clip: ClipSettings, video: Video) -> "Tensor":
 
     path: an image, for all frames; or a video or a folder with a mask for each picture of the clip (read with its start
     and every) or for each frame taken. Raises FzError, in one line, for a file that is none, another count or size, for
-    a mask that is black, and for one whose colours and transparency say different things.
+    a mask that is black, and for one whose colours and transparency say different things. Beside a clip of no file, an
+    array's or a tensor's, masks are as large as its pictures, for all frames or for each.
     """
     frames, size = len(video.frames), tuple(video.frames.shape[-2:])
     try:
         opacity = Opacity()
-        masks, choice = _opened(path, clip, video.indices, opacity)
+        if video.clip is None:
+            masks, choice = _opened_beside(path, video, opacity)
+        else:
+            masks, choice = _opened(path, clip, video.indices, opacity)
         settings = dataclasses.replace(clip, path=path, size=size, **choice)
         for _ in masks.read(sorted(set(plan_clip(settings, multiple=1).indices))):
             pass
@@ -66,6 +70,20 @@ def _opened(path: str, clip: ClipSettings, indices: Sequence[int], flatten: Flat
         sizes = f"{mask.shape[1]}x{mask.shape[0]}, the clip {picture.shape[1]}x{picture.shape[0]}"
         raise FzError(f"video: {path} is {sizes} (width x height). Expected the clip's size, before crop and resizing")
     return masks, choice
+
+
+def _opened_beside(path: str, video: Video, flatten: Flatten) -> tuple[Frames, dict[str, int]]:
+    """The same, of a mask beside frames that no reading of a file gives."""
+    masks, frames, size = open_source(path, flatten), len(video.frames), tuple(video.frames.shape[-2:])
+    if masks.count not in (1, frames):
+        expected = f"expected {'1' if frames == 1 else f'1 or {frames}'}: one for all or for each frame of the clip"
+        raise FzError(f"video: {path} holds {masks.count} pictures, {expected}")
+    _, mask = next(iter(masks.read([0])))
+    height, width = given = video.picture or size
+    if mask.shape[:2] not in (given, size):
+        sizes = f"{mask.shape[1]}x{mask.shape[0]}, the clip's pictures {width}x{height}"
+        raise FzError(f"video: {path} is {sizes} (width x height). Expected their size")
+    return masks, {"frames": masks.count, "start": 0, "every": 1}
 
 
 def choice_beside(path: str, masks: Frames, pictures: Frames, frames: int) -> dict[str, int]:
