@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fz.clips.video import Video, fit, read_clip, round_size, to_float
+from fz.clips.fit import fit, to_float
+from fz.clips.video import Video, read_clip, round_size
 from fz.errors import FzError
 from fz.settings.config import ClipSettings, Crop, Size
 
@@ -59,7 +60,7 @@ def read(
 
 def as_video(clip: ClipLike, multiple: int, fps: float = FPS) -> Video:
     """The clip as the model takes it: float32 in [-1, 1], sides a multiple of `multiple` (scaled to cover, then cut, as
-    `fz.clips.video.fit` does, and noted).
+    `fz.clips.fit.fit` does, and noted).
 
     Raises FzError for anything that is no clip.
     """
