@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fz.settings.place import writable_file
-from fz.settings.texts import whole
+from fz.settings.texts import multiple, whole
 from fz.shell import Parser, answered, first_sentence, leave
 
 
 def answer(argv: Sequence[str] | None) -> None:
     parser = Parser(prog="python -m bench.edit", description=first_sentence(__doc__))
-    parser.add_argument("--size", type=whole(8), default=256)
+    parser.add_argument("--size", type=multiple(64), default=256)
     parser.add_argument("--frames", type=whole(1), default=8)
     parser.add_argument("--rounds", type=whole(1), default=3)
     parser.add_argument("--threads", type=whole(1), default=2)

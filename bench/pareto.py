@@ -12,7 +12,7 @@ from fz import mini
 from fz.mini.setup import Setup
 from fz.results.lock import claimed
 from fz.settings.place import writable
-from fz.settings.texts import one_of, whole
+from fz.settings.texts import multiple, one_of, whole
 from fz.shell import Parser, answered, first_sentence, leave
 
 
@@ -21,7 +21,7 @@ def answer(argv: Sequence[str] | None) -> None:
     parser.add_argument("--clips", type=whole(1), default=64)
     parser.add_argument("--first", type=whole(0), default=0, metavar="I", help="begin with the I-th clip")
     parser.add_argument("--frames", type=whole(1), default=Setup.frames)
-    parser.add_argument("--size", type=whole(32), default=Setup.size)
+    parser.add_argument("--size", type=multiple(32), default=Setup.size)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), type=one_of(list(WAYS)), metavar="WAY")
     parser.add_argument("--out", type=Path, default=Path("results/pareto"))
     given = parser.parse_args(argv)

@@ -14,7 +14,7 @@ from fz.results.lock import claimed
 from fz.settings.flags import add_renamed
 from fz.settings.parse import parse
 from fz.settings.place import writable
-from fz.settings.texts import number, whole
+from fz.settings.texts import multiple, number, whole
 from fz.shell import Parser, answered, leave
 from fz.weights.hub import models_of
 
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_renamed(parser, "--clip-model", "--clip", metavar="PATH", help=by)
     parser.add_argument("--tokenizer", metavar="DIR", help="for a CLIP that has none")
     parser.add_argument("--frames", type=whole(1), default=8)
-    parser.add_argument("--size", type=whole(8), default=mini.SIZE, help="side of the pictures")
+    parser.add_argument("--size", type=multiple(32), default=mini.SIZE, help="side of the pictures")
     parser.add_argument("--steps", type=whole(1), default=50)
     parser.add_argument("--guidance", type=number)
     parser.add_argument("--threads", type=whole(1))

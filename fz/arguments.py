@@ -8,6 +8,7 @@ from typing import Any
 from fz.errors import FzError, suggest
 from fz.settings.checks import check_one_of
 from fz.settings.config import PRESETS, EditSettings, edit_settings
+from fz.settings.place import expanded
 
 PATHS = ("mask", "vae", "tokenizer", "model_config", "control")
 OF_LOADING = ("vae", "tokenizer", "model_config", "control", "ema", "lora", "embedding", "clip_skip", "clip_norm",
@@ -30,9 +31,10 @@ def named(settings: Mapping[str, Any], known: Sequence[str], what: str) -> dict[
 
 
 def path_of(value: Any, name: str) -> str | None:
+    """The path as text. Raises FzError for an empty one, and for what is none."""
     if value is not None and not isinstance(value, (str, Path)):
         raise FzError(f"{name}: got {type(value).__name__}, expected a path.")
-    return None if value is None else str(Path(value).expanduser())
+    return None if value is None else str(expanded(value, name))
 
 
 def edit_of(source: str, target: str | None, kind: str | None, given: Mapping[str, Any]) -> EditSettings:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fz.errors import FzError
+from fz.settings.flags import MEASURED_BY
 from fz.settings.flags import build_parser as run_parser
 from fz.settings.jobs import Job, read_jobs
-from fz.settings.parse import joined
+from fz.settings.parse import joined, of_miniature
 from fz.settings.place import slug, writable
 from fz.shell import answered, leave, unknown
 from fz.weights.hub import models_of
@@ -29,13 +30,27 @@ examples:
 
 The same command goes on where it was stopped. Results: a folder a job, batch.csv, batch.json, batch.html.
 """
-# of fz.run's flags, those that are about one run
-LEFT_OUT = ("config", "sweep", "list_words")
+# of fz.run's flags, those that are about one run, and what is said of them
+OF_ONE_RUN = {
+    "config": "Write it in a job, or pass a folder of configs as JOBS.",
+    "sweep": "Use fz.run.",
+    "list_words": "Use fz.run.",
+    # processes with a job each would join one group, and mix their clips
+    "shard": "A batch's processes do a job each. Use torchrun -m fz.run.",
+}
 OWN = ("--out", "--dry-run", "--clip-model", "--clip", "--edit-masks", "--debug")
 
 
 def build_parser(numbers: Sequence[int] = ()) -> argparse.ArgumentParser:
-    parser = run_parser(numbers)
+    parser = run_parser(numbers, of_miniature())
+    for action in parser._actions:  # argparse has no public list
+        if action.dest in OF_ONE_RUN:
+            action.help = argparse.SUPPRESS
+        if "--clip-model" in action.option_strings:
+            action.help = MEASURED_BY
+    for group in parser._action_groups:
+        if group.title == "many settings":
+            group.title = "measuring"
     parser.prog, parser.description, parser.epilog = "python -m fz.batch", DESCRIPTION, EPILOG
     parser.usage = "%(prog)s JOBS [flags]"
     parser.add_argument("jobs", metavar="JOBS", help="a YAML or CSV, or a folder")
@@ -58,11 +73,9 @@ def answer(argv: list[str]) -> None:
     given, rest = parser.parse_known_args(argv)
     if rest:
         raise FzError(unknown(rest, parser))
-    for name in LEFT_OUT:
+    for name, do in OF_ONE_RUN.items():
         if getattr(given, name, None):
-            raise FzError(
-                f"batch: got --{name.replace('_', '-')}, which is about one run. Use fz.run, or write it in a job."
-            )
+            raise FzError(f"batch: got --{name.replace('_', '-')}, which is about one run. {do}")
     jobs = read_jobs(given.jobs, of_runs(argv, parser), getattr(given, "edit_masks", False))
     out = writable(getattr(given, "out", None) or f"results/{slug(Path(given.jobs).stem, 100) or 'batch'}", "out")
     dry_run, overwrite = getattr(given, "dry_run", False), getattr(given, "overwrite", False)

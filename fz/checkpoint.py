@@ -81,6 +81,12 @@ def choose_clip(path: str | None, tokenizer: str | None = None, miniature: bool 
     """The CLIP at path; None for 'none'. Without a path the miniature's, where the pictures are of its world, which is
     all it knows.
     """
-    if path is None and miniature:
-        path = mini.clip()
-    return load_clip(path, tokenizer) if path not in (None, "none") else None
+    path = clip_path(path, miniature)
+    return None if path is None else load_clip(path, tokenizer)
+
+
+def clip_path(path: str | None, miniature: bool) -> str | None:
+    """Of the CLIP that `choose_clip` loads, or None."""
+    if path is None:
+        return mini.clip() if miniature else None
+    return None if path == "none" else path

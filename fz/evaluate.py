@@ -7,6 +7,7 @@ clip; the rows say which.
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -45,7 +46,7 @@ def answer(argv: list[str]) -> None:
         finished(folder)
     models_of(vars(given))
     from fz.metrics.measure import explained, table
-    from fz.results.folder import completed
+    from fz.results.beside import EVALUATION, beside
     from fz.results.measured import clip_for, measure_folder, read_truth
     from fz.results.rows import check_replaceable, write_rows
 
@@ -60,11 +61,9 @@ def answer(argv: list[str]) -> None:
     rows = [row for found in measured for row in found]
     print("\n".join([table(rows), *(f"  {line}" for line in explained(rows))]))
     for out, found in zip(outs, [rows] if given.out else measured, strict=True):
-        write_rows(out, found)
+        with contextlib.nullcontext() if given.out else beside(out.parent, *EVALUATION):
+            write_rows(out, found)
         print(f"in {out}.json and {out}.csv")
-    if not given.out:
-        for folder in folders:
-            completed(folder, "evaluation.json", "evaluation.csv")
 
 
 if __name__ == "__main__":

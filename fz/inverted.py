@@ -26,7 +26,7 @@ from fz.edit import Callback, Edit, invert, reconstruct
 from fz.errors import FzError
 from fz.forecast import Ahead
 from fz.guidance import Guidance
-from fz.keys import key_of_edit, key_of_inversion
+from fz.keys import key_of_edit, key_of_inversion, key_of_source
 from fz.loaded import Loaded
 from fz.masks import blend_mask, changed_pixels, paste_background
 from fz.memory.budget import Footprint, choose_store, keep_for, store_for
@@ -131,7 +131,8 @@ class InvertedClip:
 
     def save(self, out: str | Path, *edits: Edited) -> Path:
         """Write the folder that `fz run` writes, of these edits: clips, frames, masks, attention, run.json. Returns its
-        path. Raises FzError for a folder that holds something else, and for edits that cannot be of one run.
+        path. Raises FzError for a folder that holds something else, for edits of another inversion, and for edits that
+        cannot be of one run.
         """
         about = Result(self.settings, self.journal.notes, None, self.video, self.source, self.schedule, list(edits))
         return save_run(dataclasses.replace(about, stages=self.journal.stages), self.tokens, self.editor.device, out)
@@ -313,7 +314,8 @@ class InvertedClip:
         with journal.timed(f"decode.{number}", editor.device):
             frames = self.frames_of(z, changes, journal)
         masks = masks_by_size(self.model, attending, task) if method.keeps else {}
-        return Edited(settings, frames, latents, masks, self.video.fps, tuple(journal.notes))
+        notes, inversion = tuple(journal.notes), key_of_source(self.source)
+        return Edited(settings, frames, latents, masks, self.video.fps, notes, inversion)
 
     def edit_key(self, settings: Settings, plan: Plan, target: Tensor, negative: Tensor) -> str:
         """A hash of all that an edit of this inversion depends on."""

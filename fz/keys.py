@@ -17,6 +17,7 @@ from fz.model import fast_cpu, fast_vae
 from fz.model.control import Control
 from fz.prompts.plan import Plan
 from fz.settings.config import Settings
+from fz.source import Source
 
 
 def key_of_inversion(loaded: Loaded, settings: Settings, frames: Tensor, embedding: Tensor, inverting: Denoiser) -> str:
@@ -57,6 +58,12 @@ def key_of_inversion(loaded: Loaded, settings: Settings, frames: Tensor, embeddi
         # the frames' split shows in the last digits
         *([["processes", loaded.ranks.world]] if loaded.ranks.world > 1 else []),
     )
+
+
+def key_of_source(source: Source) -> str:
+    """Of what a pass over the source clip began and ended with: another clip, model or sentence has other latents."""
+    latents = source.latents
+    return digest(latents[min(latents)], latents[max(latents)])
 
 
 def key_of_edit(

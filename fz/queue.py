@@ -28,13 +28,15 @@ from fz.pipeline import run
 from fz.progress import Progress
 from fz.ranks import numbers_of_torchrun
 from fz.results import reuse
-from fz.results.batch import FAILED, JOBS, failure, failure_file, read_failure, read_measured
-from fz.results.folder import completed, read_run
+from fz.results.batch import FAILED, JOBS, TABLES, failure, failure_file, read_failure, read_measured
+from fz.results.beside import EVALUATION, beside
+from fz.results.claim import unlisted
+from fz.results.folder import read_run
 from fz.results.lock import Busy, Lock
-from fz.results.measured import clip_for, measure_folder
+from fz.results.measured import clip_for, clip_name_for, measure_folder
 from fz.results.report import write_report
 from fz.results.result import Result
-from fz.results.rows import write_rows
+from fz.results.rows import check_replaceable, write_rows
 from fz.settings.config import Settings
 from fz.settings.jobs import Job
 from fz.shell import explain
@@ -93,6 +95,8 @@ class Queue:
         others = self.out.is_dir() and any(not p.name.startswith(".") for p in self.out.iterdir())
         if before is None and others and not overwrite:
             raise FzError(f"out: {self.out} holds other files. Pass another --out, or --overwrite to write there.")
+        if before is None and (theirs := [name for name in TABLES if (self.out / name).exists()]):
+            raise unlisted(self.out / theirs[0])
         there = [job["name"] for job in before["jobs"]] if before else []
         if there and not overwrite and not {job.name for job in self.jobs} & set(there):
             raise FzError(
@@ -191,14 +195,21 @@ class Queue:
         versions = (read_run(folder) or {}).get("versions", {})
         # whichever threads it was done with, here or elsewhere, by now it is done
         found = reuse.same_run(folder, settings, versions)
-        whole = found is not None and found["status"] == "done" and "evaluation.json" in found["files"]
-        return whole and bool(read_measured(self.out, job.name))
+        if found is None or found["status"] != "done" or "evaluation.json" not in found["files"]:
+            return False
+        if settings.report and "report.html" not in found["files"]:
+            return False
+        # by another CLIP, or with other masks than the job has now, it is measured again
+        by = {"clip": clip_name_for(folder, self.clip_model), "given": job.masks is not None}
+        rows = read_measured(self.out, job.name)
+        return bool(rows) and all({"clip": row["clip"], "given": row["masks"] == "given"} == by for row in rows)
 
     def do(self, job: Job) -> None:
         """Run it, measure it, or note in a line why that cannot be."""
         try:
             settings = job.settings(self.out)
             check_source(settings.clip.path)
+            check_replaceable(self.out / job.name / "evaluation", overwrite=False)
             result = run(settings, self.told(job), self.models)
             self.measure(job, settings, result)
             failure_file(self.out, job.name).unlink(missing_ok=True)
@@ -219,11 +230,11 @@ class Queue:
         folder = Path(result.out)
         clip = clip_for(folder, self.clip_model)
         rows = measure_folder(folder, clip, truth_of(job, settings, result))
-        write_rows(folder / "evaluation", [{**row, "result": job.name} for row in rows])
+        check_replaceable(folder / "evaluation", overwrite=False)
+        with beside(folder, *EVALUATION):
+            write_rows(folder / "evaluation", [{**row, "result": job.name} for row in rows])
         if settings.report:
             write_report(folder, clip)
-            completed(folder, "report.html")
-        completed(folder, "evaluation.json", "evaluation.csv")
 
     def told(self, job: Job) -> Progress:
         return Named(job.name, self.progress, stages=self.place.world == 1)
@@ -235,6 +246,7 @@ class Queue:
             try:
                 settings = job.settings(self.out, dry_run=True)
                 check_source(settings.clip.path)
+                check_replaceable(self.out / job.name / "evaluation", overwrite=False)
                 result = run(settings, models=self.models)
                 truth_of(job, settings, result)
                 found.append((job.name, None))

@@ -7,7 +7,6 @@ user can put right, 130 interrupted.
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from fz.errors import FzError
 from fz.shell import answered, leave
@@ -37,9 +36,13 @@ def answer(argv: list[str]) -> None:
             list_words(request.settings)
             return
         from fz.preflight import check_run
+        from fz.results.beside import SWEEP, check_beside
+        from fz.settings.place import expanded
 
         # before torch is imported, which takes seconds
         check_run(request.settings, request.clip_model if request.sweep or request.settings.report else None)
+        if request.sweep and request.settings.out:
+            check_beside(expanded(request.settings.out, "out"), *SWEEP)
     except FzError:
         if is_another(argv):
             raise SystemExit(2) from None
@@ -60,20 +63,15 @@ def answer(argv: list[str]) -> None:
         return  # a dry run
     if request.sweep:
         from fz.metrics.measure import explained, table
-        from fz.results.folder import completed
         from fz.results.sheet import write_sweep
 
         rows = write_sweep(result, request.sweep, clip)
         print("\n".join([table(rows, label="label"), *(f"  {line}" for line in explained(rows))]))
-        completed(Path(result.out), "sweep.png", "sweep.json", "sweep.csv")
         print(f"in {result.out}/sweep.png, .json and .csv")
     if request.settings.report:
-        from fz.results.folder import completed
         from fz.results.report import write_report
 
-        page = write_report(result.out, clip)
-        completed(Path(result.out), page.name)
-        print(f"open {page}")
+        print(f"open {write_report(result.out, clip)}")
 
 
 def list_words(settings) -> None:

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 import fz
 from fz import mini
+from fz.arguments import PATHS
+from fz.clips.arrays import to_tensor
 from fz.clips.media import write_mp4, write_pngs
 from fz.run import main
 from fz.settings.config import EditSettings
@@ -107,6 +109,47 @@ def test_arrays_tensors_and_pictures_are_the_clip(editor, clip, inversion):
         assert torch.equal(again.source.latents[first], inversion.source.latents[first])
 
 
+def pictured(kind):
+    """(a picture, the ending of a file that keeps it)"""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 4), dtype=np.uint8)
+    pixels[:, 48:, 3] = 0
+    image = Image.fromarray(pixels)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    if kind == "palette":
+        image = image.convert("RGB").quantize(16)
+        image.info["transparency"] = 3
+    if kind == "turned":
+        image = image.convert("RGB")
+        image.info["exif"], image.getexif()[0x0112] = turned.tobytes(), 6
+    if kind == "16 bits":
+        return Image.fromarray(pixels[..., 0].astype(np.uint16) * 257), "png"
+    kinds = {"RGBA": "RGBA", "LA": "LA", "grey": "L", "CMYK": "CMYK", "one bit": "1"}
+    return image.convert(kinds[kind]) if kind in kinds else image, "tif" if kind == "CMYK" else "png"
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "palette", "turned", "16 bits", "grey", "CMYK", "one bit"])
+def test_pictures_are_what_their_files_are(kind, tmp_path):
+    """Transparency on white, 16 bits as 8, upright: opened, and made here."""
+    image, ending = pictured(kind)
+    image.save(tmp_path / f"a.{ending}", **({"exif": image.info["exif"]} if kind == "turned" else {}))
+    size = (96, 64) if kind == "turned" else (64, 96)
+    read = fz.read(tmp_path / f"a.{ending}", frames=1, size=size, multiple=1).frames
+    for same in (image, Image.open(tmp_path / f"a.{ending}")):
+        assert torch.equal(to_tensor([same]), read)
+    if kind == "RGBA":
+        assert (read[..., 48:] == 1).all()
+
+
+def test_pictures_that_cannot_be_read_are_answered(tmp_path):
+    with pytest.raises(fz.FzError, match="^clip: picture 1 has floating-point pixels"):
+        to_tensor([Image.new("L", (8, 8)), Image.new("F", (8, 8))])
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:2000])
+    with pytest.raises(fz.FzError, match="^clip: picture 0 cannot be read .*Is its file complete"):
+        to_tensor([Image.open(tmp_path / "cut.png")])
+
+
 def test_one_model_serves_many_clips(editor, inversion, result):
     """Another size in between, and the first inversion edits to the same bits."""
     small = editor.invert(fz.read(frames=1, size=64), SOURCE, steps=1)
@@ -161,6 +204,44 @@ def test_save(result, tmp_path):
     with pytest.raises(fz.FzError, match="save: got an empty path"):
         result.save("")
     assert result.save(tmp_path / "not/there/yet.gif").is_file()
+
+
+LIKE = {
+    "array": lambda frames: frames,
+    "tensor": lambda frames: torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1,
+    "pictures": lambda frames: [Image.fromarray(frame) for frame in frames],
+    "Video": lambda frames: fz.Video(torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1, 8.0, (0, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", LIKE)
+def test_a_mask_beside_a_clip_of_no_file(editor, kind, tmp_path):
+    """One for all or one a frame; cut and resized as the frames were, which here lose 3 rows on each side."""
+    frames = np.random.default_rng(0).integers(0, 256, (2, 70, 64, 3), dtype=np.uint8)
+    inversion = editor.invert(LIKE[kind](frames), SOURCE, steps=1)
+    assert inversion.video.frames.shape[-2:] == (64, 64)
+    masks = np.zeros((2, 70, 64), np.uint8)
+    masks[0, 19:51, :32] = masks[1, 19:51, 32:] = 255
+    write_pngs(tmp_path / "masks", masks)
+    each = torch.from_numpy(masks[:, 3:67] > 0)
+    for name, expected in (("masks", each), ("masks/00001.png", each[1:].expand(2, -1, -1))):
+        edited = inversion.edit(TARGET, mask=tmp_path / name, keep_background=True)
+        same = (edited.frames == inversion.video.frames).all(1)
+        assert same[~expected].all() and not same[expected].any(), name
+    write_pngs(tmp_path / "three", np.full((3, 70, 64), 255, np.uint8))
+    write_pngs(tmp_path / "small", np.full((1, 32, 32), 255, np.uint8))
+    write_pngs(tmp_path / "cut", np.full((1, 64, 64), 255, np.uint8))
+    for name, line in (("three", "holds 3 pictures, expected 1 or 2"), ("small", "32x32, the clip's pictures 64x70")):
+        with pytest.raises(fz.FzError, match=f"^mask: .*{line}"):
+            inversion.edit(TARGET, mask=tmp_path / name)
+    inversion.edit(TARGET, mask=tmp_path / "cut")
+
+
+def test_a_mask_beside_a_clip_that_is_resized_once_more(editor, tmp_path):
+    clip = fz.read(PATH, frames=2, size=72, multiple=8)
+    write_pngs(tmp_path / "mask", np.full((1, 72, 72), 255, np.uint8))
+    inversion = editor.invert(clip, SOURCE, steps=1)
+    assert inversion.video.clip is None and inversion.edit(TARGET, mask=tmp_path / "mask").frames.shape[-1] == 64
 
 
 def test_a_clip_is_not_saved_over(editor, tmp_path, monkeypatch):
@@ -257,7 +338,7 @@ BAD = {
     "nothing to mask": (lambda e, i: i.mask(None), "mask: got None"),
     "a list of numbers to mask": (lambda e, i: i.mask([3]), "mask: got [3]"),
     "a number as a folder": (lambda e, i: i.save(3, i), "save: got 3"),
-    "no name of a folder": (lambda e, i: i.save("", i), "save: got ''"),
+    "no name of a folder": (lambda e, i: i.save("", i), "save: got an empty path"),
     "a text to save": (lambda e, i: i.save("red", "x"), "save: got str"),
     "fewer than no frames": (lambda e, i: e.predicted(-1, (64, 64)), "frames: got -1"),
     "one side": (lambda e, i: e.predicted(2, 64), "size: got 64"),
@@ -271,6 +352,38 @@ def test_bad_arguments_are_answered(editor, inversion, name):
     with pytest.raises(fz.FzError) as raised:
         call(editor, inversion)
     assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+NOWHERE = {
+    "": "got an empty path",
+    " ": "got an empty path",
+    "~nosuchuser/x": "is no user",
+    "a\0b": "without null bytes",
+}
+TAKEN = {
+    "checkpoint": lambda e, i, path: fz.load(path),
+    **{name: lambda e, i, path, name=name: fz.load(**{name: path}) for name in (*PATHS[1:], "lora", "embedding")},
+    "cache": lambda e, i, path: e.invert(fz.read(frames=1, size=64), SOURCE, steps=1, cache=path),
+    "mask": lambda e, i, path: i.edit(TARGET, mask=path),
+    "video": lambda e, i, path: fz.read(path),
+    "save": lambda e, i, path: i.edit(TARGET).save(path),
+    "save a clip": lambda e, i, path: i.edit(TARGET).save(f"{path}.mp4" if path.strip() else path),
+    "save a run": lambda e, i, path: i.save(path, i.edit(TARGET)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", NOWHERE)
+@pytest.mark.parametrize("name", TAKEN)
+def test_paths_that_lead_nowhere_are_answered(editor, name, path, tmp_path, monkeypatch):
+    """An empty one is not the current folder."""
+    monkeypatch.chdir(tmp_path)
+    inversion = editor.invert(np.zeros((1, 64, 64, 3), np.uint8), SOURCE, steps=1)
+    with pytest.raises(fz.FzError, match=f"^{name.split()[0]}: ") as raised:
+        TAKEN[name](editor, inversion, path)
+    assert NOWHERE[path] in str(raised.value) or (
+        name in ("lora", "embedding") and "expected a file" in str(raised.value)
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_strangers_script(tmp_path):

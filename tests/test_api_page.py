@@ -116,6 +116,27 @@ def test_the_folder_of_a_run(inversion, result, tmp_path):
         inversion.save(tmp_path / "run", other)
 
 
+def test_edits_of_another_inversion_are_not_saved_as_its_own(editor, clip, inversion, result, tmp_path):
+    """By its clip's pixels, by its sentence or steps, and by what it kept."""
+    others = [
+        editor.invert(torch.flip(clip.frames, (0,)), SOURCE, steps=2),
+        editor.invert(clip, SOURCE, steps=1),
+        editor.invert(clip, "a red car moving on the road", steps=2),
+        editor.invert(clip, SOURCE, steps=2, store_dtype="bfloat16"),
+    ]
+    arrays = editor.invert(clip.frames, SOURCE, steps=2)
+    for one, edited in [(other, result) for other in others] + [(others[0], arrays.edit(TARGET))]:
+        with pytest.raises(fz.FzError, match="save: got the edit of .* another inversion, expected one of this"):
+            one.save(tmp_path / "mix", edited)
+        with pytest.raises(fz.FzError, match="another inversion"):
+            one.save(tmp_path / "mix", one.edit(TARGET), edited)
+    assert not (tmp_path / "mix").exists()
+    again = editor.invert(clip, SOURCE, steps=2)
+    kind = {"kind": "shape", "reweight": {"blue": 2}}
+    again.save(tmp_path / "same", again.edit(TARGET, **kind), result)
+    assert (tmp_path / "same/edit-0.mp4").read_bytes() == (tmp_path / "same/edit-1.mp4").read_bytes()
+
+
 def test_the_program_gives_the_same_bits(result, tmp_path):
     text = program(result.settings, str(tmp_path / "again.mp4"))
     exec(compile(text, "program", "exec"), {})

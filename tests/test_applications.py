@@ -122,6 +122,18 @@ def test_a_removal_from_the_example_has_no_use_for_its_target():
     assert parse(["--enhance", "8K"]).settings.edits[0].target == "a blue car moving on the sand, 8K"
 
 
+@pytest.mark.parametrize("kind", ["style", "attribute", "shape"])
+def test_a_removal_has_a_mask_in_every_kind_of_edit(kind, text):
+    (edit,) = edits_of("--edit", kind, "--remove", "red car")
+    assert edit.threshold == 0.3
+    region = plan_edit(edit, text.tokens("a red car on the sand"), text.tokens(edit.target), 10).region
+    assert region.hides_object and region.has_mask
+    assert edits_of("--remove", "red car", "--threshold", "none")[0].threshold == 0.3
+    with pytest.raises(FzError, match="^threshold: got 1.0 with a removal"):
+        edits_of("--edit", kind, "--remove", "red car", "--threshold", "1")
+    assert edits_of("--remove", "red car", "--threshold", "1", "--mask", "m.png")[0].threshold == 1
+
+
 @pytest.mark.parametrize(
     "argv",
     [

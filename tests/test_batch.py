@@ -21,7 +21,7 @@ from fz.progress import Progress
 from fz.queue import Place, Queue, claim
 from fz.ranks import Ranks
 from fz.results.lock import Lock
-from fz.settings.jobs import read_jobs
+from fz.settings.jobs import KEYS, check_key, read_jobs
 
 SOURCE, TARGET = "a red car moving on the sand", "a blue car moving on the sand"
 
@@ -80,6 +80,14 @@ jobs:
     # what the command line says is over what files say
     assert read_jobs(str(jobs), ["--steps", "4"])[1].settings(tmp_path).steps == 4
     assert read_jobs(str(jobs), ["--reweight", "car=4"])[1].settings(tmp_path).edits[0].reweight == (("car", 4.0),)
+    assert read_jobs(str(jobs), ["--threshold", "0.2"])[1].settings(tmp_path).edits[0].threshold == 0.2
+    assert read_jobs(str(jobs), ["--threshold.0", "0.4"])[1].settings(tmp_path).edits[0].threshold == 0.4
+
+
+def test_changes_of_a_config_add_up(tmp_path):
+    job = {"clip": "clip", "source": SOURCE, "targets": [TARGET], "set": ["seed=5"]}
+    (found,) = read_jobs(str(write(tmp_path / "jobs.yaml", {"jobs": [job]})), ["--set", "seed=7", "--set", "a=1"])
+    assert found.argv[-4:] == ("--set", "seed=7", "--set", "a=1") and "seed=5" in found.argv
 
 
 def test_files_are_looked_for_beside_the_jobs(tmp_path):
@@ -354,10 +362,56 @@ def test_names_of_jobs_are_folders_of_their_own(tmp_path):
 
 def test_flags_of_one_run_are_refused(tmp_path, capsys):
     path = write(tmp_path / "jobs.yaml", {"jobs": [{"clip": "a", "source": "b", "target": "c"}]})
-    for flag in (["--config", "x.yaml"], ["--sweep", "threshold=0.1,0.2"], ["--list-words"]):
+    for flag, do in (
+        (["--config", "x.yaml"], "Write it in a job, or pass a folder of configs"),
+        (["--sweep", "threshold=0.1,0.2"], "Use fz.run."),
+        (["--list-words"], "Use fz.run."),
+        (["--shard"], "A batch's processes do a job each."),
+    ):
         assert batch.main([str(path), *flag]) == 2
-        assert "about one run" in capsys.readouterr().err
+        assert f"about one run. {do}" in capsys.readouterr().err
+    for name in ("sweep: [threshold=0.1]", "list_words: true", "shard: true"):
+        (job,) = read_jobs(str(write(tmp_path / "jobs.yaml", f"jobs: [{{clip: a, source: b, target: c, {name}}}]")))
+        assert "is about one run. Use fz.run." in job.error
+    path = write(tmp_path / "jobs.yaml", {"jobs": [{"clip": "a", "source": "b", "target": "c"}]})
     assert batch.main([str(path), "--stepps", "3"]) == 2 and "Did you mean '--steps'" in capsys.readouterr().err
+
+
+def test_a_job_may_be_fast(tmp_path):
+    own = {"clip": "a", "source": "b", "target": "c", "checkpoint": "x"}
+    shared = {"shared": {"fast": True}, "jobs": [own, {**own, "fast": False}, {**own, "steps": 7}]}
+    found = [job.settings(tmp_path) for job in read_jobs(str(write(tmp_path / "jobs.yaml", shared)))]
+    assert [(s.steps, s.reuse) for s in found] == [(25, "3:outer"), (50, 1), (7, "3:outer")]
+    with open(tmp_path / "jobs.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([[*own, "fast"], [*own.values(), "yes"]])
+    (job,) = read_jobs(str(tmp_path / "jobs.csv"))
+    assert job.settings(tmp_path).steps == 25
+
+
+def test_a_jobs_own_names_go_before_its_config(tmp_path):
+    edits = {"editing_prompts": ["a blue car"], "prompt2prompt_edit": True, "num_inference_steps": 30}
+    edits["p2p_config"] = {0: {"cross_replace_steps": 0.2, "self_replace_steps": 0.6}}
+    write(tmp_path / "a.yaml", {"dataset_config": {"path": "clip", "prompt": SOURCE}, "editing_config": edits})
+    own = {"config": "a.yaml", "checkpoint": "x"}
+    said = [own, {**own, "edit": "style"}, {**own, "edit": "style", "self-replace": 0.4}, {**own, "fast": True}]
+    found = [job.settings(tmp_path) for job in read_jobs(str(write(tmp_path / "jobs.yaml", {"jobs": said})))]
+    shares = [(s.edits[0].cross_replace[1], s.edits[0].self_replace[1]) for s in found]
+    assert shares == [(0.2, 0.6), (0.7, 0.8), (0.7, 0.4), (0.2, 0.6)] and [s.steps for s in found] == [30, 30, 30, 15]
+    for_all = read_jobs(str(tmp_path / "jobs.yaml"), ["--edit", "style"])[0].settings(tmp_path)
+    assert for_all.edits == found[1].edits
+
+
+def test_every_flag_that_help_lists_is_a_jobs_or_the_batchs(tmp_path, capsys):
+    """And its defaults are those of its jobs, which are the miniature's unless they name a checkpoint."""
+    assert batch.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert not re.search(r"--(config|sweep|list-words|shard)\b", text)
+    assert "(default: 50; with the bundled miniature 20)" in " ".join(text.split())
+    listed = {found[1] for found in re.finditer(r"^  --([a-z-]+)", text, re.MULTILINE)} - {"edit-masks", "version"}
+    assert len(listed) > 60
+    for name in listed - set(KEYS):
+        with pytest.raises(FzError, match="which the batch decides"):
+            check_key(name)
 
 
 # ---- doing them ------------------------------------------------------------------------------------------------
@@ -470,6 +524,19 @@ def test_a_start_that_cannot_end_well_is_refused_first(tmp_path, example, capsys
     assert "failed is a file" in refused()
 
 
+@pytest.mark.parametrize("name", ["jobs.json", "batch.csv", "batch.html", "a/evaluation.csv", "a/report.html"])
+def test_files_of_the_users_with_a_batchs_names_stay(name, tmp_path, example, capsys):
+    """Also where everything may be overwritten, and before anything is computed."""
+    job = {"name": "a", "clip": str(example), "source": SOURCE, "target": TARGET, "report": True}
+    path, out = write(tmp_path / "jobs.yaml", {"jobs": [job]}), tmp_path / "out"
+    write(out / name, "mine")
+    for more in (["--dry-run"], []):
+        assert batch.main([str(path), *SMALL, "--overwrite", "--out", str(out), *more]) == 2
+        said = capsys.readouterr()
+        assert f"{out / name} is " in said.out + said.err and (out / name).read_text() == "mine"
+        assert not (out / "a/run.json").exists()
+
+
 DAMAGED = {
     "cut short": '[{"re',
     "empty": "[]",
@@ -495,6 +562,32 @@ def test_a_damaged_measurement_is_made_again(tmp_path, example, capsys):
     write(path, {"jobs": [job, bad]})
     assert batch.main(flags) == 2 and "1 of 2 jobs failed" in capsys.readouterr().err
     assert r"\udcff.mp4" in (out / "batch.csv").read_text(encoding="utf-8")
+
+
+def test_what_is_asked_of_a_done_job_is_measured_again_and_not_run_again(tmp_path, example, capsys):
+    masks = frames(tmp_path / "masks", 8, (128, 128), (255, 255, 255))
+    Image.new("RGB", (128, 128)).save(masks / "00000.png")
+    job = {"name": "a", "clip": str(example), "source": SOURCE, "target": TARGET}
+    path, out = write(tmp_path / "jobs.yaml", {"jobs": [job]}), tmp_path / "out"
+    flags = [str(path), *SMALL, "--out", str(out), "--cache", str(tmp_path / "cache")]
+
+    def row(*more):
+        assert batch.main([*flags, *more]) == 0
+        return json.loads((out / "batch.json").read_text())[0]
+
+    assert (row()["clip"], row()["masks"]) == ("clip", None)
+    when = (out / "a" / "edit-0.mp4").stat().st_mtime_ns
+    measured = (out / "a" / "evaluation.json").stat().st_mtime_ns
+    assert row()["masks"] is None and (out / "a" / "evaluation.json").stat().st_mtime_ns == measured
+    write(path, {"jobs": [{**job, "masks": str(masks)}]})
+    assert (found := row())["masks"] == "given" and found["psnr_background"] is not None
+    assert row("--clip-model", "none")["clip"] is None
+    assert not (out / "a" / "report.html").exists()
+    row("--report")
+    assert (out / "a" / "report.html").is_file()
+    write(path, {"jobs": [job]})
+    assert (found := row())["masks"] is None and found["psnr_background"] is None and found["clip"] == "clip"
+    assert (out / "a" / "edit-0.mp4").stat().st_mtime_ns == when, "nothing was run again"
 
 
 def twelve(tmp_path, example):

@@ -163,18 +163,40 @@ def test_every_setting_has_a_flag():
     assert names <= settable
 
 
-# ---- precedence: defaults < preset < YAML < flags < --set --------------------------------------------------
+# ---- precedence: defaults < YAML < --fast < --edit < other flags < --set -----------------------------------
 
 
-def test_preset_over_released_defaults(config):
+def test_edit_over_yaml_says_so(config):
+    """As every flag is over the config; what the preset does not name stays the config's."""
     settings = parse([*config, "--edit", "shape"]).settings
-    assert [e.align for e in settings.edits] == ["auto", "refine"]  # the second's is the YAML's
+    assert [e.align for e in settings.edits] == ["auto", "auto"] and settings.guidance == 9
     assert [e.threshold for e in settings.edits] == [0.3, 0.3]
+    assert [e.cross_replace for e in settings.edits] == [(0, 0.5)] * 2 == [e.self_replace for e in settings.edits]
+    # its cross_replace of edit 0 is the preset's already
+    assert "--edit goes before the config's cross-replace, self-replace, align" in settings.notes
+    assert not any(note.startswith("--edit") for note in parse(config).settings.notes)
 
 
-def test_yaml_over_preset(config):
-    settings = parse([*config, "--edit", "shape"]).settings
-    assert [e.cross_replace for e in settings.edits] == [(0, 0.5), (0, 0.6)]
+def test_edit_of_one_target_over_yaml_beneath_flags(config):
+    settings = parse([*config, "--edit.1", "style", "--self-replace.1", "0.7"]).settings
+    assert [e.cross_replace for e in settings.edits] == [(0, 0.5), (0, 0.7)]
+    assert [e.self_replace for e in settings.edits] == [(0, 0.4), (0, 0.7)]
+    assert "--edit goes before the config's cross-replace" in settings.notes
+    assigned = "editing_config.p2p_config.1.cross_replace_steps.default_=0.1"
+    assert parse([*config, "--edit", "style", "--set", assigned]).settings.edits[1].cross_replace == (0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("more", "steps"),
+    [([], 30), (["--fast"], 15), (["--fast", "--steps", "9"], 9)]
+    + [(["--fast", "--set", "editing_config.num_inference_steps=7"], 7)],
+)
+def test_fast_halves_the_steps_of_a_config(more, steps, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(YAML.replace("guidance_scale: 9", "num_inference_steps: 30"))
+    settings = parse(["--config", str(path), *more]).settings
+    assert settings.steps == steps
+    assert any(note.startswith("fast: steps ") for note in settings.notes) == ("--fast" in more)
 
 
 def test_flags_over_yaml(config):

@@ -17,7 +17,8 @@ from fz.clips import media
 from fz.errors import FzError
 from fz.memory.inversions import Inversion, default_folder, prune
 from fz.results import claim, own
-from fz.results.folder import ResultFolder, completed, read_run
+from fz.results.beside import beside, check_beside, completed
+from fz.results.folder import ResultFolder, read_run
 from fz.results.lock import Lock
 from fz.run import main
 from fz.settings.config import build
@@ -249,12 +250,66 @@ def test_overwriting_at_home(here):
     assert all(file.read_bytes() == b"mine" for file in theirs)
 
 
-@pytest.mark.parametrize("name", ["source.mp4", "frames/source/00009.png", "run.json", "edit-0.gif", "report.html"])
+OF_A_RUN = (
+    *("source.mp4", "frames/source/00009.png", "run.json", "edit-0.gif", "side-by-side-0.mp4", "report.html"),
+    *("attention/all-words.png", "attention/01-car.png", "masks/edit-0-step-000.png", "latents.safetensors"),
+)
+
+
+@pytest.mark.parametrize("name", OF_A_RUN)
 def test_a_file_of_the_users_with_a_runs_name_is_not_written_over(name, here):
     write(here / "home" / name)
     with pytest.raises(FzError, match="Move it"):
         ResultFolder.claim(settings_of(out="home", overwrite=True))
     assert content(here / "home").keys() == {name} and (here / "home" / name).read_bytes() == b"mine"
+
+
+def test_what_appears_while_a_run_computes_is_not_written_over(here):
+    """Also of a name that no check before the run could foresee."""
+    out = fake_run(settings_of(out="o"), ("source.mp4",), b"old")
+    for name, more in (("strange.png", {}), ("masks/strange.png", {"steps": 7, "overwrite": True})):
+        settings = settings_of(out="o", **more)
+        with pytest.raises(FzError, match="Move it"), ResultFolder.claim(settings) as folder:
+            folder.start(settings)
+            write(out / name)
+            folder.reserve("source.mp4", name)
+        assert (out / name).read_bytes() == b"mine" and name not in read_run(out)["files"]
+        assert (out / "source.mp4").read_bytes() == b"old"
+
+
+SWEEP = ("sweep.png", "sweep.json", "sweep.csv")
+
+
+@pytest.mark.parametrize("name", SWEEP)
+def test_a_file_of_the_users_with_a_sweeps_name_stays(name, here, flags, monkeypatch):
+    swept = [*flags(), "--sweep", "self_replace=0.5", "--clip-model", "none"]
+    write(here / "out" / name)
+    assert main([*swept, "--overwrite"]) == 2
+    assert content(here / "out").keys() == {name} and (here / "out" / name).read_bytes() == b"mine"
+    # one that comes while the sweep is computed: what was finished stays, too
+    (here / "out" / name).unlink()
+    real = pipeline.run
+    monkeypatch.setattr(pipeline, "run", lambda *given: (real(*given), write(here / "out" / name))[0])
+    assert main(swept) == 2
+    assert [file for file in SWEEP if (here / "out" / file).exists()] == [name]
+    assert (here / "out" / name).read_bytes() == b"mine" and read_run(here / "out")["status"] == "done"
+    (here / "out" / name).unlink()
+    monkeypatch.setattr(pipeline, "run", real)
+    assert main(swept) == main(swept) == 0 and {*SWEEP} <= {*read_run(here / "out")["files"]}
+
+
+def test_what_is_written_beside_a_run_is_listed_before(here):
+    """Killed between the two, a run's own report was taken for the user's by the next."""
+    out = fake_run(settings_of(out="o", report=True))
+    with pytest.raises(KeyboardInterrupt), beside(out, "report.html"):
+        write(out / "report.html", b"half")
+        raise KeyboardInterrupt
+    assert "report.html" in read_run(out)["files"]
+    with ResultFolder.claim(settings_of(out="o", steps=3, overwrite=True)):
+        pass
+    with pytest.raises(FzError, match="is no file of a run.*Move it"):
+        write(out / "sweep.csv")
+        check_beside(out, "sweep.png", "sweep.csv")
 
 
 @pytest.mark.parametrize("name", ["frames", "frames/source", "masks", "attention", "source.mp4", ".fz-new"])
@@ -300,6 +355,28 @@ def test_a_clip_among_the_results_is_not_written_over(clip, here):
     with pytest.raises(FzError, match="is among the results"):
         ResultFolder.claim(build(given))
     assert content(out) == before
+
+
+INPUTS = {
+    "a mask": ({"edits.0.mask": "o/edit-0.mp4"}, "mask"),
+    "a video of control": ({"control": "net", "control_video": "o/edit-0.mp4"}, "control_video"),
+    "a LoRA": ({"lora": (("o/latents.safetensors", 1.0),)}, "lora"),
+    "a learned word": ({"embedding": (("o/latents.safetensors", "w"),)}, "embedding"),
+    "a VAE": ({"vae": "o/latents.safetensors"}, "vae"),
+    "a checkpoint": ({"checkpoint": "o/latents.safetensors"}, "checkpoint"),
+}
+
+
+@pytest.mark.parametrize("case", INPUTS)
+def test_no_file_that_a_run_reads_is_written_over(case, here):
+    out = fake_run(settings_of(out="o"), ("edit-0.mp4", "latents.safetensors"), b"old")
+    before, (more, name) = content(out), INPUTS[case]
+    with pytest.raises(FzError, match=f"^{name}: .* is among the results"):
+        ResultFolder.claim(settings_of(out="o", overwrite=True, **more))
+    assert content(out) == before
+    # the clip's own edges are no file
+    with ResultFolder.claim(settings_of(out="o", overwrite=True, control="net")):
+        pass
 
 
 def test_a_clip_of_the_users_inside_out_stays(here):
@@ -443,15 +520,15 @@ def test_a_changed_clip_is_not_the_same_run(here, flags):
 def test_another_miniature_is_not_the_same_run(here, monkeypatch):
     """Its path and its files' sizes are those of the one before."""
     from fz import mini
-    from fz.results import claim
+    from fz.results import inputs
 
     stamps = []
     for content in (b"first", b"first", b"other"):
         write(here / "mini/unet/model.safetensors", content)
         monkeypatch.setattr(mini, "FOLDER", here / "mini")
-        claim.weights_of_miniature.cache_clear()
-        stamps.append([claim.stamp_of(settings_of(checkpoint=path)) for path in (None, "canary")])
-    claim.weights_of_miniature.cache_clear()
+        inputs.weights_of_miniature.cache_clear()
+        stamps.append([inputs.stamp_of(settings_of(checkpoint=path)) for path in (None, "canary")])
+    inputs.weights_of_miniature.cache_clear()
     assert stamps[0] == stamps[1] and stamps[1][0] != stamps[2][0] and stamps[1][1] == stamps[2][1]
 
 

@@ -13,7 +13,7 @@ from hub_server import COMMIT, Hub
 
 from fz.errors import FzError
 from fz.weights import hub
-from fz.weights.names import followed, parsed
+from fz.weights.names import followed, hub_cache, parsed
 from fz.weights.needed import OF_EMBEDDING, OF_LORA, OF_VAE, choose, of_checkpoint
 
 MINI = Path(__file__).resolve().parent.parent / "weights/mini"
@@ -490,3 +490,12 @@ def test_what_of_several_is_in_the_cache_is_a_file_of_its_own(home, on_top):
     (snapshot / "a.safetensors").unlink()
     assert read_embedding(snapshot.parent.parent).path == snapshot / "b.safetensors"
     assert hub.located(snapshot, "lora", OF_LORA) == hub.located(snapshot, "embedding", OF_EMBEDDING)
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"])
+def test_a_cache_of_a_user_that_there_is_not(name, monkeypatch):
+    for other in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "~nosuchuser/x")
+    with pytest.raises(FzError, match=f"^{name}: ~nosuchuser is no user of this machine"):
+        hub_cache()

@@ -8,6 +8,7 @@ from transformers import CLIPTokenizer
 
 from fz import tune
 from fz.errors import FzError
+from fz.tuning.settings import parse
 from fz.weights.read import read_weights
 from fz.weights.tokenizer import load_tokenizer
 
@@ -35,6 +36,38 @@ def test_a_tuning_s_numbers(flags, capsys, tmp_path):
 def test_a_config_s_zeros(name, capsys, tmp_path):
     assert tune.main(["--set", f"{name}=0", "--out", str(tmp_path / "out"), "--dry-run"]) == 2
     assert ": got 0, expected a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("mixed_precision", "[fp16]", "one of fp16, bf16, no"),
+        ("mixed_precision", "fp61", "one of fp16, bf16, no"),
+        ("train_steps", ".inf", "a whole number"),
+        ("learning_rate", "true", "a number"),
+        ("gradient_checkpointing", "3", "true or false"),
+        ("dataset_config.class_data_prompt", "[a, b]", "text"),
+    ],
+)
+def test_a_config_s_values_of_other_kinds(name, value, expected, capsys, tmp_path):
+    assert tune.main(["--set", f"{name}={value}", "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    assert (err := capsys.readouterr().err).count("\n") == 1 and f"expected {expected}" in err
+
+
+def test_a_config_says_no_as_yaml_has_it():
+    settings, _ = parse(["--set", "mixed_precision=no", "--prompt", "a car", "--out", "tuned"])
+    assert settings.dtype == "float32"
+
+
+def test_a_config_s_prompts_are_sampled_in_its_order(tmp_path):
+    prompts = [f"a car {word}" for word in "a b c d e f g h i j k l".split()]
+    config = tmp_path / "many.yaml"
+    config.write_text(json.dumps({
+        "dataset_config": {"path": "clip", "prompt": "a jeep"},
+        "editing_config": {"editing_prompts": prompts, "p2p_config": {str(i): {} for i in range(len(prompts))}},
+    }))  # fmt: skip
+    settings, _ = parse(["--config", str(config)])
+    assert settings.sample_prompts == tuple(prompts)
 
 
 def without_ends(content):

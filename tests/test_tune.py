@@ -279,6 +279,18 @@ def test_the_same_command_goes_on_and_another_is_refused(shared, tmp_path, capsy
     assert len((out / "loss.csv").read_text().splitlines()) == 4
 
 
+def test_fewer_steps_than_were_done_are_refused_and_change_nothing(shared, tmp_path, capsys):
+    out = tmp_path / "tuned"
+    assert command.main(arguments(shared, out)) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert command.main(arguments(shared, out, "--steps", "2")) == 2
+    assert "steps: got 2" in (err := capsys.readouterr().err) and "a tuning of 3" in err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert command.main(arguments(shared, out, "--steps", "2", "--overwrite")) == 0
+    assert len((out / "loss.csv").read_text().splitlines()) == 3
+
+
 def test_a_tuning_that_is_stopped_while_it_samples_has_its_samples_in_the_end(shared, tmp_path, monkeypatch):
     flags = ("--sample-prompt", "a red jeep", "--sample-steps", "1")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

@@ -59,7 +59,7 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> ClipMode
     tokenizer: folder or Hub name of CLIP's vocabulary, for a checkpoint that has none. Raises FzError, in one line, for
     anything else.
     """
-    name, path = parsed(str(path)), located(path, "clip", OF_CLIP)
+    name, path = clip_name(path), located(path, "clip", OF_CLIP)
     file = weight_file(path) if path.is_dir() else path
     try:
         state = read_weights(file).tensors
@@ -87,7 +87,12 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> ClipMode
         located(tokenizer, "tokenizer", OF_TOKENIZER) if tokenizer else own, path if path.is_dir() else path.parent
     )
     words = load_tokenizer(vocabulary, text_model.config.vocab_size)
-    return ClipModel(tower, text_model, words, preprocessing(path, tower.config), str(name or path.resolve().name))
+    return ClipModel(tower, text_model, words, preprocessing(path, tower.config), name)
+
+
+def clip_name(path: str | Path) -> str:
+    """What tables call the CLIP at a path: its Hub name, or the name of its folder or file."""
+    return str(parsed(str(path)) or located(path, "clip", OF_CLIP).resolve().name)
 
 
 def weight_file(folder: Path) -> Path:

@@ -74,8 +74,12 @@ class Unreachable(FzError):
 def hub_cache() -> Path:
     """Where the Hub's files are kept, read now rather than when its client was imported."""
     env = os.environ
-    home = Path(env.get("HF_HOME") or Path(env.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    return Path(env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE") or home / "hub").expanduser()
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if env.get(name):
+            return expanded(env[name], name)
+    if env.get("HF_HOME"):
+        return expanded(env["HF_HOME"], "HF_HOME") / "hub"
+    return expanded(env.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "huggingface" / "hub"
 
 
 def offline() -> str | None:

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fz.clips.files import short
 from fz.clips.fit import fit, to_float
+from fz.clips.images import as_pixels, on_white
 from fz.clips.video import Video, read_clip, round_size
 from fz.errors import FzError
 from fz.settings.config import ClipSettings, Crop, Size
@@ -69,9 +71,10 @@ def as_video(clip: ClipLike, multiple: int, fps: float = FPS) -> Video:
         clip = Video(frames, fps, tuple(range(len(frames))))
     size, note = round_size(tuple(clip.frames.shape[-2:]), multiple)
     if note:
-        # no reading of the files gives these pixels
         frames = torch.stack([fit(frame, size) for frame in clip.frames]).clamp(-1, 1)
-        clip = Video(frames, clip.fps, clip.indices, (*clip.notes, note))
+        # no reading of the files gives these pixels: a mask is one of what was given here
+        given = tuple(clip.frames.shape[-2:])
+        clip = Video(frames, clip.fps, clip.indices, (*clip.notes, note), picture=given)
     return clip
 
 
@@ -87,14 +90,31 @@ def to_tensor(clip: np.ndarray | Tensor | Sequence[Image.Image]) -> Tensor:
     if isinstance(clip, Tensor):
         return in_range(clip)
     if isinstance(clip, Sequence) and clip and all(isinstance(picture, Image.Image) for picture in clip):
-        sizes = sorted({picture.size for picture in clip})
-        if len(sizes) > 1:
-            raise FzError(
-                f"clip: got pictures of {len(sizes)} sizes, {sizes[0]} and {sizes[1]}, expected one. Resize them."
-            )
-        return torch.stack([to_float(np.array(picture.convert("RGB"))) for picture in clip])
+        return pictures_of(clip)
     hint = " Read files by fz.read." if isinstance(clip, (str, Path)) else ""
     raise FzError(f"clip: got {kind_of(clip)}, {EXPECTED}.{hint}")
+
+
+def pictures_of(clip: Sequence[Image.Image]) -> Tensor:
+    """As files with these pixels are read: upright, transparency on white, 16 bits as 8."""
+    pictures = []
+    for i, image in enumerate(clip):
+        try:
+            image.load()
+            pictures.append(as_pixels(image, f"picture {i}", on_white)[0])
+        except FzError as error:
+            raise FzError(f"clip: {str(error).removeprefix('video: ')}") from error
+        except MemoryError:
+            raise
+        # Pillow reads a file when its pixels are asked for, and answers damage with whatever it stumbles over
+        except Exception as error:
+            raise FzError(f"clip: picture {i} cannot be read ({short(error)}). Is its file complete?") from error
+    sizes = sorted({picture.shape[1::-1] for picture in pictures})
+    if len(sizes) > 1:
+        raise FzError(
+            f"clip: got pictures of {len(sizes)} sizes, {sizes[0]} and {sizes[1]}, expected one. Resize them."
+        )
+    return torch.stack([to_float(picture) for picture in pictures])
 
 
 def in_range(clip: Tensor) -> Tensor:

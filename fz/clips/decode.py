@@ -23,7 +23,7 @@ Frames = Images | Movie | Animation
 
 def check_source(path: str) -> None:
     """Raises FzError for a path or glob at which nothing can be read, by names and headers alone, without torch."""
-    place = Path(path).expanduser()
+    place = expanded(path, "video")
     if place.exists() and not place.is_dir() and place.suffix.lower() not in IMAGES:
         with opened(place):
             return

@@ -159,11 +159,11 @@ def subfile_type(image: Image.Image, page: int) -> int:
     return int(image.tag_v2.get(NEW_SUBFILE_TYPE, 0))
 
 
-def as_pixels(image: Image.Image, path: Path, flatten: Flatten) -> tuple[np.ndarray, bool]:
-    """A loaded image as (H, W, 3) uint8, upright, and whether any of it is transparent."""
+def as_pixels(image: Image.Image, name: Path | str, flatten: Flatten) -> tuple[np.ndarray, bool]:
+    """A loaded image as (H, W, 3) uint8, upright, and whether any of it is transparent. name: for messages."""
     upright = ImageOps.exif_transpose(image)
     if upright.mode == "F":
-        raise FzError(f"video: {path} has floating-point pixels, expected 8 or 16 bits a channel; convert it first")
+        raise FzError(f"video: {name} has floating-point pixels, expected 8 or 16 bits a channel; convert it first")
     if upright.mode.startswith("I"):
         # 16 bit grey; 257 takes 65535 to 255.
         grey = (np.asarray(upright).astype(np.float64).clip(0, 65535) / 257).round().astype(np.uint8)

@@ -26,12 +26,16 @@ def read_mask(path: str, clip: ClipSettings, video: Video) -> "Tensor":
 
     path: an image, for all frames; or a video or a folder with a mask for each frame of the clip's file or for each
     frame taken (`beside`). Raises FzError, in one line, for a file that is none, another count or size, for a mask that
-    is black, and for one whose colours and transparency say different things.
+    is black, and for one whose colours and transparency say different things. Beside a clip of no file, an array's or a
+    tensor's, masks are as large as its pictures, for all frames or for each.
     """
     frames, size = len(video.frames), tuple(video.frames.shape[-2:])
     try:
         opacity = Opacity()
-        masks, chosen = _opened(path, clip, video.indices, opacity)
+        if video.clip is None:
+            masks, chosen = _opened_beside(path, video, opacity)
+        else:
+            masks, chosen = _opened(path, clip, video.indices, opacity)
         for _ in masks.read(sorted(set(chosen))):
             pass
         shown = as_grey if opacity.means(Path(path).name) else on_white
@@ -68,6 +72,21 @@ def _opened(path: str, clip: ClipSettings, indices: Sequence[int], flatten: Flat
     return masks, chosen
 
 
+def _opened_beside(path: str, video: Video, flatten: Flatten) -> tuple[Frames, tuple[int, ...]]:
+    """The same, of a mask beside frames that no reading of a file gives."""
+    masks, frames, size = open_source(path, flatten), len(video.frames), tuple(video.frames.shape[-2:])
+    chosen = for_each(masks, frames)
+    if chosen is None:
+        expected = f"expected {'1' if frames == 1 else f'1 or {frames}'}: one for all or for each frame of the clip"
+        raise FzError(f"video: {path} holds {masks.frames} pictures, {expected}")
+    _, mask = next(iter(masks.read([0])))
+    height, width = given = video.picture or size
+    if mask.shape[:2] not in (given, size):
+        sizes = f"{mask.shape[1]}x{mask.shape[0]}, the clip's pictures {width}x{height}"
+        raise FzError(f"video: {path} is {sizes} (width x height). Expected their size")
+    return masks, chosen
+
+
 def beside(path: str, others: Frames, pictures: Frames, clip: ClipSettings, indices: Sequence[int]) -> tuple[int, ...]:
     """The frame numbers of masks, or of other pictures beside the clip's, for the clip's frames of these numbers; of a
     single one, itself for all of them. Raises FzError for another number of them.
@@ -75,19 +94,24 @@ def beside(path: str, others: Frames, pictures: Frames, clip: ClipSettings, indi
     As many as the clip's file has frames belong to these, whatever their times are: a variable rate takes some twice
     and some not at all. As many as its timeline has positions belong to those.
     """
-    if others.count == 1:
-        return (0,)
     if others.frames == pictures.frames:
         return tuple(indices)
     if others.count == pictures.count:
         return tuple(others.order[clip.start + k * clip.every] for k in range(len(indices)))
-    if others.frames == len(indices):
-        return tuple(range(len(indices)))
-    if others.count == len(indices):
-        return tuple(others.order)
+    if (chosen := for_each(others, len(indices))) is not None:
+        return chosen
     expected = " or ".join(map(str, sorted({1, len(indices), pictures.frames, pictures.count})))
     one = "one for all, for each frame taken or for each of the clip's"
     raise FzError(f"video: {path} holds {others.frames} pictures, expected {expected}: {one}")
+
+
+def for_each(others: Frames, count: int) -> tuple[int, ...] | None:
+    """The frame numbers of so many pictures, or of one for all; None of another number of them."""
+    if others.count == 1:
+        return (0,)
+    if others.frames == count:
+        return tuple(range(count))
+    return tuple(others.order) if others.count == count else None
 
 
 def as_grey(rgba: np.ndarray) -> np.ndarray:

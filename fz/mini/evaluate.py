@@ -13,7 +13,7 @@ from fz.mini.setup import Setup
 from fz.results.lock import claimed
 from fz.settings.config import FUSES
 from fz.settings.place import writable
-from fz.settings.texts import number, whole
+from fz.settings.texts import multiple, number, whole
 from fz.shell import Parser, answered, first_sentence, leave
 from fz.weights.hub import models_of
 
@@ -31,7 +31,7 @@ def answer(argv: Sequence[str] | None) -> None:
     parser.add_argument("--control", metavar="PATH", default=None, help="a ControlNet on outlines")
     parser.add_argument("--controlled", type=whole(0), default=0, help="clips edited with it: nine edits each")
     parser.add_argument("--frames", type=whole(1), default=Setup.frames)
-    parser.add_argument("--size", type=whole(32), default=Setup.size, help="side of the pictures")
+    parser.add_argument("--size", type=multiple(32), default=Setup.size, help="side of the pictures")
     parser.add_argument("--steps", type=whole(1), default=Setup.steps, help="of an edit")
     parser.add_argument("--picture-steps", type=whole(1), default=Setup.picture_steps)
     parser.add_argument("--guidance", type=number, default=Setup.guidance)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fz import mini
 from fz.settings.place import slug, writable_file
-from fz.settings.texts import number, sentence, whole
+from fz.settings.texts import multiple, number, sentence, whole
 from fz.shell import Parser, answered, first_sentence, leave
 from fz.weights.hub import models_of
 
@@ -19,7 +19,7 @@ def answer(argv: Sequence[str] | None) -> None:
     parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument("--steps", type=whole(1), default=50)
     parser.add_argument("--guidance", type=number, default=mini.DEFAULTS["guidance"])
-    parser.add_argument("--size", type=whole(32), default=mini.SIZE, help="side of a picture, a multiple of 32")
+    parser.add_argument("--size", type=multiple(32), default=mini.SIZE, help="side of a picture")
     parser.add_argument("--checkpoint", default=None, help="another folder; default: the bundled miniature")
     parser.add_argument("--out", type=Path, default=None, help="png file; default: results/SENTENCE.png")
     given = parser.parse_args(argv)

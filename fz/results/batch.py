@@ -16,6 +16,7 @@ from fz.settings.jobs import Job
 from fz.whole import write_text
 
 JOBS, NAME = "jobs.json", "batch"
+TABLES = (JOBS, *(f"{NAME}.{ending}" for ending in ("json", "csv", "html")))
 FAILED = "failed"
 FAILURE = {"job": str, "line": str, "token": str}
 ABOUT = ("method", "clip", "masks", "flow")

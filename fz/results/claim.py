@@ -5,23 +5,21 @@ results is not written over.
 """
 
 import dataclasses
-import functools
 import glob
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fz import mini, records
+from fz import records
 from fz.errors import FzError
 from fz.records import NUMBER, Each, fits, within
 from fz.results import own
 from fz.results.differing import brief, differing
+from fz.results.inputs import inputs_of
 from fz.results.lock import NAME as LOCK
 from fz.results.lock import Busy, Lock
 from fz.settings.place import default_path, expanded, slug, writable
-from fz.weights.names import commit_of
 
 RUN = "run.json"
 # where a run writes that replaces another
@@ -203,21 +201,24 @@ def check(path: Path, settings: Any) -> None:
     listed = set(before["files"]) | {RUN} if before else set()
     if path.is_dir():
         for name in foreign(path, listed, len(settings.edits)):
-            raise FzError(
-                f"out: {path / name} is no file of a run, and has the name that this run would write. Move it, or pass "
-                "another --out."
-            )
-    for what, given in (("video", settings.clip.path), *(("mask", edit.mask) for edit in settings.edits)):
-        if given and (name := among(path, given, listed)):
+            raise unlisted(path / name)
+    for what, given in inputs_of(settings):
+        if name := among(path, given, listed):
             raise FzError(
                 f"{what}: {given} is among the results in {path} ({name}), which this run would write over. Pass "
                 "another --out, or copy it elsewhere first."
             )
 
 
+def unlisted(place: Path) -> FzError:
+    """What is said of a file of the user's that has a run's name."""
+    got = f"out: {place} is no file of a run, and has the name that this run would write"
+    return FzError(f"{got}. Move it, or pass another --out.")
+
+
 def foreign(path: Path, listed: set[str], edits: int) -> Iterator[str]:
     """What is there, by no run, at the places of this run's files: links and files in place of its folders, pictures
-    among its frames, and files of the same names.
+    among its own, and files of the same names.
     """
     clips = ["source", *(f"edit-{i}" for i in range(edits))]
     for name in ("frames", "attention", "masks", *(f"frames/{clip}" for clip in clips), STAGE):
@@ -230,14 +231,16 @@ def foreign(path: Path, listed: set[str], edits: int) -> Iterator[str]:
         place = path / name
         if place.is_symlink() or (name not in listed and place.exists()):
             yield name
-    for clip in clips:
-        for place in sorted((path / "frames" / clip).glob("*.png")):
-            if f"frames/{clip}/{place.name}" not in listed or place.is_symlink():
-                yield f"frames/{clip}/{place.name}"
+    pictures = [(f"frames/{clip}", "*.png") for clip in clips]
+    pictures += [("attention", "[0-9][0-9]-*.png"), ("attention", "all-words.png"), ("masks", "edit-*-step-*.png")]
+    for folder, pattern in pictures:
+        for place in sorted((path / folder).glob(pattern)):
+            if (name := f"{folder}/{place.name}") not in listed or place.is_symlink():
+                yield name
 
 
 def among(path: Path, given: str, listed: set[str]) -> str | None:
-    """The file of a run's, by name, that this clip or mask is or holds; None if it has nothing to do with them."""
+    """The file of a run's, by name, that this input is or holds; None if it has nothing to do with them."""
     try:
         place, root = Path(given).expanduser(), path.resolve()
         while glob.has_magic(str(place)) and not place.exists():
@@ -300,43 +303,3 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     from fz.clips.media import write_json
 
     write_json(path, content)
-
-
-def stamp_of(settings: Any) -> str:
-    """A hash over names, sizes and times of the files that a run reads, of Hub names over their cached commit: the same
-    as long as nobody changed them. Of the miniature over its weights: each installation has its files' times.
-    """
-    given = [settings.clip.path, *(edit.mask for edit in settings.edits)]
-    given += [settings.checkpoint, settings.vae, settings.tokenizer, settings.model_config, settings.control]
-    given += [settings.control_video] if settings.control_video != "canny" else []
-    given += [path for path, _ in (*settings.lora, *settings.embedding)]
-    sha = hashlib.sha256(b"" if settings.checkpoint else weights_of_miniature())
-    for path in filter(None, given):
-        if commit := commit_of(path):
-            sha.update(f"{path} {commit}\n".encode("utf-8", "surrogateescape"))
-            continue
-        for file in files_of(path):
-            try:
-                stat = file.stat()
-            except OSError:
-                continue
-            sha.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-    return sha.hexdigest()[:32]
-
-
-@functools.cache
-def weights_of_miniature() -> bytes:
-    sha = hashlib.sha256()
-    for file in sorted(mini.FOLDER.glob("*/*.safetensors")):
-        sha.update(file.read_bytes())
-    return sha.digest()
-
-
-def files_of(given: str) -> Iterable[Path]:
-    try:
-        path = Path(given).expanduser()
-    except RuntimeError:
-        return []
-    if path.is_dir():
-        return sorted(p for p in path.rglob("*") if p.is_file())
-    return [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path)))]

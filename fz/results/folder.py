@@ -33,7 +33,8 @@ from fz.ddim import Schedule
 from fz.errors import FzError
 from fz.prompts.text import Tokens
 from fz.results import own
-from fz.results.claim import RUN, STAGE, Claim, as_json, claimed, read_run, stamp_of
+from fz.results.claim import RUN, STAGE, Claim, as_json, claimed, read_run, unlisted
+from fz.results.inputs import stamp_of
 from fz.settings.place import default_path, slug
 from fz.source import Source
 from fz.tensors import write_safetensors
@@ -56,6 +57,7 @@ class ResultFolder:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     work: Path | None = None
     stamp: str = ""
+    before: frozenset[str] = frozenset()  # files that an earlier run listed in `path`
 
     @classmethod
     def claim(cls, settings: Any) -> "ResultFolder":
@@ -80,6 +82,7 @@ class ResultFolder:
     def start(self, settings: Any) -> None:
         """Write `run.json` with status 'running': beside a complete run, which stays until this one is."""
         before = read_run(self.path)
+        self.before = frozenset(before["files"] if before else ())
         self.settings, self.stamp = as_json(settings), stamp_of(settings)
         goes_on = before is None or (before["status"] == "running" and before["settings"] == self.settings)
         self.work = self.path if goes_on else self.path / STAGE
@@ -93,7 +96,9 @@ class ResultFolder:
         self.write_running()
 
     def reserve(self, *names: str) -> list[Path]:
-        """The places of files that are about to be written, listed from now on."""
+        """The places of files that are about to be written, listed from now on. Raises FzError for a place that is the
+        user's.
+        """
         places = [own.inside(self.work, name) for name in names]
         for name, place in zip(names, places, strict=True):
             if place is None or own.inside(self.path, name) is None:
@@ -101,6 +106,9 @@ class ResultFolder:
                     f"out: {self.path / name} is reached through a link. Take the link away, or pass another --out."
                 )
         if new := [name for name in names if name not in self.files]:
+            for name in new:
+                if name not in self.before and (self.path / name).exists():
+                    raise unlisted(self.path / name)
             self.files += new
             self.write_running()
         return places
@@ -161,7 +169,7 @@ class ResultFolder:
 
     def finish(self, result: "Result", versions: Mapping[str, str], awaits: Sequence[str] = ()) -> None:
         """Everything is written but the files that the run `awaits`, as its report: with those it is done when
-        `completed` says so.
+        `fz.results.beside` says so.
         """
         self.write_run(
             {
@@ -209,16 +217,4 @@ def frame_names(name: str, count: int) -> list[str]:
     return [f"frames/{name}/{i:05d}.png" for i in range(count)]
 
 
-def completed(path: Path, *names: str) -> None:
-    """Say in a finished run's `run.json` that these files were written beside its own; with the last that it awaits,
-    the run is done.
-    """
-    run = read_run(path)
-    if run is None or run["status"] == "running":
-        return
-    awaits = [name for name in run.pop("awaits", []) if name not in names]
-    run |= {"awaits": awaits} if awaits else {"status": "done"}
-    write_json(path / RUN, {**run, "files": sorted({*run["files"], *names})})
-
-
-__all__ = ["RUN", "NoFolder", "ResultFolder", "as_json", "completed", "default_path", "read_run", "slug"]
+__all__ = ["RUN", "NoFolder", "ResultFolder", "as_json", "default_path", "read_run", "slug"]

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from fz.checkpoint import choose_clip
+from fz.checkpoint import choose_clip, clip_path
 from fz.clips.images import opened_image
 from fz.errors import FzError
 from fz.metrics.measure import Truth, measure
 from fz.results.claim import finished, read_run
+from fz.weights.clip import clip_name
 
 
 def measure_folder(folder: Path, clip: Any = None, truth: Truth | None = None) -> list[dict[str, Any]]:
@@ -126,5 +127,15 @@ def clip_for(folder: Path, path: str | None, tokenizer: str | None = None) -> An
     """The CLIP for a results folder: the one at path ('none': None), else the miniature's if the run was the
     miniature's.
     """
+    return chosen_clip(path, tokenizer, of_miniature(folder))
+
+
+def clip_name_for(folder: Path, path: str | None) -> str | None:
+    """What its rows call that CLIP, which is not loaded for it."""
+    chosen = clip_path(path, of_miniature(folder))
+    return None if chosen is None else clip_name(chosen)
+
+
+def of_miniature(folder: Path) -> bool:
     settings = (read_run(folder) or {}).get("settings")
-    return chosen_clip(path, tokenizer, isinstance(settings, Mapping) and settings.get("checkpoint", "") is None)
+    return isinstance(settings, Mapping) and settings.get("checkpoint", "") is None

@@ -20,13 +20,13 @@ from fz.clips.images import opened_image
 from fz.clips.media import atomic
 from fz.errors import FzError
 from fz.metrics.measure import TITLES, explained, shown
+from fz.results.beside import REPORT, beside
 from fz.results.folder import read_run, slug
 from fz.results.measured import measure_folder, picture, read_frames
 from fz.results.page import PAGE
 from fz.settings.command import command
 from fz.words import split
 
-NAME = "report.html"
 LARGEST = 5_000_000  # bytes
 # (longest side, quality) of the clips' frames, tried in turn until the page is small enough
 FRAMES = ((768, 90), (512, 85), (384, 80), (256, 75), (192, 60), (128, 50))
@@ -39,9 +39,10 @@ MOST_MASKS = 100  # of all edits'
 def write_report(folder: str | Path, clip: Any = None) -> Path:
     """Write FOLDER/report.html, return its path. clip: a `fz.model.clip_vision.ClipModel` for its metrics.
 
-    Raises FzError unless the run is finished.
+    Raises FzError unless the run is finished, and for a file of the user's of that name.
     """
     folder = Path(folder)
+    check_report(folder)
     rows = measure_folder(folder, clip)
     run = read_run(folder)
     content = gather(folder, run)
@@ -52,15 +53,15 @@ def write_report(folder: str | Path, clip: Any = None) -> Path:
         page = fill_page(content, run, rows, folder)
         if len(page) <= LARGEST:
             break
-    with atomic(folder / NAME) as part:
+    with beside(folder, REPORT), atomic(folder / REPORT) as part:
         part.write_bytes(page)
-    return folder / NAME
+    return folder / REPORT
 
 
 def check_report(folder: Path) -> None:
     """Raise FzError where FOLDER/report.html is there and is no report."""
-    file = folder / NAME
-    if not file.exists() or NAME in (read_run(folder) or {"files": []})["files"]:
+    file = folder / REPORT
+    if not file.exists() or REPORT in (read_run(folder) or {"files": []})["files"]:
         return
     with open(file, "rb") as opened:
         if b'<canvas id="compare"' in opened.read(20_000):

@@ -27,7 +27,8 @@ class Edited:
 
     settings: the run's, with this edit alone. frames: (F, 3, H, W) float32 in [-1, 1]. latents[k]: (F, 4, h, w) after
     k + 1 steps. masks[k]: (h, w) -> (F, h, w) bool, the blend masks of edit step k, True = edited. fps: frames a
-    second. notes: what was decided for the user.
+    second. notes: what was decided for the user. inversion: a hash of the one that it began with, "" of an edit that
+    was read back.
     """
 
     settings: Settings
@@ -36,6 +37,7 @@ class Edited:
     masks: dict[int, dict[tuple[int, int], Tensor]]
     fps: float = 8.0
     notes: tuple[str, ...] = ()
+    inversion: str = ""
 
     @property
     def target(self) -> str:

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from fz.clips.video import Video
 from fz.results import own
-from fz.results.claim import as_json, read_run, stamp_of
+from fz.results.beside import ADDED
+from fz.results.claim import as_json, read_run
 from fz.results.folder import frame_names
+from fz.results.inputs import stamp_of
 from fz.results.result import Edited, Result
 from fz.settings.config import Settings
-
-# what other commands, or the run's own at its end, write beside a run
-ADDED = ("report.html", "evaluation.json", "evaluation.csv", "sweep.png", "sweep.json", "sweep.csv")
 
 
 def found(path: Path, settings: Settings, versions: Mapping[str, str]) -> Result | None:
@@ -29,7 +28,7 @@ def found(path: Path, settings: Settings, versions: Mapping[str, str]) -> Result
     pictures = read_back(path, run) if run else None
     if pictures is None:
         return None
-    video, clips = pictures
+    video, clips = dataclasses.replace(pictures[0], clip=settings.clip), pictures[1]
     notes, stages = run.get("notes", []), run.get("stages", {})
     edits = [
         Edited(dataclasses.replace(settings, edits=(edit,)), shown, [], {}, video.fps, tuple(notes))

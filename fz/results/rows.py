@@ -8,6 +8,7 @@ from fz import records
 from fz.clips.media import write_json
 from fz.errors import FzError
 from fz.metrics.measure import as_csv
+from fz.results.beside import EVALUATION
 from fz.results.claim import RUN, read_run
 from fz.settings.place import writable
 from fz.whole import write_text
@@ -17,13 +18,15 @@ CSV_BEGINS = "result,edit,method,source,target,"
 
 def check_replaceable(out: Path, overwrite: bool) -> None:
     """Raise FzError where OUT.json or OUT.csv cannot be written, or is there and is no evaluation, unless it may be
-    replaced; what a run is known by never is.
+    replaced; what a run is known by never is. One that a run lists may be damaged.
     """
     writable(out.parent, "out")
-    if out.name + ".json" == RUN and read_run(out.parent) is not None:
+    run = read_run(out.parent)
+    own = {*EVALUATION} & {*(run["files"] if run else ())}
+    if out.name + ".json" == RUN and run is not None:
         raise FzError(f"out: {out.parent / RUN} says what the results there are of. Pass another --out.")
     for file in (Path(f"{out}.json"), Path(f"{out}.csv")):
-        if not overwrite and file.exists() and not is_evaluation(file):
+        if not overwrite and file.exists() and file.name not in own and not is_evaluation(file):
             raise FzError(
                 f"out: {file} is there, and is no evaluation. Pass another --out, or --overwrite to replace it."
             )

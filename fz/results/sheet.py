@@ -10,6 +10,7 @@ from typing import Any
 from fz.clips.media import contact_sheet, to_uint8, write_png
 from fz.metrics.measure import TITLES, as_csv, measure, shown
 from fz.model.clip_vision import ClipModel
+from fz.results.beside import SWEEP, beside, check_beside
 from fz.results.result import Result
 from fz.settings.sweep import Variant
 from fz.whole import write_text
@@ -20,8 +21,9 @@ LABELLED = ("tem_con", "frame_acc", "text_score", "warp_error", "psnr_background
 
 def write_sweep(result: Result, variants: Sequence[Variant], clip: ClipModel | None = None) -> list[dict[str, Any]]:
     """sweep.png, .json and .csv into a finished sweep's folder (`fz.pipeline.Result`); returns a row an edit. clip:
-    `fz.model.clip_vision.ClipModel`.
+    `fz.model.clip_vision.ClipModel`. Raises FzError for a file of the user's of such a name.
     """
+    check_beside(Path(result.out), *SWEEP)
     source, out = to_uint8(result.video.frames), Path(result.out)
     rows, clips, labels = [], [source], [f"source: {result.settings.source}"]
     for i, edited in enumerate(result.edits):
@@ -33,7 +35,8 @@ def write_sweep(result: Result, variants: Sequence[Variant], clip: ClipModel | N
         many = len({e.target for e in result.settings.edits}) > 1
         labels.append("; ".join([label, *said, *([edited.target] if many else [])]))
         clips.append(frames)
-    write_png(out / "sweep.png", contact_sheet(clips, labels, tile=160))
-    for name, text in (("sweep.json", json.dumps(rows, indent=1) + "\n"), ("sweep.csv", as_csv(rows))):
-        write_text(out / name, text)
+    with beside(out, *SWEEP):
+        write_png(out / "sweep.png", contact_sheet(clips, labels, tile=160))
+        for name, text in (("sweep.json", json.dumps(rows, indent=1) + "\n"), ("sweep.csv", as_csv(rows))):
+            write_text(out / name, text)
     return rows

@@ -78,6 +78,17 @@ def usual_of(remove: str | None, enhance: str | None) -> dict[str, Any]:
     return {**(ENHANCEMENT if enhance else {}), **(REMOVAL if remove else {})}
 
 
+def threshold(value: Any, mask: Any) -> Any:
+    """Of a removal, which hides what is under its mask: presets of styles and attributes have none. Raises FzError for
+    one that no pixel exceeds, unless there is a mask of the user's.
+    """
+    if value is None:
+        return REMOVAL["threshold"]
+    if mask is None and isinstance(value, (int, float)) and value >= 1:
+        raise FzError(f"threshold: got {value!r} with a removal, which hides nothing. Expected less than 1, as 0.3.")
+    return value
+
+
 def factors(enhance: str | None, factor: float, reweight: tuple[tuple[str, float], ...]) -> dict[str, float]:
     """Words of the target and how much they are amplified; the user's own over the enhancement's."""
     return ({" ".join(enhance.split()): factor} if enhance else {}) | dict(reweight)

@@ -316,9 +316,10 @@ def edit_settings(source: str, given: Mapping[str, Any]) -> EditSettings:
     target = given.get("target")
     if given.get("remove") or given.get("enhance"):
         target = applications.target_of(source, target, given.get("remove"), given.get("enhance"))
-    return EditSettings(
-        **{**applications.usual_of(given.get("remove"), given.get("enhance")), **given, "target": target}
-    )
+    whole = {**applications.usual_of(given.get("remove"), given.get("enhance")), **given, "target": target}
+    if whole.get("remove"):
+        whole["threshold"] = applications.threshold(whole["threshold"], whole.get("mask"))
+    return EditSettings(**whole)
 
 
 def is_target(path: str) -> bool:

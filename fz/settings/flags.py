@@ -173,6 +173,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
                                                                    "others cost a branch less"),
         Flag("reuse", "reuse", reuse, "N|N:outer", "compute all but the UNet's full-size level only every N-th step; "
                                                    "outer: all but its last layer"),
+        Flag("fast", "fast", None, "", FASTER, const=True),
         Flag("fuse", "fuse", one_of(FUSES), "WHICH", "the largest feature maps whose attention is fused: half of "
              "the latent's side, as in the paper, or full, which keeps more of the clip; auto: full for the miniature "
              "where no blend mask is, else half"),
@@ -285,10 +286,11 @@ def build_parser(numbers: Iterable[int] = (), bundled: Mapping[str, Any] | None 
         if title == "what to do":
             group.add_argument("--config", metavar="YAML", help="a released FateZero config, read unchanged")
             group.add_argument(
-                "--set", action="append", metavar="KEY=VALUE", help="a value of it, as model_config.least_sc_channel=64"
+                "--set",
+                action="append",
+                metavar="KEY=VALUE",
+                help="a value of a released config, as model_config.least_sc_channel=64",
             )
-        if title == "sampling":
-            group.add_argument("--fast", action="store_true", help=FASTER)
     group = parser.add_argument_group("many settings")
     group.add_argument("--sweep", nargs="+", action="extend", metavar="NAME=VALUES", help=SWEEP)
     add_renamed(group, "--clip-model", "--clip", metavar="PATH", help=JUDGE)

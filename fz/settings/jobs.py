@@ -35,7 +35,8 @@ MOST_BYTES = 10_000_000
 OWN = ("name", "masks", "set")  # of a job, beside the flags of fz.run
 RENAMED = {"clip": "video", "targets": "target"}
 # the batch says where results go and what a dry run is
-OF_THE_BATCH = ("out", "overwrite", "dry-run")
+OF_THE_BATCH = ("out", "overwrite", "dry-run", "clip-model", "verbose", "debug")
+OF_ONE_RUN = ("sweep", "list-words", "shard")
 PATHS = ("video", "mask", "config", "checkpoint", "vae", "tokenizer", "model-config", "control", "control-video")
 PHRASES = ("remove", "enhance")  # words, or several with commas between
 WITH_VALUE = ("lora", "embedding")  # paths that may be followed by '=' and a strength or a word
@@ -62,10 +63,7 @@ class Job:
         """Raises FzError for what fz.run would refuse."""
         if self.error:
             raise FzError(self.error)
-        request = parse([*self.argv, "--out", str(out / self.name), *(["--dry-run"] if dry_run else [])])
-        if request.sweep or request.list_words:
-            raise FzError("job: got a sweep or --list-words, expected edits. Run it with fz.run.")
-        return request.settings
+        return parse([*self.argv, "--out", str(out / self.name), *(["--dry-run"] if dry_run else [])]).settings
 
 
 def read_jobs(path: str, extra: Sequence[str] = (), edit_masks: bool = False) -> list[Job]:
@@ -140,6 +138,11 @@ def usual(key: Any) -> str:
     return RENAMED.get(name, name)
 
 
+def unnumbered(name: str) -> str:
+    """A flag's name without the edit's number: threshold.1 is threshold."""
+    return re.sub(r"\.\d{1,4}$", "", name)
+
+
 def csv_rows(place: Path) -> list[Row]:
     """A row a job, below names of flags; empty cells are not given."""
     try:
@@ -193,15 +196,17 @@ def separated(row: list[str]) -> str:
 
 
 def splits(name: str) -> bool:
-    flag = BY_NAME.get(re.sub(r"\.\d+$", "", name))
+    flag = BY_NAME.get(unnumbered(name))
     return name == "set" or (flag is not None and (flag.many or flag.nargs is not None))
 
 
 def check_key(name: str) -> None:
     """Raise FzError for what is no name of a job's."""
-    plain = re.sub(r"\.\d{1,4}$", "", name)
+    plain = unnumbered(name)
     if plain in OF_THE_BATCH:
         raise FzError(f"job: got {plain!r}, which the batch decides. Leave it out; `name` is a job's folder.")
+    if plain in OF_ONE_RUN:
+        raise FzError(f"job: got {plain!r}, which is about one run. Use fz.run.")
     if plain not in KEYS or (plain != name and not BY_NAME[plain].edit):
         raise FzError(f"job: unknown name {name!r}, expected flags of fz.run, as source.{suggest(plain, KEYS)}")
 
@@ -214,7 +219,7 @@ def arguments(given: Mapping[Any, Any], folder: Path) -> list[str]:
         check_key(name)
         if value is None or name in ("name", "masks"):
             continue
-        plain = re.sub(r"\.\d+$", "", name)
+        plain = unnumbered(name)
         for text in texts(plain, value):
             if plain in PATHS and isinstance(text, str) and (plain, text) != ("control-video", "canny"):
                 text = beside(folder, text)
@@ -277,7 +282,10 @@ def plain(name: str, value: Any) -> str:
 
 def job_of(row: Row, extra: Sequence[str], given: set[str], edit_masks: bool) -> tuple[Row, Job]:
     """A row and its job, whose name is not settled yet."""
-    content = {usual(key): value for key, value in row.content.items() if usual(key) not in given}
+    # changes of a config add up; whatever else the command line says, of one edit or of all, it says alone
+    said = given - {"set"}
+    content = {usual(key): value for key, value in row.content.items()}
+    content = {name: value for name, value in content.items() if not said & {name, unnumbered(name)}}
     name, masks = content.get("name"), content.get("masks")
     try:
         if not all(value is None or (isinstance(value, str) and value.strip()) for value in (name, masks)):

@@ -1,4 +1,4 @@
-"""From a command line to one `Settings`: defaults < preset < YAML < flags < --ablate < --set.
+"""From a command line to one `Settings`: defaults < YAML < --fast < --edit < other flags < --ablate < --set.
 
 The flags are in `fz.settings.flags`, the names of released configs in `fz.settings.released`; running and printing is
 `fz.run`'s. Flags of an edit count for every target, or with `.N` for target N alone (`--threshold.1 0.3`).
@@ -14,7 +14,7 @@ from typing import Any
 from fz import words
 from fz.errors import FzError
 from fz.settings import applications, released, tree
-from fz.settings.config import ABLATIONS, FAST, PRESETS, REUSING, Overlay, Settings, build
+from fz.settings.config import ABLATIONS, FAST, PRESETS, REUSING, Overlay, Settings, build, is_edit
 from fz.settings.flags import build_parser
 from fz.settings.sweep import Variant, expand, read_sweeps
 from fz.shell import unknown
@@ -55,23 +55,22 @@ def parse(argv: Sequence[str]) -> Request:
     content = tree.read(config) if config is not None else {}
     changed = [tree.assign(content, assignment) for assignment in assignments]
     translation = released.translate(content)
-    overlays = [
-        released.DEFAULTS if config is not None else {},
-        preset_overlay(given),
-        translation.overlay if config is not None else {},
-        flags,
-        *(ABLATIONS[name] for name in given.get("ablate", [])),
-        translation.of(changed),
-    ]
+    of_config = [released.DEFAULTS, translation.overlay] if config is not None else []
+    preset = preset_overlay(given)
+    over = [flags, *(ABLATIONS[name] for name in given.get("ablate", [])), translation.of(changed)]
     if list_words:
-        if not any("source" in overlay or "edits.0.target" in overlay for overlay in overlays):
+        if not any("source" in overlay or "edits.0.target" in overlay for overlay in (*of_config, *over)):
             return Request(None, list_words)
-        overlays.insert(0, {"clip.path": ""})  # words need no clip
-    beneath, of_fast = bundled(overlays), []
+        of_config.insert(0, {"clip.path": ""})  # words need no clip
+    beneath, notes = [*bundled([*of_config, *over]), *of_config], list(translation.notes)
     if fast:
-        method = {**translation.overlay, **flags}.get("method", Settings.method)
-        beneath, of_fast = fast_overlay(beneath, method)
-    settings = build(*beneath, *overlays, notes=(*translation.notes, *of_fast))
+        overlay, line = fast_overlay(beneath, flags.get("method", Settings.method))
+        beneath.append(overlay)
+        notes.append(line)
+    settings = build(*beneath, preset, *over)
+    if preset and config is not None:
+        notes += replaced(translation.overlay, build(*beneath, *over), settings)
+    settings = dataclasses.replace(settings, notes=tuple(notes))
     if settings.checkpoint is None:
         from fz import mini
 
@@ -112,16 +111,29 @@ def of_miniature() -> Overlay:
     return mini.DEFAULTS
 
 
-def fast_overlay(beneath: list[Overlay], method: str) -> tuple[list[Overlay], list[str]]:
-    """What `--fast` lays over the defaults, beneath everything that was given, and a line that says so."""
-    usual = next((overlay["steps"] for overlay in beneath if "steps" in overlay), Settings.steps)
+def fast_overlay(beneath: Sequence[Overlay], method: str) -> tuple[Overlay, str]:
+    """What `--fast` lays over the defaults and a config, beneath all other flags, and a line that says so."""
+    usual = next((overlay["steps"] for overlay in reversed(beneath) if "steps" in overlay), Settings.steps)
     takes = (
         FAST if method in REUSING else {name: FAST[name] for name in FAST if name not in ("reuse", "guidance_window")}
     )
-    overlay = {"steps": usual // 2, **takes}
+    overlay = {"steps": max(1, usual // 2), **takes}
     said = ", ".join(f"{name.replace('_', '-')} {','.join(map(str, v)) if isinstance(v, tuple) else v}"
                      for name, v in overlay.items())  # fmt: skip
-    return [*beneath, overlay], [f"fast: {said}, unless other flags say otherwise; each is a flag of its own"]
+    return overlay, f"fast: {said}, unless other flags say otherwise; each is a flag of its own"
+
+
+def replaced(of_config: Overlay, without: Settings, settings: Settings) -> list[str]:
+    """A line that names what a config said of its edits and `--edit` says otherwise. without: the settings had there
+    been no --edit.
+    """
+    said = dict.fromkeys(path.rpartition(".")[2] for path in of_config if is_edit(path))
+    changed = [
+        name.replace("_", "-")
+        for name in said
+        if any(getattr(a, name) != getattr(b, name) for a, b in zip(without.edits, settings.edits, strict=True))
+    ]
+    return [f"--edit goes before the config's {', '.join(changed)}"] if changed else []
 
 
 def check_words(settings: Settings) -> None:

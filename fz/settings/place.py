@@ -45,7 +45,7 @@ def expanded(path: str | Path, what: str) -> Path:
     """The path with ~ and ~user as the folders that they mean. Raises FzError, which begins with `what`, for a user
     that there is not.
     """
-    if not str(path):
+    if not str(path).strip():
         raise FzError(f"{what}: got an empty path, expected a folder or a file.")
     if "\0" in str(path):
         raise FzError(f"{what}: got {str(path)!r}, expected a path without null bytes.")

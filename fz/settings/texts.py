@@ -24,6 +24,18 @@ def whole(low: int) -> Callable[[str], int]:
     return parse
 
 
+def multiple(of: int) -> Callable[[str], int]:
+    """Of a side of pictures: 32 or 64, below which a model's smallest feature map has no whole cell."""
+
+    def parse(value: str) -> int:
+        if (side := whole(of)(value)) % of:
+            near = side - side % of
+            raise argparse.ArgumentTypeError(f"got {side}, expected a multiple of {of}, as {near} or {near + of}.")
+        return side
+
+    return parse
+
+
 def reuse(value: str) -> int | str:
     try:
         return checks.reuse(value)

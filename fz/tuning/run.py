@@ -4,11 +4,12 @@ Beside the weights are loss.csv, loss.png and samples, and the state from which 
 trained, and how, is `fz.tuning.trainer`'s question.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,9 @@ def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str
     about = {"model": model, **as_json(settings)}
     folder.begin(about, settings.overwrite)
     before, out = folder.before, folder.work
+    state = out / "state.pt"
+    if before and state.exists():
+        check_steps(state, settings.steps)
     recipe = recipe_of(settings)
     if settings.lora_rank:
         unet = lora.adapt(checkpoint.unet, settings.lora_rank, settings.seed)
@@ -95,7 +99,6 @@ def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str
     kind = lora.PictureTuner if settings.lora_rank else trainer.Tuner
     tuner = kind(unet, recipe, alpha_bars(checkpoint), training(settings, recipe))
     losses = {"untuned": before["untuned"] if before.get("untuned") else tuner.fixed_loss(lesson)}
-    state = out / "state.pt"
     if before and state.exists():
         restore(tuner, state, device)
         say(f"{tuner.steps} of {settings.steps} steps are in {folder.path}")
@@ -251,12 +254,30 @@ def bar(steps: int, done: int) -> tqdm:
     return tqdm(total=steps, initial=done, desc="tuning", unit="step", mininterval=0.1 if sys.stderr.isatty() else 10.0)
 
 
+def check_steps(state: Path, steps: int) -> None:
+    """Raise FzError for a state that is past so many steps: none of fewer is left."""
+    with intact(state):
+        done = torch.load(state, weights_only=True, map_location="cpu", mmap=True)["steps"]
+    if isinstance(done, int) and done > steps:
+        raise FzError(
+            f"steps: got {steps}, but {state.parent} holds a tuning of {done}, expected as many or more. Pass another "
+            "--out, or --overwrite to begin again."
+        )
+
+
 def restore(tuner: trainer.Tuner, state: Path, device: torch.device) -> None:
     """Go on from a state. Raises FzError for one that cannot be read."""
+    with intact(state):
+        tuner.restore(torch.load(state, weights_only=True, map_location=device))
+
+
+@contextlib.contextmanager
+def intact(state: Path) -> Iterator[None]:
+    """A state is read in the block. Raises FzError for one that cannot be."""
     with undamaged("tuning", state, "Remove it to begin again, or pass another --out."):
         if not state.is_file():
             raise OSError("it is no file")
-        tuner.restore(torch.load(state, weights_only=True, map_location=device))
+        yield
 
 
 def save(out: Path, tuner: trainer.Tuner) -> None:

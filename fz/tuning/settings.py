@@ -5,6 +5,7 @@ Nothing here imports torch.
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,10 @@ OF_TUNING = {
     "dataset_config.class_data_prompt": "class_prompt",
     "prior_preservation": "class_weight",
 }
-PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "no": "float32", None: "float32"}
+PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "no": "float32"}
+# the others are whole numbers
+KINDS = {"rate": float, "class_weight": float, "class_images": str, "class_prompt": str, "recompute": bool}
+EXPECTED = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -257,9 +261,9 @@ def of_yaml(content: tree.Tree, notes: list[str]) -> dict[str, Any]:
         for ours, theirs in (("prompt", "source"), ("sample_steps", "steps"), ("guidance", "guidance"))
         if theirs in overlay
     }
-    found["sample_prompts"] = tuple(
-        v for k, v in sorted(overlay.items()) if k.startswith("edits.") and k.endswith(".target")
-    )
+    # as the edits are numbered
+    targets = [(int(k.split(".")[1]), v) for k, v in overlay.items() if re.fullmatch(r"edits\.\d+\.target", k)]
+    found["sample_prompts"] = tuple(target for _, target in sorted(targets))
     for name, setting in OF_TUNING.items():
         value = config.get(name)
         if value is not None:
@@ -276,16 +280,17 @@ def of_yaml(content: tree.Tree, notes: list[str]) -> dict[str, Any]:
 
 def checked(name: str, setting: str, value: Any) -> Any:
     """A YAML's value as the setting's kind. Raises FzError."""
-    kinds = {"rate": float, "class_weight": float, "class_images": str, "class_prompt": str, "recompute": bool}
     if setting == "dtype":
-        if value not in PRECISIONS:
+        precision = "no" if value is False else value  # YAML reads no as false
+        if not isinstance(precision, str) or precision not in PRECISIONS:
             raise FzError(f"{name}: got {value!r}, expected one of fp16, bf16, no.")
-        return PRECISIONS[value]
-    kind = kinds.get(setting, int)
+        return PRECISIONS[precision]
+    kind = KINDS.get(setting, int)
     try:
-        converted = kind(value)
-        if kind is int and (isinstance(value, bool) or converted != float(value) or converted < 0):
+        fits = isinstance(value, kind) if kind in (bool, str) else not isinstance(value, bool)
+        converted = kind(value) if fits else None
+        if converted is None or (kind is int and (converted != float(value) or converted < 0)):
             raise ValueError
-    except (TypeError, ValueError):
-        raise FzError(f"{name}: got {value!r}, expected a {'whole number' if kind is int else 'number'}.") from None
+    except (TypeError, ValueError, OverflowError):
+        raise FzError(f"{name}: got {value!r}, expected {EXPECTED[kind]}.") from None
     return converted

@@ -16,8 +16,8 @@ from starlette.routing import Route
 from fz.checkpoint import choose_clip
 from fz.clips.media import atomic
 from fz.errors import FzError
+from fz.results.beside import beside
 from fz.results.claim import finished
-from fz.results.folder import completed
 from fz.results.report import write_report
 from fz.shell import explain
 from fz.web.desk import Desk
@@ -153,10 +153,9 @@ class Routes:
         if name == "report.html":
             write_report(run, choose_clip(None, miniature=finished(run)["settings"].get("checkpoint") is None))
         else:
-            with atomic(run / name) as part, zipfile.ZipFile(part, "w") as archive:
+            with beside(run, name), atomic(run / name) as part, zipfile.ZipFile(part, "w") as archive:
                 for picture in sorted((run / "frames" / "edit-0").glob("*.png")):
                     archive.write(picture, picture.name)
-        completed(run, name)
 
 
 def answering(handler: Callable[[Request], Any], told: Callable[[str], str] = str) -> Callable[[Request], Any]:
