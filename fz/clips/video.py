@@ -16,6 +16,7 @@ from fz.clips.fit import cut, cut_size, fitted, wide
 from fz.clips.taken import left_out
 from fz.errors import FzError
 from fz.memory.free import free_memory, gb
+from fz.settings.checks import plain
 from fz.settings.config import ClipSettings, Size
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ class Video:
         """`count` of its frames, or all if there are fewer, evenly apart from the first on: for a quick look at what an
         edit does. Raises FzError for fewer than one.
         """
-        if count < 1:
-            raise FzError(f"some: got {count} frames, expected at least 1.")
+        count = plain(count)
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise FzError(f"some: got {count!r} frames, expected a whole number of at least 1.")
         count = min(count, len(self.frames))
         step = len(self.frames) // count
         places = slice(0, count * step, step)
@@ -220,14 +222,9 @@ def round_size(size: Size, multiple: int = 64) -> tuple[Size, str | None]:
     """(size rounded to the nearest multiple a side, at least one; what to tell the user, or None). FzError for no size
     at all.
     """
-    sides = (
-        (size,)
-        if isinstance(size, int)
-        else tuple(size)
-        if isinstance(size, Sequence) and not isinstance(size, str)
-        else ()
-    )
-    if len(sides) not in (1, 2) or any(isinstance(n, bool) or not isinstance(n, int) for n in sides):
+    pair = isinstance(size, Sequence) and not isinstance(size, str)
+    sides = tuple(size) if pair else (size,)
+    if len(sides) != 1 + pair or any(isinstance(n, bool) or not isinstance(n, int) for n in sides):
         raise FzError(f"size: got {size!r}, expected a number (a square) or height and width, such as 512 or 384x640")
     text = "x".join(map(str, sides))
     if min(sides) < 1:
@@ -242,7 +239,7 @@ def round_size(size: Size, multiple: int = 64) -> tuple[Size, str | None]:
         if rounded == sides
         else f"size {text} is rounded to {'x'.join(map(str, rounded))}: the model needs multiples of {multiple}"
     )
-    return (rounded[0] if isinstance(size, int) else rounded), note
+    return (rounded if pair else rounded[0]), note
 
 
 def _check(clip: ClipSettings):
