@@ -12,7 +12,7 @@ from fz.settings.config import ClipSettings, Crop, EditSettings, Settings
 from fz.settings.flags import FLAGS, Flag
 
 # a run without a checkpoint has other defaults for these
-ALWAYS = ("clip.size", "guidance")
+ALWAYS = ("clip.size", "guidance", "steps")
 
 
 def command(settings: Mapping[str, Any], out: str | None = None) -> str:
