@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fz import mini
-from fz.arguments import OF_AN_EDIT, OF_INVERTING, OF_LOADING, called, edit_of, named, path_of
+from fz.arguments import OF_AN_EDIT, OF_INVERTING, OF_LOADING, called, check_progress, edit_of, named, path_of
 from fz.attention import Keep, least_stride
 from fz.clips.arrays import ClipLike, as_video
 from fz.clips.canny import outlines
@@ -30,7 +30,7 @@ from fz.memory.inversions import Inversion
 from fz.memory.uncached import Uncached
 from fz.progress import Journal, Progress, bars
 from fz.prompts.describe import Explained, explained
-from fz.settings.checks import check_one_of, check_whole
+from fz.settings.checks import check_one_of, check_whole, plain
 from fz.settings.config import ClipSettings, EditSettings, Settings
 from fz.stages import plan_edits
 
@@ -84,8 +84,7 @@ class Editor(Loaded):
         Raises FzError for what cannot be.
         """
         given, callback = named(settings, OF_INVERTING, "invert"), called(callback)
-        if not isinstance(progress, bool):
-            raise FzError(f"progress: got {progress!r}, expected True or False. A callback is callback=.")
+        check_progress(progress)
         if given.get("store") == "disk":
             raise FzError("store: got 'disk', expected auto, memory or recompute; 'disk' is the command line's.")
         video = as_video(clip, self.multiple)
@@ -116,7 +115,9 @@ class Editor(Loaded):
         `InvertedClip.edit`. Raises FzError for what cannot be, as prompts that are too long.
         """
         asked = edit_of(source, target, kind, named(edit, OF_AN_EDIT, "explain"))
-        chosen = dataclasses.replace(self.settings, source=source, edits=(asked,), steps=steps or self.settings.steps)
+        chosen = dataclasses.replace(
+            self.settings, source=source, edits=(asked,), steps=self.settings.steps if steps is None else steps
+        )
         (plan,) = plan_edits(chosen, self.checkpoint.text, lambda line: None)
         tokens = [self.checkpoint.text.tokens(prompt) for prompt in (source, asked.target)]
         return explained(asked, plan, *tokens, chosen.steps)
@@ -125,6 +126,7 @@ class Editor(Loaded):
         """How much memory will inverting and editing so many frames of (H, W) take? Counted, not measured. Raises
         FzError for what are no frames, no size and no steps.
         """
+        frames, size, steps = plain(frames), plain(size), plain(steps)
         for name, value in (("frames", frames), ("steps", 1 if steps is None else steps)):
             check_whole(name, value, 1, 10**6)
         if not isinstance(size, (list, tuple)) or len(size) != 2:

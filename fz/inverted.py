@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fz.agreement import given_since, same_inversion, same_steps
-from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, listed_words, named
+from fz.arguments import OF_AN_EDIT, OF_EDITING, called, check_progress, edit_of, listed_words, named
 from fz.attention import MAP_STRIDE, Keep
 from fz.baselines import METHODS, EditFunction, editor_of
 from fz.clips.media import to_uint8
@@ -40,7 +40,7 @@ from fz.prompts.align import word_positions
 from fz.prompts.plan import Plan
 from fz.results.result import Edited, Result
 from fz.saved import save_run
-from fz.settings.checks import is_factor
+from fz.settings.checks import is_factor, plain
 from fz.settings.config import Settings
 from fz.source import Source, Store, keep_nothing
 from fz.stages import decode, encode, masks_by_size, plan_edits, with_masks
@@ -101,6 +101,7 @@ class InvertedClip:
         what cannot be.
         """
         given = named(settings, (*OF_AN_EDIT, *OF_EDITING), "edit")
+        check_progress(progress)
         of_run = {name: given.pop(name) for name in OF_EDITING if name in given}
         edit = edit_of(self.settings.source, target, kind, given)
         chosen = dataclasses.replace(self.settings, edits=(edit,), **of_run)
@@ -122,6 +123,7 @@ class InvertedClip:
         clip's size, the steady mask of `keep_background` (eq. 6 of the mean of the steps' maps). Raises FzError for a
         word that is not in the source and for a threshold that is none.
         """
+        threshold = plain(threshold)
         if not is_factor(threshold) or not 0 <= threshold <= 1:
             raise FzError(f"threshold: got {threshold!r}, expected a number from 0 (all) to 1 (nothing).")
         positions = [p for word in listed_words(words) for p in word_positions(self.tokens, word, "mask")]

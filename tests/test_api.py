@@ -3,6 +3,7 @@ written unasked, and every bad argument is answered.
 """
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -284,11 +285,23 @@ def test_shown_in_a_notebook(result, inversion, clip):
     assert "&lt;b&gt;a car" in fz.Edited(bold, result.frames, [], {})._repr_html_()
 
 
+def video(frames, fps=8.0, indices=(0,)):
+    return fz.Video(frames, fps, indices)
+
+
 BAD = {
     "no file": (lambda e, i: fz.read("nowhere.mp4"), "nowhere.mp4"),
     "an array as a path": (lambda e, i: fz.read(np.zeros((1, 8, 8, 3))), "expected a path"),
     "no frames at all": (lambda e, i: fz.read(PATH, frames=0), "frames: got 0"),
     "size text": (lambda e, i: fz.read(PATH, size="large"), "size: got 'large'"),
+    "size of one side": (lambda e, i: fz.read(PATH, size=(128,)), "size: got (128,)"),
+    "size of three sides": (lambda e, i: fz.read(PATH, size=[64, 64, 3]), "size: got (64, 64, 3)"),
+    "a truth as a size": (lambda e, i: fz.read(PATH, size=True), "size: got True"),
+    "multiple text": (lambda e, i: fz.read(PATH, multiple="a"), "multiple: got 'a'"),
+    "multiple of none": (lambda e, i: fz.read(PATH, multiple=0), "multiple: got 0"),
+    "multiple below none": (lambda e, i: fz.read(PATH, multiple=-1), "multiple: got -1"),
+    "a truth as a multiple": (lambda e, i: fz.read(PATH, multiple=True), "multiple: got True"),
+    "some text": (lambda e, i: fz.read(PATH, frames=1, size=64).some("2"), "some: got '2'"),
     "crop of two": (lambda e, i: fz.read(PATH, crop=(1, 2)), "crop: got"),
     "no checkpoint": (lambda e, i: fz.load("nowhere.ckpt"), "does not exist"),
     "a number as a checkpoint": (lambda e, i: fz.load(3), "checkpoint: got int"),
@@ -302,6 +315,12 @@ BAD = {
     "integers": (lambda e, i: e.invert(torch.zeros(1, 3, 64, 64, dtype=torch.int), SOURCE), "in [-1, 1]"),
     "0 to 255": (lambda e, i: e.invert(torch.full((1, 3, 64, 64), 255.0), SOURCE), "values from 255 to 255"),
     "NaN": (lambda e, i: e.invert(torch.full((1, 3, 64, 64), torch.nan), SOURCE), "values from nan"),
+    "a Video of bytes": (lambda e, i: e.invert(video(torch.zeros(1, 3, 64, 64).byte()), SOURCE), "in [-1, 1]"),
+    "a Video of 0 to 255": (lambda e, i: e.invert(video(torch.full((1, 3, 64, 64), 255.0)), SOURCE), "from 255 to 255"),
+    "a Video of an array": (lambda e, i: e.invert(video(np.zeros((1, 64, 64, 3))), SOURCE), "a Video of ndarray"),
+    "a Video of another order": (lambda e, i: e.invert(video(torch.zeros(1, 64, 64, 3)), SOURCE), "(1, 64, 64, 3)"),
+    "a Video's rate": (lambda e, i: e.invert(video(torch.zeros(1, 3, 64, 64), fps="8"), SOURCE), "fps: got '8'"),
+    "a Video's numbers": (lambda e, i: e.invert(video(torch.zeros(2, 3, 64, 64)), SOURCE), "indices: got (0,)"),
     "pictures of two sizes": (
         lambda e, i: e.invert([Image.new("RGB", (64, 64)), Image.new("RGB", (64, 96))], SOURCE), "expected one. Resize",
     ),
@@ -312,6 +331,11 @@ BAD = {
     "steps": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, steps="9"), "steps: got '9'"),
     "a callback": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, callback=3), "callback: got 3"),
     "progress": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, progress=print), "expected True or False"),
+    "progress of an edit": (lambda e, i: i.edit(TARGET, progress=1), "progress: got 1, expected True or False"),
+    "steps to explain": (lambda e, i: e.explain(SOURCE, TARGET, steps=0), "steps: got 0"),
+    "a truth as steps": (lambda e, i: e.explain(SOURCE, TARGET, steps=True), "steps: got True"),
+    "numpy's truth as a seed": (lambda e, i: i.edit(TARGET, seed=np.bool_(True)), "seed: got np.True_"),
+    "a whole float as steps": (lambda e, i: e.explain(SOURCE, TARGET, steps=np.float32(2)), "steps: got 2.0"),
     "a setting of inverting": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, guidance=3), "unknown"),
     "disk": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, store="disk"), "store: got 'disk'"),
     "no target": (lambda e, i: i.edit(), "target: got none"),
@@ -352,6 +376,31 @@ def test_bad_arguments_are_answered(editor, inversion, name):
     with pytest.raises(fz.FzError) as raised:
         call(editor, inversion)
     assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_numbers_of_numpy_are_numbers(editor, tmp_path):
+    """And the record of a run is written with them."""
+    whole, real = np.int64, np.float32
+    like = {"frames": whole(2), "size": (whole(64), whole(96)), "start": np.uint8(1), "every": np.int8(2)}
+    clip = fz.read(PATH, **like, crop=(whole(4), 0, 0, 0), multiple=whole(32))
+    plain = fz.read(PATH, 2, (64, 96), start=1, every=2, crop=(4, 0, 0, 0), multiple=32)
+    assert clip.clip == plain.clip and torch.equal(clip.frames, plain.frames)
+    clip = fz.Video(clip.frames, real(8), tuple(np.arange(2))).some(whole(2))
+    inversion = editor.invert(clip, SOURCE, steps=whole(1))
+    given = {
+        "guidance": real(7.5),
+        "self_replace": real(0.5),
+        "cross_replace": (whole(0), real(0.75)),
+        "seed": whole(3),
+    }
+    given |= {"reweight": {"blue": real(2)}, "threshold": np.float16(0.5), "enhance_factor": whole(2)}
+    edited = inversion.edit(TARGET, **given)
+    inversion.save(tmp_path / "run", edited)
+    edit = json.loads((tmp_path / "run/run.json").read_text())["settings"]["edits"][0]
+    assert edit["self_replace"] == [0, 0.5] and edit["reweight"] == [["blue", 2]] and edit["threshold"] == 0.5
+    assert torch.equal(inversion.mask("car", real(0.5)), inversion.mask("car", 0.5))
+    assert editor.explain(SOURCE, TARGET, steps=whole(4)) == editor.explain(SOURCE, TARGET, steps=4)
+    assert editor.predicted(whole(2), (whole(64), whole(64)), whole(2)) == editor.predicted(2, (64, 64), 2)
 
 
 NOWHERE = {

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import fz
@@ -16,6 +17,7 @@ from fz.errors import FzError
 from fz.run import main
 from fz.settings import sweep
 from fz.settings.config import EditSettings
+from fz.settings.effect import FUSING, STEADY, effect
 from fz.settings.parse import parse
 
 
@@ -94,6 +96,107 @@ def test_mistakes_at_the_command_line_are_one_line(more, said, capsys):
     assert main([*FLAGS, *more]) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (
+            ["--mask", "m.png", "--sweep", "threshold=0.2,0.3"],
+            "got threshold with the mask m.png, which is used in its",
+        ),
+        (["--mask", "m.png", "--sweep", "threshold=0.2,none"], "got threshold with the mask m.png"),
+        (["--mask", "m.png", "--sweep", "blend_latents=0.2,0.3"], "got blend_latents with the mask m.png"),
+        (["--mask", "m.png", "--sweep", "threshold=0.2,0.3", "self_replace=0.2,0.8"], "got threshold with the mask"),
+        (["--self-replace", "0", "--sweep", "threshold=0.2,none"], "got threshold with self_replace 0"),
+        (["--ablate", "no-self", "--sweep", "threshold=0.2,0.3"], "got threshold with self_replace 0"),
+        (["--cross-replace", "0", "--sweep", "reweight.car=1,4"], "got reweight.car with cross_replace 0"),
+        (["--align", "plain", "--sweep", "self_replace=0.2,0.8"], "got self_replace with align plain"),
+        (["--method", "ddim", "--sweep", "cross_replace=0.2,0.8"], "got cross_replace with method ddim"),
+        (["--method", "null-p2p", "--sweep", "threshold=0.2,0.8"], "got threshold with method null-p2p"),
+        (["--steps", "20", "--sweep", "self_replace=0.81,0.82"], "got self_replace 0.81, 0.82, which are the same"),
+        (["--sweep", "threshold=1,2,3"], "got threshold 1, 2, 3, which are the same"),
+    ],
+    ids=str,
+)
+def test_what_can_change_nothing_is_refused(more, said, capsys):
+    """Before torch is imported, whatever of it can be known from the settings."""
+    assert main([*FLAGS[:-2], *more]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--mask", "m.png", "--sweep", "self_replace=0.2,0.8"],
+        ["--mask", "m.png", "--sweep", "blend_latents=0.3,none"],
+        ["--mask.1", "m.png", "--sweep", "threshold=0.2,0.3"],
+        ["--sweep", "self_replace=0,0.8", "threshold=0.2,0.3"],
+        ["--self-replace", "0", "--keep-background", "--sweep", "threshold=0.2,0.4"],
+        ["--self-replace", "0", "--remove", "red", "--sweep", "threshold=0.2,0.4"],
+        ["--cross-replace", "0", "--cross-replace", "car=0.5", "--sweep", "reweight.car=1,4"],
+        ["--method", "null-p2p", "--sweep", "self_replace=0.2,0.8"],
+        ["--sweep", "self_replace=0.2:0.9:0.01"],
+        ["--mask", "m.png", "--sweep", "threshold=0.3"],
+    ],
+    ids=str,
+)
+def test_what_changes_something_somewhere_is_swept(more):
+    """For one of two targets, for one value of what is swept beside it."""
+    flags = FLAGS if "--mask.1" in more else FLAGS[:-2]
+    assert parse([*flags, *more]).sweep
+
+
+@pytest.fixture(scope="module")
+def inversion():
+    editor = fz.load(device="cpu")
+    return editor.invert(
+        fz.read(mini.example()["clip.path"], frames=2, size=64), "a red car moving on the sand", steps=4, fuse="half"
+    )
+
+
+@pytest.mark.parametrize(
+    ("same", "given", "name", "values"),
+    [
+        (True, {"mask": "m.png"}, "threshold", (0.2, 0.6)),
+        (True, {"mask": "m.png", "keep_background": True}, "threshold", (0.2, 0.6)),
+        (True, {"mask": "m.png"}, "blend_latents", (0.2, 0.6)),
+        (True, {"self_replace": 0.2}, "threshold", (0.2, 0.6)),
+        (True, {}, "threshold", (1, 2)),
+        (True, {"cross_replace": 0.1}, "reweight", ({"blue": 2}, {"blue": 8})),
+        (True, {"align": "plain"}, "self_replace", (0.2, 0.8)),
+        (True, {"align": "plain"}, "cross_replace", (0.2, 0.8)),
+        (True, {}, "self_replace", (0.5, 0.7)),
+        (True, {}, "cross_replace", (0.4, 0.5)),
+        (False, {}, "threshold", (0.2, 0.6)),
+        (False, {"remove": "red", "self_replace": 0}, "threshold", (0.2, 0.6)),
+        (False, {"keep_background": True, "self_replace": 0}, "threshold", (0.2, 0.6)),
+        (True, {"keep_background": True, "self_replace": 0}, "threshold", (0.3, None)),
+        (False, {}, "blend_latents", (0.2, 0.6)),
+        (False, {}, "self_replace", (0.5, 0.8)),
+        (False, {}, "cross_replace", (0.5, 0.7)),
+        (False, {}, "reweight", ({"blue": 2}, {"blue": 8})),
+        (False, {"cross_replace": 0, "cross_replace_words": {"blue": 0.5}}, "reweight", ({"blue": 2}, {"blue": 8})),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_edits_are_the_same_where_their_effect_is(same, given, name, values, inversion, tmp_path):
+    """To the bit, where attention is fused at one level."""
+    if "mask" in given:
+        given = {**given, "mask": str(tmp_path / "m.png")}
+        Image.fromarray(np.tri(128, dtype=np.uint8) * 255).save(given["mask"])
+    edits = [inversion.edit("a blue car moving on the sand", **given, **{name: value}) for value in values]
+    effects = [effect(edited.settings.edits[0], 4) for edited in edits]
+    assert (effects[0] == effects[1]) == same == torch.equal(edits[0].frames, edits[1].frames)
+
+
+def test_methods_that_fuse_are_those_of_the_table():
+    from fz.baselines import METHODS
+    from fz.masks import EditRegion
+
+    assert set(FUSING) == {name for name, method in METHODS.items() if method.fuses}
+    assert EditRegion().threshold == STEADY
 
 
 def test_the_module_is_the_same_command(capsys):
@@ -196,7 +299,7 @@ def test_clip_judges_the_sweep_and_the_report(shared, tmp_path):
         "--frames",
         "2",
         "--steps",
-        "1",
+        "2",
         "--sweep",
         "threshold=0.3,none",
         "--report",

@@ -534,11 +534,21 @@ def test_what_the_controls_mean():
 
 @pytest.mark.parametrize("what", forms.VARIED)
 def test_sheets_vary_one_thing(what):
-    tried = forms.varied(forms.USUAL, what, ["blue"])
+    form = {**forms.USUAL, "source": "a red car", "target": "a blue car"}
+    tried = forms.varied(form, what, ["blue"], has_area=True)
     assert 4 < len(tried) <= forms.MOST_TILES and len({json.dumps(form) for form in tried}) == len(tried)
     assert all(forms.checked(form) == form for form in tried)
-    labels = [forms.label(form, forms.USUAL) for form in tried]
+    labels = [forms.label(tile, form) for tile in tried]
     assert len(set(labels)) == len(labels)
+    # in two steps there are three ways to keep a share of them
+    few = forms.varied({**form, "steps": 2}, what, ["blue"], has_area=True)
+    assert len(few) == (3 if "replace" in forms.VARIED[what][0] else len(tried))
+    assert (
+        len(
+            forms.varied({**form, "steps": 2, "keep_place": 100, "keep_shape": 100, "fast": True}, what, ["blue"], True)
+        )
+        > 1
+    )
 
 
 # ---- the guard -------------------------------------------------------------------------------------------------

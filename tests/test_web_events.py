@@ -15,6 +15,7 @@ from PIL import Image
 pytest.importorskip("gradio", reason="the page's tests need pip install -e '.[web]'")
 
 import fz
+from fz.errors import FzError
 from fz.web import form as forms
 from fz.web.desk import Desk
 from fz.web.events import Asked, Events
@@ -194,3 +195,69 @@ def test_an_area_is_called_drawn_where_the_server_has_one(desk, asked):
     for mask in ("", "0" * 16):
         shown = events.shown_frames(Asked(asked.visitor, asked.clip, {**asked.form, "mask": mask}, None))
         assert ("An area is drawn." in shown["drawn"]) == bool(mask)
+
+
+def test_a_drawn_area_keeps_the_background_where_no_word_changes(desk, asked):
+    """The words' table, the area and an edit know of it, as a run does."""
+    asked.said = drawing(255)
+    asked.form |= {"target": "", "enhance": "watercolor painting", "keep_background": True}
+    shown = page(desk).drawn(asked) | page(desk).worded(asked)
+    assert "fz-error" not in shown["words"] and "The area that you drew below is used." in shown["area"]
+    job = desk.submit(asked.visitor, asked.clip, "preview", asked.form)
+    assert desk.studio.do(job) == "preview"
+    asked.form["mask"] = ""
+    assert "keep_background" in page(desk).worded(asked)["words"]
+
+
+# ---- sheets ----------------------------------------------------------------------------------------------------
+
+SHAPE, PLACE, AREA, STRENGTH = forms.VARIED
+
+
+@pytest.mark.parametrize(
+    ("vary", "form", "line"),
+    [
+        (AREA, {"mask": "0" * 16}, "area that you drew is used"),
+        (AREA, {"mask": "0" * 16, "keep_background": True}, "area that you drew is used"),
+        (AREA, {"target": "a red car moving on the sand"}, "No word of the first sentence changes"),
+        (AREA, {"target": "", "enhance": "watercolor painting"}, "No word of the first sentence changes"),
+        (AREA, {"keep_shape": 20}, "no area is used"),
+        (STRENGTH, {"keep_place": 0}, "no word has a strength"),
+        (STRENGTH, {"keep_place": 10}, "no word has a strength"),
+        (STRENGTH, {"target": "a red car moving on the sand"}, "No word of the new sentence is new"),
+        ("", {}, "Choose what to try"),
+    ],
+)
+def test_a_sheet_of_pictures_that_cannot_differ_is_refused_before_it_waits(vary, form, line, desk, asked):
+    with pytest.raises(FzError, match=line):
+        desk.submit(asked.visitor, asked.clip, "sheet", {**asked.form, **form, "vary": vary})
+    assert desk.queue.jobs == []
+
+
+SHEETS = [
+    (SHAPE, {}, 5),
+    (PLACE, {}, 4),
+    (AREA, {}, 6),
+    (AREA, {"keep_shape": 0, "keep_background": True}, 5),
+    (AREA, {"keep_shape": 0, "remove": "red"}, 6),
+    (STRENGTH, {"keep_place": 100}, 5),
+]
+
+
+def sheet(desk, asked, vary, form):
+    return desk.submit(asked.visitor, asked.clip, "sheet", {**asked.form, "size": 128, **form, "vary": vary})
+
+
+@pytest.mark.parametrize(("vary", "form", "count"), SHEETS)
+def test_a_sheet_has_what_makes_another_edit(vary, form, count, desk, asked):
+    """Of the shares that four steps know each once."""
+    tried = desk.studio.tried(sheet(desk, asked, vary, form).form, vary)
+    assert len(tried) == count == len({json.dumps(tile) for tile in tried})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("vary", "form", "count"), SHEETS)
+def test_all_pictures_of_a_sheet_differ(vary, form, count, desk, asked):
+    desk.studio.do(sheet(desk, asked, vary, form))
+    tiles = json.loads((asked.visitor.place(asked.clip.id) / "sheet.json").read_text())["tiles"]
+    assert len({tile["picture"] for tile in tiles}) == len({tile["label"] for tile in tiles}) == count

@@ -3,6 +3,7 @@
 All become a `Video` of the same numbers as `fz.clips.video.read_clip` gives for files with these pixels.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fz.clips.files import short
+from fz.clips.files import FASTEST, SLOWEST, short
+from fz.clips.fit import fit, to_float
 from fz.clips.images import as_pixels, on_white
-from fz.clips.video import Video, fit, read_clip, round_size, to_float
+from fz.clips.video import LARGEST, Video, read_clip, round_size
 from fz.errors import FzError
+from fz.settings.checks import check_number, check_whole, plain
 from fz.settings.config import ClipSettings, Crop, Size
 
 ClipLike = Video | np.ndarray | Tensor | Sequence[Image.Image]
@@ -56,16 +59,20 @@ def read(
     else:
         usual, least = 512, 64
     size = usual if size is None else tuple(size) if isinstance(size, list) else size
-    return read_clip(ClipSettings(str(path), frames, start, every, size, crop), multiple or least)
+    multiple = least if multiple is None else plain(multiple)
+    check_whole("multiple", multiple, 1, LARGEST)
+    return read_clip(ClipSettings(str(path), frames, start, every, size, crop), multiple)
 
 
 def as_video(clip: ClipLike, multiple: int, fps: float = FPS) -> Video:
     """The clip as the model takes it: float32 in [-1, 1], sides a multiple of `multiple` (scaled to cover, then cut, as
-    `fz.clips.video.fit` does, and noted).
+    `fz.clips.fit.fit` does, and noted).
 
     Raises FzError for anything that is no clip.
     """
-    if not isinstance(clip, Video):
+    if isinstance(clip, Video):
+        clip = checked(clip)
+    else:
         frames = to_tensor(clip)
         clip = Video(frames, fps, tuple(range(len(frames))))
     size, note = round_size(tuple(clip.frames.shape[-2:]), multiple)
@@ -75,6 +82,19 @@ def as_video(clip: ClipLike, multiple: int, fps: float = FPS) -> Video:
         given = tuple(clip.frames.shape[-2:])
         clip = Video(frames, clip.fps, clip.indices, (*clip.notes, note), picture=given)
     return clip
+
+
+def checked(clip: Video) -> Video:
+    """A Video as anyone may have made it. Raises FzError for frames that are none, or not in [-1, 1]."""
+    if not isinstance(clip.frames, Tensor):
+        raise FzError(f"clip: got a Video of {kind_of(clip.frames)}, expected a tensor. Pass the frames as they are.")
+    frames, fps, indices = in_range(clip.frames), plain(clip.fps), clip.indices
+    check_number("fps", fps, SLOWEST, FASTEST, "8 is usual.")
+    if not isinstance(indices, Sequence) or len(indices) != len(frames):
+        raise FzError(f"indices: got {indices!r}, expected the numbers of {len(frames)} frames.")
+    for index in (indices := tuple(map(plain, indices))):
+        check_whole("indices", index, 0, 10**9)
+    return dataclasses.replace(clip, frames=frames, fps=fps, indices=indices)
 
 
 def to_tensor(clip: np.ndarray | Tensor | Sequence[Image.Image]) -> Tensor:
@@ -123,7 +143,7 @@ def in_range(clip: Tensor) -> Tensor:
     low, high = clip.min().item(), clip.max().item()
     if not -1.001 <= low <= high <= 1.001:
         raise FzError(f"clip: got values from {low:g} to {high:g}, expected -1 to 1. Of [0, 1] take 2 * clip - 1.")
-    return clip.clamp(-1, 1)
+    return clip if -1 <= low <= high <= 1 else clip.clamp(-1, 1)
 
 
 def kind_of(value: object) -> str:

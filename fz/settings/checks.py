@@ -1,7 +1,9 @@
 """What one value of a setting may be: each raises FzError, naming the setting, or gives the value in its usual form."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
+from numbers import Integral, Real
 from pathlib import PurePath
 from typing import Any
 
@@ -11,6 +13,23 @@ from fz.errors import FzError, suggest
 Window = tuple[float, float]  # the share of steps, from a to b, in which something is replaced
 LARGEST_FACTOR = 10_000  # of re-weighting; the released configs have 10
 LARGEST_STRENGTH = 100  # of a LoRA; 1 is usual
+
+
+def plain(value: Any) -> Any:
+    """Numbers of other kinds, as numpy's, as Python's own; also within lists, pairs and dicts."""
+    if type(value) in (bool, int, float):
+        return value
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, Integral) else float(value)
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+
+
+def make_plain(settings: Any) -> None:
+    """The fields of a frozen dataclass."""
+    for field in dataclasses.fields(settings):
+        object.__setattr__(settings, field.name, plain(getattr(settings, field.name)))
 
 
 def window(value: Any, name: str) -> Window:

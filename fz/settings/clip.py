@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from fz.settings.checks import make_plain
+
 Size = int | tuple[int, int] | str  # 'original': the source's own
 
 
@@ -13,6 +15,9 @@ class Crop:
     right: int = 0
     top: int = 0
     bottom: int = 0
+
+    def __post_init__(self):
+        make_plain(self)
 
 
 @dataclass(frozen=True)
@@ -31,3 +36,6 @@ class ClipSettings:
     crop: Crop = Crop()
     fps: float | None = None  # of the results; None: the source's, after `every`
     audio: bool = True  # the source's, kept beside results while time is the source's
+
+    def __post_init__(self):
+        make_plain(self)

@@ -25,6 +25,7 @@ from fz.settings.checks import (
     check_whole,
     files_with,
     is_factor,
+    make_plain,
     pairs,
     reuse,
     strengths,
@@ -103,6 +104,7 @@ class EditSettings:
     lenient: bool = False
 
     def __post_init__(self):
+        make_plain(self)
         check_says(
             "target", self.target, "a sentence that describes the clip after the edit, as 'a red jeep on a road'"
         )
@@ -201,6 +203,7 @@ class Settings(ControlSettings):
     notes: tuple[str, ...] = field(default=(), compare=False)  # what was decided on the user's behalf, printed
 
     def __post_init__(self):
+        make_plain(self)
         for name, known in KNOWN.items():
             check_one_of(name, getattr(self, name), known)
         # one of several GPUs: cuda:1

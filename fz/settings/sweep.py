@@ -14,6 +14,7 @@ from typing import Any
 from fz import words
 from fz.errors import FzError, suggest
 from fz.settings.config import EditSettings, Settings
+from fz.settings.effect import beside, effect
 from fz.settings.place import default_path
 
 # settings of an edit that are a number, and the released code's names of them
@@ -72,7 +73,7 @@ def read_values(text: str, values: str) -> list[float | None]:
 
 def expand(settings: Settings, variants: Sequence[Variant]) -> Settings:
     """The settings with each of their edits once for each variant; unless told otherwise, in a folder beside the plain
-    run's.
+    run's. Raises FzError for what is swept and changes no edit.
     """
     if len(settings.edits) * len(variants) > MOST:
         raise FzError(
@@ -80,7 +81,34 @@ def expand(settings: Settings, variants: Sequence[Variant]) -> Settings:
             "edits in all."
         )
     edits = tuple(varied(edit, variant) for edit in settings.edits for variant in variants)
+    for name, _ in variants[0]:
+        check_changes(name, settings, variants)
     return dataclasses.replace(settings, edits=edits, out=settings.out or f"{default_path(settings)}-sweep")
+
+
+def check_changes(name: str, settings: Settings, variants: Sequence[Variant]) -> None:
+    """Raise FzError where no two values of a setting, others being equal, make two edits. Of several numbers and none,
+    the numbers have to.
+    """
+    values = list(dict.fromkeys(dict(variant)[name] for variant in variants))
+    numbers = [value for value in values if value is not None]
+    compared = numbers if len(numbers) > 1 else values
+    made: dict[Any, list[Any]] = {}
+    for i, edit in enumerate(settings.edits):
+        for variant in variants:
+            if dict(variant)[name] in compared:
+                others = tuple(pair for pair in variant if pair[0] != name)
+                one = varied(edit, variant)
+                acts = effect(one, settings.steps, settings.method), settings.fuses_full(one)
+                made.setdefault((i, others), []).append(acts)
+    if len(compared) == 1 or any(acts != group[0] for group in made.values() for acts in group):
+        return
+    other = beside(name, varied(settings.edits[0], variants[0]), settings.steps, settings.method)
+    if other is not None:
+        raise FzError(f"sweep: got {name} with {other}. Expected a setting that counts there. Leave one of them out.")
+    listed = ", ".join(f"{value:g}" if value is not None else "none" for value in compared)
+    of_steps = f" of {settings.steps} steps" if name.endswith("_replace") else ""
+    raise FzError(f"sweep: got {name} {listed}, which are the same{of_steps}. Expected values that differ.")
 
 
 def varied(edit: EditSettings, variant: Variant) -> EditSettings:

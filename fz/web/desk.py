@@ -186,10 +186,9 @@ class Desk:
             raise FzError("Say what it should become first.")
         arguments = forms.editing(checked)
         editor = self.models.editor(checked["model"])
-        explained = editor.explain(checked["source"], forms.sentence(checked), **arguments)
+        editor.explain(checked["source"], forms.sentence(checked), **arguments)
         if kind == "sheet":
-            new = [c.word for c in explained.columns if c.what in ("new", "replaced")]
-            forms.varied(checked, str(form.get("vary", "")), new)
+            self.studio.tried(checked, str(form.get("vary", "")))
             checked["vary"] = form["vary"]
         return self.queue.submit(Job(visitor.name, clip.id, kind, checked, stays=checked["stays"]))
 

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fz.arguments import edit_of
 from fz.errors import FzError
-from fz.settings.config import FAST, PRESETS
+from fz.settings.config import FAST, PRESETS, EditSettings
+from fz.settings.effect import effect
 from fz.settings.sweep import NAMES, read_sweeps
 from fz.words import says
 
@@ -41,6 +43,11 @@ VARIED = {
     "How long words keep their place": ("cross_replace", "0.2,0.4,0.6,0.8,1"),
     "How large the changed area is": ("threshold", "0.1,0.2,0.3,0.45,0.6,none"),
     "How strong the new words are": ("reweight", "0.5,1,2,4,8"),
+}
+# why a sheet's pictures would all be one
+MOOT = {
+    "threshold": "So little of the shape is kept that no area is used: keep more of it.",
+    "reweight": "Things are kept in place so shortly that no word has a strength: keep them longer.",
 }
 
 
@@ -117,7 +124,8 @@ def sentence(form: Form) -> str | None:
 
 
 def editing(form: Form, mask: Path | None = None) -> dict[str, Any]:
-    """Arguments of an edit itself, which `Editor.explain` takes, too."""
+    """Arguments of an edit itself. mask: where the drawn one is; `Editor.explain` has to know only that there is."""
+    mask = mask or (Path(form["mask"]) if form["mask"] else None)
     out: dict[str, Any] = {
         "kind": form["kind"],
         "self_replace": form["keep_shape"] / 100,
@@ -131,15 +139,35 @@ def editing(form: Form, mask: Path | None = None) -> dict[str, Any]:
     return out | ({"mask": str(mask)} if mask is not None else {})
 
 
-def varied(form: Form, what: str, words: list[str]) -> list[dict[str, Any]]:
-    """The form once for each value of what a sheet varies. words: the target's that the source has not. Raises FzError
-    for what cannot be varied.
+def varied(form: Form, what: str, words: list[str], has_area: bool) -> list[dict[str, Any]]:
+    """The form once for each value of what a sheet varies that makes another edit. words: the target's that the source
+    has not; has_area: does a word of the source change? Raises FzError for what cannot be varied.
     """
     if what not in VARIED:
         raise FzError("Choose what to try.")
     name, values = VARIED[what]
     if name == "reweight" and not words:
         raise FzError("No word of the new sentence is new, so there is none to make stronger.")
+    if name == "threshold" and form["mask"]:
+        raise FzError("The area that you drew is used, whatever is set here. Clear it, or try something else.")
+    if name == "threshold" and not has_area:
+        raise FzError("No word of the first sentence changes, so there is no area. Try something else.")
+    steps, made = steps_of(form, quick=True), {}
+    for tile in each_value(form, name, values, words):
+        made.setdefault(tuple(effect(settings_of(tile), steps).items()), tile)
+    if len(made) < 2:
+        raise FzError(f"{MOOT[name]} Try something else.")
+    return list(made.values())
+
+
+def settings_of(form: Form) -> EditSettings:
+    """The edit that a form asks for."""
+    arguments = editing(form)
+    return edit_of(form["source"], sentence(form), arguments.pop("kind"), arguments)
+
+
+def each_value(form: Form, name: str, values: str, words: list[str]) -> list[dict[str, Any]]:
+    """The form with each value of 'a,b,none' of a setting in its controls."""
     text = f"{name}={values}" if name in NAMES else f"reweight.{words[0]}={values}"
     out = []
     for ((_, value),) in read_sweeps([text])[:MOST_TILES]:

@@ -194,8 +194,7 @@ class Studio:
         return result
 
     def sheet(self, job: Job, clip: VisitorClip, form: forms.Form, place: Path) -> str:
-        new = self.new_words(form)
-        tried = forms.varied(form, str(job.form.get("vary", "")), new)
+        tried = self.tried(form, str(job.form.get("vary", "")))
         steps = forms.steps_of(form, quick=True)
         job.of = steps * ((self.inversion(clip, form, quick=True) is None) + OF_EDIT * len(tried))
         inversion = self.inverted(job, clip, form, quick=True)
@@ -209,11 +208,14 @@ class Studio:
         write_json(place / "sheet.json", {"source": source, "tiles": tiles})
         return "sheet"
 
-    def new_words(self, form: forms.Form) -> list[str]:
-        """The target's words that the source has not."""
+    def tried(self, form: forms.Form, what: str) -> list[dict[str, Any]]:
+        """The forms of a sheet. Raises FzError for what cannot be varied, or makes no two edits."""
         editor = self.models.editor(form["model"])
-        explained = editor.explain(form["source"], forms.sentence(form), **forms.editing(form))
-        return [c.word for c in explained.columns if c.what in ("new", "replaced")]
+        # of the words alone, whatever the controls say
+        asked = forms.editing({**form, "keep_place": 100, "area": True, "area_limit": 0.3})
+        explained = editor.explain(form["source"], forms.sentence(form), **asked)
+        new = [c.word for c in explained.columns if c.what in ("new", "replaced")]
+        return forms.varied(form, what, new, bool(explained.mask_words))
 
     def warm(self, clip: VisitorClip) -> None:
         """Load the first model, and look at the bundled clip as a preview does, so that the first one comes soon."""
