@@ -133,10 +133,9 @@ class Editor(Loaded):
             raise FzError(f"size: got {size!r}, expected height and width in pixels, as (512, 512).")
         for side in size:
             check_whole("size", side, self.multiple, 10**6)
-        stride, settings = self.checkpoint.vae.config.stride, self.settings
-        latent_size, branches = tuple(side // stride for side in size), 2 if settings.guidance > 1 else 1
-        unet, vae = self.checkpoint.unet, self.checkpoint.vae
-        footprint = Footprint(unet, latent_size, frames, settings.chunk, branches, settings.offload, vae)
+        settings, stride = self.settings, self.checkpoint.vae.config.stride
+        latent_size = tuple(side // stride for side in size)
+        footprint = Footprint.of(settings, self.checkpoint, self.control, latent_size, frames)
         return prediction(footprint, steps or settings.steps, self.device, settings.fuses_full())
 
     def shown(self, pictures: ClipLike | str | None, video: Video, canny: tuple[float, float]) -> Tensor | None:

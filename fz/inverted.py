@@ -158,18 +158,9 @@ class InvertedClip:
         where the run cannot fit.
         """
         settings, editor, reuse, steps = self.settings, self.editor, self.model.reuse, self.schedule.steps
-        footprint = Footprint(
-            editor.checkpoint.unet,
-            self.latent_size,
-            # processes on a CPU share its memory
-            len(self.video.frames) if editor.device.type == "cpu" else self.own.stop - self.own.start,
-            settings.chunk,
-            2 if settings.guidance > 1 else 1,
-            settings.offload,
-            editor.checkpoint.vae,
-            reuse,
-            editor.control,
-        )
+        # processes on a CPU share its memory
+        frames = len(self.video.frames) if editor.device.type == "cpu" else self.own.stop - self.own.start
+        footprint = Footprint.of(settings, editor.checkpoint, editor.control, self.latent_size, frames)
         # shallow steps fuse nothing
         per_step = [keep(k) if reuse.is_full(k, steps) else Keep() for k in range(steps)]
         # what is free differs from run to run: said, not noted
