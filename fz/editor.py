@@ -25,7 +25,7 @@ from fz.edit import Callback
 from fz.errors import FzError
 from fz.inverted import InvertedClip
 from fz.loaded import Loaded
-from fz.memory.budget import Footprint, Prediction, prediction
+from fz.memory.budget import Prediction, prediction
 from fz.memory.inversions import Inversion
 from fz.memory.uncached import Uncached
 from fz.progress import Journal, Progress, bars
@@ -103,7 +103,7 @@ class Editor(Loaded):
             inversion.choose_store(cached, lambda k: everything)
             inversion.encode()
             inversion.invert(callback)
-            cached.finished()
+            inversion.finished()
         # edits of a Python program are not resumed
         inversion.cached = Uncached()
         return inversion
@@ -133,9 +133,8 @@ class Editor(Loaded):
             raise FzError(f"size: got {size!r}, expected height and width in pixels, as (512, 512).")
         for side in size:
             check_whole("size", side, self.multiple, 10**6)
-        settings, stride = self.settings, self.checkpoint.vae.config.stride
-        latent_size = tuple(side // stride for side in size)
-        footprint = Footprint.of(settings, self.checkpoint, self.control, latent_size, frames)
+        stride, settings = self.checkpoint.vae.config.stride, self.settings
+        footprint = self.footprint(settings, tuple(side // stride for side in size), frames)
         return prediction(footprint, steps or settings.steps, self.device, settings.fuses_full())
 
     def shown(self, pictures: ClipLike | str | None, video: Video, canny: tuple[float, float]) -> Tensor | None:

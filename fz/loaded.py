@@ -15,6 +15,7 @@ from fz.checkpoint import choose_frame_index, load, load_beside, place, settled
 from fz.chunks import Chunks
 from fz.clips.video import Video
 from fz.graphs import Graphs, graphed
+from fz.memory.budget import Footprint
 from fz.memory.machine import pick_device
 from fz.memory.offload import resident
 from fz.model import fast_cpu, fast_vae
@@ -156,6 +157,10 @@ class Loaded:
         if settings.compile:
             compile_step(control, self.device)
         return control, [f"ControlNet: {line}"]
+
+    def footprint(self, settings: Settings, latent_size: tuple[int, int], frames: int) -> Footprint:
+        """What memory editing so many frames takes depends on."""
+        return Footprint.of(settings, self.checkpoint, self.control, latent_size, frames)
 
     def denoising(self) -> contextlib.AbstractContextManager:
         """What predicts noise on the run's device, for the time of a block if models are offloaded."""
