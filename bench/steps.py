@@ -19,7 +19,7 @@ from fz.masks import EditRegion
 from fz.memory.kept import KeptInMemory
 from fz.model.layers import TextContext
 from fz.model.unet import UNet, UNetConfig
-from fz.source import Recompute, Source
+from fz.source import Source, Store
 
 WORDS = 77
 INDEX = FrameIndex((0, "mid"))
@@ -56,7 +56,7 @@ class Steps:
         return self.unet(self.z[None], self.t, TextContext(self.source_prompt[None]))
 
     def invert(self, keep: Keep = Keep()) -> Source:  # noqa: B008 (frozen)
-        store = KeptInMemory() if keep.self_sites else Recompute()
+        store = KeptInMemory() if keep.self_sites else Store()
         return invert(self.model, Source(self.source_prompt, {CLEAN: self.z}, store=store, keep=lambda k: keep))
 
     def source(self, keep: Keep) -> Source:

@@ -242,12 +242,18 @@ class Earlier:
 
 
 def qk_of(
-    unet: UNet | Chunks | Shard, seen: Recorder, z: Tensor, t: int, text: TextContext, control: Control | None = None
+    unet: UNet | Chunks | Shard,
+    seen: Recorder,
+    z: Tensor,
+    t: int,
+    text: TextContext,
+    control: Control | None = None,
+    whole: bool = False,
 ) -> "QK | Deferred":
     """What a Recorder keeps of a pass that it may break off; of chunks that run alone only when the same chunk is fused
-    with it.
+    with it, unless the whole clip's is wanted.
     """
-    if isinstance(unet, Chunks) and not unet.layerwise and z.shape[1] > unet.size:
+    if isinstance(unet, Chunks) and not unet.layerwise and not whole and z.shape[1] > unet.size:
         return Deferred(unet.unet, seen, z, t, text, control)
     with contextlib.suppress(StopForward):
         unet(z, t, text, seen, **({} if control is None else {"control": control}))

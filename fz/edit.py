@@ -57,7 +57,7 @@ def reconstruct(model: Denoiser, source: Source, guidance: Guidance, callback: C
     """
     schedule, model = model.schedule, model.remembering()
     guide = Guide(source.embedding, guidance, schedule, model.reuse)
-    solver, source.control = model.steps({}), model.control
+    solver, source.control, source.guided = model.steps({}), model.control, guide.text
     z = source.latents[schedule.timesteps[0]]
     for k, t, t_prev in schedule.downward():
         seen = source.recorder(model, t, branch=-1)

@@ -25,7 +25,7 @@ from fz.edit import Callback
 from fz.errors import FzError
 from fz.inverted import InvertedClip
 from fz.loaded import Loaded
-from fz.memory.budget import Footprint, Prediction, prediction
+from fz.memory.budget import Prediction, prediction
 from fz.memory.inversions import Inversion
 from fz.memory.uncached import Uncached
 from fz.progress import journal_of
@@ -109,7 +109,7 @@ class Editor(Loaded):
             inversion.choose_store(cached, lambda k: everything)
             inversion.encode()
             inversion.invert(callback)
-            cached.finished()
+            inversion.finished()
         # edits of a Python program are not resumed
         inversion.cached = Uncached()
         return inversion
@@ -142,9 +142,7 @@ class Editor(Loaded):
         for side in size:
             check_whole("size", side, self.multiple, 10**6)
         stride, settings = self.checkpoint.vae.config.stride, self.settings
-        latent_size, branches = tuple(side // stride for side in size), 2 if settings.guidance > 1 else 1
-        unet, vae = self.checkpoint.unet, self.checkpoint.vae
-        footprint = Footprint(unet, latent_size, frames, settings.chunk, branches, settings.offload, vae)
+        footprint = self.footprint(settings, tuple(side // stride for side in size), frames)
         return prediction(footprint, steps or settings.steps, self.device, settings.fuses_full())
 
     def shown(self, pictures: ClipLike | str | None, video: Video, canny: tuple[float, float]) -> Tensor | None:

@@ -55,7 +55,8 @@ class Pace:
 @dataclass(frozen=True)
 class Course:
     """The passes of a run. left: inversion's steps that are not done; guided: edit steps of two branches; again: those
-    at which the source is passed again; fuses: edits fuse; cost: of a pass of this run, of one that was tried.
+    at which the source is passed again by every edit; once: by the first alone; fuses: edits fuse; cost: of a pass of
+    this run, of one that was tried.
     """
 
     frames: int
@@ -65,6 +66,7 @@ class Course:
     reuse: Reuse
     guided: Collection[int]
     again: Collection[int]
+    once: Collection[int] = ()
     fuses: bool = True
     cost: float = 1.0
 
@@ -76,8 +78,8 @@ class Course:
                 yield INVERTING, self.frames, shallow
             branches = 2 if self.reuse.before(k, self.steps) in self.guided else 1
             yield self.edits * (FUSED if self.fuses else 1.0), branches * self.frames, shallow
-            if k in self.again and not shallow:
-                yield self.edits * AGAIN, self.frames, False
+            if not shallow:
+                yield (self.edits * (k in self.again) + (k in self.once)) * AGAIN, self.frames, False
 
     def seconds(self, pace: Pace) -> float:
         """From where inversion begins to the last picture that is decoded."""
@@ -94,12 +96,12 @@ def tried_frames(size: tuple[int, ...]) -> int:
     return min(max(PIXELS // (size[0] * size[1]), FEWEST), MOST)
 
 
-def course_of(settings: Settings, frames: int, keep: Collection[int], left: int) -> Course:
-    """keep: the edit steps at which queries and keys of the source are computed again."""
+def course_of(settings: Settings, frames: int, left: int, again: Collection[int], once: Collection[int] = ()) -> Course:
+    """again, once: the edit steps at which queries and keys of the source are computed again, by every edit or one."""
     first, last = settings.guidance_window
     guided = {k for k in range(settings.steps) if first <= k / settings.steps < last} if settings.guidance > 1 else ()
     return Course(
-        frames, settings.steps, left, len(settings.edits), Reuse.of(settings.reuse), guided, keep,
+        frames, settings.steps, left, len(settings.edits), Reuse.of(settings.reuse), guided, again, once,
         settings.method == "fatezero", CONTROLLED if settings.control else 1.0,
     )  # fmt: skip
 
@@ -153,8 +155,8 @@ def trial(
 
 @dataclass(frozen=True)
 class Ahead:
-    """A run that is about to invert its clip. prompt: (77, Cx), of its source; size: of its clip, (F, 3, H, W); again:
-    the edit steps at which queries and keys of the source are computed again.
+    """A run that is about to invert its clip. prompt: (77, Cx), of its source; size: of its clip, (F, 3, H, W); again,
+    once: the edit steps at which queries and keys of the source are computed again, by every edit or by the first.
     """
 
     loaded: Loaded
@@ -163,6 +165,7 @@ class Ahead:
     prompt: Tensor
     size: tuple[int, ...]
     again: Collection[int]
+    once: Collection[int]
 
     def told(self, left: int, free: bool = False) -> str | None:
         """One line on a run of whose inversion so many steps are left: about how long it takes, and with `--fast`. None
@@ -172,7 +175,7 @@ class Ahead:
         settings, loaded, frames, pixels = self.settings, self.loaded, self.size[0], self.size[2:]
         if settings.method not in REUSING or loaded.ranks.world > 1 or settings.compile:
             return None
-        course = course_of(settings, frames, self.again, left)
+        course = course_of(settings, frames, left, self.again, self.once)
         latent_size = tuple(side // loaded.checkpoint.vae.config.stride for side in pixels)
         # the longer one twice, and one of a frame
         passes = 2 * tried_frames(latent_size) + 1
@@ -185,7 +188,7 @@ class Ahead:
             # of other timesteps, nothing is inverted yet
             again = [k * fast.steps // settings.steps for k in self.again]
             cost = INT8 if int8_counts(loaded.checkpoint.unet) else 1.0
-            quick = replace(course_of(fast, frames, again, fast.steps), cost=cost)
+            quick = replace(course_of(fast, frames, fast.steps, again), cost=cost)
             line += f", with --fast {shown(quick.seconds(pace))}"
         return line
 
@@ -193,7 +196,8 @@ class Ahead:
         """The same once the first step of inversion is done, a full one, in so many seconds; so many steps are left."""
         settings, of_an_edit = self.settings, EDIT_STEP + bool(self.again)
         share = self.model.reuse.work(settings.steps)
-        to_go = shown(seconds * share * (left + of_an_edit * settings.steps * len(settings.edits)))
+        in_all = left + of_an_edit * settings.steps * len(settings.edits) + len(self.once)
+        to_go = shown(seconds * share * in_all)
         return f"about {to_go} to go: a step of inversion takes {seconds:.2g} s, one of an edit {of_an_edit:g}x"
 
 

@@ -28,7 +28,7 @@ from fz.guidance import Guidance
 from fz.keys import key_of_edit, key_of_inversion, key_of_source
 from fz.loaded import Loaded
 from fz.masks import blend_mask, changed_pixels, paste_background
-from fz.memory.budget import Footprint, choose_store, keep_for, store_for
+from fz.memory.budget import choose_store, keep_for, store_for
 from fz.memory.inversions import Inversion, digest, leading
 from fz.memory.uncached import Uncached
 from fz.model.deep import Reuse
@@ -50,7 +50,8 @@ class InvertedClip:
     """A clip under its own sentence, on its way through a loaded model; made by `Editor.invert`.
 
     settings: of the run. video: its frames. hint: shown to the ControlNet, (F, 3, H, W) in [-1, 1]. source: what
-    inversion left, by timestep (`fz.source.Source`). wanted: of each edit step, what all edits need of the source.
+    inversion left, by timestep (`fz.source.Source`). keep: of each edit step, what all edits need of the source.
+    holder: that pass, or a reconstruction's, whose queries and keys are kept.
     """
 
     def __init__(self, editor: Loaded, settings: Settings, video: Video, journal: Journal, hint: Tensor | None = None):
@@ -66,10 +67,9 @@ class InvertedClip:
         reuse = Reuse.of(settings.reuse)
         model = Denoiser(unet, schedule, editor.frame_index, reuse, solver=settings.solver)
         self.model, self.inverting = controlled(model, editor, net, hint, settings)
-        self.source = Source(editor.embed(settings.source))
+        self.source = self.holder = Source(editor.embed(settings.source))
         self.cached: Inversion | Uncached = Uncached()
         self.keep: Callable[[int], Keep] = keep_nothing
-        self.wanted: Sequence[Keep] = ()
         self.mode = "recompute"
         self.once: dict[str, Any] = {}  # what several edits need, by what it depends on
 
@@ -78,8 +78,7 @@ class InvertedClip:
         return self.model.schedule
 
     def __repr__(self) -> str:
-        frames, _, height, width = self.video.frames.shape
-        steps = self.settings.steps
+        (frames, _, height, width), steps = self.video.frames.shape, self.settings.steps
         return f"<InvertedClip {self.settings.source!r}: {frames} frames of {height}x{width}, {steps} steps>"
 
     # ---- for Python programs -------------------------------------------------------------------------------
@@ -153,40 +152,33 @@ class InvertedClip:
 
     def key(self) -> str:
         """A hash of all that the inverted latents depend on."""
-        of = self.video.frames, self.source.embedding, self.inverting
-        return key_of_inversion(self.editor, self.settings, *of)
+        return key_of_inversion(self.editor, self.settings, self.video.frames, self.source.embedding, self.inverting)
 
     def choose_store(self, cached: Inversion | Uncached, keep: Callable[[int], Keep]) -> None:
         """Decide where the source's queries and keys stay, of which `keep` says those that edits need. Raises FzError
         where the run cannot fit.
         """
         settings, editor, reuse, steps = self.settings, self.editor, self.model.reuse, self.schedule.steps
-        footprint = Footprint(
-            editor.checkpoint.unet,
-            self.latent_size,
-            # processes on a CPU share its memory
-            len(self.video.frames) if editor.device.type == "cpu" else self.own.stop - self.own.start,
-            settings.chunk,
-            2 if settings.guidance > 1 else 1,
-            settings.offload,
-            editor.checkpoint.vae,
-            reuse,
-            editor.control,
-        )
+        # processes on a CPU share its memory
+        frames = len(self.video.frames) if editor.device.type == "cpu" else self.own.stop - self.own.start
+        footprint = editor.footprint(settings, self.latent_size, frames)
         # shallow steps fuse nothing
         per_step = [keep(k) if reuse.is_full(k, steps) else Keep() for k in range(steps)]
         # what is free differs from run to run: said, not noted
         self.mode = choose_store(settings.store, footprint, per_step, cached.operands, editor.device, self.journal.say)
         # passes are made together: what is computed again has to be so in all
         self.mode = self.ranks.agree(self.mode)
-        self.wanted, self.cached, self.keep = per_step, cached, keep_for(self.mode, per_step.__getitem__)
+        self.cached, self.keep = cached, per_step.__getitem__
 
-    @property
-    def ahead(self) -> Ahead:
-        """What is said of the time that all takes, once it is known what is kept."""
-        again = [k for k, keep in enumerate(self.wanted) if self.mode == "recompute" and keep.anything]
+    def ahead(self, left: int) -> Ahead:
+        """What is said of the time that all takes, once it is known what is kept; so many steps of inversion are left,
+        and those that were done have left no queries and keys but in files.
+        """
+        source, steps = self.source, list(enumerate(self.schedule.timesteps))
+        again = [k for k, _ in steps if self.keep(k).anything] if self.mode == "recompute" else ()
+        once = [k for k, t in steps if k >= left and source.keep(k).anything and not source.store.has(t)]
         size = tuple(self.video.frames.shape)
-        return Ahead(self.editor, self.settings, self.model, self.source.embedding, size, again)
+        return Ahead(self.editor, self.settings, self.model, source.embedding, size, again, once)
 
     def encode(self) -> None:
         """The clip's z_0, from the inversion's folder if it is there."""
@@ -203,12 +195,14 @@ class InvertedClip:
     def invert(self, callback: Callback | None = None) -> None:
         """Invert z_0: as much as the inversion's folder has of it, and the rest."""
         source, schedule, editor = self.source, self.schedule, self.editor
-        source.store, source.keep = self.store("inversion"), self.keep
+        # a reconstruction's are kept in place of inversion's
+        mode = "recompute" if self.reconstructs(self.settings) else self.mode
+        source.store, source.keep = self.store("inversion"), keep_for(mode, self.keep)
         restored = same_inversion(self.ranks, source, schedule, self.cached.restore(source, schedule))
         if restored:
             self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.cached.folder}")
-        told = self.ahead.told(schedule.steps - restored) if self.journal.heard else None
-        if told:
+        ahead = self.ahead(schedule.steps - restored)
+        if told := self.journal.heard and ahead.told(schedule.steps - restored):
             self.journal.say(told)
         with self.journal.steps("invert", "inverting", schedule.steps, editor.device) as advance:
             start = time.monotonic()
@@ -218,7 +212,7 @@ class InvertedClip:
                 if done <= restored:
                     return
                 if done == restored + 1 and not told and self.settings.method == "fatezero":
-                    self.journal.say(self.ahead.by_first_step(time.monotonic() - start, schedule.steps - done))
+                    self.journal.say(ahead.by_first_step(time.monotonic() - start, schedule.steps - done))
                 self.cached.save(done, source, schedule)
                 advance()
                 if callback:
@@ -234,17 +228,14 @@ class InvertedClip:
 
     def attending(self, settings: Settings, journal: Journal) -> Source:
         """Whose attention is fused: inversion's, or that of a sampling pass of the reconstruction prompt."""
-        if settings.attention != "reconstruction" or not METHODS[settings.method].keeps:
-            return self.source
+        if not self.reconstructs(settings):
+            return self.holding(self.source, "inversion")
         prompt, editor = settings.reconstruction_prompt or settings.source, self.editor
         key = digest("reconstruction", prompt, settings.negative, settings.guidance, *parts_of(self.model.control))
         if key not in self.once:
-            source = Source(
-                editor.embed(prompt),
-                latents=self.source.latents,
-                store=self.store(f"reconstruction-{key}"),  # another guidance has other queries and keys
-                keep=self.keep,
-            )
+            keep = keep_for(self.mode, self.keep)
+            # another guidance has other queries and keys
+            source = self.holding(Source(editor.embed(prompt), self.source.latents, keep=keep), f"reconstruction-{key}")
             # the whole clip is guided, whatever the window of the edits
             guidance = Guidance(editor.embed(settings.negative), settings.guidance)
             with (
@@ -252,7 +243,21 @@ class InvertedClip:
                 editor.denoising(),
             ):
                 self.once[key] = reconstruct(self.model, source, guidance, lambda k, z: advance())
-        return self.once[key]
+        return self.holding(self.once[key], f"reconstruction-{key}")
+
+    def reconstructs(self, settings: Settings) -> bool:
+        return settings.attention == "reconstruction" and METHODS[settings.method].keeps
+
+    def holding(self, source: Source, of: str) -> Source:
+        """That source, whose queries and keys take the place of those that are kept; memory was counted for one."""
+        if source is not self.holder:
+            self.holder.store, source.store, self.holder = Store(), self.store(of), source
+        return source
+
+    def finished(self) -> None:
+        """Remove what only a run in progress needs."""
+        self.holder.store.close()
+        self.cached.finished()
 
     def method_of(self, settings: Settings, guidance: Guidance, journal: Journal) -> EditFunction:
         """The method's editing function, prepared once for all edits where it has to be."""
@@ -325,7 +330,7 @@ class InvertedClip:
     def edit_key(self, settings: Settings, plan: Plan, target: Tensor, negative: Tensor) -> str:
         """A hash of all that an edit of this inversion depends on."""
         reconstruction = self.editor.embed(settings.reconstruction_prompt or settings.source)
-        return key_of_edit(settings, plan, (target, negative, reconstruction), self.model.control, self.mode)
+        return key_of_edit(settings, plan, (target, negative, reconstruction), self.model.control)
 
     def frames_of(self, z: Tensor, changes: Tensor | None, journal: Journal) -> Tensor:
         """Decode z_0; outside of `changes` (`changed_pixels`) the clip's pixels. (F, 3, H, W) float32 in [-1, 1]."""
@@ -338,10 +343,8 @@ class InvertedClip:
 
     def store(self, of: str) -> Store:
         """Where queries and keys of that pass stay."""
-        folder = self.cached.operands / f"{of}-{self.settings.store_dtype}"
-        return store_for(
-            self.mode, folder, self.schedule.timesteps, self.editor.device, self.journal.say, self.settings.offload
-        )
+        folder, times = self.cached.operands / f"{of}-{self.settings.store_dtype}", self.schedule.timesteps
+        return store_for(self.mode, folder, times, self.editor.device, self.journal.say, self.settings.offload)
 
     def tensors(self) -> dict[str, Tensor]:
         """z_0, and inverted.0 (= z_0) … inverted.T if the clip was inverted."""

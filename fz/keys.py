@@ -66,12 +66,8 @@ def key_of_source(source: Source) -> str:
     return digest(latents[min(latents)], latents[max(latents)])
 
 
-def key_of_edit(
-    settings: Settings, plan: Plan, embeddings: Sequence[Tensor], control: Control | None, mode: str
-) -> str:
-    """Of all that an edit of an inversion depends on. embeddings: of target, negative and reconstruction prompt; mode:
-    where queries and keys stay.
-    """
+def key_of_edit(settings: Settings, plan: Plan, embeddings: Sequence[Tensor], control: Control | None) -> str:
+    """Of all that an edit of an inversion depends on. embeddings: of target, negative and reconstruction prompt."""
     target, negative, reconstruction = embeddings
     return digest(
         settings.method,
@@ -80,8 +76,7 @@ def key_of_edit(
         [settings.guidance, settings.guidance_window, settings.strength, settings.seed],
         settings.attention,
         reconstruction,
-        # queries and keys that are computed again are exact, those kept have the store's dtype
-        settings.store_dtype if mode != "recompute" else "same",
+        settings.store_dtype,
         plan.fusion,
         plan.region,
         *parts_of(control),

@@ -15,11 +15,13 @@ from fz.checkpoint import choose_frame_index, load, load_beside, place, settled
 from fz.chunks import Chunks
 from fz.clips.video import Video
 from fz.graphs import Graphs, graphed
+from fz.memory.budget import Footprint
 from fz.memory.machine import pick_device
 from fz.memory.offload import resident
 from fz.model import fast_cpu, fast_vae
 from fz.model.compiled import compile_step
 from fz.model.control import ControlNet
+from fz.model.deep import Reuse
 from fz.model.some_frames import some_frames_at_once
 from fz.model.unet import UNet
 from fz.model.vae import VAE
@@ -156,6 +158,12 @@ class Loaded:
         if settings.compile:
             compile_step(control, self.device)
         return control, [f"ControlNet: {line}"]
+
+    def footprint(self, settings: Settings, latent_size: tuple[int, int], frames: int) -> Footprint:
+        """What memory editing so many frames takes depends on."""
+        branches, reuse = 2 if settings.guidance > 1 else 1, Reuse.of(settings.reuse)
+        of = (latent_size, frames, settings.chunk, branches, settings.offload, self.checkpoint.vae, reuse, self.control)
+        return Footprint(self.checkpoint.unet, *of)
 
     def denoising(self) -> contextlib.AbstractContextManager:
         """What predicts noise on the run's device, for the time of a block if models are offloaded."""

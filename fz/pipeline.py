@@ -91,7 +91,7 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
                 folder.write_edit(i, result.video, edited)
                 if settings.save_latents:
                     folder.add_latents(edit_tensors(i, edited))
-            cached.finished()
+            inversion.finished()
         result.out = str(folder.path) if ranks.leads else None
         # the command writes the report once all else is complete, and then says that it is done
         folder.finish(result, versions(editor.device, ranks.world), awaits=["report.html"] if settings.report else [])
@@ -109,7 +109,8 @@ def wanted_by(plans: list[Plan], settings: Settings) -> Callable[[int], Keep]:
 def foretell(inversion: InvertedClip, keep: Callable[[int], Keep]) -> None:
     """Say how much memory and how long the run would take."""
     inversion.choose_store(Uncached(), keep)
-    if line := inversion.ahead.told(inversion.schedule.steps, free=True):
+    steps = inversion.schedule.steps
+    if line := inversion.ahead(steps).told(steps, free=True):
         inversion.journal.say(line)
 
 

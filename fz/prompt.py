@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from fz.errors import FzError
 from fz.settings.config import Settings
+from fz.settings.idle import alone
 from fz.settings.place import slug, writable
 from fz.shell import answered, leave
 
@@ -52,17 +53,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def shows_pictures(argv: Sequence[str]) -> bool:
+    return any(word.partition("=")[0] == "--video" for word in argv)
+
+
 def split(argv: Sequence[str]) -> tuple[list[str], int]:
     """(flags of fz.run, value of --map-steps)."""
-    rest, steps, words = [], str(MAP_STEPS), iter(argv)
+    rest, steps, given, words = [], str(MAP_STEPS), False, iter(argv)
     for word in words:
         name, equals, value = word.partition("=")
         if name == "--map-steps":
-            steps = value if equals else next(words, "")
+            steps, given = value if equals else next(words, ""), True
         else:
             rest.append(word)
     if not re.fullmatch(r"\d{1,4}", steps, re.ASCII) or not 1 <= int(steps) <= 1000:
         raise FzError(f"--map-steps: got {steps!r}, expected a whole number from 1 to 1000; a few are enough.")
+    if given and not shows_pictures(rest):
+        raise FzError(f"{alone('map-steps', '--video')}. Pass that, or leave it out.")
     return rest, int(steps)
 
 
@@ -95,7 +102,7 @@ def answer(argv: list[str]) -> None:
         raise FzError("prompt: got no sentences, expected --source 'a red car on sand' --target 'a blue car on sand'.")
     from fz.preflight import check_clip, text_of
 
-    pictured = bool(settings.clip.path) and any(word.partition("=")[0] == "--video" for word in rest)
+    pictured = bool(settings.clip.path) and shows_pictures(rest)
     if pictured:
         # before torch is imported, which takes seconds
         check_clip(settings.clip)

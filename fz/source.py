@@ -1,12 +1,12 @@
 """What a pass over the source clip leaves behind for editing, keyed by timestep.
 
-Latents and averaged maps always stay. Queries and keys stay where a `Store` keeps them; else they are computed again
-from the source's own latent when an edit step needs them.
+Latents and averaged maps always stay. Queries and keys stay where a `Store` keeps them; those that are not there, as
+after an inversion that was found in a cache, are computed again from the source's own latent when an edit step needs
+them.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from torch import Tensor
 
@@ -14,28 +14,28 @@ from fz.attention import QK, Keep, Plain, Recorder
 from fz.chunks import qk_of
 from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
+from fz.guidance import batch_of
 from fz.model.control import Control
 from fz.model.deep import Reuse
 from fz.model.layers import TextContext
 
 
-class Store(Protocol):
-    """Where the source's queries and keys are kept, by timestep; `fz.memory.kept` has one in RAM and one in files."""
-
-    def put(self, t: int, qk: QK) -> None: ...
-
-    def get(self, t: int) -> QK | None:
-        """None where they are not: they are then computed again from the source's latent, to the same bits."""
-
-
-class Recompute:
-    """The store that keeps nothing but latents and averaged maps ('recompute')."""
+class Store:
+    """Where the source's queries and keys are kept, by timestep: this one keeps none ('recompute'), `fz.memory.kept`
+    has one in RAM and one in files.
+    """
 
     def put(self, t: int, qk: QK) -> None:
         pass
 
     def get(self, t: int) -> QK | None:
-        return None
+        """None where they are not: they are then computed again from the source's latent, to the same bits."""
+
+    def has(self, t: int) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Nothing more is written or read."""
 
 
 def keep_nothing(k: int) -> Keep:
@@ -50,19 +50,21 @@ class Source:
     latents: z at noise level t (CLEAN … the noisiest). inputs: the z that the UNet saw at t, from which the source's
     queries and keys can be computed again. maps: c_src at t averaged over heads and 1/4-level layers, (F, N, 77); at a
     shallow step (`fz.model.deep`) that of the full one before it. store: where queries and keys are kept; keep(k):
-    which of them edit step k will need. newest_map: of the last full step. control: of that pass, if it had any.
-    clean: what a solver remembers of that pass (`fz.solver`).
+    which of them edit step k will need, and in which dtype. newest_map: of the last full step. control: of that pass,
+    if it had any. clean: what a solver remembers of that pass (`fz.solver`). guided: its prompts, the source's last, if
+    it was guided.
     """
 
     embedding: Tensor
     latents: dict[int, Tensor] = field(default_factory=dict)
     inputs: dict[int, Tensor] = field(default_factory=dict)
     maps: dict[int, Tensor] = field(default_factory=dict)
-    store: Store = field(default_factory=Recompute)
+    store: Store = field(default_factory=Store)
     keep: Callable[[int], Keep] = keep_nothing
     newest_map: Tensor | None = None
     control: Control | None = None
     clean: dict[int, Tensor] = field(default_factory=dict)
+    guided: TextContext | None = None
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -111,14 +113,21 @@ class Source:
 
     def queries_and_keys(self, model: Denoiser, t: int, keep: Keep, text: TextContext) -> QK:
         """The source's queries and keys at t: those in the store, or else of a pass over the source's own latent as far
-        as the last fused layer.
+        as the last fused layer, which goes into the store.
 
-        The pass has inversion's batch, so that what it gives is what inversion would have kept, to the bit.
+        The pass has the batch of the first one, and gives what is kept of it in the same dtype, so that it has the same
+        bits.
         """
-        wanted = [site.name for site in model.unet.sites() if keep.wants(site)]
-        qk = self.store.get(t) or {}
-        if any(name not in qk for name in wanted):
-            seen = Recorder(model.frame_index, keep=keep, last=wanted[-1])
-            control = self.control and self.control.at(t)
-            qk = qk_of(model.unet, seen, self.inputs[t][None], t, text, control)
+        sites, qk = model.unet.sites(), self.store.get(t) or {}
+        if all(site.name in qk for site in sites if keep.wants(site)):
+            return qk
+        kept = self.keep(model.schedule.timesteps.index(t))
+        both = keep | kept
+        last = [site.name for site in sites if both.wants(site)][-1]
+        text, control = self.guided or text, self.control and self.control.at(t)
+        z = batch_of(self.inputs[t], text)
+        seen = Recorder(model.frame_index, branch=len(z) - 1, keep=both, last=last)
+        qk = qk_of(model.unet, seen, z, t, text, control, whole=kept.anything)
+        if kept.anything:
+            self.store.put(t, qk)
         return qk

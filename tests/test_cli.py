@@ -5,6 +5,7 @@ should.
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
 
 import pytest
@@ -15,6 +16,7 @@ from fz import kernels, run
 from fz.errors import FzError
 from fz.run import main
 from fz.settings import flags
+from fz.settings.command import command
 from fz.settings.config import ClipSettings, Crop, EditSettings, Settings
 from fz.settings.parse import parse
 
@@ -70,7 +72,7 @@ def test_flags_alone_are_the_defaults():
         ("--steps 10", "steps", 10),
         ("--guidance 1", "guidance", 1.0),
         ("--attention reconstruction", "attention", "reconstruction"),
-        ("--reconstruction-prompt x", "reconstruction_prompt", "x"),
+        ("--reconstruction-prompt x --attention reconstruction", "reconstruction_prompt", "x"),
         ("--frame-index -1,first", "frame_index", (-1, "first")),
         ("--frame-index=-1,1,mid,last", "frame_index", (-1, 1, "mid", "last")),
         ("--frame-index [mid]", "frame_index", ("mid",)),
@@ -102,7 +104,7 @@ def test_flags_alone_are_the_defaults():
         ("--refine", "edits.0.align", "refine"),
         ("--align plain", "edits.0.align", "plain"),
         ("--method pnp", "method", "pnp"),
-        ("--strength 0.5", "strength", 0.5),
+        ("--strength 0.5 --method sdedit", "strength", 0.5),
         ("--ablate no-self", "edits.0.self_replace", (0.0, 0.0)),
         ("--self-replace 0.5", "edits.0.self_replace", (0.0, 0.5)),
         ("--self-replace 0.1,0.5", "edits.0.self_replace", (0.1, 0.5)),
@@ -116,7 +118,7 @@ def test_flags_alone_are_the_defaults():
         ("--reweight red=10 --reweight jeep=-.5", "edits.0.reweight", (("red", 10.0), ("jeep", -0.5))),
         ("--threshold 0.3", "edits.0.threshold", 0.3),
         ("--threshold none", "edits.0.threshold", None),
-        ("--blend-words jeep", "edits.0.blend_words", (("jeep",), ())),
+        ("--blend-words jeep --threshold 0.3", "edits.0.blend_words", (("jeep",), ())),
         ("--blend-latents 0.2", "edits.0.blend_latents", 0.2),
         ("--edit shape", "edits.0.threshold", 0.3),
         ("--edit shape", "edits.0.self_replace", (0.0, 0.5)),
@@ -132,7 +134,7 @@ def test_every_flag(line, path, value):
 
 
 def test_blend_words_of_source_and_target():
-    edit = settings_of("--blend-words", "silver jeep", "Porsche,car").edits[0]
+    edit = settings_of("--blend-words", "silver jeep", "Porsche,car", "--threshold", "0.3").edits[0]
     assert edit.blend_words == (("silver", "jeep"), ("Porsche", "car"))
 
 
@@ -281,6 +283,75 @@ def test_same_settings_by_flags_and_by_config(config):
     by_config = parse(config).settings
     strict = tuple(dataclasses.replace(e, lenient=False) for e in by_config.edits)
     assert dataclasses.replace(by_config, edits=strict) == by_flags
+
+
+# ---- flags that change nothing alone -----------------------------------------------------------------------
+
+# a flag, what it counts with, and another way to that
+PAIRS = {
+    "--strength 0.5": ("--method sdedit", "--method=sdedit"),
+    "--reconstruction-prompt x": ("--attention reconstruction", "--ablate reconstruction"),
+    "--negative blurry": ("--guidance 3", "--guidance 1 --method null-p2p"),
+    "--guidance-window 0.5": ("--guidance 3", "--guidance 1.5"),
+    "--store-dtype float16": ("--store memory", "--store auto"),
+    "--conv-memory 2": ("--conv auto", ""),
+    "--enhance-factor 3": ("--enhance 8K", "--enhance.0 8K"),
+    "--enhance-factor.0 3": ("--enhance 8K", "--enhance.0 8K"),
+    "--blend-words jeep": ("--threshold 0.3", "--blend-latents 0.2"),
+    "--blend-words.0 jeep": ("--keep-background", "--edit shape --ablate full-self"),
+    "--blend-words.0 silver": ("--edit shape", "--sweep threshold=none,0.2"),
+}
+WITHOUT = {
+    "--negative blurry": "--guidance 1",
+    "--guidance-window 0.5": "--guidance 1",
+    "--store-dtype float16": "--store recompute",
+    "--conv-memory 2": "--conv direct",
+    "--blend-words jeep": "--threshold 1",
+    "--blend-words.0 jeep": "--threshold 0.3 --mask m.png",
+}
+
+
+@pytest.mark.parametrize("flag", PAIRS)
+def test_a_flag_that_changes_nothing_alone_is_refused(flag):
+    name = flag.split()[0].strip("-").removesuffix(".0")
+    with pytest.raises(FzError, match=f"^{name}: changes nothing by itself, expected .*--.* with it. Pass that"):
+        settings_of(*flag.split(), *WITHOUT.get(flag, "").split())
+    for needs in PAIRS[flag]:
+        assert not any("changes nothing" in note for note in settings_of(*flag.split(), *needs.split()).notes)
+    # a batch's flags count for all of its jobs
+    (note,) = parse([*BASE, *flag.split(), *WITHOUT.get(flag, "").split()], notes_idle=True).settings.notes
+    assert note.startswith(f"{name}: changes nothing by itself, expected ")
+
+
+def test_a_flag_of_all_targets_has_to_count_in_one():
+    two = ["--target", "a blue jeep", "--edit.1", "shape"]
+    assert settings_of(*two, "--blend-words", "jeep").edits[1].blend_words == (("jeep",), ())
+    assert settings_of(*two, "--blend-words.1", "jeep").edits[0].blend_words is None
+    with pytest.raises(FzError, match="^blend-words: changes nothing"):
+        settings_of(*two, "--blend-words.0", "jeep")
+    # of another method the run tells that fusion does not count
+    assert settings_of("--blend-words", "jeep", "--method", "ddim")
+
+
+def test_absent_words_are_refused_in_a_sweep_too():
+    swept = ["--sweep", "threshold=0.2,0.3"]
+    assert len(settings_of("--blend-words", "jeep", *swept).edits) == 2
+    with pytest.raises(FzError, match="'zebra' is not in"):
+        settings_of("--blend-words", "zebra", *swept)
+    with pytest.raises(FzError, match="'zebra' is not in"):
+        settings_of("--sweep", "reweight.zebra=2,3")
+
+
+def test_what_a_config_has_without_effect_is_read(tmp_path):
+    """The released code passes over a mask's words without a mask, and over the numbers of what is switched off."""
+    path = tmp_path / "config.yaml"
+    path.write_text(YAML.replace("self_replace_steps: 0.4", "self_replace_steps: 0.4, blend_words: [[jeep], [jeep]]"))
+    settings = parse(["--config", str(path)]).settings
+    assert settings.edits[0].threshold is None and settings.edits[0].blend_words is not None
+    # and the command line that a report shows for it has none of it
+    said = command(json.loads(json.dumps(dataclasses.asdict(settings))))
+    again = parse(shlex.split(said)[3:]).settings
+    assert again.edits[0].blend_words is None and again.edits[0].self_replace == (0, 0.4)
 
 
 # ---- main --------------------------------------------------------------------------------------------------

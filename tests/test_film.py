@@ -135,6 +135,56 @@ def test_sound_that_begins_late(tmp_path):
     assert [loud(wave, k) > 0.3 for k in range(8)] == [k == 3 for k in range(8)]
 
 
+def gapped(path, codec, rate, parts, jitter=0.0):
+    """12 frames (1.2 s) with 1 kHz in these parts (seconds) and no samples elsewhere. jitter: seconds by which every
+    other packet is late.
+    """
+    with av.open(str(path), "w") as box:
+        video = box.add_stream("libx264", rate=FPS, options={"bf": "0"})
+        video.height, video.width, video.pix_fmt = 48, 64, "yuv420p"
+        sound = box.add_stream(codec, rate=rate, layout="mono")
+        for picture in colours(12):
+            box.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        box.mux(video.encode())
+        kind = sound.codec_context.format.name
+        for start, end in parts:
+            wave = np.sin(2 * np.pi * 1000 * np.arange(round((end - start) * rate)) / rate)[None]
+            wave = (wave * 30000).astype(np.int16) if kind == "s16" else wave.astype(np.float32)
+            for number, begin in enumerate(range(0, wave.shape[1], 1024)):
+                frame = av.AudioFrame.from_ndarray(wave[:, begin : begin + 1024].copy(), format=kind, layout="mono")
+                late = round(jitter * rate) * (number % 2)
+                frame.sample_rate, frame.pts = rate, round(start * rate) + begin + late
+                box.mux(sound.encode(frame))
+        box.mux(sound.encode())
+    return path
+
+
+def loud_parts(sound, count):
+    """Whether it is loud in the middle of each tenth of a second."""
+    wave, step = sound.samples.mean(0), sound.rate / FPS
+    middles = (wave[int((k + 0.25) * step) : int((k + 0.75) * step)] for k in range(count))
+    return [bool(len(m) and np.sqrt(np.mean(m**2)) > 0.3) for m in middles]
+
+
+@pytest.mark.parametrize(
+    "codec, rate", [("pcm_s16le", RATE), ("pcm_s16le", 96000), ("aac", 48000)], ids=["PCM", "resampled PCM", "AAC"]
+)
+def test_sound_after_a_gap_stays_where_it_was(tmp_path, codec, rate):
+    path = gapped(tmp_path / "clip.mkv", codec, rate, [(0.0, 0.3), (0.6, 0.8), (1.0, 1.2)])
+    for start in (0, 1, 7):
+        clip = read_clip(ClipSettings(str(path), frames=12 - start, start=start, size=64))
+        loud = [k in (0, 1, 2, 6, 7, 10, 11) for k in range(start, 12)]
+        assert loud_parts(clip.sound, 12 - start) == loud
+
+
+def test_times_that_are_a_little_off_tear_no_sound(tmp_path):
+    """A container's times are rounded, or a few milliseconds late: its samples are still one sound."""
+    path = gapped(tmp_path / "clip.mkv", "pcm_s16le", RATE, [(0.0, 1.2)], jitter=0.012)
+    wave = read_clip(ClipSettings(str(path), frames=12, size=64)).sound.samples[0]
+    expected = np.sin(2 * np.pi * 1000 * np.arange(len(wave)) / RATE) * 30000 / 32768
+    assert len(wave) == pytest.approx(1.2 * RATE, abs=RATE / 100) and np.abs(wave - expected).max() < 1e-3
+
+
 def test_sound_that_is_not_kept_is_said(tmp_path):
     path = str(film(tmp_path / "clip.mp4", beeps=(1,)))
     silent = read_clip(ClipSettings(path, frames=4, size=64, audio=False))

@@ -11,6 +11,7 @@ from fz import pipeline
 from fz.ddim import Schedule
 from fz.denoiser import Denoiser
 from fz.forecast import Course, Pace, course_of, trial, with_fast
+from fz.inverted import InvertedClip
 from fz.model.deep import Reuse
 from fz.model.vae import VAE, VAEConfig
 from fz.run import main
@@ -96,6 +97,8 @@ def test_a_run_is_the_sum_of_its_passes():
     assert EXACT.seconds(PACE) == pytest.approx(expected)
     recomputed = dataclasses.replace(EXACT, again=range(4))
     assert recomputed.seconds(PACE) == pytest.approx(expected + 4 * 8 * f.AGAIN)
+    kept_then = dataclasses.replace(EXACT, edits=3, once=range(4))
+    assert kept_then.seconds(PACE) - dataclasses.replace(EXACT, edits=3).seconds(PACE) == pytest.approx(4 * 8 * f.AGAIN)
     assert dataclasses.replace(EXACT, left=0).seconds(PACE) == pytest.approx(expected - STEPS * 8 * f.INVERTING)
     window = dataclasses.replace(EXACT, guided=range(6))
     assert window.seconds(PACE) == pytest.approx(expected - 4 * 8 * f.FUSED)
@@ -134,9 +137,9 @@ def test_what_fast_would_change():
     assert fast.steps == 25 and all(getattr(fast, name) == value for name, value in FAST.items())
     assert with_fast(settings(steps=30)).steps == 30
     assert with_fast(fast) is None and with_fast(settings(method="pnp")) is None
-    course = course_of(fast, 8, (), 25)
+    course = course_of(fast, 8, 25, ())
     assert (course.reuse, set(course.guided), course.edits) == (Reuse(3, True), set(range(15)), 1)
-    assert course_of(settings(guidance=1.0), 8, (), 50).guided == ()
+    assert course_of(settings(guidance=1.0), 8, 50, ()).guided == ()
 
 
 @pytest.fixture
@@ -197,3 +200,26 @@ def test_recomputing_is_counted_where_it_is_done(told, monkeypatch):
     for store, expected in (("recompute", [0, 1, 2, 3]), ("memory", [])):
         told("--steps", "5", "--dry-run", "--store", store, "--self-replace", "0.8", "--cross-replace", "0.4")
         assert seen[-2] == expected
+
+
+def test_what_a_cached_inversion_lacks_is_counted_once(told, tmp_path, monkeypatch):
+    """Not by each edit, and not where another pass is kept in its place."""
+    made, seconds = [], []
+    ahead = InvertedClip.ahead
+    monkeypatch.setattr(InvertedClip, "ahead", lambda self, left: made.append(ahead(self, left)) or made[-1])
+    cached = ["--steps", "4", "--cache", "cache", "--self-replace", "0.5", "--cross-replace", "0.5"]
+
+    def counted(*more):
+        told(*cached, *more, "--out", str(len(made)))
+        return [list(steps) for steps in (made[-1].again, made[-1].once)]
+
+    assert counted("--store", "memory") == [[], []]
+    assert counted("--store", "memory") == counted("--store", "disk") == [[], [0, 1]]
+    assert counted("--store", "recompute") == [[0, 1], []]
+    assert counted("--store", "memory", "--attention", "reconstruction") == [[], []]
+    (inversion,) = (tmp_path / "cache").iterdir()
+    (inversion / "steps" / "0004.safetensors").unlink()
+    monkeypatch.setattr(f, "shown", lambda s: seconds.append(s) or "")
+    assert counted("--store", "memory") == [[], [1]]
+    # once the first step is done, it is counted by it
+    assert made[-1].by_first_step(1.0, 0) and seconds[-1] == f.EDIT_STEP * 4 + 1

@@ -29,7 +29,7 @@ from fz.masks import EditRegion, LatentBlend  # noqa: E402
 from fz.memory.kept import KeptInMemory  # noqa: E402
 from fz.model.finite import NotFinite  # noqa: E402
 from fz.model.unet import UNet  # noqa: E402
-from fz.source import Recompute, Source  # noqa: E402
+from fz.source import Source, Store  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -101,7 +101,7 @@ def captures(monkeypatch):
 def run(unet, stored=True, region=None, negative=NEGATIVE):
     """Latents of an inversion and an edit whose first two steps fuse, the third none."""
     model = Denoiser(unet, SCHEDULE, INDEX)
-    store = KeptInMemory() if stored else Recompute()
+    store = KeptInMemory() if stored else Store()
     source = Source(SOURCE, latents={CLEAN: Z0}, store=store, keep=lambda k: Keep(stored, stored))
     invert(model, source)
     generator = torch.Generator().manual_seed(1)

@@ -14,7 +14,7 @@ from inputs.files import hls, huge_gif, pipe, playlist, png, postscript, sdp
 from inputs.movies import X264, make, numbered
 from PIL import Image
 
-from fz.clips import stream, video
+from fz.clips import fit, stream, video
 from fz.clips.decode import open_source
 from fz.clips.media import enlarged, write_mp4
 from fz.clips.video import plan_clip, read_clip
@@ -139,8 +139,8 @@ def test_a_panorama_is_read(tmp_path):
 
 def test_a_channel_at_a_time_gives_the_same_numbers():
     part = np.random.default_rng(0).integers(0, 256, (90, 161, 3), dtype=np.uint8)
-    alone = torch.cat([video.fit(video.to_float(part[..., c : c + 1]), (64, 96)) for c in range(3)])
-    assert torch.equal(alone, video.fit(video.to_float(part), (64, 96)))
+    alone = torch.cat([fit.fit(fit.to_float(part[..., c : c + 1]), (64, 96)) for c in range(3)])
+    assert torch.equal(alone, fit.fit(fit.to_float(part), (64, 96)))
 
 
 def test_the_clip_is_predicted_before_it_is_opened(tmp_path, monkeypatch):
@@ -177,7 +177,7 @@ def test_the_prediction_counts_the_vae(monkeypatch):
 )
 def test_rates_that_cannot_be_written_are_refused_before_the_work(tmp_path, monkeypatch, fps, match):
     path = make(tmp_path / "a.mp4", numbered(8), "libx264", unit=1 / Fraction(fps))
-    monkeypatch.setattr(video.ClipPlan, "read", lambda plan: pytest.fail("the clip was read"))
+    monkeypatch.setattr(video.ClipPlan, "read", lambda plan, *_: pytest.fail("the clip was read"))
     refused(f"^fps: .*{match}", path)
 
 

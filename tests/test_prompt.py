@@ -102,6 +102,10 @@ def test_command_line_without_a_clip_computes_nothing(monkeypatch, capsys, tmp_p
         (["--source", SOURCE, "--target", "a car", "--replace"], "Use --refine"),
         (["--source", SOURCE, "--target", CAR, "--map-steps", "0"], "--map-steps: got '0'"),
         (["--source", SOURCE, "--target", CAR, "--map-steps"], "--map-steps: got ''"),
+        (
+            ["--source", SOURCE, "--target", CAR, "--map-steps", "3"],
+            "map-steps: changes nothing by itself, expected --vi",
+        ),
         (["--threads", "1"], "got no sentences"),
         (["--source", SOURCE], "target: got none"),
         (["--sauce", SOURCE], "unknown flag --sauce"),

@@ -350,6 +350,13 @@ def test_released_configs_unchanged(shared, tmp_path, name, capsys):
         (["--stepz", "3"], "unknown flag --stepz"),
         (["--video", "nowhere.mp4"], "nowhere.mp4"),
         (["--prompt", " "], "empty sentence"),
+        (["--class-weight", "0.5"], "class-weight: changes nothing by itself, expected --class-images with it"),
+        (["--rank", "8"], "rank: changes nothing by itself, expected --recipe fatezero with it"),
+        (["--rank", "8", "--lora-rank", "4"], "rank: changes nothing by itself"),
+        (["--lora-rank", "4", "--recipe", "fatezero"], "recipe: got 'fatezero' with --lora-rank"),
+        (["--sample-every", "5"], "expected --sample-prompt with it"),
+        (["--sample-steps", "5"], "expected --sample-prompt with it"),
+        (["--guidance", "5"], "expected --sample-prompt with it"),
     ],
     ids=lambda x: x if isinstance(x, str) else " ".join(x),
 )
@@ -357,6 +364,28 @@ def test_mistakes_are_answered_in_one_line(shared, tmp_path, capsys, flags, mess
     assert command.main([*arguments(shared, tmp_path / "out"), *flags]) == 2
     said = capsys.readouterr().err.strip()
     assert message in said and "\n" not in said and not (tmp_path / "out").exists()
+
+
+def test_a_flag_counts_with_what_it_needs_from_flags_or_a_yaml(shared, tmp_path):
+    base = arguments(shared, tmp_path / "out")
+    pairs = (
+        "--rank",
+        "8",
+        "--recipe",
+        "fatezero",
+        "--sample-prompt",
+        "a car",
+        "--sample-every",
+        "5",
+        "--guidance",
+        "5",
+    )
+    settings, _ = parse([*base, *pairs, "--class-images", "x", "--class-prompt", "a car", "--class-weight", "0.5"])
+    assert (settings.rank, settings.sample_every, settings.class_weight) == (8, 5, 0.5)
+    config = ["--config", str(shared / "fatezero_configs/tune/jeep.yaml")]
+    assert parse([*base, *config, "--rank", "8", "--sample-every", "5"])[0].rank == 8
+    # what a config says of class images that are not there, and of its recipe, is read all the same
+    assert parse([*base, *config, "--lora-rank", "4"])[0].lora_rank == 4
 
 
 def test_a_folder_of_other_things_is_left_alone(shared, tmp_path, capsys):

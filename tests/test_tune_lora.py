@@ -174,6 +174,25 @@ def test_the_command_writes_a_file_that_runs_take(models, root, tmp_path, capsys
     assert "another lora_rank (2 there, 4 now)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("more", [[], ["--crop", "2,0,0,0"]], ids=["whole", "cropped"])
+def test_pictures_of_different_sizes_are_learned(more, models, tmp_path, capsys):
+    """The clip's of a LoRA, and those of its kind in any tuning; a tuning's clip is still one clip."""
+    (tmp_path / "mix").mkdir()
+    for k, size in enumerate([(96, 64), (64, 200), (70, 70)]):
+        Image.new("RGB", size, (80 * k, 40, 90)).save(tmp_path / "mix" / f"{k}.png")
+    mix = str(tmp_path / "mix")
+    base = ["--checkpoint", str(models / "tiny_sd"), "--prompt", "a red car", "--size", "64", "--steps", "1",
+            "--device", "cpu", *more]  # fmt: skip
+    lora_of_mix = ["--video", mix, "--frames", "all", "--lora-rank", "2"]
+    kinds = ["--class-images", mix, "--class-prompt", "a car"]
+    assert command.main([*base, *lora_of_mix, "--out", str(tmp_path / "lora")]) == 0
+    clip = ["--video", str(models / "clips/car128"), "--frames", "2"]
+    assert command.main([*base, *clip, *kinds, "--out", str(tmp_path / "kinds")]) == 0
+    capsys.readouterr()
+    assert command.main([*base, "--video", mix, "--frames", "all", "--out", str(tmp_path / "one")]) == 2
+    assert "differ in size: 0.png is 96x64, 1.png is 64x200" in capsys.readouterr().err
+
+
 def test_a_rank_that_cannot_be(tmp_path, capsys):
     assert command.main(["--lora-rank", "0", "--out", str(tmp_path / "x")]) == 2
     assert "lora-rank: got '0', expected a whole number of at least 1" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Reading: the released code's frames and numbers, and real files of every kind made here with PyAV and Pillow."""
 
+import dataclasses
 import json
 import os
 from fractions import Fraction
@@ -8,12 +9,14 @@ import av
 import numpy as np
 import pytest
 import torch
+from inputs.movies import numbered
 from PIL import Image
 from safetensors import safe_open
 
 from fz.clips import decode, images, movie, stream
+from fz.clips.fit import fit
 from fz.clips.media import to_uint8, write_gif, write_mp4, write_pngs
-from fz.clips.video import choose, fit, read_clip, round_size
+from fz.clips.video import choose, read_clip, round_size
 from fz.errors import FzError
 from fz.settings.config import ClipSettings, Crop
 
@@ -410,6 +413,54 @@ def test_single_image_is_one_frame(tmp_path):
     assert read_clip(ClipSettings(str(tmp_path / "a.png"), frames=1, size=64)).notes == ()
 
 
+@pytest.mark.parametrize("path", ["", "*", "*.png"], ids=["folder", "glob", "glob of images"])
+def test_a_folder_of_one_image_is_that_image(tmp_path, path):
+    """Whatever else is in it, as a caption."""
+    write_pngs(tmp_path / "a", grey(1, 64, 64))
+    (tmp_path / "a" / "notes.txt").write_text("text")
+    video = read_clip(ClipSettings(str(tmp_path / "a" / path), size=64))
+    assert len(video.frames) == 1 and video.notes[0].endswith(" is one image: a clip of 1 frame, not 8")
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.tiff"])
+def test_a_tiff_of_several_pages_is_a_clip(tmp_path, name):
+    pages = [Image.fromarray(p) for p in grey(9, 64, 64, 20)]
+    pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    video = read_clip(ClipSettings(str(tmp_path / name), frames=4, start=1, every=2, size=64))
+    assert video.indices == (1, 3, 5, 7) == tuple(levels(video, 20)) and video.fps == 8
+    assert len(read_clip(ClipSettings(str(tmp_path / "*.ti*"), frames=9, size=64)).frames) == 9
+    with pytest.raises(FzError, match="has 9 frames, too few for 12"):
+        read_clip(ClipSettings(str(tmp_path / name), frames=12, size=64))
+
+
+def test_a_tiffs_small_copy_of_itself_is_no_frame(tmp_path):
+    """Scanners and cameras leave one as another page."""
+    picture = Image.fromarray(grey(2, 64, 64, 100)[1])
+    small = picture.resize((16, 16))
+    small.encoderinfo = {"tiffinfo": {254: 1}}
+    picture.save(tmp_path / "a.tif", save_all=True, append_images=[small])
+    with Image.open(tmp_path / "a.tif") as image:
+        assert image.n_frames == 2
+    video = read_clip(ClipSettings(str(tmp_path / "a.tif"), size=64))
+    assert levels(video, 100) == [1] and "is one image" in video.notes[0]
+    (tmp_path / "b").mkdir()
+    for k in range(3):
+        (tmp_path / "b" / f"{k}.tif").write_bytes((tmp_path / "a.tif").read_bytes())
+    assert levels(read_clip(ClipSettings(str(tmp_path / "b"), 3, size=64)), 100) == [1, 1, 1]
+
+
+def test_pages_of_two_sizes_are_refused(tmp_path):
+    pages = [Image.fromarray(grey(1, 64, 64 + 16 * k)[0]) for k in range(2)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    refused("a.tif changes size at frame 1, 64x64 to 80x64", path=str(tmp_path / "a.tif"), frames=2)
+
+
+def test_an_animation_by_another_ending_is_a_clip(tmp_path):
+    pictures = [Image.fromarray(f) for f in grey(3, 64, 64, 50)]
+    pictures[0].save(tmp_path / "a.jpg", "WEBP", save_all=True, append_images=pictures[1:], duration=100, lossless=True)
+    assert levels(read_clip(ClipSettings(str(tmp_path / "a.jpg"), frames=3, size=64)), 50) == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     "turn, expected", [(1, [RED, GREEN, BLUE, WHITE]), (3, [WHITE, BLUE, GREEN, RED]), (6, [BLUE, RED, WHITE, GREEN])]
 )
@@ -499,6 +550,10 @@ def test_refuses_animated_images_among_others(tmp_path):
         for k in range(7):
             pictures[0].save(tmp_path / name[2:] / f"b{k}.png")
         refused("animation of 3 frames among images", path=str(tmp_path / name[2:]))
+    (tmp_path / "pages").mkdir()
+    pictures[0].save(tmp_path / "pages" / "a.tif", save_all=True, append_images=pictures[1:])
+    pictures[0].save(tmp_path / "pages" / "b.tif")
+    refused("a.tif has 3 pages, among images", path=str(tmp_path / "pages"), frames=2)
 
 
 def test_hdr_is_said(tmp_path):
@@ -513,6 +568,24 @@ def test_refuses_mixed_sizes(tmp_path):
     Image.fromarray(grey(1, 64, 64)[0]).save(tmp_path / "0.png")
     Image.fromarray(grey(1, 64, 80)[0]).save(tmp_path / "1.png")
     refused("differ in size: 0.png is 64x64, 1.png is 80x64", path=str(tmp_path), frames=2)
+
+
+def test_pictures_that_are_no_clip_may_differ_in_size(tmp_path):
+    """Each is scaled and cut as it is alone."""
+    (tmp_path / "a").mkdir()
+    for k, (height, width) in enumerate([(64, 96), (200, 80), (64, 96)]):
+        Image.fromarray(numbered(3, height, width)[k]).save(tmp_path / "a" / f"{k}.png")
+    settings = ClipSettings(str(tmp_path / "a"), frames=None, size=(64, 80), crop=Crop(left=3))
+    with pytest.raises(FzError, match="differ in size"):
+        read_clip(settings, 16)
+    video = read_clip(settings, 16, alike=False)
+    for k in range(3):
+        alone = dataclasses.replace(settings, path=str(tmp_path / "a" / f"{k}.png"), frames=1)
+        assert torch.equal(video.frames[k : k + 1], read_clip(alone, 16).frames)
+    assert any("pictures of 2 sizes, each scaled and cut on its own" in note for note in video.notes)
+    Image.new("RGB", (1, 20000)).save(tmp_path / "a" / "3.png")
+    with pytest.raises(FzError, match="1x20000 .* too narrow"):
+        read_clip(dataclasses.replace(settings, crop=Crop()), 16, alike=False)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.gif", "a.png", "a.jpg"])

@@ -1,41 +1,45 @@
-"""How does an animated picture file (webp, avif, png) become pictures? By Pillow, on the timeline of its delays."""
+"""How does one image file of many pictures become a clip? By Pillow: an animation (webp, avif, png) on the timeline of
+its delays, the pages of a TIFF one after the other."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from fz.clips.images import Flatten, as_pixels, on_white, opened_image
+from fz.clips.files import check_pixels
+from fz.clips.images import IMAGE_FPS, Flatten, as_pixels, on_white, opened_image, pages_of
 from fz.clips.movie import timeline
 from fz.errors import FzError
 
-KINDS = ("WEBP", "PNG", "AVIF")
 SHORTEST, USUAL = 0.02, 0.1  # seconds; browsers show shorter delays as the usual one
 
 
 def frames_in(path: Path) -> int:
-    """How many frames an image file has; 1 for kinds that are not animated. Phones store a second view in jpegs."""
+    """How many frames an image file has."""
     with opened_image(path) as image:
-        return getattr(image, "n_frames", 1) if image.format in KINDS else 1
+        return len(pages_of(image))
 
 
 class Animation:
-    """An animated image file as a clip.
+    """An animated image file, or a TIFF of several pages, as a clip.
 
-    count, fps, order: as a movie's, the last frame repeated for as long as it stands; still, audio: never; notes.
+    frames; count, fps, order: as a movie's, the last frame repeated for as long as it stands; rated: pages have no
+    rate; still, audio: never; notes.
     """
 
-    rated = True
     still = audio = False
 
     def __init__(self, path: Path, flatten: Flatten = on_white):
         self.path, self.name, self.flatten, self.notes = path, path.name, flatten, []
-        delays = []
         with opened_image(path) as image:
-            for index in range(image.n_frames):
-                self._seek(image, index)
-                delay = image.info.get("duration", 0) / 1000
-                delays.append(delay if delay >= SHORTEST else USUAL)
+            self.pages, self.rated = pages_of(image), image.format != "TIFF"
+            self.frames = len(self.pages)
+            if self.rated:
+                self._time([self._delay(image, index) for index in range(self.frames)])
+            else:
+                self.fps, self.count, self.order = IMAGE_FPS, self.frames, range(self.frames)
+
+    def _time(self, delays: list[float]) -> None:
         seconds = [sum(delays[:k]) for k in range(len(delays))]
         self.fps, self.order = timeline(seconds, None, delays[-1])
         self.count = len(self.order)
@@ -49,10 +53,18 @@ class Animation:
                 f"{self.name} has a variable frame rate: resampled to {self.fps:.4g} fps, by nearest time"
             )
 
+    def _delay(self, image, index: int) -> float:
+        self._seek(image, index)
+        delay = image.info.get("duration", 0) / 1000
+        return delay if delay >= SHORTEST else USUAL
+
     def _seek(self, image, index: int) -> None:
         try:
-            image.seek(index)
+            image.seek(self.pages[index])
+            check_pixels(self.path, *image.size)
             image.load()
+        except FzError:
+            raise
         except Exception as error:
             raise FzError(
                 f"video: frame {index} of {self.path} cannot be decoded: the file is truncated or corrupt. Take frames "

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from fz.clips.files import FASTEST, SLOWEST, short
+from fz.clips.fit import fit, to_float
 from fz.clips.images import as_pixels, on_white
-from fz.clips.video import LARGEST, Video, fit, read_clip, round_size, to_float
+from fz.clips.video import LARGEST, Video, read_clip, round_size
 from fz.errors import FzError
 from fz.settings.checks import check_number, check_whole, plain
 from fz.settings.config import ClipSettings, Crop, Size
@@ -68,7 +69,7 @@ def read(
 
 def as_video(clip: ClipLike, multiple: int, fps: float = FPS) -> Video:
     """The clip as the model takes it: float32 in [-1, 1], sides a multiple of `multiple` (scaled to cover, then cut, as
-    `fz.clips.video.fit` does, and noted).
+    `fz.clips.fit.fit` does, and noted).
 
     Raises FzError for anything that is no clip.
     """

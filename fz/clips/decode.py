@@ -19,8 +19,6 @@ from fz.errors import FzError
 from fz.settings.place import expanded
 
 Frames = Images | Movie | Animation
-# endings of pictures that may be animated
-ANIMATED = (".webp", ".avif", ".png")
 
 
 def check_source(path: str) -> None:
@@ -36,7 +34,7 @@ def check_source(path: str) -> None:
 
 
 def open_source(path: str, flatten: Flatten = on_white) -> Frames:
-    """Images or Movie for a path or glob. Raises FzError where there is nothing to read."""
+    """The source for a path or glob. Raises FzError where there is nothing to read."""
     if not str(path).strip():
         raise FzError(f"video: got an empty path, expected {KINDS}")
     place = expanded(path, "video")
@@ -44,21 +42,25 @@ def open_source(path: str, flatten: Flatten = on_white) -> Frames:
         if place.is_dir():
             return Images(images_in(place), str(path), flatten)
         if place.exists():
-            check_regular(place)
-            if place.suffix.lower() not in IMAGES:
-                return Movie(place, flatten)
-            moving = place.suffix.lower() in ANIMATED and frames_in(place) > 1
-            return Animation(place, flatten) if moving else Images([place], place.name, flatten)
+            return of_file(place, flatten)
     except PermissionError as error:
         raise denied(path) from error
     if re.search(r"[*?\[]", str(place)):
         found = [Path(name) for name in glob.glob(str(place)) if os.path.isfile(name)]
+        if len(found) == 1:
+            return of_file(found[0], flatten)
         if any(p.suffix.lower() in IMAGES for p in found):
             return Images(in_order(found), str(path), flatten)
-        if len(found) == 1:
-            return Movie(found[0], flatten)
         got = f"matches {len(found)} files, none of them an image" if found else "matches no file"
         raise FzError(
             f"video: {path} {got}. Expected images (png, jpg, webp, avif, bmp) or one video; put the glob in quotes"
         )
     raise FzError(missing(str(path), place))
+
+
+def of_file(path: Path, flatten: Flatten) -> Frames:
+    """Raises FzError for a file that cannot be read."""
+    check_regular(path)
+    if path.suffix.lower() not in IMAGES:
+        return Movie(path, flatten)
+    return Animation(path, flatten) if frames_in(path) > 1 else Images([path], path.name, flatten)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # of AAC; others are resampled to the last
 RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+# seconds: nearer than this to where it is due, a frame's time is only rounded, or a little late
+JUMP = 0.05
 BT709 = 1
 # H.273 codes whose matrix swscale converts to: BT.709, FCC, BT.601 in its two names, SMPTE 240M, BT.2020
 MATRICES = (1, 4, 5, 6, 7, 9)
@@ -51,8 +53,8 @@ def colours_of(context: "av.VideoCodecContext") -> Colours:
 
 
 def read_sound(path: Path, start: float, seconds: float) -> Sound | None:
-    """The first sound of a file, from `start` seconds of its clock on, as long as it goes within `seconds`; None where
-    it has none then, or none that can be decoded.
+    """The first sound of a file, from `start` seconds of its clock on, as long as it goes within `seconds`, each part
+    at its own time; None where it has none then, or none that can be decoded.
     """
     try:
         with opened(path) as (box, _):
@@ -62,34 +64,58 @@ def read_sound(path: Path, start: float, seconds: float) -> Sound | None:
             rate = stream.codec_context.sample_rate
             rate = rate if rate in RATES else RATES[-1]
             layout = "mono" if stream.codec_context.channels == 1 else "stereo"
-            resampler = av.AudioResampler("fltp", layout, rate)
-            count = round(seconds * rate)
-            samples, filled = np.zeros((1 if layout == "mono" else 2, count), np.float32), 0
-            place = None
+            samples = np.zeros((1 if layout == "mono" else 2, round(seconds * rate)), np.float32)
+            track = Track(samples, rate, layout, start)
             for frame in box.decode(stream):
-                if place is None:
-                    # where the first sample stands, from the first frame taken
-                    began = 0.0 if frame.pts is None else float(frame.pts * frame.time_base)
-                    place = round((began - start) * rate)
-                for part in resampler.resample(frame):
-                    place, filled = put(samples, part.to_ndarray(), place, filled)
-                if place >= count:
+                track.take(frame)
+                if track.place >= samples.shape[1]:
                     break
-            if place is not None and place < count:
-                for part in resampler.resample(None):
-                    place, filled = put(samples, part.to_ndarray(), place, filled)
+            track.flush()
     except (av.FFmpegError, ValueError, OSError):
         return None
-    return Sound(samples[:, :filled], rate) if filled else None
+    return Sound(samples[:, : track.filled], rate) if track.filled else None
 
 
-def put(samples: np.ndarray, part: np.ndarray, place: int, filled: int) -> tuple[int, int]:
-    """Put a part where it belongs; returns the next part's place and how far samples are filled."""
-    low, high = max(place, 0), min(place + part.shape[1], samples.shape[1])
-    if low < high:
-        samples[:, low:high] = part[:, low - place : high - place]
-        filled = high
-    return place + part.shape[1], filled
+@dataclass
+class Track:
+    """Fills samples (channels, n), whose first is at `start` seconds, with decoded frames at their times.
+
+    filled: up to where; place: of the next sample; due: when the next frame is to come, in seconds.
+    """
+
+    samples: np.ndarray
+    rate: int
+    layout: str
+    start: float
+    filled: int = 0
+    place: int = 0
+    due: float | None = None
+    resampler: "av.AudioResampler | None" = None
+
+    def take(self, frame: "av.AudioFrame") -> None:
+        """Put a frame after the one before or, where a gap or an overlap is between them, at its own time."""
+        at = None if frame.pts is None else float(frame.pts * frame.time_base)
+        if self.due is None or (at is not None and abs(at - self.due) > JUMP):
+            self.flush()
+            self.due = at or 0.0
+            self.place = round((self.due - self.start) * self.rate)
+            self.resampler = av.AudioResampler("fltp", self.layout, self.rate)
+        self.due += frame.samples / frame.sample_rate
+        self.put(self.resampler.resample(frame))
+
+    def flush(self) -> None:
+        """Put what the resampler still holds."""
+        if self.resampler is not None:
+            self.put(self.resampler.resample(None))
+
+    def put(self, parts: "list[av.AudioFrame]") -> None:
+        for part in parts:
+            wave, place = part.to_ndarray(), self.place
+            self.place += wave.shape[1]
+            low, high = max(place, 0), min(self.place, self.samples.shape[1])
+            if low < high:
+                self.samples[:, low:high] = wave[:, low - place : high - place]
+                self.filled = max(self.filled, high)
 
 
 def add_sound(box: "OutputContainer", sound: Sound) -> "av.AudioStream":

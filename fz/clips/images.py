@@ -17,6 +17,9 @@ from fz.errors import FzError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "PPM")
 IMAGE_FPS = 8.0
+ANIMATED = ("WEBP", "PNG", "AVIF")
+# the tag by which a TIFF's page says what it is, and its bits for a smaller copy of another, or another's transparency
+NEW_SUBFILE_TYPE, NO_FRAME = 254, 0b101
 
 Flatten = Callable[[np.ndarray], np.ndarray]  # (H, W, 4) uint8 with straight alpha -> (H, W, 3) uint8
 
@@ -78,8 +81,8 @@ class Images:
     """Image files as a clip: one frame each, in order of their names. Other files among `paths` are left out; where
     they are pictures, that is said.
 
-    count; fps (files have no rate: 8, rated is False); order: timeline position -> frame, here 0, 1, 2 ...; still: a
-    single image; audio: never; notes.
+    frames; count, as many; fps (files have no rate: 8, rated is False); order: timeline position -> frame, here 0, 1,
+    2 ...; still: a single image; audio: never; notes.
     """
 
     rated = audio = False
@@ -87,7 +90,8 @@ class Images:
     def __init__(self, paths: Sequence[Path], name: str, flatten: Flatten = on_white):
         self.name, self.flatten, self.notes = name, flatten, []
         self.paths = [path for path in paths if path.name.lower().endswith(IMAGES)]
-        self.count, self.fps, self.still = len(self.paths), IMAGE_FPS, len(paths) == 1
+        self.frames = self.count = len(self.paths)
+        self.fps, self.still = IMAGE_FPS, self.count == 1
         self.order: Sequence[int] = range(self.count)
         others = [path.name for path in paths if path.name.lower().endswith(UNREAD + MOVIES)]
         if others:
@@ -128,15 +132,31 @@ class Images:
 def read_picture(path: Path, flatten: Flatten = on_white) -> tuple[np.ndarray, bool]:
     """An image file as (H, W, 3) uint8, upright, and whether any of it is transparent."""
     with opened_image(path) as image:
-        # Not for jpegs: phones store a second view or a depth map there.
-        moving = getattr(image, "n_frames", 1) if image.format in ("WEBP", "PNG", "AVIF") else 1
-        if moving > 1:
+        pages = pages_of(image)
+        if len(pages) > 1:
+            what = f"has {len(pages)} pages," if image.format == "TIFF" else f"is an animation of {len(pages)} frames"
             raise FzError(
-                f"video: {path} is an animation of {moving} frames among images, expected pictures of one frame; pass "
-                "it alone, or take it out"
+                f"video: {path} {what} among images, expected pictures of one frame; pass it alone, or take it out"
             )
+        image.seek(pages[0])
         image.load()
         return as_pixels(image, path, flatten)
+
+
+def pages_of(image: Image.Image) -> list[int]:
+    """The numbers of the pictures in an opened image file that are frames of a clip: an animation's, a TIFF's pages.
+    One alone where there are no others; phones store a second view or a depth map in jpegs, which is none.
+    """
+    if image.format == "TIFF":
+        pages = [k for k in range(image.n_frames) if not subfile_type(image, k) & NO_FRAME]
+        image.seek(0)
+        return pages or [0]
+    return list(range(getattr(image, "n_frames", 1) if image.format in ANIMATED else 1))
+
+
+def subfile_type(image: Image.Image, page: int) -> int:
+    image.seek(page)
+    return int(image.tag_v2.get(NEW_SUBFILE_TYPE, 0))
 
 
 def as_pixels(image: Image.Image, name: Path | str, flatten: Flatten) -> tuple[np.ndarray, bool]:

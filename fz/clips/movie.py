@@ -27,8 +27,8 @@ REORDERED = 16
 class Movie:
     """A video file.
 
-    count; fps (average rate); order: timeline position -> frame; audio: whether it has sound; begins: seconds of its
-    clock at the first frame; colours: its tags; notes. The timeline has a
+    frames: in the file; count: positions of the timeline; fps (average rate); order: timeline position -> frame; audio:
+    whether it has sound; begins: seconds of its clock at the first frame; colours: its tags; notes. The timeline has a
     constant rate from the first frame's time on, each position filled by the frame nearest in time. At a constant rate
     that is every frame once; where frames stand unevenly (variable rate) some are taken twice and some not at all, and
     a note says so; the last frame of a gif is repeated for as long as it rests there.
@@ -68,7 +68,7 @@ class Movie:
         if not seconds:
             raise FzError(f"video: {path} holds no frames (0 could be read). Is it complete?")
         self.fps, self.order = timeline(seconds, float(rate) if rate else None, last if kind in DELAYED else None)
-        self.count, self.begins = len(self.order), seconds[0]
+        self.frames, self.count, self.begins = len(seconds), len(self.order), seconds[0]
         self._note_times(seconds, last, claim)
 
     def _note_times(self, seconds: list[float], last: float, claim: float) -> None:

@@ -24,7 +24,7 @@ def frames_line(positions: range, count: int, fps: float | None) -> str:
 
 
 def seen(part: Sequence[int], size: Sequence[int]) -> tuple[int, int]:
-    """(h, w): the middle of a part (h, w) of the source that `fz.clips.video.fit` shows at a size (H, W)."""
+    """(h, w): the middle of a part (h, w) of the source that `fz.clips.fit.fit` shows at a size (H, W)."""
     (h, w), (height, width) = part, size
     scale = max(height / h, width / w)
     return min(h, round(height / scale)), min(w, round(width / scale))

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fz.clips.decode import Flatten, Frames, on_white, open_source
-from fz.clips.video import Video, plan_clip
+from fz.clips.fit import fitted
+from fz.clips.video import Video
 from fz.errors import FzError
 from fz.settings.config import ClipSettings
 
@@ -23,26 +24,25 @@ if TYPE_CHECKING:
 def read_mask(path: str, clip: ClipSettings, video: Video) -> "Tensor":
     """A user's mask, white or opaque = edited, cropped and resized as the clip was: (F, H, W), 1 where edited, else 0.
 
-    path: an image, for all frames; or a video or a folder with a mask for each picture of the clip (read with its start
-    and every) or for each frame taken. Raises FzError, in one line, for a file that is none, another count or size, for
-    a mask that is black, and for one whose colours and transparency say different things. Beside a clip of no file, an
-    array's or a tensor's, masks are as large as its pictures, for all frames or for each.
+    path: an image, for all frames; or a video or a folder with a mask for each frame of the clip's file or for each
+    frame taken (`beside`). Raises FzError, in one line, for a file that is none, another count or size, for a mask that
+    is black, and for one whose colours and transparency say different things. Beside a clip of no file, an array's or a
+    tensor's, masks are as large as its pictures, for all frames or for each.
     """
     frames, size = len(video.frames), tuple(video.frames.shape[-2:])
     try:
         opacity = Opacity()
         if video.clip is None:
-            masks, choice = _opened_beside(path, video, opacity)
+            masks, chosen = _opened_beside(path, video, opacity)
         else:
-            masks, choice = _opened(path, clip, video.indices, opacity)
-        settings = dataclasses.replace(clip, path=path, size=size, **choice)
-        for _ in masks.read(sorted(set(plan_clip(settings, multiple=1).indices))):
+            masks, chosen = _opened(path, clip, video.indices, opacity)
+        for _ in masks.read(sorted(set(chosen))):
             pass
         shown = as_grey if opacity.means(Path(path).name) else on_white
-        read = plan_clip(settings, multiple=1, flatten=shown).read()
+        pictures, _ = fitted(open_source(path, shown), chosen, clip.crop, size)
     except FzError as error:
         raise FzError(f"mask: {str(error).removeprefix('video: ')}") from error
-    white = read.frames.mean(1) > 0
+    white = pictures.mean(1) > 0
     if not white.any():
         raise FzError(
             f"mask: nothing in {Path(path).name} is {'opaque' if shown is as_grey else 'white'} where the clip is "
@@ -61,44 +61,57 @@ def check_mask(path: str, clip: ClipSettings, indices: Sequence[int]) -> None:
         raise FzError(f"mask: {str(error).removeprefix('video: ')}") from error
 
 
-def _opened(path: str, clip: ClipSettings, indices: Sequence[int], flatten: Flatten) -> tuple[Frames, dict[str, int]]:
-    """The mask's pictures, and which of them to read, as settings of a clip."""
+def _opened(path: str, clip: ClipSettings, indices: Sequence[int], flatten: Flatten) -> tuple[Frames, tuple[int, ...]]:
+    """The mask's source, and which of its frames to read."""
     masks, pictures = open_source(path, flatten), open_source(clip.path)
-    choice = choice_beside(path, masks, pictures, len(indices))
+    chosen = beside(path, masks, pictures, clip, indices)
     (_, mask), (_, picture) = next(iter(masks.read([0]))), next(iter(pictures.read([indices[0]])))
     if mask.shape != picture.shape:
         sizes = f"{mask.shape[1]}x{mask.shape[0]}, the clip {picture.shape[1]}x{picture.shape[0]}"
         raise FzError(f"video: {path} is {sizes} (width x height). Expected the clip's size, before crop and resizing")
-    return masks, choice
+    return masks, chosen
 
 
-def _opened_beside(path: str, video: Video, flatten: Flatten) -> tuple[Frames, dict[str, int]]:
+def _opened_beside(path: str, video: Video, flatten: Flatten) -> tuple[Frames, tuple[int, ...]]:
     """The same, of a mask beside frames that no reading of a file gives."""
     masks, frames, size = open_source(path, flatten), len(video.frames), tuple(video.frames.shape[-2:])
-    if masks.count not in (1, frames):
+    chosen = for_each(masks, frames)
+    if chosen is None:
         expected = f"expected {'1' if frames == 1 else f'1 or {frames}'}: one for all or for each frame of the clip"
-        raise FzError(f"video: {path} holds {masks.count} pictures, {expected}")
+        raise FzError(f"video: {path} holds {masks.frames} pictures, {expected}")
     _, mask = next(iter(masks.read([0])))
     height, width = given = video.picture or size
     if mask.shape[:2] not in (given, size):
         sizes = f"{mask.shape[1]}x{mask.shape[0]}, the clip's pictures {width}x{height}"
         raise FzError(f"video: {path} is {sizes} (width x height). Expected their size")
-    return masks, {"frames": masks.count, "start": 0, "every": 1}
+    return masks, chosen
 
 
-def choice_beside(path: str, masks: Frames, pictures: Frames, frames: int) -> dict[str, int]:
-    """Which of the masks, or of other pictures beside the clip's, to read, as settings of a clip. Raises FzError for
-    another number of them.
+def beside(path: str, others: Frames, pictures: Frames, clip: ClipSettings, indices: Sequence[int]) -> tuple[int, ...]:
+    """The frame numbers of masks, or of other pictures beside the clip's, for the clip's frames of these numbers; of a
+    single one, itself for all of them. Raises FzError for another number of them.
+
+    As many as the clip's file has frames belong to these, whatever their times are: a variable rate takes some twice
+    and some not at all. As many as its timeline has positions belong to those.
     """
-    if masks.count == 1:
-        return {"frames": 1, "start": 0, "every": 1}
-    if masks.count == pictures.count:
-        return {"frames": frames}
-    if masks.count == frames:
-        return {"frames": frames, "start": 0, "every": 1}
-    expected = " or ".join(map(str, sorted({1, frames, pictures.count})))
+    if others.frames == pictures.frames:
+        return tuple(indices)
+    if others.count == pictures.count:
+        return tuple(others.order[clip.start + k * clip.every] for k in range(len(indices)))
+    if (chosen := for_each(others, len(indices))) is not None:
+        return chosen
+    expected = " or ".join(map(str, sorted({1, len(indices), pictures.frames, pictures.count})))
     one = "one for all, for each frame taken or for each of the clip's"
-    raise FzError(f"video: {path} holds {masks.count} pictures, expected {expected}: {one}")
+    raise FzError(f"video: {path} holds {others.frames} pictures, expected {expected}: {one}")
+
+
+def for_each(others: Frames, count: int) -> tuple[int, ...] | None:
+    """The frame numbers of so many pictures, or of one for all; None of another number of them."""
+    if others.count == 1:
+        return (0,)
+    if others.frames == count:
+        return tuple(range(count))
+    return tuple(others.order) if others.count == count else None
 
 
 def as_grey(rgba: np.ndarray) -> np.ndarray:

@@ -1,8 +1,7 @@
 """What the model sees of a clip: which frames, which part of the picture, at what size.
 
-Choice, crop and resizing follow the released code's ImageSequenceDataset for a square size: to [-1, 1], cut the
-offsets, short side to N (antialiased bilinear), centre crop. Sizes that are not square are this project's own. How
-files are decoded is `fz.clips.decode`'s question. A plan is made without torch, which takes seconds to import."""
+The choice of frames follows the released code's ImageSequenceDataset. How files are decoded is `fz.clips.decode`'s
+question, how a picture gets its size `fz.clips.fit`'s. A plan is made without torch, which takes seconds to import."""
 
 import dataclasses
 import math
@@ -10,16 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from fz.clips.decode import Flatten, Frames, on_white, open_source
-from fz.clips.files import FASTEST, MAX_PIXELS, SLOWEST, check_rate
+from fz.clips.files import FASTEST, SLOWEST, check_rate
 from fz.clips.film import Colours, Sound, read_sound
+from fz.clips.fit import cut, cut_size, fitted, wide
 from fz.clips.taken import left_out
 from fz.errors import FzError
 from fz.memory.free import free_memory, gb
 from fz.settings.checks import plain
-from fz.settings.config import ClipSettings, Crop, Size
+from fz.settings.config import ClipSettings, Size
 
 if TYPE_CHECKING:
     import torch
@@ -102,34 +100,18 @@ class ClipPlan:
         """The source's frame numbers; some repeat at a variable rate."""
         return tuple(self.source.order[k] for k in self.positions)
 
-    def read(self) -> Video:
-        """Decode, crop and resize; one picture at a time is held at full size."""
-        import torch
-
-        places: dict[int, list[int]] = {}
-        for place, index in enumerate(self.indices):
-            places.setdefault(index, []).append(place)
-        out = torch.empty(len(self.positions), 3, *self.size)
-        shape, notes = None, list(self.notes)
-        for index, picture in self.source.read(sorted(places)):
-            part = cut(picture, self.clip.crop)
-            if shape is None:
-                shape = picture.shape
-                notes += self._seen(part)
-            elif shape != picture.shape:
-                sizes = f"{_wide(shape)} to {_wide(picture.shape)}"
-                raise FzError(
-                    f"video: {self.source.name} changes size at frame {index}, {sizes}; convert it to one size"
-                )
-            # a channel at a time: large pictures in float32 are larger still
-            for c in range(3):
-                out[places[index], c] = fit(to_float(part[..., c : c + 1]), self.size)
+    def read(self, alike: bool = True) -> Video:
+        """Decode, crop and resize (`fz.clips.fit.fitted`)."""
+        frames, shapes = fitted(self.source, self.indices, self.clip.crop, self.size, alike)
+        notes = [*self.notes, *self._seen(shapes[0])]
+        if len(shapes) > 1:
+            notes.append(f"{self.source.name}: pictures of {len(shapes)} sizes, each scaled and cut on its own")
         sound = None if self.silent() else read_sound(self.source.path, *self.time())
         if sound is None and not self.silent() and self.source.audio:
             notes.append(f"{self.source.name}: none of its audio is in the time of these frames, or it cannot be read")
         colours = getattr(self.source, "colours", Colours())
         notes = (*self.source.notes, *notes)
-        return Video(out, self.fps, self.indices, notes, self.clip, tuple(shape[:2]), sound, colours)
+        return Video(frames, self.fps, self.indices, notes, self.clip, shapes[0], sound, colours)
 
     def time(self) -> tuple[float, float]:
         """(when the first frame is shown on the source's clock, how long all of them are), in seconds."""
@@ -143,24 +125,16 @@ class ClipPlan:
             return "--no-audio"
         return "--fps changes the time" if self.clip.fps and self.clip.fps != self.natural else None
 
-    def _seen(self, part: np.ndarray) -> list[str]:
-        """What to tell of the part of the picture that is seen, and of what is left out of the source. Raises FzError
-        for a part so narrow that covering the size takes too many pixels.
-        """
-        (h, w), (height, width), name = part.shape[:2], self.size, self.source.name
-        scaled = scaled_size((h, w), self.size)
-        if scaled[0] * scaled[1] > MAX_PIXELS:
-            raise FzError(
-                f"video: {name} is {w}x{h} (width x height), too narrow: it would have to be enlarged to "
-                f"{scaled[1]}x{scaled[0]} to cover {width}x{height}. Crop it first"
-            )
-        notes = []
-        scale = max(height / h, width / w)
+    def _seen(self, picture: tuple[int, int]) -> list[str]:
+        """What to tell of the part of a picture (h, w) that is seen, and of what is left out of the source."""
+        part, (height, width), name, notes = cut_size(picture, self.clip.crop), self.size, self.source.name, []
+        scale = max(height / part[0], width / part[1])
         if scale > 1.5:
-            notes.append(f"{name} is {w}x{h} (width x height), enlarged {scale:.3g} times to cover {width}x{height}")
-        line = left_out(
-            self.positions, self.source, (h, w), self.size, self.multiple, self.silent() if self.source.audio else None
-        )
+            notes.append(
+                f"{name} is {wide(part)} (width x height), enlarged {scale:.3g} times to cover {width}x{height}"
+            )
+        silent = self.silent() if self.source.audio else None
+        line = left_out(self.positions, self.source, part, self.size, self.multiple, silent)
         return [*notes, line] if line else notes
 
 
@@ -198,14 +172,15 @@ def original_size(clip: ClipSettings, source: Frames) -> tuple[int, int]:
     return cut(picture, clip.crop).shape[:2]
 
 
-def read_clip(clip: ClipSettings, multiple: int = 64) -> Video:
+def read_clip(clip: ClipSettings, multiple: int = 64, alike: bool = True) -> Video:
     """Decode, crop and resize a clip. H and W are rounded to `multiple` (see round_size).
 
     A video's rate is divided by `every`; images count as 8 frames a second. At a variable rate, start and every count
     positions of a constant timeline (fz.clips.movie.Movie), so indices may repeat. Only the frames needed are decoded,
-    one at a time is held at full size. Raises FzError for a path, choice, crop or size that cannot be.
+    one at a time is held at full size. alike: False for pictures that are no clip, which may differ in size. Raises
+    FzError for a path, choice, crop or size that cannot be.
     """
-    return plan_clip(clip, multiple).read()
+    return plan_clip(clip, multiple).read(alike)
 
 
 def check_memory(frames: int, height: int, width: int) -> None:
@@ -273,49 +248,6 @@ def round_size(size: Size, multiple: int = 64) -> tuple[Size, str | None]:
     return (rounded if pair else rounded[0]), note
 
 
-def to_float(picture: np.ndarray) -> "torch.Tensor":
-    """(H, W, C) uint8 -> (C, H, W) float32 in [-1, 1]."""
-    import torch
-
-    return torch.from_numpy(picture).permute(2, 0, 1).float().div_(255).mul_(2).sub_(1)
-
-
-def cut(picture: np.ndarray, crop: Crop) -> np.ndarray:
-    """picture (H, W, 3) without the crop's borders. FzError if nothing is left."""
-    height, width = picture.shape[:2]
-    if crop.left + crop.right >= width or crop.top + crop.bottom >= height:
-        raise FzError(
-            f"crop: left {crop.left} + right {crop.right} and top {crop.top} + bottom {crop.bottom} leave nothing "
-            "of a picture of "
-            f"{width}x{height} (width x height)"
-        )
-    return picture[crop.top : height - crop.bottom, crop.left : width - crop.right]
-
-
-def fit(image: "torch.Tensor", size: tuple[int, int]) -> "torch.Tensor":
-    """image (C, h, w) -> (C, H, W): scaled to cover, keeping its aspect ratio (antialiased bilinear), then centre crop.
-
-    For H = W this is the released short side scaling and centre crop, number for number: the side that fits tightly
-    becomes exact, the other is rounded down.
-    """
-    from torch.nn.functional import interpolate
-
-    height, width = size
-    scaled = scaled_size(image.shape[-2:], size)
-    if scaled != tuple(image.shape[-2:]):
-        image = interpolate(image[None], size=scaled, mode="bilinear", antialias=True)[0]
-    top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
-    return image[:, top : top + height, left : left + width]
-
-
-def scaled_size(part: Sequence[int], size: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) to which a part (h, w) of a picture is scaled to cover `size`."""
-    (h, w), (height, width) = part, size
-    if height * w >= width * h:
-        return height, max(width, int(height / h * w))
-    return max(height, int(width / w * h)), width
-
-
 def _check(clip: ClipSettings):
     if clip.fps is not None:
         check_rate(clip.fps)
@@ -335,7 +267,3 @@ def _check(clip: ClipSettings):
 
 def _frames(n: int) -> str:
     return "1 frame" if n == 1 else f"{n} frames"
-
-
-def _wide(shape) -> str:
-    return f"{shape[1]}x{shape[0]}"

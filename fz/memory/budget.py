@@ -23,7 +23,7 @@ from fz.model.deep import Reuse
 from fz.model.fast_vae import takes, transformed_bytes
 from fz.model.unet import UNet
 from fz.model.vae import VAE
-from fz.source import Recompute, Store, keep_nothing
+from fz.source import Store
 
 # share of the free memory that keeping may fill
 FILL = 0.6
@@ -196,11 +196,12 @@ def store_for(
         return KeptOnDisk(folder, timesteps, device, say)
     if mode == "memory" and offload:
         return KeptInRam(timesteps, Copier(device))
-    return KeptInMemory() if mode == "memory" else Recompute()
+    return KeptInMemory() if mode == "memory" else Store()
 
 
 def keep_for(mode: str, keep: Callable[[int], Keep]) -> Callable[[int], Keep]:
-    return keep_nothing if mode == "recompute" else keep
+    """What is kept of edit step k: nothing in 'recompute', but the dtype counts there too."""
+    return (lambda k: Keep(dtype=keep(k).dtype)) if mode == "recompute" else keep
 
 
 def pictures_at_once(vae: VAE, height: int, width: int, device: torch.device) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fz.attention import QK
 from fz.errors import FzError
+from fz.source import Store
 from fz.tensors import write_safetensors
 
 Say = Callable[[str], None]
@@ -88,7 +89,7 @@ class StepLog:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class KeptInMemory:
+class KeptInMemory(Store):
     """Queries and keys in RAM ('memory')."""
 
     def __init__(self):
@@ -100,8 +101,11 @@ class KeptInMemory:
     def get(self, t: int) -> QK | None:
         return self.steps.get(t)
 
+    def has(self, t: int) -> bool:
+        return t in self.steps
 
-class KeptOnDisk:
+
+class KeptOnDisk(Store):
     """Queries and keys in files, one a timestep ('disk'): written behind by a thread, read ahead by another, from noisy
     to clean.
     """
@@ -152,7 +156,7 @@ class KeptOnDisk:
                     self.say(f"{error} What is missing is computed again.")
                 self.failed = True
 
-    def close(self, remove: bool) -> None:
+    def close(self, remove: bool = False) -> None:
         self.writer.shutdown(wait=True, cancel_futures=True)
         self.reader.shutdown(wait=True, cancel_futures=True)
         if remove:

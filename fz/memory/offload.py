@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fz.attention import QK
+from fz.source import Store
 
 CPU = torch.device("cpu")
 
@@ -78,7 +79,7 @@ class Copier:
         return operands
 
 
-class KeptInRam:
+class KeptInRam(Store):
     """Queries and keys in RAM while the model is on a GPU: written behind, and read one step ahead, from noisy to
     clean.
     """
@@ -91,6 +92,9 @@ class KeptInRam:
 
     def put(self, t: int, operands: QK) -> None:
         self.steps[t] = self.copier.to_ram(operands)
+
+    def has(self, t: int) -> bool:
+        return t in self.steps
 
     def get(self, t: int) -> QK | None:
         if t not in self.steps:

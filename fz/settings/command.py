@@ -10,14 +10,15 @@ from typing import Any
 from fz.settings.applications import usual_of
 from fz.settings.config import ClipSettings, Crop, EditSettings, Settings
 from fz.settings.flags import FLAGS, Flag
+from fz.settings.idle import counts
 
 # a run without a checkpoint has other defaults for these
 ALWAYS = ("clip.size", "guidance")
 
 
 def command(settings: Mapping[str, Any], out: str | None = None) -> str:
-    """`python -m fz.run …` of run.json's settings, quoted for a POSIX shell. What no flag says (`lenient`) is left
-    out.
+    """`python -m fz.run …` of run.json's settings, quoted for a POSIX shell. What no flag says (`lenient`) and what
+    changes nothing (a strength without SDEdit) is left out.
     """
     words = ["python", "-m", "fz.run"]
     defaults = {f"clip.{k}": v for k, v in fields(ClipSettings).items()} | fields(Settings)
@@ -26,8 +27,10 @@ def command(settings: Mapping[str, Any], out: str | None = None) -> str:
         **{f"clip.{k}": v for k, v in settings["clip"].items()},
     }
     for flag in first_flags(edit=False):
-        if flag.setting in flat and (
-            flag.setting in ALWAYS or not same(flat[flag.setting], defaults.get(flag.setting))
+        if (
+            flag.setting in flat
+            and (flag.setting in ALWAYS or not same(flat[flag.setting], defaults.get(flag.setting)))
+            and any(counts(flag.setting, flat, edit) for edit in settings["edits"])
         ):
             words += said(flag, f"--{flag.name}", flat[flag.setting])
     edits = settings["edits"]
@@ -36,7 +39,11 @@ def command(settings: Mapping[str, Any], out: str | None = None) -> str:
     for i, edit in enumerate(edits):
         usual = fields(EditSettings) | usual_of(edit.get("remove"), edit.get("enhance"))
         for flag in first_flags(edit=True):
-            if flag.setting in edit and not same(edit[flag.setting], usual.get(flag.setting)):
+            if (
+                flag.setting in edit
+                and not same(edit[flag.setting], usual.get(flag.setting))
+                and counts(flag.setting, flat, edit)
+            ):
                 words += said(flag, f"--{flag.name}{f'.{i}' if len(edits) > 1 else ''}", edit[flag.setting])
             if flag.setting == "cross_replace":
                 for word, (low, high) in edit.get("cross_replace_words", ()):

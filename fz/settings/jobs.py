@@ -63,7 +63,8 @@ class Job:
         """Raises FzError for what fz.run would refuse."""
         if self.error:
             raise FzError(self.error)
-        return parse([*self.argv, "--out", str(out / self.name), *(["--dry-run"] if dry_run else [])]).settings
+        argv = [*self.argv, "--out", str(out / self.name), *(["--dry-run"] if dry_run else [])]
+        return parse(argv, notes_idle=True).settings
 
 
 def read_jobs(path: str, extra: Sequence[str] = (), edit_masks: bool = False) -> list[Job]:

@@ -16,6 +16,7 @@ from fz.errors import FzError
 from fz.settings import applications, released, tree
 from fz.settings.config import ABLATIONS, FAST, PRESETS, REUSING, Overlay, Settings, build, is_edit
 from fz.settings.flags import build_parser
+from fz.settings.idle import idle_flags
 from fz.settings.sweep import Variant, expand, read_sweeps
 from fz.shell import unknown
 
@@ -33,9 +34,11 @@ class Request:
     verbose: bool = False
 
 
-def parse(argv: Sequence[str]) -> Request:
-    """Raises FzError, in one line, for flags that are unknown or wrong and for settings that cannot be; SystemExit
-    after --help.
+def parse(argv: Sequence[str], notes_idle: bool = False) -> Request:
+    """notes_idle: flags that change nothing are noted, as they may be for all jobs of a batch, and not refused.
+
+    Raises FzError, in one line, for flags that are unknown or wrong and for settings that cannot be; SystemExit after
+    --help.
     """
     argv = joined(argv)
     numbers = sorted({int(found[1]) for a in argv if (found := re.match(r"--[a-z-]+\.(\d{1,4})(?:=|$)", a))})
@@ -57,7 +60,8 @@ def parse(argv: Sequence[str]) -> Request:
     translation = released.translate(content)
     of_config = [released.DEFAULTS, translation.overlay] if config is not None else []
     preset = preset_overlay(given)
-    over = [flags, *(ABLATIONS[name] for name in given.get("ablate", [])), translation.of(changed)]
+    ablations = [ABLATIONS[name] for name in given.get("ablate", [])]
+    over = [flags, *ablations, translation.of(changed)]
     if list_words:
         if not any("source" in overlay or "edits.0.target" in overlay for overlay in (*of_config, *over)):
             return Request(None, list_words)
@@ -90,16 +94,23 @@ def parse(argv: Sequence[str]) -> Request:
             f"flags of edit .{beyond[0]}: there are {len(settings.edits)} targets, numbered from 0. Expected .N of "
             "one of them."
         )
-    check_words(settings)
+    variants = read_sweeps(sweeps) if sweeps else []
+    # an ablation may take away what a flag counts with
+    whole = build(*beneath, preset, flags, translation.of(changed)) if ablations else settings
+    idle = idle_flags(flags, (settings, whole), variants)
+    if idle and not notes_idle:
+        raise FzError(f"{idle[0]}. Pass that, or leave it out.")
+    settings = dataclasses.replace(settings, notes=(*settings.notes, *idle))
+    swept = expand(settings, variants) if variants else settings
+    check_words(swept)
     if clip_model is not None and not (sweeps or settings.report):
         raise FzError(
             f"clip model: got {clip_model!r} without --sweep or --report, which it judges. Pass one of them, or "
             "leave it out."
         )
-    if not sweeps or list_words:
-        return Request(settings, list_words, clip_model=clip_model, verbose=verbose)
-    variants = read_sweeps(sweeps)
-    return Request(expand(settings, variants), sweep=tuple(variants), clip_model=clip_model, verbose=verbose)
+    if list_words:
+        return Request(settings, list_words)
+    return Request(swept, sweep=tuple(variants), clip_model=clip_model, verbose=verbose)
 
 
 def of_miniature() -> Overlay:

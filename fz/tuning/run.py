@@ -163,13 +163,14 @@ def load(settings: TuneSettings) -> Checkpoint:
 
 def read(settings: TuneSettings, checkpoint: Checkpoint) -> TuningPictures:
     multiple = checkpoint.vae.config.stride * checkpoint.unet.config.stride
-    video = read_clip(settings.clip, multiple)
+    # pictures, not a clip: each has its own size
+    video = read_clip(settings.clip, multiple, alike=not settings.lora_rank)
     for sentence in lora.captions(settings.clip, video.indices, settings.prompt) if settings.lora_rank else ():
         checkpoint.text.tokens(sentence)
     if not settings.class_images:
         return TuningPictures(video, None)
     every = dataclasses.replace(settings.clip, path=settings.class_images, frames=None, start=0, every=1)
-    return TuningPictures(video, read_clip(every, multiple).frames)
+    return TuningPictures(video, read_clip(every, multiple, alike=False).frames)
 
 
 def check_memory(

@@ -6,7 +6,7 @@ Nothing here imports torch.
 import argparse
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from fz.errors import FzError
 from fz.settings import released, texts, tree
 from fz.settings.checks import check_says
 from fz.settings.config import ClipSettings
+from fz.settings.idle import alone
 from fz.settings.limits import check_tuning
 from fz.shell import Parser, unknown
 
@@ -231,7 +232,24 @@ def parse(argv: Sequence[str]) -> tuple[TuneSettings, list[str]]:
         raise FzError(
             "class images: got only one of --class-images and --class-prompt, expected both, as 'a photo of a car'."
         )
+    check_idle(given, settings)
     return settings, notes
+
+
+def check_idle(given: Mapping[str, Any], settings: TuneSettings) -> None:
+    """Raise FzError for a flag that changes nothing, for want of another. A YAML may have such values."""
+    if "recipe" in given and settings.lora_rank is not None:
+        raise FzError(
+            f"recipe: got {settings.recipe!r} with --lora-rank, expected one of them: a LoRA has a recipe of its own. "
+            "Leave one out."
+        )
+    for name, needs, counts in (
+        ("rank", "--recipe fatezero", settings.recipe == "fatezero" and settings.lora_rank is None),
+        ("class_weight", "--class-images", settings.class_images is not None),
+        *((name, "--sample-prompt", settings.sample_prompts) for name in ("sample_every", "sample_steps", "guidance")),
+    ):
+        if name in given and not counts and getattr(settings, name) != getattr(TuneSettings, name):
+            raise FzError(f"{alone(name, needs)}. Pass that, or leave it out.")
 
 
 def miniature(values: dict[str, Any]) -> None:

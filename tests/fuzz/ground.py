@@ -109,7 +109,7 @@ class Ground:
 
     def tuning(self, **changes: str | bool | None) -> list[tuple[str, str | None]]:
         """Flags of a tuning that is fine."""
-        more = {"source": None, "target": None, "cache": None, "prompt": SOURCE, "rank": "2", "save_every": "1"}
+        more = {"source": None, "target": None, "cache": None, "prompt": SOURCE, "save_every": "1"}
         return self.flags(**{**more, **changes})
 
     def table1(self, **changes: str | bool | None) -> list[tuple[str, str | None]]:
