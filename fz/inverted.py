@@ -345,9 +345,3 @@ class InvertedClip:
         """Where queries and keys of that pass stay."""
         folder, times = self.cached.operands / f"{of}-{self.settings.store_dtype}", self.schedule.timesteps
         return store_for(self.mode, folder, times, self.editor.device, self.journal.say, self.settings.offload)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """z_0, and inverted.0 (= z_0) … inverted.T if the clip was inverted."""
-        latents, times = self.source.latents, (CLEAN, *reversed(self.schedule.timesteps))
-        steps = {f"inverted.{i:03d}": latents[t] for i, t in enumerate(times)} if len(latents) > 1 else {}
-        return {**steps, "z0": latents[CLEAN]}
