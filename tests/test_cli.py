@@ -293,7 +293,6 @@ PAIRS = {
     "--reconstruction-prompt x": ("--attention reconstruction", "--ablate reconstruction"),
     "--negative blurry": ("--guidance 3", "--guidance 1 --method null-p2p"),
     "--guidance-window 0.5": ("--guidance 3", "--guidance 1.5"),
-    "--store-dtype float16": ("--store memory", "--store auto"),
     "--conv-memory 2": ("--conv auto", ""),
     "--enhance-factor 3": ("--enhance 8K", "--enhance.0 8K"),
     "--enhance-factor.0 3": ("--enhance 8K", "--enhance.0 8K"),
@@ -304,7 +303,6 @@ PAIRS = {
 WITHOUT = {
     "--negative blurry": "--guidance 1",
     "--guidance-window 0.5": "--guidance 1",
-    "--store-dtype float16": "--store recompute",
     "--conv-memory 2": "--conv direct",
     "--blend-words jeep": "--threshold 1",
     "--blend-words.0 jeep": "--threshold 0.3 --mask m.png",

@@ -7,15 +7,21 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
+import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 import torch
+import windows
 
-from fz import pipeline
+from fz import locks, pipeline
 from fz.clips import media
 from fz.errors import FzError
-from fz.memory.inversions import Inversion, default_folder, prune
+from fz.memory import inversions
+from fz.memory.inversions import MARKER, Inversion, default_folder, prune
 from fz.results import claim, own
 from fz.results.beside import beside, check_beside, completed
 from fz.results.folder import ResultFolder, read_run
@@ -111,7 +117,114 @@ def test_a_cache_among_other_folders_leaves_them(here):
     assert all(file.exists() for file in (*foreign, part, here / "canary/photo.png")) and link.is_symlink()
 
 
-def test_an_inversion_in_use_stays(here):
+@pytest.fixture(params=["posix", "windows"])
+def system(request, monkeypatch):
+    if request.param == "windows":
+        if sys.platform != "linux":
+            pytest.skip("Windows is played with locks of Linux")
+        windows.pretend(monkeypatch)
+
+
+def filled(inversion):
+    """As a run leaves it that is not done: 4 kB of steps, an edit's and operands."""
+    for log in (inversion.log, inversion.edit_log("a")):
+        log.put(0, {"z": torch.zeros(500)})
+    write(inversion.operands / "inversion" / "0001.safetensors")
+    return sorted(inversion.folder.rglob("*"))
+
+
+def test_no_more_goes_than_has_to(here, system):
+    """One of six, the oldest that nobody has open, also where open files cannot be removed."""
+    folders = []
+    for age in range(6):
+        with_files = Inversion(here / "cache", f"{age:032x}", pytest.fail)
+        folders.append((with_files.folder, filled(with_files)))
+        with_files.close()
+        os.utime(with_files.folder, (1e9 + age, 1e9 + age))
+    used = Inversion(here / "cache", "0" * 32, pytest.fail)
+    os.utime(used.folder, (1e9, 1e9))
+    said = []
+    size = sum(p.stat().st_size for p in used.folder.rglob("*") if p.is_file())
+    prune(here / "cache", limit=5 * size, say=said.append)
+    assert len(said) == 1 and str(folders[1][0]) in said[0] and not folders[1][0].exists()
+    for folder, files in (folders[0], *folders[2:]):
+        assert sorted(folder.rglob("*")) == files
+    used.close()
+
+
+def test_what_could_not_be_removed_is_not_counted_as_gone_nor_the_rest_removed(here, monkeypatch):
+    """A file that another program has open, as a virus scanner on Windows."""
+    for age in range(3):
+        filled(inversion := Inversion(here / "cache", f"{age:032x}", pytest.fail))
+        inversion.close()
+        os.utime(inversion.folder, (1e9 + age, 1e9 + age))
+    held, unlink = here / "cache" / ("0" * 32) / "edit-a" / "0000.safetensors", os.unlink
+
+    def unlinked(path, **options):
+        if Path(path).name == held.name and "edit-a" in os.readlink(f"/proc/self/fd/{options['dir_fd']}"):
+            raise PermissionError(13, "in use", path)
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", unlinked)
+    size = sum(p.stat().st_size for p in (here / "cache").rglob("*") if p.is_file())
+    prune(here / "cache", limit=size - 100, say=pytest.fail)
+    assert held.exists() and not held.parent.with_name("steps").exists()
+    assert all((here / "cache" / f"{age:032x}" / "steps").exists() for age in (1, 2))
+
+
+def test_only_the_last_run_of_an_inversion_removes_what_runs_need(here, system):
+    one, other = (Inversion(here, "0" * 32, pytest.fail) for _ in range(2))
+    files = filled(one)
+    one.finished()
+    assert sorted(one.folder.rglob("*")) == files
+    # and has not lost its own share by asking
+    other.edits = one.edits
+    other.finished()
+    assert sorted(one.folder.rglob("*")) == files
+    one.close()
+    other.finished()
+    assert not one.operands.exists() and not list(one.folder.glob("edit-*")) and other.z0() is not None
+    other.close()
+
+
+def test_a_killed_runs_temporary_inversion_goes_and_a_running_ones_stays(here, system, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(here))
+    (here / "fz-killed").mkdir()
+    filled(killed := Inversion(here / "fz-killed", "0" * 32, pytest.fail))
+    killed.close()
+    said = []
+    with Inversion.open("none", "1" * 32, said.append) as running:
+        files = filled(running)
+        with Inversion.open("none", "2" * 32, pytest.fail):
+            assert sorted(running.folder.rglob("*")) == files
+    assert len(said) == 1 and "fz-killed" in said[0] and not list(here.glob("fz-*"))
+
+
+def test_a_run_that_meets_a_removal_waits_and_makes_it_anew(here, system, monkeypatch):
+    """It had the marker of a folder that was gone: no lock on the one that it then wrote."""
+    filled(old := Inversion(here, "0" * 32, pytest.fail))
+    old.close()
+    marker = os.open(old.folder / MARKER, os.O_RDWR)
+    assert locks.lock(marker)
+    looks = []
+
+    def gone(seconds):
+        looks.append(seconds)
+        if len(looks) == 2:
+            for name in ("steps", "edit-a", "operands"):
+                shutil.rmtree(old.folder / name)
+            locks.remove(old.folder / MARKER, marker)
+            old.folder.rmdir()
+
+    monkeypatch.setattr(inversions.time, "sleep", gone)
+    new = Inversion(here, "0" * 32, pytest.fail)
+    assert len(looks) == 2 and new.marker is not None and new.z0() is None
+    prune(here, limit=0, say=pytest.fail)
+    assert (new.folder / MARKER).is_file()
+    new.close()
+
+
+def test_an_inversion_in_use_stays(here, system):
     used = Inversion(here, "0" * 32, pytest.fail)
     used.log.put(0, {"z": torch.zeros(1000)})
     prune(here, limit=10, say=pytest.fail)

@@ -18,7 +18,7 @@ FLOORS = (
         "fz.words",
         "fz.errors",
     ),
-    ("fz.frames", "fz.shell", "fz.records", "fz.whole"),
+    ("fz.frames", "fz.shell", "fz.records", "fz.whole", "fz.locks"),
     ("fz.settings",),
     ("fz.kernels", "fz.memory.free", "fz.tensors"),
     ("fz.clips", "fz.ranks"),

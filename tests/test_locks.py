@@ -7,7 +7,9 @@ import sys
 import time
 
 import pytest
+import windows
 
+from fz.locks import lock, remove
 from fz.results.lock import NAME, Busy, Lock
 
 HOLD = "import sys, time; from pathlib import Path; from fz.results.lock import Lock; lock = Lock(Path(sys.argv[1])); "
@@ -17,6 +19,44 @@ def holder(folder, then="print('held', flush=True); time.sleep(60)"):
     process = subprocess.Popen([sys.executable, "-c", HOLD + then, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     return process
+
+
+@pytest.fixture(params=["posix", "windows"])
+def system(request, monkeypatch):
+    """This one, and, where it is Linux, as much of Windows as locks meet."""
+    if request.param == "windows":
+        if sys.platform != "linux":
+            pytest.skip("Windows is played with locks of Linux")
+        windows.pretend(monkeypatch)
+
+
+def opened(path):
+    return os.open(path, os.O_RDWR | os.O_CREAT)
+
+
+def test_many_share_or_one_is_alone(tmp_path, system):
+    """Whoever asks again lets go of what it had, also where it then gets nothing."""
+    a, b, c = (opened(tmp_path / "file") for _ in range(3))
+    assert lock(a, alone=False) and lock(b, alone=False) and not lock(c, alone=True)
+    assert lock(c, alone=False) and not lock(a, alone=True)
+    os.close(c)
+    assert lock(b, alone=True) and lock(b, alone=True), "a has none any more"
+    assert not lock(a, alone=False) and not lock(a, alone=True)
+    assert lock(b, alone=False) and lock(a, alone=False)
+    os.write(a, b"text")
+    assert os.pread(b, 10, 0) == b"text", "written from the beginning"
+    os.close(a)
+    os.close(b)
+
+
+def test_a_locked_file_goes_with_its_lock(tmp_path, system):
+    file = opened(tmp_path / "file")
+    assert lock(file)
+    remove(tmp_path / "file", file)
+    assert not list(tmp_path.iterdir())
+    again = opened(tmp_path / "file")
+    assert lock(again)
+    os.close(again)
 
 
 def test_a_second_process_is_told_who_has_it(tmp_path):
@@ -56,13 +96,13 @@ time.sleep(60)
         process.wait()
 
 
-def test_a_second_thread_of_the_same_program_is_refused_too(tmp_path):
+def test_a_second_thread_of_the_same_program_is_refused_too(tmp_path, system):
     with Lock(tmp_path), pytest.raises(Busy, match="this program itself"):
         Lock(tmp_path)
     Lock(tmp_path).release()
 
 
-def test_release_twice_is_once(tmp_path):
+def test_release_twice_is_once(tmp_path, system):
     lock = Lock(tmp_path)
     lock.release()
     with Lock(tmp_path):
@@ -71,7 +111,7 @@ def test_release_twice_is_once(tmp_path):
             Lock(tmp_path)
 
 
-def test_a_file_that_says_nonsense_does_not_matter(tmp_path):
+def test_a_file_that_says_nonsense_does_not_matter(tmp_path, system):
     (tmp_path / NAME).write_text("[" * 5000)
     Lock(tmp_path).release()
 

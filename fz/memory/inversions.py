@@ -26,20 +26,18 @@ from torch import Tensor, nn
 
 from fz.ddim import CLEAN, Schedule
 from fz.errors import FzError
+from fz.locks import lock, remove
 from fz.memory.kept import Say, StepLog
 from fz.settings.place import check_cache, expanded
 from fz.source import Source
-
-try:
-    import fcntl
-except ImportError:  # Windows removes no folder with an open file anyway
-    fcntl = None
 
 LIMIT = 10 * 10**9  # bytes
 PART_AGE = 24 * 3600  # seconds after which a half-written file belongs to a run that was killed
 # in every inversion's folder, and open while a run uses it
 MARKER = ".fz-inversion"
 TEMPORARY = "fz-"
+# looks, a twentieth of a second apart, at an inversion that is being removed
+TRIES = 100
 
 
 def default_folder() -> Path:
@@ -116,13 +114,7 @@ class Inversion:
     def __init__(self, cache: Path, key: str, say: Say):
         self.folder, self.edits = cache / key, []
         self.log = StepLog(self.folder / "steps", say)
-        self.marker: int | None = None
-        with contextlib.suppress(OSError):
-            # what `prune` goes by
-            self.folder.mkdir(parents=True, exist_ok=True)
-            os.utime(self.folder)
-            self.marker = os.open(self.folder / MARKER, os.O_RDWR | os.O_CREAT, 0o644)
-            locked(self.marker, alone=False)
+        self.marker = marked(self.folder)
 
     @classmethod
     @contextlib.contextmanager
@@ -160,6 +152,8 @@ class Inversion:
             shutil.rmtree(self.operands, ignore_errors=True)
             for log in self.edits:
                 log.remove()
+        else:
+            locked(self.marker, alone=False)
 
     def close(self) -> None:
         marker, self.marker = self.marker, None
@@ -215,11 +209,16 @@ def prune(cache: Path, keep: Iterable[str] = (), limit: int = LIMIT, say: Say = 
         for folder, size in sorted(folders.items(), key=lambda entry: entry[0].stat().st_mtime):
             if sum(folders.values()) <= limit:
                 break
-            if folder.name not in keep and remove_unused(folder):
+            if folder.name in keep:
+                continue
+            if remove_unused(folder):
                 folders.pop(folder)
                 say(
                     f"cache: the inversion {folder} went ({size / 1e9:.2f} GB): all took more than {limit / 1e9:.3g} GB"
                 )
+            else:
+                # some of it may have gone
+                folders[folder] = sum(size_of(folder).values())
         for folder in folders:
             for part in folder.rglob(".*.part"):
                 if part.is_dir() and not part.is_symlink() and time.time() - part.stat().st_mtime > PART_AGE:
@@ -249,37 +248,61 @@ def is_inversion(folder: Path) -> bool:
     )
 
 
+def marked(folder: Path) -> int | None:
+    """The marker of an inversion that a run uses, made where there is none, open and locked; None where none can be
+    written. One that is being removed is waited for, and made anew.
+    """
+    for _ in range(TRIES):
+        marker = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # what `prune` goes by
+            os.utime(folder)
+            marker = os.open(folder / MARKER, os.O_RDWR | os.O_CREAT, 0o644)
+            if locked(marker, alone=False) and os.path.samestat(os.fstat(marker), os.stat(folder / MARKER)):
+                return marker
+        except FileNotFoundError:
+            pass  # it went between two of these lines
+        except OSError:
+            return marker
+        if marker is not None:
+            os.close(marker)
+        time.sleep(0.05)
+    return None
+
+
 def remove_unused(folder: Path) -> bool:
     """Remove an inversion, unless a run has it open. Returns whether it is gone."""
-    marker = os.open(folder / MARKER, os.O_RDWR)
     try:
-        if not locked(marker, alone=True):
-            return False
-        # the marker last: what is left of a removal that is cut short is still an inversion
-        for path in folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name != MARKER:
-                path.unlink()
-        shutil.rmtree(folder, ignore_errors=True)
-        return not folder.exists()
-    finally:
+        marker = os.open(folder / MARKER, os.O_RDWR)
+    except OSError:
+        return False
+    if not locked(marker, alone=True):
         os.close(marker)
+        return False
+    for path in [path for path in folder.iterdir() if path.name != MARKER]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
+    # the marker last: what is left of a removal that is cut short is still an inversion
+    if [path.name for path in folder.iterdir()] != [MARKER]:
+        os.close(marker)
+        return False
+    remove(folder / MARKER, marker)
+    # a run that has made it anew by now keeps it
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+    return not folder.exists()
 
 
 def locked(file: int, alone: bool) -> bool:
-    """Have an inversion open, with others or alone; False if others are in the way. True where there are no such
-    locks.
-    """
-    if fcntl is None:
-        return True
+    """Have an inversion open, with others or alone; False if others are in the way. True where there are no locks."""
     try:
-        fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return lock(file, alone)
     except OSError:
-        pass
-    return True
+        return True
 
 
 def size_of(folder: Path) -> Mapping[Path, int]:

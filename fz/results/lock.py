@@ -5,7 +5,6 @@ dead one keeps a folder. What the file says is for people: process, machine and 
 """
 
 import contextlib
-import errno
 import json
 import os
 import platform
@@ -14,16 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fz.errors import FzError
+from fz.locks import lock, remove
 from fz.results import own
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    import msvcrt
-
 NAME = ".fz-lock"
-# beyond what is written: Windows lets nobody read bytes that are locked
-FAR = 1 << 30
 # looks, a twentieth of a second apart, at who has a lock
 TRIES = 10
 
@@ -43,16 +36,16 @@ class Lock:
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
             self.file: int | None = os.open(self.path, flags, 0o644)
             try:
-                _lock(self.file)
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
-                    self.held = False
-                    break  # a file system that has no locks: as safe as it can be there
+                free = lock(self.file)
+            except OSError:
+                self.held = False
+                break  # a file system that has no locks: as safe as it can be there
+            if not free:
                 said = _owner(self.file)
                 os.close(self.file)
                 raise Busy(
                     f"{what}: {folder} is being written by {said}. Wait until it is done, or pass another --{what}."
-                ) from None
+                )
             # whoever had it before removed the file between `open` and now: then it is no longer the folder's
             with contextlib.suppress(OSError):
                 if os.path.samestat(os.fstat(self.file), os.stat(self.path)):
@@ -66,15 +59,8 @@ class Lock:
     def release(self) -> None:
         """Give the folder back; once more does nothing."""
         file, self.file = self.file, None
-        if file is None:
-            return
-        with contextlib.suppress(OSError):
-            if os.name != "nt":  # where an open file cannot be removed
-                os.unlink(self.path)
-        os.close(file)
-        if os.name == "nt":
-            with contextlib.suppress(OSError):
-                os.unlink(self.path)
+        if file is not None:
+            remove(self.path, file)
 
     def __enter__(self) -> "Lock":
         return self
@@ -98,15 +84,6 @@ def claimed(folder: Path, what: str = "out") -> Iterator[None]:
             yield
     finally:
         own.unmake(made)
-
-
-def _lock(file: int) -> None:
-    if os.name == "nt":
-        os.lseek(file, FAR, os.SEEK_SET)
-        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-        os.lseek(file, 0, os.SEEK_SET)
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _owner(file: int) -> str:

@@ -243,7 +243,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("store", "store", one_of(STORES), "WHICH",
              "the source's queries and keys: recompute them while editing, keep them in memory or on disk, or auto, "
              "by what is free"),
-        Flag("store-dtype", "store_dtype", one_of(STORE_DTYPES), "NAME", "same, float16 or bfloat16: keep them so"),
+        Flag("store-dtype", "store_dtype", one_of(STORE_DTYPES), "NAME", "same, float16 or bfloat16: round them so"),
         Flag("cache", "cache", str, "DIR|none", "where inversions are kept for the next edit; default: the user's "
                                                 "cache folder"),
         Flag("conv", "conv", one_of(CONVS), "WHICH", "3x3 convolutions on a CPU: auto is Winograd's where it pays, "

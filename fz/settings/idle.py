@@ -31,7 +31,6 @@ NEEDS: Mapping[str, tuple[str, Callable[[Values, Values], bool]]] = {
     "reconstruction_prompt": ("--attention reconstruction", lambda run, edit: run["attention"] == "reconstruction"),
     "negative": ("--guidance above 1", guides),
     "guidance_window": ("--guidance above 1", guides),
-    "store_dtype": ("--store memory or disk", lambda run, edit: run["store"] != "recompute"),
     "conv_memory": ("--conv auto", lambda run, edit: run["conv"] != "direct"),
     "enhance_factor": ("--enhance", lambda run, edit: edit["enhance"] is not None),
     "blend_words": ("a mask of words (--threshold, --blend-latents or --keep-background, no --mask)", follows_words),
