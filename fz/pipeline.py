@@ -82,7 +82,7 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
                 result.video, inversion.attending(settings, journal), inversion.tokens, inversion.schedule
             )
             if settings.save_latents:
-                folder.add_latents(inversion.tensors())
+                folder.add_latents(inversion.source.tensors(inversion.schedule))
 
             # edit, decode, write
             for i, (edit, plan) in enumerate(zip(settings.edits, plans, strict=True)):

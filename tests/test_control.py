@@ -430,7 +430,7 @@ def test_python_shows_pictures(folder):
     own = editor.invert(clip, source, steps=2)
     named = editor.invert(clip, source, steps=2, control_video="canny", canny=(50, 100))
     shown = editor.invert(clip, source, steps=2, control_video=clip)
-    z = [inversion.tensors()["inverted.002"] for inversion in (own, named, shown)]
+    z = [i.source.tensors(i.schedule)["inverted.002"] for i in (own, named, shown)]
     assert torch.equal(z[0], z[1]) and not torch.equal(z[0], z[2])
     with pytest.raises(FzError, match="control_video: got frames 3 of 64x64"):
         editor.invert(clip, source, steps=2, control_video=torch.zeros(3, 3, 64, 64))
