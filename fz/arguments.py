@@ -53,11 +53,6 @@ def called(callback: Any) -> Any:
     return callback
 
 
-def check_progress(progress: Any) -> None:
-    if not isinstance(progress, bool):
-        raise FzError(f"progress: got {progress!r}, expected True or False. A callback is callback=.")
-
-
 def listed_words(words: Any) -> list[str]:
     """A word of the source, or several, as a list."""
     listed = [words] if isinstance(words, str) else words

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fz import mini
-from fz.arguments import OF_AN_EDIT, OF_INVERTING, OF_LOADING, called, check_progress, edit_of, named, path_of
+from fz.arguments import OF_AN_EDIT, OF_INVERTING, OF_LOADING, called, edit_of, named, path_of
 from fz.attention import Keep, least_stride
 from fz.clips.arrays import ClipLike, as_video
 from fz.clips.canny import outlines
@@ -28,13 +28,15 @@ from fz.loaded import Loaded
 from fz.memory.budget import Prediction, prediction
 from fz.memory.inversions import Inversion
 from fz.memory.uncached import Uncached
-from fz.progress import Journal, Progress, bars
+from fz.progress import journal_of
 from fz.prompts.describe import Explained, explained
 from fz.settings.checks import check_one_of, check_whole, plain
 from fz.settings.config import ClipSettings, EditSettings, Settings
+from fz.settings.spoken import spoken
 from fz.stages import plan_edits
 
 
+@spoken()
 def load(
     checkpoint: str | Path | None = None, *, device: Any = "auto", dtype: Any = "auto", **settings: Any
 ) -> "Editor":
@@ -63,6 +65,11 @@ def load(
 class Editor(Loaded):
     """A loaded model. One serves many clips and prompts; made by `fz.load`."""
 
+    def __repr__(self) -> str:
+        model = "the miniature" if self.settings.checkpoint is None else repr(self.settings.checkpoint)
+        return f"<Editor of {model}: {self.settings.dtype} on {self.device}>"
+
+    @spoken()
     def invert(
         self,
         clip: ClipLike,
@@ -84,14 +91,13 @@ class Editor(Loaded):
         Raises FzError for what cannot be.
         """
         given, callback = named(settings, OF_INVERTING, "invert"), called(callback)
-        check_progress(progress)
+        journal = journal_of(progress)
         if given.get("store") == "disk":
             raise FzError("store: got 'disk', expected auto, memory or recompute; 'disk' is the command line's.")
         video = as_video(clip, self.multiple)
         about = video.clip or ClipSettings("a clip", len(video.frames), size=tuple(video.frames.shape[-2:]))
         cache = path_of(cache, "cache")
         chosen = dataclasses.replace(self.settings, clip=about, source=source, cache=cache or "none", **given)
-        journal = Journal(bars() if progress else Progress())
         for line in video.notes:
             journal.note(line)
         inversion = InvertedClip(self, chosen, video, journal, self.shown(control_video, video, chosen.canny))
@@ -108,6 +114,7 @@ class Editor(Loaded):
         inversion.cached = Uncached()
         return inversion
 
+    @spoken()
     def explain(
         self, source: str, target: str | None = None, *, kind: str | None = None, steps: int | None = None, **edit: Any
     ) -> Explained:
@@ -122,6 +129,7 @@ class Editor(Loaded):
         tokens = [self.checkpoint.text.tokens(prompt) for prompt in (source, asked.target)]
         return explained(asked, plan, *tokens, chosen.steps)
 
+    @spoken()
     def predicted(self, frames: int, size: tuple[int, int], steps: int | None = None) -> Prediction:
         """How much memory will inverting and editing so many frames of (H, W) take? Counted, not measured. Raises
         FzError for what are no frames, no size and no steps.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fz.agreement import given_since, same_inversion, same_steps
-from fz.arguments import OF_AN_EDIT, OF_EDITING, called, check_progress, edit_of, listed_words, named
+from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, listed_words, named
 from fz.attention import MAP_STRIDE, Keep
 from fz.baselines import METHODS, EditFunction, editor_of
 from fz.clips.media import to_uint8
@@ -23,7 +23,6 @@ from fz.control import controlled, parts_of
 from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
 from fz.edit import Callback, Edit, invert, reconstruct
-from fz.errors import FzError
 from fz.forecast import Ahead
 from fz.guidance import Guidance
 from fz.keys import key_of_edit, key_of_inversion, key_of_source
@@ -34,14 +33,15 @@ from fz.memory.inversions import Inversion, digest, leading
 from fz.memory.uncached import Uncached
 from fz.model.deep import Reuse
 from fz.model.finite import NotFinite
-from fz.progress import Journal, Progress, bars
+from fz.progress import Journal, journal_of
 from fz.prompts import align
 from fz.prompts.align import word_positions
 from fz.prompts.plan import Plan
 from fz.results.result import Edited, Result
 from fz.saved import save_run
-from fz.settings.checks import is_factor, plain
+from fz.settings.checks import check_number, plain
 from fz.settings.config import Settings
+from fz.settings.spoken import spoken
 from fz.source import Source, Store, keep_nothing
 from fz.stages import decode, encode, masks_by_size, plan_edits, with_masks
 
@@ -83,6 +83,7 @@ class InvertedClip:
 
     # ---- for Python programs -------------------------------------------------------------------------------
 
+    @spoken()
     def edit(
         self,
         target: str | None = None,
@@ -100,15 +101,15 @@ class InvertedClip:
         what cannot be.
         """
         given = named(settings, (*OF_AN_EDIT, *OF_EDITING), "edit")
-        check_progress(progress)
         of_run = {name: given.pop(name) for name in OF_EDITING if name in given}
         edit = edit_of(self.settings.source, target, kind, given)
         chosen = dataclasses.replace(self.settings, edits=(edit,), **of_run)
-        journal = Journal(bars() if progress else Progress())
+        journal = journal_of(progress)
         plans = plan_edits(chosen, self.editor.checkpoint.text, journal.note)
         (plan,) = with_masks(plans, chosen, self.video)
         return self.apply(chosen, plan, journal, callback=called(callback))
 
+    @spoken()
     def attention(self, word: str) -> Tensor:
         """Where a word of the source is, or several in a row: (F, h, w) float32, its cross-attention averaged over
         heads, layers and steps. Raises FzError for one that is not in the source.
@@ -117,26 +118,28 @@ class InvertedClip:
         size = tuple(side // MAP_STRIDE for side in self.latent_size)
         return self.averaged_maps()[..., positions].sum(-1).unflatten(1, size)
 
+    @spoken()
     def mask(self, words: str | Sequence[str], threshold: float = 0.3) -> Tensor:
         """Where an edit of these words of the source may change the clip, before it is run: (F, H, W) bool at the
         clip's size, the steady mask of `keep_background` (eq. 6 of the mean of the steps' maps). Raises FzError for a
         word that is not in the source and for a threshold that is none.
         """
         threshold = plain(threshold)
-        if not is_factor(threshold) or not 0 <= threshold <= 1:
-            raise FzError(f"threshold: got {threshold!r}, expected a number from 0 (all) to 1 (nothing).")
+        check_number("threshold", threshold, 0, 1, "0 is all of the clip, 1 nothing.")
         positions = [p for word in listed_words(words) for p in word_positions(self.tokens, word, "mask")]
         map_size = tuple(side // MAP_STRIDE for side in self.latent_size)
         pixels = tuple(self.video.frames.shape[-2:])
         return blend_mask(self.averaged_maps(), align.weights(positions), threshold, map_size, pixels)
 
-    def save(self, out: str | Path, *edits: Edited) -> Path:
+    @spoken()
+    def save(self, out: str | Path, *edits: Edited, overwrite: bool = False) -> Path:
         """Write the folder that `fz run` writes, of these edits: clips, frames, masks, attention, run.json. Returns its
-        path. Raises FzError for a folder that holds something else, for edits of another inversion, and for edits that
-        cannot be of one run.
+        path. overwrite: another run's results there are replaced, other files stay. Raises FzError for a folder that
+        holds something else, for edits of another inversion, and for edits that cannot be of one run.
         """
         about = Result(self.settings, self.journal.notes, None, self.video, self.source, self.schedule, list(edits))
-        return save_run(dataclasses.replace(about, stages=self.journal.stages), self.tokens, self.editor.device, out)
+        about = dataclasses.replace(about, stages=self.journal.stages)
+        return save_run(about, self.tokens, self.editor.device, out, overwrite)
 
     def averaged_maps(self) -> Tensor:
         """The source's cross-attention averaged over heads, layers and steps, (F, N, 77) on the CPU."""
@@ -342,9 +345,3 @@ class InvertedClip:
         """Where queries and keys of that pass stay."""
         folder, times = self.cached.operands / f"{of}-{self.settings.store_dtype}", self.schedule.timesteps
         return store_for(self.mode, folder, times, self.editor.device, self.journal.say, self.settings.offload)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """z_0, and inverted.0 (= z_0) … inverted.T if the clip was inverted."""
-        latents, times = self.source.latents, (CLEAN, *reversed(self.schedule.timesteps))
-        steps = {f"inverted.{i:03d}": latents[t] for i, t in enumerate(times)} if len(latents) > 1 else {}
-        return {**steps, "z0": latents[CLEAN]}

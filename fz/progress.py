@@ -8,10 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from fz.errors import FzError
 from fz.memory.machine import peak_memory
+from fz.settings.spoken import in_python
 
 
 class Progress:
@@ -95,3 +98,17 @@ class Journal:
         """A timed stage of so many steps, and what to call after each."""
         with self.timed(stage, device), self.progress.stage(shown, steps) as advance:
             yield advance
+
+
+class PythonJournal(Journal):
+    """Of a Python caller, whose arguments notes name."""
+
+    def note(self, line: str) -> None:
+        super().note(in_python(line))
+
+
+def journal_of(progress: Any) -> Journal:
+    """What a Python caller's `progress` asks for. Raises FzError for anything but True and False."""
+    if not isinstance(progress, bool):
+        raise FzError(f"progress: got {progress!r}, expected True or False. A callback is callback=.")
+    return PythonJournal(bars() if progress else Progress())

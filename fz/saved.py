@@ -16,7 +16,7 @@ from fz.settings.place import expanded
 from fz.stages import versions
 
 
-def save_run(found: Result, tokens: Tokens, device: torch.device, out: str | Path) -> Path:
+def save_run(found: Result, tokens: Tokens, device: torch.device, out: str | Path, overwrite: bool) -> Path:
     """found: an inversion and edits of it; tokens: of its sentence. Missing folders are made. Raises FzError for what
     is no path or no edit, for a folder that holds something else, for edits of another inversion, and for edits whose
     settings differ in more than the edit itself.
@@ -27,6 +27,8 @@ def save_run(found: Result, tokens: Tokens, device: torch.device, out: str | Pat
     if not isinstance(out, (str, Path)):
         raise FzError(f"save: got {out!r}, expected a folder's path, as save('red', edited).")
     place = expanded(out, "save")
+    if not isinstance(overwrite, bool):
+        raise FzError(f"overwrite: got {overwrite!r}, expected True or False.")
     if others := [edited for edited in edits if not isinstance(edited, Edited)]:
         raise FzError(f"save: got {type(others[0]).__name__}, expected what InvertedClip.edit returned.")
     ours, key = unedited(found.settings), key_of_source(found.source)
@@ -37,7 +39,9 @@ def save_run(found: Result, tokens: Tokens, device: torch.device, out: str | Pat
     runs = [dataclasses.replace(edited.settings, edits=edits[0].settings.edits) for edited in edits]
     if any(run != runs[0] for run in runs):
         raise FzError("save: got edits of different guidance, method or clip, expected those of one run. Save each.")
-    settings = dataclasses.replace(runs[0], edits=tuple(e.settings.edits[0] for e in edits), out=str(place))
+    settings = dataclasses.replace(
+        runs[0], edits=tuple(e.settings.edits[0] for e in edits), out=str(place), overwrite=overwrite
+    )
     notes = list(dict.fromkeys(note for edited in edits for note in (*found.notes, *edited.notes)))
     result = dataclasses.replace(found, settings=settings, notes=notes, out=settings.out)
     with ResultFolder.claim(settings) as folder:

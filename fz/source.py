@@ -71,6 +71,12 @@ class Source:
         """(h, w)."""
         return tuple(next(iter(self.latents.values())).shape[-2:])
 
+    def tensors(self, schedule: Schedule) -> dict[str, Tensor]:
+        """By the names that files have: z_0, and inverted.0 (= z_0) … inverted.T if the clip was inverted."""
+        latents, times = self.latents, (CLEAN, *reversed(schedule.timesteps))
+        steps = {f"inverted.{i:03d}": latents[t] for i, t in enumerate(times)} if len(latents) > 1 else {}
+        return {**steps, "z0": latents[CLEAN]}
+
     def missing(self, schedule: Schedule, reuse: Reuse = Reuse()) -> list[tuple[int, int, int]]:  # noqa: B008 (frozen)
         """(steps done after it, t_prev, t) of each inversion step that is not there, upward.
 

@@ -21,6 +21,7 @@ from fz.clips.arrays import to_tensor
 from fz.clips.media import write_mp4, write_pngs
 from fz.run import main
 from fz.settings.config import EditSettings
+from fz.settings.spoken import in_python
 
 SOURCE, TARGET = "a red car moving on the sand", "a blue car moving on the sand"
 PATH = mini.example()["clip.path"]
@@ -272,9 +273,18 @@ def test_a_clip_is_not_saved_over(editor, tmp_path, monkeypatch):
     edited.save("mine/red.mp4"), edited.save("red"), edited.save("red")
 
 
-def test_shown_in_a_line(result, inversion):
+def test_shown_in_a_line(result, inversion, clip, editor):
     assert repr(result) == f"<Edited {TARGET!r}: 2 frames of 128x128>"
     assert repr(inversion) == f"<InvertedClip {SOURCE!r}: 2 frames of 128x128, 2 steps>"
+    assert repr(clip) == str(clip) == "<Video: 2 frames of 128x128, 8.0 a second>"
+    assert repr(fz.Video(np.zeros(3), 8, ())) == "<Video: frames of shape (3,), 8 a second>"
+    assert repr(editor) == "<Editor of the miniature: float32 on cpu>"
+
+
+def test_what_holds_tensors_is_equal_to_itself(result, inversion, clip):
+    other = inversion.edit(TARGET)
+    assert clip == clip and clip != dataclasses.replace(clip) and result == result and result != other
+    assert result in (other, result) and len({clip, dataclasses.replace(clip)}) == 2
 
 
 def test_shown_in_a_notebook(result, inversion, clip):
@@ -285,11 +295,27 @@ def test_shown_in_a_notebook(result, inversion, clip):
     assert "&lt;b&gt;a car" in fz.Edited(bold, result.frames, [], {})._repr_html_()
 
 
+def chunked(editor):
+    return editor.invert(fz.read(frames=2, size=64), SOURCE, steps=1, chunk=1)
+
+
 def video(frames, fps=8.0, indices=(0,)):
     return fz.Video(frames, fps, indices)
 
 
 BAD = {
+    "more frames than there are": (lambda e, i: fz.read(PATH, frames=9, start=0), "Use frames=8"),
+    "more frames, some left out": (lambda e, i: fz.read(PATH, frames=8, every=3), "Use frames=3 or every=1"),
+    "a start too late": (lambda e, i: fz.read(PATH, frames=2, start=7), "Use frames=1 or start=6"),
+    "a clip that is too large": (lambda e, i: fz.read(PATH, frames=10**6), "Take fewer frames or a smaller size."),
+    "chunks of a method": (lambda e, i: chunked(e).edit(TARGET, method="pnp"), "Leave chunk out."),
+    "chunks of a removal": (lambda e, i: chunked(e).edit(remove="car"), "Leave chunk or remove out."),
+    "a mask of no word": (lambda e, i: i.edit(SOURCE, keep_background=True), "Pass blend_words or mask."),
+    "control of none": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, canny=(0.1, 0.3)), "Pass control."),
+    "a folder of other files": (lambda e, i: i.save(PATH, i.edit(TARGET)), "Pass another out, or overwrite=True"),
+    "a file in place of a folder": (lambda e, i: i.save(f"{PATH}/00000.png", i.edit(TARGET)), "Pass another out."),
+    "overwriting by number": (lambda e, i: i.save("red", i.edit(TARGET), overwrite=1), "overwrite: got 1"),
+    "a place below a file": (lambda e, i: i.edit(TARGET).save(f"{PATH}/00000.png/red.gif"), "pass another path."),
     "no file": (lambda e, i: fz.read("nowhere.mp4"), "nowhere.mp4"),
     "an array as a path": (lambda e, i: fz.read(np.zeros((1, 8, 8, 3))), "expected a path"),
     "no frames at all": (lambda e, i: fz.read(PATH, frames=0), "frames: got 0"),
@@ -375,7 +401,44 @@ def test_bad_arguments_are_answered(editor, inversion, name):
     call, said = BAD[name]
     with pytest.raises(fz.FzError) as raised:
         call(editor, inversion)
-    assert said in str(raised.value) and "\n" not in str(raised.value)
+    assert said in str(raised.value) and "\n" not in str(raised.value) and "--" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("out: pass another --out, or --overwrite to", "out: pass another out, or overwrite=True to"),
+        ("use --every 2.5 or less", "use every=2.5 or less"),
+        ("it has 8. Use --frames 8.", "it has 8. Use frames=8."),
+        ("the picture: --size 64x96, --frames all", "the picture: size=(64, 96), frames=None"),
+        ("z: NaN. Try --dtype bfloat16, or float32.", "z: NaN. Try dtype='bfloat16', or float32."),
+        ("source: as --source 'a jeep'.", "source: as source='a jeep'."),
+        ("store: none fits. Pass --store recompute or disk.", "store: none fits. Pass store='recompute'."),
+        ("Leave out --per-frame-norm or --chunk.", "Leave out clip_norm=False or chunk."),
+        ("Use --refine, or reword", "Use align='refine', or reword"),
+        ("Pass --model-config DIR with unet/config.json", "Pass model_config DIR with unet/config.json"),
+        ("a well-known thing -- or none", "a well-known thing -- or none"),
+    ],
+)  # fmt: skip
+def test_flags_are_arguments(line, expected):
+    assert in_python(line) == expected
+
+
+def test_notes_name_arguments(editor):
+    edited = editor.invert(fz.read(PATH, frames=2, size=64), SOURCE, steps=1).edit(
+        f"{SOURCE}, (wet:1.5)", threshold=0.3
+    )
+    assert any("reweight" in note for note in edited.notes) and not any("--" in note for note in edited.notes)
+    notes = fz.read(PATH, frames=2, size=(64, 128), multiple=1).notes
+    assert any("frames=None" in note for note in notes) and not any("--" in note for note in notes)
+
+
+def test_a_run_is_overwritten_if_one_says_so(inversion, result, tmp_path):
+    for edited in (result, inversion.edit(TARGET, guidance=5)):
+        inversion.save(tmp_path / "run", edited, overwrite=True)
+        assert json.loads((tmp_path / "run/run.json").read_text())["settings"]["guidance"] == edited.settings.guidance
+    with pytest.raises(fz.FzError, match="Pass another out, or overwrite=True to replace it"):
+        inversion.save(tmp_path / "run", result)
 
 
 def test_numbers_of_numpy_are_numbers(editor, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import save_file
 
 from fz import evaluate
-from fz.clips.media import write_pngs
+from fz.clips.media import write_png, write_pngs
 from fz.metrics.measure import measure
 from fz.results import measured
 
@@ -127,6 +127,13 @@ def test_mistakes_are_one_line(tmp_path, capsys, argv, said):
     [
         (["--truth", "short"], r"truth: got \(2, 32, 48, 3\), expected one of the clip's size for each frame, \(4, 32"),
         (["--truth", "small"], r"truth: got \(4, 16, 48, 3\)"),
+        (["--truth", "nope"], r"truth: nope does not exist"),
+        (["--masks", "nope"], r"masks: nope does not exist"),
+        (["--masks", "letter.txt"], r"masks: letter.txt is a file. Expected a folder"),
+        (["--truth", "run"], r"truth: run has no png files"),
+        (["--truth", "mixed"], r"truth: mixed has pictures of several sizes"),
+        (["--truth", ""], r"truth: got an empty path"),
+        (["--flow", "~nosuchuser/flow.npy"], r"flow: ~nosuchuser is no user of this machine"),
         (["--masks", "short"], r"masks: got \(2, 32, 48\)"),
         (["--overwrite", "--out", "run/run"], r"out: run/run.json says what the results there are of. Pass another"),
         (["--out", "letter.txt/rows"], r"out: letter.txt is a file, expected a folder"),
@@ -139,6 +146,8 @@ def test_what_cannot_be_measured_is_one_line_and_costs_nothing(argv, said, tmp_p
     _, edited = make_run(tmp_path / "run")
     write_pngs(tmp_path / "short", edited[:2])
     write_pngs(tmp_path / "small", edited[:, :16])
+    write_pngs(tmp_path / "mixed", edited)
+    write_png(tmp_path / "mixed/00001.png", edited[1, :16])
     (tmp_path / "letter.txt").write_text("mine")
     before = (tmp_path / "run/run.json").read_bytes()
     assert evaluate.main(["run", *argv]) == 2

@@ -19,6 +19,7 @@ from fz.clips.video import LARGEST, Video, read_clip, round_size
 from fz.errors import FzError
 from fz.settings.checks import check_number, check_whole, plain
 from fz.settings.config import ClipSettings, Crop, Size
+from fz.settings.spoken import in_python, spoken
 
 ClipLike = Video | np.ndarray | Tensor | Sequence[Image.Image]
 
@@ -28,6 +29,7 @@ EXPECTED = (
 FPS = 8.0  # of pictures that say none
 
 
+@spoken()
 def read(
     path: str | Path | None = None,
     frames: int | None = 8,
@@ -61,7 +63,8 @@ def read(
     size = usual if size is None else tuple(size) if isinstance(size, list) else size
     multiple = least if multiple is None else plain(multiple)
     check_whole("multiple", multiple, 1, LARGEST)
-    return read_clip(ClipSettings(str(path), frames, start, every, size, crop), multiple)
+    video = read_clip(ClipSettings(str(path), frames, start, every, size, crop), multiple)
+    return dataclasses.replace(video, notes=tuple(map(in_python, video.notes)))
 
 
 def as_video(clip: ClipLike, multiple: int, fps: float = FPS) -> Video:

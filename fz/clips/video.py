@@ -27,7 +27,8 @@ LARGEST = 8192
 COPIES = 3
 
 
-@dataclass(frozen=True)
+# equal only to itself: tensors have no single answer
+@dataclass(frozen=True, eq=False, repr=False)
 class Video:
     """frames (F, 3, H, W) float32 in [-1, 1]; fps after `every`; indices: the source's frame numbers; notes: what the
     user should know; sound: the source's, while these frames are shown; colours: the source's tags.
@@ -63,6 +64,11 @@ class Video:
             None,
             self.colours,
         )
+
+    def __repr__(self) -> str:
+        shape = tuple(getattr(self.frames, "shape", ()))
+        frames = f"{_frames(shape[0])} of {shape[2]}x{shape[3]}" if len(shape) == 4 else f"frames of shape {shape}"
+        return f"<Video: {frames}, {self.fps} a second>"
 
     def _repr_html_(self) -> str:
         from fz.clips.media import to_uint8

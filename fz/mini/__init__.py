@@ -31,7 +31,7 @@ def clip() -> str:
     """The folder of the miniature's CLIP, for metrics. Raises FzError if it is not there."""
     if not (FOLDER / "clip" / "model.safetensors").is_file():
         raise FzError(
-            f"clip: {FOLDER} has no clip/. Install the project with its data, or pass --clip PATH, or --clip none."
+            f"clip: {FOLDER} has no clip/. Install the project with its data, or pass --clip-model PATH, or none."
         )
     return str(FOLDER / "clip")
 

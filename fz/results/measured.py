@@ -17,6 +17,7 @@ from fz.clips.images import opened_image
 from fz.errors import FzError
 from fz.metrics.measure import Truth, measure
 from fz.results.claim import finished, read_run
+from fz.settings.place import expanded, readable
 from fz.weights.clip import clip_name
 
 
@@ -79,14 +80,14 @@ def blend_masks(folder: Path, i: int, shape: tuple[int, ...]) -> np.ndarray | No
     return union[:, rows][:, :, columns]
 
 
-def read_frames(folder: Path) -> np.ndarray:
-    """00000.png … of a folder, (F, H, W, 3) uint8."""
+def read_frames(folder: Path, what: str = "frames") -> np.ndarray:
+    """00000.png … of a folder, (F, H, W, 3) uint8. what: the option that named it."""
     files = sorted(folder.glob("*.png")) if folder.is_dir() else []
     if not files:
-        raise FzError(f"frames: {folder} has no png files. Expected frames named 00000.png, 00001.png, …")
+        raise FzError(f"{what}: {folder} has no png files. Expected frames named 00000.png, 00001.png, …")
     pictures = [picture(file, "RGB") for file in files]
     if len({p.shape for p in pictures}) > 1:
-        raise FzError(f"frames: {folder} has pictures of several sizes. Expected one.")
+        raise FzError(f"{what}: {folder} has pictures of several sizes. Expected one.")
     return np.stack(pictures)
 
 
@@ -105,9 +106,12 @@ def read_truth(frames: str | None, masks: str | None, flow: str | None) -> Truth
     field = None
     if flow is not None:
         try:
-            if Path(flow).exists() and not Path(flow).is_file():
+            file = expanded(flow, "flow")
+            if file.exists() and not file.is_file():
                 raise OSError("it is no file")
-            field = np.load(flow, allow_pickle=False)
+            field = np.load(file, allow_pickle=False)
+        except FzError:
+            raise
         # numpy reads a header with Python's own tokenizer and parser, whose errors are of many kinds
         except Exception as error:
             raise FzError(
@@ -115,8 +119,11 @@ def read_truth(frames: str | None, masks: str | None, flow: str | None) -> Truth
             ) from None
         if not isinstance(field, np.ndarray) or field.dtype.kind not in "fiu":
             raise FzError(f"flow: {flow} holds no plain array of numbers. Expected a .npy of (F - 1, H, W, 2) pixels.")
-    where = read_frames(Path(masks))[..., 0] > 127 if masks else None
-    return Truth(read_frames(Path(frames)) if frames else None, where, field)
+    truth, where = (
+        None if path is None else read_frames(readable(path, what), what)
+        for path, what in ((frames, "truth"), (masks, "masks"))
+    )
+    return Truth(truth, None if where is None else where[..., 0] > 127, field)
 
 
 # of many folders, most share one

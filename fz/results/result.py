@@ -16,12 +16,14 @@ from fz.ddim import Schedule
 from fz.errors import FzError
 from fz.settings.config import Settings
 from fz.settings.place import expanded
+from fz.settings.spoken import spoken
 from fz.source import Source
 
 WRITERS = {".mp4": write_mp4, ".gif": write_gif}
 
 
-@dataclass(repr=False)
+# equal only to itself: tensors have no single answer
+@dataclass(repr=False, eq=False)
 class Edited:
     """One edit's result.
 
@@ -48,6 +50,7 @@ class Edited:
         """(F, H, W, 3) uint8."""
         return to_uint8(self.frames)
 
+    @spoken(out="path")
     def save(self, path: str | Path) -> Path:
         """Write the frames: .mp4, .gif, or, without an ending, a folder of PNGs. Missing folders are made, a file of
         that name is replaced, a folder if an edit was saved there before. Returns the path.
@@ -86,7 +89,7 @@ def check_apart(path: Path, given: Mapping[str, str | None]) -> None:
             raise FzError(f"save: {path} is the {what} that was read, or holds it. Choose another name.")
 
 
-@dataclass
+@dataclass(eq=False)
 class Result:
     """All of a run. Empty but for settings and notes after a dry run."""
 
