@@ -21,7 +21,6 @@ from fz.memory.offload import resident
 from fz.model import fast_cpu, fast_vae
 from fz.model.compiled import compile_step
 from fz.model.control import ControlNet
-from fz.model.deep import Reuse
 from fz.model.some_frames import some_frames_at_once
 from fz.model.unet import UNet
 from fz.model.vae import VAE
@@ -161,9 +160,7 @@ class Loaded:
 
     def footprint(self, settings: Settings, latent_size: tuple[int, int], frames: int) -> Footprint:
         """What memory editing so many frames takes depends on."""
-        branches, reuse = 2 if settings.guidance > 1 else 1, Reuse.of(settings.reuse)
-        of = (latent_size, frames, settings.chunk, branches, settings.offload, self.checkpoint.vae, reuse, self.control)
-        return Footprint(self.checkpoint.unet, *of)
+        return Footprint.of(settings, self.checkpoint, self.control, latent_size, frames)
 
     def denoising(self) -> contextlib.AbstractContextManager:
         """What predicts noise on the run's device, for the time of a block if models are offloaded."""

@@ -16,7 +16,7 @@ from fz.editor import Editor
 from fz.inverted import InvertedClip
 from fz.loaded import Models
 from fz.memory.budget import wanted
-from fz.memory.inversions import Inversion
+from fz.memory.inversions import Inversion, folder_of
 from fz.memory.machine import pick_device
 from fz.memory.uncached import Uncached
 from fz.progress import Journal, Progress
@@ -108,7 +108,7 @@ def wanted_by(plans: list[Plan], settings: Settings) -> Callable[[int], Keep]:
 
 def foretell(inversion: InvertedClip, keep: Callable[[int], Keep]) -> None:
     """Say how much memory and how long the run would take."""
-    inversion.choose_store(Uncached(), keep)
+    inversion.choose_store(Uncached(folder_of(inversion.settings.cache)), keep)
     steps = inversion.schedule.steps
     if line := inversion.ahead(steps).told(steps, free=True):
         inversion.journal.say(line)

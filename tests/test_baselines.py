@@ -24,6 +24,7 @@ from fz.frames import FrameIndex
 from fz.fusion import Fusion
 from fz.guidance import Guidance, guided
 from fz.masks import EditRegion, LatentBlend
+from fz.memory.budget import Footprint
 from fz.model.layers import TextContext
 from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import encode_clip
@@ -425,6 +426,60 @@ def test_alter_is_nothing_unless_given(unet):
         plain = unet(Z0[None], NOISIEST, text, Plain(INDEX))
         assert torch.equal(unet(Z0[None], NOISIEST, text, Plain(INDEX), lambda resnet, h: h), plain)
         assert not torch.equal(unet(Z0[None], NOISIEST, text, Plain(INDEX), lambda resnet, h: 2 * h), plain)
+
+
+# ---- memory ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    torch.set_num_threads(1)
+    return load_checkpoint(mini.checkpoint())
+
+
+def footprint(checkpoint, method, frames, side=16, **more):
+    settings = config.build({"clip.path": "a", "source": "a b", "edits.0.target": "a c", "method": method, **more})
+    return Footprint.of(settings, checkpoint, None, (side, side), frames)
+
+
+def saved_bytes(checkpoint, z, steps=1):
+    """What autograd holds at once while null texts are optimised: storages that are alive, but for the weights."""
+    weights = {p.untyped_storage().data_ptr() for p in checkpoint.unet.parameters()}
+    alive, most = {}, 0
+
+    def hold(t):
+        nonlocal most
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in weights:
+            alive[storage.data_ptr()] = storage.nbytes()
+        most = max(most, sum(alive.values()))
+        return t
+
+    model = model_of(checkpoint.unet, schedule=Schedule.from_config(checkpoint.scheduler, steps))
+    size = checkpoint.unet.config.cross_attention_dim
+    guidance = Guidance(numbers(4, WORDS, size), 3.0)
+    with torch.autograd.graph.saved_tensors_hooks(hold, lambda t: t):
+        inverted = invert(model, Source(numbers(2, WORDS, size), latents={CLEAN: z}))
+        null_text(model, inverted, guidance, inner=1)
+    return most
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_what_null_text_differentiates_is_predicted(checkpoint, frames):
+    saved = saved_bytes(checkpoint, numbers(1, frames, 4, 16, 16))
+    without_vae = dataclasses.replace(footprint(checkpoint, "null-p2p", frames), vae=None)
+    assert saved < without_vae.working(0, torch.device("cpu")) < 2 * saved
+
+
+def test_memory_goes_by_the_methods_branches_and_by_the_frames_that_go_together(checkpoint):
+    of = {name: footprint(checkpoint, name, 8) for name in METHODS}
+    assert {name: f.branches for name, f in of.items()} == dict.fromkeys(METHODS, 2) | {"pnp": 3}
+    assert footprint(checkpoint, "pnp", 8, guidance=1.0).branches == 2
+    needs = {name: dataclasses.replace(f, vae=None).working(0, torch.device("cpu")) for name, f in of.items()}
+    assert needs["fatezero"] == needs["ddim"] < needs["pnp"] < needs["null-p2p"] / 3
+    # frames of 512² go one by one, however many there are; without guidance there is nothing to optimise
+    assert [footprint(checkpoint, "null-p2p", n, 64).frames for n in (1, 8)] == [1, 1]
+    assert footprint(checkpoint, "null-p2p", 8, guidance=1.0).differentiated == 0
 
 
 # ---- one command -------------------------------------------------------------------------------------------

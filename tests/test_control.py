@@ -423,6 +423,9 @@ def test_what_it_is_shown(tmp_path):
 def test_python_shows_pictures(folder):
     clip = fz.read(size=64, frames=2)
     editor = fz.load(control=folder, threads=1)
+    # at a size at which the UNet, and not the VAE, takes most
+    with_it, without = (e.predicted(200, (64, 64)).least for e in (editor, fz.load(threads=1)))
+    assert with_it > without
     source = "a red car moving on the sand"
     own = editor.invert(clip, source, steps=2)
     named = editor.invert(clip, source, steps=2, control_video="canny", canny=(50, 100))

@@ -571,6 +571,22 @@ def test_a_run_without_a_name_takes_another_folder_than_one_that_is_being_writte
             ResultFolder.claim(settings_of())
 
 
+@pytest.mark.parametrize("started", [False, True], ids=["while it loads", "while it computes"])
+def test_what_a_second_run_without_a_name_gets_does_not_depend_on_how_far_the_first_is(started, here):
+    first = settings_of()
+    with ResultFolder.claim(first) as one:
+        if started:
+            one.start(first)
+        with ResultFolder.claim(settings_of(steps=7)) as two:
+            assert two.path.name.startswith("clip-a-boat-")
+            with ResultFolder.claim(settings_of(steps=9)) as three:
+                assert len({one.path, two.path, three.path}) == 3
+            with pytest.raises(FzError, match="is being written by"):
+                ResultFolder.claim(settings_of(steps=7))
+        with pytest.raises(FzError, match="is being written by"):
+            ResultFolder.claim(settings_of())
+
+
 def test_two_threads_one_folder(here):
     """Of many at once, one has the folder; all others are told."""
     refused, had, gate = [], [], threading.Barrier(6)

@@ -1,6 +1,8 @@
 """How long a run will take is said before its first step, from a short trial, and changes nothing that it computes."""
 
 import dataclasses
+import re
+import tempfile
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from fz.ddim import Schedule
 from fz.denoiser import Denoiser
 from fz.forecast import Course, Pace, course_of, trial, with_fast
 from fz.inverted import InvertedClip
+from fz.memory import budget
 from fz.model.deep import Reuse
 from fz.model.vae import VAE, VAEConfig
 from fz.run import main
@@ -180,6 +183,28 @@ def test_a_dry_run_says_seconds_memory_and_fast(told):
     assert any("needs about" in line and "of memory" in line for line in lines)
     assert any("to go, with --fast" in line for line in lines)
     assert not any("to go" in line for line in told("--steps", "2", "--dry-run", "--method", "sdedit"))
+
+
+@pytest.mark.parametrize("cache", ["named", "usual", "none"])
+def test_a_dry_run_looks_at_the_disk_of_the_cache(cache, models, monkeypatch, tmp_path, capsys):
+    """Where queries and keys would be kept: it looked at the current folder's, and called it 'nowhere'."""
+    place, here = tmp_path / "place", tmp_path / "here"
+    place.mkdir(), here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("FZ_CACHE", str(place / "usual"))
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    flags = ["--checkpoint", str(models / "tiny_sd"), "--video", str(models / "clips/car128"), "--size", "64"]
+    flags += ["--frames", "2", "--source", "a jeep", "--target", "a red jeep", "--device", "cpu", "--dry-run"]
+    flags += ["--steps", "2", "--edit", "style", "--store", "disk"]
+    flags += {"named": ["--cache", str(place / "c")], "usual": [], "none": ["--cache", "none"]}[cache]
+    for room, code in ((10**12, 0), (0, 2)):
+        monkeypatch.setattr(
+            budget, "free_disk", lambda folder, room=room: room if place in (folder, *folder.parents) else 10**12 - room
+        )
+        assert main(flags) == code
+    said = capsys.readouterr()
+    assert "of disk; store: disk" in said.out
+    assert re.search(f"'disk' needs .* in {re.escape(str(place))}.*, where 0.0 MB are free", said.err)
 
 
 def test_no_trial_is_made_where_nobody_listens(models, monkeypatch):

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from fz import mini
 from fz import report as door
 from fz.clips.media import contact_sheet, overlay, write_png, write_pngs
 from fz.results import report
 from fz.results.folder import as_json
-from fz.settings.command import command
-from fz.settings.config import build
+from fz.settings.command import command, fields
+from fz.settings.config import ClipSettings, Settings, build
 from fz.settings.parse import parse
 
 VOID = {"meta", "link", "input", "br", "img"}
@@ -201,6 +202,17 @@ def test_command_gives_the_settings_again(tmp_path):
     assert words[:3] == ["python", "-m", "fz.run"]
     again = parse(words[3:]).settings
     assert as_json(again) == as_json(settings) and again.out == "out"
+
+
+@pytest.mark.parametrize("name", mini.DEFAULTS)
+def test_command_of_the_miniature_gives_its_settings_again(name):
+    """Also where one has the value that is usual with a checkpoint, and another without."""
+    usual = {**fields(Settings), **{f"clip.{k}": v for k, v in fields(ClipSettings).items()}}[name]
+    assert usual != mini.DEFAULTS[name]
+    for value in (usual, mini.DEFAULTS[name]):
+        given = {"clip.path": "clip", "source": "a car", "edits.0.target": "a boat", name: value}
+        settings = build(mini.DEFAULTS, given)
+        assert as_json(parse(shlex.split(command(as_json(settings)))[3:]).settings) == as_json(settings)
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):

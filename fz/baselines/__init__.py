@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fz.baselines.ddim import ddim
-from fz.baselines.null_p2p import NullTextP2P
+from fz.baselines.null_p2p import NullTextP2P, frames_together
 from fz.baselines.pnp import PnP
 from fz.baselines.sdedit import SDEdit
 from fz.denoiser import Denoiser
 from fz.edit import Callback, Edit, edit
 from fz.guidance import Guidance
+from fz.model.unet import UNet
 from fz.source import Source
 
 # (model, the inverted source or its z_0 alone, edit, guidance, callback) -> z_0 (F, 4, h, w)
@@ -30,6 +31,9 @@ class Method:
     words are aligned and planned. keeps: it reads the source's queries and keys, or a reconstruction's. resumes: it
     goes on from the steps in `Edit.done`. prepare: (model, source, guidance, callback) -> the editing function, once
     for all edits, F · T steps. note: for the user.
+
+    What it takes of memory: beside, branches beside those of the edit; together, how many frames go through the UNet at
+    a time, of so many pixels of latents, None for all; differentiates: passes over them are differentiated.
     """
 
     edit: EditFunction | None = None
@@ -39,6 +43,9 @@ class Method:
     resumes: bool = False
     prepare: Callable[[Denoiser, Source, Guidance, Callback], EditFunction] | None = None
     note: str = ""
+    beside: int = 0
+    together: Callable[[UNet, int], int] | None = None
+    differentiates: bool = False
 
 
 METHODS: Mapping[str, Method] = {
@@ -53,9 +60,11 @@ METHODS: Mapping[str, Method] = {
         prepare=NullTextP2P.of,
         inverts=False,
         fuses=True,
+        together=frames_together,
+        differentiates=True,
         note="frame by frame, null-text optimisation and prompt-to-prompt; masks and latent blending do not count",
     ),
-    "pnp": Method(PnP(), note="plug-and-play features; fusion flags do not count"),
+    "pnp": Method(PnP(), beside=1, note="plug-and-play features; fusion flags do not count"),
 }
 
 

@@ -23,7 +23,7 @@ from fz.frames import FrameIndex
 from fz.fusion import Fuser
 from fz.guidance import Guidance, guided
 from fz.model.layers import TextContext
-from fz.model.unet import own_frame
+from fz.model.unet import UNet, own_frame
 from fz.source import Source
 
 INNER = 10  # Adam steps at each timestep
@@ -48,6 +48,11 @@ def apart(model: Denoiser) -> Denoiser:
     return dataclasses.replace(model, unet=unet, frame_index=OWN)
 
 
+def frames_together(unet: UNet, pixels: int, at_once: int = AT_ONCE) -> int:
+    """How many frames of so many pixels of latents go through the UNet, and back, at a time."""
+    return 1 if unet.config.temporal else max(1, at_once // pixels)
+
+
 def optimise_frames(
     model: Denoiser, source: Source, guidance: Guidance, callback: Callback = ignore, at_once: int = AT_ONCE
 ) -> list[Frames]:
@@ -58,6 +63,7 @@ def optimise_frames(
     layers span frames.
     """
     model, z_0, groups, done = apart(model), source.latents[CLEAN], [], 0
+    together = frames_together(model.unet, z_0[0, 0].numel(), at_once)
 
     def count(k: int, z: Tensor) -> None:
         nonlocal done
@@ -65,7 +71,7 @@ def optimise_frames(
             done += 1
             callback(done, z)
 
-    for some in z_0.split(1 if model.unet.config.temporal else max(1, at_once // z_0[0, 0].numel())):
+    for some in z_0.split(together):
         inverted = invert(model, Source(source.embedding, latents={CLEAN: some}))
         groups.append(Frames(inverted, null_text(model, inverted, guidance, callback=count)))
     return groups

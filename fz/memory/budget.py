@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from fz.attention import Keep, least_stride
+from fz.baselines import METHODS
 from fz.errors import FzError
 from fz.fusion import Fusion
 from fz.memory.free import free_disk, free_memory, gb
@@ -23,7 +24,9 @@ from fz.model.deep import Reuse
 from fz.model.fast_vae import takes, transformed_bytes
 from fz.model.unet import UNet
 from fz.model.vae import VAE
+from fz.settings.config import Settings
 from fz.source import Store
+from fz.weights.load import Checkpoint
 
 # share of the free memory that keeping may fill
 FILL = 0.6
@@ -33,6 +36,9 @@ ACTIVATIONS = 24
 WHOLE = 12
 # what a ControlNet adds to them: the encoder's features that wait for its own. Its pictures' features are one more
 CONTROL_ACTIVATIONS = 5
+# what a differentiated pass over the UNet holds at its end, in such maps of one branch: 270 that autograd saves, of SD
+# v1.4's UNet and of the miniature's, and what goes back through them
+DIFFERENTIATED = 380
 # the same of the VAE, over a float32 picture of its second level's width: float32 copies of its norms count
 VAE_ACTIVATIONS = 8
 # on a CPU, where norms need no copies: decoding's 3.8 alive at once, 5.8 with the freed memory between them
@@ -68,7 +74,7 @@ def kept_bytes(unet: UNet, latent_size: tuple[int, int], frames: int, keep: Keep
 class Footprint:
     """What memory a run takes depends on. chunk: frames that the UNet takes at a time, None for all. branches: of the
     largest batch. offload: models on the device only while they are used, what is kept in RAM. reuse: of the deep
-    features, which stay from step to step.
+    features, which stay from step to step. differentiated: frames that a differentiated pass is over.
     """
 
     unet: UNet
@@ -80,6 +86,33 @@ class Footprint:
     vae: VAE | None = None
     reuse: Reuse = Reuse()
     control: ControlNet | None = None
+    differentiated: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        settings: Settings,
+        checkpoint: Checkpoint,
+        control: ControlNet | None,
+        latent_size: tuple[int, int],
+        frames: int,
+    ) -> "Footprint":
+        """Of a run of these settings over so many frames."""
+        method, unet = METHODS[settings.method], checkpoint.unet
+        guided = settings.guidance > 1
+        together = min(frames, method.together(unet, math.prod(latent_size))) if method.together else frames
+        return cls(
+            unet,
+            latent_size,
+            together,
+            settings.chunk,
+            method.beside + (2 if guided else 1),
+            settings.offload,
+            checkpoint.vae,
+            Reuse.of(settings.reuse),
+            control,
+            together if method.differentiates and guided else 0,
+        )
 
     def working(self, kept: int, device: torch.device) -> int:
         """Bytes of activations: of the UNet, with the queries and keys of one step that are computed again, `kept` in
@@ -94,6 +127,7 @@ class Footprint:
         unet = live * feature_map + kept * alone // self.frames + self.reused(dtype)
         if self.control is not None:
             unet += (alone * CONTROL_ACTIVATIONS + self.frames / self.branches) * feature_map
+        unet = max(unet, self.differentiated * DIFFERENTIATED * feature_map // self.branches)
         if self.vae is None:
             return unet
         return max(unet, vae_bytes(self.vae, h * self.vae.config.stride, w * self.vae.config.stride, device))

@@ -47,6 +47,13 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fz" / "inversions"
 
 
+def folder_of(cache: str | None) -> Path:
+    """Where the inversions of a run are that was told so (see `Inversion.open`)."""
+    if cache == "none":
+        return Path(tempfile.gettempdir())
+    return expanded(cache, "cache") if cache else default_folder()
+
+
 def digest(*parts: Any) -> str:
     """SHA-256 over tensors' bytes, dtypes and shapes, dataclasses field by field, and JSON of everything else; 32 hex
     digits of it. Each part comes with its kind and length, so that other parts have other bytes.
@@ -131,7 +138,7 @@ class Inversion:
                 finally:
                     inversion.close()
             return
-        folder = expanded(cache, "cache") if cache else default_folder()
+        folder = folder_of(cache)
         if cache:
             check_cache(cache)
             try:

@@ -8,11 +8,13 @@ from torch import Tensor
 from fz.ddim import Schedule
 from fz.source import Source
 
+NOWHERE = Path("nowhere")
+
 
 class NoLog:
     """A log of steps that has none."""
 
-    folder = Path("nowhere")
+    folder = NOWHERE
 
     def put(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         pass
@@ -22,9 +24,14 @@ class NoLog:
 
 
 class Uncached:
-    """For a Python program that named no cache. There is no folder, so queries and keys cannot go to disk."""
+    """For a Python program that named no cache, whose queries and keys cannot go to disk, and for a dry run, which asks
+    how much room there is. operands: where they would go.
+    """
 
-    folder = operands = NoLog.folder
+    folder = NOWHERE
+
+    def __init__(self, operands: Path = NOWHERE):
+        self.operands = operands
 
     def z0(self) -> None:
         return None

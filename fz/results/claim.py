@@ -6,6 +6,7 @@ results is not written over.
 
 import dataclasses
 import glob
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -120,8 +121,9 @@ def claimed(settings: Any) -> Claim:
     for path in names(settings):
         try:
             return claimed_at(path, settings)
-        except Busy:
-            if (before := read_run(path)) is None or before["settings"] == as_json(settings):
+        except Busy as busy:
+            # how far the other one is does not matter: it may not have written its settings yet
+            if busy.work == work_of(settings):
                 raise
     raise AssertionError("there are names without end")
 
@@ -163,7 +165,7 @@ def claimed_at(path: Path, settings: Any) -> Claim:
     claim = Claim(path)
     try:
         claim.made = own.made(path)
-        claim.lock = Lock(path)
+        claim.lock = Lock(path, work=work_of(settings))
     except OSError as error:
         own.unmake(claim.made)
         raise FzError(f"out: {path} cannot be written ({error.strerror or error}). Pass another --out.") from error
@@ -290,6 +292,11 @@ def as_json(settings: Any) -> dict[str, Any]:
     """What decides the results, as JSON would give it back."""
     content = {k: v for k, v in dataclasses.asdict(settings).items() if k not in (*INCIDENTAL, "notes")}
     return json.loads(json.dumps(content))
+
+
+def work_of(settings: Any) -> str:
+    """A hash of what decides the results."""
+    return hashlib.sha256(json.dumps(as_json(settings), sort_keys=True).encode()).hexdigest()[:32]
 
 
 def read_run(path: Path) -> dict[str, Any] | None:

@@ -22,15 +22,20 @@ TRIES = 10
 
 
 class Busy(FzError):
-    """Another process writes there."""
+    """Another process writes there. work: what it does, as its `Lock` was told."""
+
+    def __init__(self, line: str, work: str = ""):
+        super().__init__(line)
+        self.work = work
 
 
 class Lock:
     """A folder of one's own until `release`, or, with another name of the lock's file, a part of it. Raises Busy if
-    another has it, OSError if the folder cannot be written. held: does the file system have such locks?
+    another has it, OSError if the folder cannot be written. work: told to those that are refused. held: does the file
+    system have such locks?
     """
 
-    def __init__(self, folder: Path, what: str = "out", name: str = NAME):
+    def __init__(self, folder: Path, what: str = "out", name: str = NAME, work: str = ""):
         self.path, self.held = folder / name, True
         while True:
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -41,17 +46,17 @@ class Lock:
                 self.held = False
                 break  # a file system that has no locks: as safe as it can be there
             if not free:
-                said = _owner(self.file)
+                said, theirs = _owner(self.file)
                 os.close(self.file)
-                raise Busy(
-                    f"{what}: {folder} is being written by {said}. Wait until it is done, or pass another --{what}."
-                )
+                line = f"{what}: {folder} is being written by {said}. Wait until it is done, or pass another --{what}."
+                raise Busy(line, theirs)
             # whoever had it before removed the file between `open` and now: then it is no longer the folder's
             with contextlib.suppress(OSError):
                 if os.path.samestat(os.fstat(self.file), os.stat(self.path)):
                     break
             os.close(self.file)
         about = {"process": os.getpid(), "machine": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        about |= {"work": work} if work else {}
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
             os.ftruncate(self.file, 0)
             os.write(self.file, json.dumps(about).encode())
@@ -86,14 +91,16 @@ def claimed(folder: Path, what: str = "out") -> Iterator[None]:
         own.unmake(made)
 
 
-def _owner(file: int) -> str:
-    """'process 12 on host since …', as far as the file says: a process that has just got the lock is about to."""
+def _owner(file: int) -> tuple[str, str]:
+    """'process 12 on host since …' and its work, as far as the file says: a process that has just got the lock is about
+    to.
+    """
     for _ in range(TRIES):
         with contextlib.suppress(OSError, ValueError, RecursionError, LookupError, TypeError):
             os.lseek(file, 0, os.SEEK_SET)
             about = json.loads(os.read(file, 4096))
             process, machine, since = (str(about[name])[:100] for name in ("process", "machine", "since"))
             here = "this program itself, " if process == str(os.getpid()) and machine == platform.node() else ""
-            return f"{here}process {process} on {machine} since {since}"
+            return f"{here}process {process} on {machine} since {since}", str(about.get("work", ""))
         time.sleep(0.05)
-    return "another process"
+    return "another process", ""

@@ -13,7 +13,7 @@ from fz.settings.flags import FLAGS, Flag
 from fz.settings.idle import counts
 
 # a run without a checkpoint has other defaults for these
-ALWAYS = ("clip.size", "guidance")
+ALWAYS = ("clip.size", "guidance", "steps")
 
 
 def command(settings: Mapping[str, Any], out: str | None = None) -> str:
