@@ -26,7 +26,7 @@ from fz.errors import FzError
 from fz.inverted import InvertedClip
 from fz.loaded import Loaded
 from fz.memory.budget import Prediction, prediction
-from fz.memory.inversions import Inversion
+from fz.memory.inversions import Inversion, digest
 from fz.memory.uncached import Uncached
 from fz.progress import journal_of
 from fz.prompts.describe import Explained, explained
@@ -95,7 +95,10 @@ class Editor(Loaded):
         if given.get("store") == "disk":
             raise FzError("store: got 'disk', expected auto, memory or recompute; 'disk' is the command line's.")
         video = as_video(clip, self.multiple)
-        about = video.clip or ClipSettings("a clip", len(video.frames), size=tuple(video.frames.shape[-2:]))
+        # frames of no file are told apart by their sum
+        about = video.clip or ClipSettings(
+            f"a clip {digest(video.frames)[:8]}", len(video.frames), size=tuple(video.frames.shape[-2:])
+        )
         cache = path_of(cache, "cache")
         chosen = dataclasses.replace(self.settings, clip=about, source=source, cache=cache or "none", **given)
         for line in video.notes:
