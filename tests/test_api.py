@@ -299,8 +299,11 @@ def chunked(editor):
     return editor.invert(fz.read(frames=2, size=64), SOURCE, steps=1, chunk=1)
 
 
-def video(frames, fps=8.0, indices=(0,)):
-    return fz.Video(frames, fps, indices)
+ONE = torch.zeros(1, 3, 64, 64)
+
+
+def video(frames, fps=8.0, indices=(0,), **more):
+    return fz.Video(frames, fps, indices, **more)
 
 
 BAD = {
@@ -347,6 +350,13 @@ BAD = {
     "a Video of another order": (lambda e, i: e.invert(video(torch.zeros(1, 64, 64, 3)), SOURCE), "(1, 64, 64, 3)"),
     "a Video's rate": (lambda e, i: e.invert(video(torch.zeros(1, 3, 64, 64), fps="8"), SOURCE), "fps: got '8'"),
     "a Video's numbers": (lambda e, i: e.invert(video(torch.zeros(2, 3, 64, 64)), SOURCE), "indices: got (0,)"),
+    "a Video's notes": (lambda e, i: e.invert(video(ONE, notes="a"), SOURCE), "notes: got 'a'"),
+    "a Video's clip": (lambda e, i: e.invert(video(ONE, clip=PATH), SOURCE), "expected None"),
+    "an array as a name": (lambda e, i: i.edit(TARGET, method=np.zeros(3)), "method: got [0.0, 0.0, 0.0]"),
+    "an array as sizes": (lambda e, i: fz.read(PATH, size=np.zeros(3)), "size: got (0.0, 0.0, 0.0)"),
+    "an array as a kind": (lambda e, i: i.edit(TARGET, kind=np.zeros(3)), "kind: got"),
+    "a tensor as a solver": (lambda e, i: e.invert(video(ONE), SOURCE, solver=torch.ones(2)), "solver: got"),
+    "a picture as a threshold": (lambda e, i: i.edit(TARGET, threshold=np.zeros((64, 64))), "ndarray of shape (64"),
     "pictures of two sizes": (
         lambda e, i: e.invert([Image.new("RGB", (64, 64)), Image.new("RGB", (64, 96))], SOURCE), "expected one. Resize",
     ),
@@ -360,7 +370,7 @@ BAD = {
     "progress of an edit": (lambda e, i: i.edit(TARGET, progress=1), "progress: got 1, expected True or False"),
     "steps to explain": (lambda e, i: e.explain(SOURCE, TARGET, steps=0), "steps: got 0"),
     "a truth as steps": (lambda e, i: e.explain(SOURCE, TARGET, steps=True), "steps: got True"),
-    "numpy's truth as a seed": (lambda e, i: i.edit(TARGET, seed=np.bool_(True)), "seed: got np.True_"),
+    "numpy's truth as a seed": (lambda e, i: i.edit(TARGET, seed=np.bool_(True)), "seed: got True"),
     "a whole float as steps": (lambda e, i: e.explain(SOURCE, TARGET, steps=np.float32(2)), "steps: got 2.0"),
     "a setting of inverting": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, guidance=3), "unknown"),
     "disk": (lambda e, i: e.invert(fz.read(frames=1, size=64), SOURCE, store="disk"), "store: got 'disk'"),
@@ -462,6 +472,9 @@ def test_numbers_of_numpy_are_numbers(editor, tmp_path):
     edit = json.loads((tmp_path / "run/run.json").read_text())["settings"]["edits"][0]
     assert edit["self_replace"] == [0, 0.5] and edit["reweight"] == [["blue", 2]] and edit["threshold"] == 0.5
     assert torch.equal(inversion.mask("car", real(0.5)), inversion.mask("car", 0.5))
+    assert fz.read(PATH, 2, np.array([64, 96]), multiple=32).frames.shape == (2, 3, 64, 96)
+    edited = inversion.edit(TARGET, keep_background=np.True_, seed=torch.tensor(3), guidance=torch.tensor(5.0))
+    assert edited.settings.edits[0].keep_background is True and edited.settings.guidance == 5
     assert editor.explain(SOURCE, TARGET, steps=whole(4)) == editor.explain(SOURCE, TARGET, steps=4)
     assert editor.predicted(whole(2), (whole(64), whole(64)), whole(2)) == editor.predicted(2, (64, 64), 2)
 
@@ -471,6 +484,7 @@ NOWHERE = {
     " ": "got an empty path",
     "~nosuchuser/x": "is no user",
     "a\0b": "without null bytes",
+    "\ud800": "a name that files can have",
 }
 TAKEN = {
     "checkpoint": lambda e, i, path: fz.load(path),

@@ -60,8 +60,8 @@ def read(
         path, usual, least = mini.example()["clip.path"], mini.SIZE, 32
     else:
         usual, least = 512, 64
+    size, multiple = plain(size), least if multiple is None else plain(multiple)
     size = usual if size is None else tuple(size) if isinstance(size, list) else size
-    multiple = least if multiple is None else plain(multiple)
     check_whole("multiple", multiple, 1, LARGEST)
     video = read_clip(ClipSettings(str(path), frames, start, every, size, crop), multiple)
     return dataclasses.replace(video, notes=tuple(map(in_python, video.notes)))
@@ -91,12 +91,16 @@ def checked(clip: Video) -> Video:
     """A Video as anyone may have made it. Raises FzError for frames that are none, or not in [-1, 1]."""
     if not isinstance(clip.frames, Tensor):
         raise FzError(f"clip: got a Video of {kind_of(clip.frames)}, expected a tensor. Pass the frames as they are.")
-    frames, fps, indices = in_range(clip.frames), plain(clip.fps), clip.indices
+    frames, fps, indices = in_range(clip.frames), plain(clip.fps), plain(clip.indices)
     check_number("fps", fps, SLOWEST, FASTEST, "8 is usual.")
     if not isinstance(indices, Sequence) or len(indices) != len(frames):
         raise FzError(f"indices: got {indices!r}, expected the numbers of {len(frames)} frames.")
     for index in (indices := tuple(map(plain, indices))):
         check_whole("indices", index, 0, 10**9)
+    if not isinstance(clip.notes, tuple) or not all(isinstance(note, str) for note in clip.notes):
+        raise FzError(f"notes: got {kind_of(clip.notes)}, expected a tuple of lines, as ().")
+    if clip.clip is not None and not isinstance(clip.clip, ClipSettings):
+        raise FzError(f"clip: got a Video whose clip is {kind_of(clip.clip)}, expected None. Leave it out.")
     return dataclasses.replace(clip, frames=frames, fps=fps, indices=indices)
 
 

@@ -16,9 +16,16 @@ LARGEST_STRENGTH = 100  # of a LoRA; 1 is usual
 
 
 def plain(value: Any) -> Any:
-    """Numbers of other kinds, as numpy's, as Python's own; also within lists, pairs and dicts."""
+    """Numbers of other kinds, as numpy's and tensors, as Python's own; also within lists, pairs and dicts. Raises
+    FzError for an array that is more than some numbers.
+    """
     if type(value) in (bool, int, float):
         return value
+    if hasattr(value, "tolist") and hasattr(value, "nbytes"):
+        if value.nbytes > 1000:
+            got = f"{type(value).__name__} of shape {tuple(value.shape)}"
+            raise FzError(f"settings: got {got} among them, expected a number, a word, or some of them.")
+        return value.tolist()
     if isinstance(value, Real):
         return int(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, Mapping):
@@ -134,7 +141,7 @@ def word_groups(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def check_one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise FzError(f"{name}: got {value!r}, expected one of {', '.join(choices)}.{suggest(value, choices)}")
 
 

@@ -50,6 +50,10 @@ def expanded(path: str | Path, what: str) -> Path:
     if "\0" in str(path):
         raise FzError(f"{what}: got {str(path)!r}, expected a path without null bytes.")
     try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise FzError(f"{what}: got {str(path)!r}, expected a name that files can have.") from None
+    try:
         return Path(path).expanduser()
     except RuntimeError:
         user = Path(path).parts[0]
