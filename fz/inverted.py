@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fz.agreement import given_since, same_inversion, same_steps
+from fz.agreement import given_is_told, same_inversion, same_steps
 from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, listed_words, named
 from fz.attention import MAP_STRIDE, Keep
 from fz.baselines import METHODS, EditFunction, editor_of
@@ -220,11 +220,9 @@ class InvertedClip:
 
             for _ in range(restored):
                 advance()
-            given = self.ranks.given
-            with editor.denoising():
+            left = schedule.steps - restored
+            with given_is_told(self.ranks, left, "inversion", self.journal.say), editor.denoising():
                 invert(self.inverting, source, after_step)
-            for line in given_since(self.ranks, given, schedule.steps - restored, "inversion"):
-                self.journal.say(line)
 
     def attending(self, settings: Settings, journal: Journal) -> Source:
         """Whose attention is fused: inversion's, or that of a sampling pass of the reconstruction prompt."""
@@ -251,12 +249,17 @@ class InvertedClip:
     def holding(self, source: Source, of: str) -> Source:
         """That source, whose queries and keys take the place of those that are kept; memory was counted for one."""
         if source is not self.holder:
+            self.close()
             self.holder.store, source.store, self.holder = Store(), self.store(of), source
         return source
 
+    def close(self) -> None:
+        """Nothing more is written or read of queries and keys in files; those in memory stay."""
+        self.holder.store.close()
+
     def finished(self) -> None:
         """Remove what only a run in progress needs."""
-        self.holder.store.close()
+        self.close()
         self.cached.finished()
 
     def method_of(self, settings: Settings, guidance: Guidance, journal: Journal) -> EditFunction:
@@ -311,11 +314,8 @@ class InvertedClip:
 
             for _ in done:
                 advance()
-            given = self.ranks.given
-            with editor.denoising():
+            with given_is_told(self.ranks, steps - len(done), "editing", journal.say), editor.denoising():
                 z = edit(self.model, attending, task, guidance, after_step)
-            for line in given_since(self.ranks, given, steps - len(done), "editing"):
-                journal.say(line)
             if not torch.isfinite(z).all():
                 where = f"edit {number}: latents of method {settings.method} hold NaN or infinity"
                 raise NotFinite(f"{where}; expected finite values. Try --dtype float32.")
