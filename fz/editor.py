@@ -64,7 +64,7 @@ def load(
 
 def named_by_pixels(what: str, frames: Tensor) -> str:
     """What is of no file, for run.json: other pixels have another name."""
-    return f"{what} {digest(frames)[:12]}"
+    return f"{what} {digest(frames)[:8]}"
 
 
 class Editor(Loaded):

@@ -27,6 +27,8 @@ class FrameIndex:
     least_channels: int = 0
 
     def __post_init__(self):
+        if not isinstance(self.entries, (tuple, list)):
+            raise FzError(f"frame index: got {self.entries!r}, expected a list of frames, as [0, 'mid'].")
         for entry in self.entries:
             if not (entry in ABSOLUTE or (isinstance(entry, int) and not isinstance(entry, bool))):
                 expected = f"expected integers (relative) or one of {', '.join(ABSOLUTE)}"

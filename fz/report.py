@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from fz.results.claim import finished
 from fz.settings.flags import add_clip_model
+from fz.settings.idle import check_clip_model
 from fz.settings.place import expanded
 from fz.shell import Parser, answered, leave
 from fz.weights.hub import models_of
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def answer(argv: Sequence[str]) -> None:
     given = build_parser().parse_args(argv)
+    check_clip_model(given)
     folders = [expanded(folder, "results") for folder in given.folders]
     # torch takes seconds to import: --help needs none of it, nor a folder that is no run's
     for folder in folders:

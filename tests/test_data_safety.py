@@ -889,7 +889,7 @@ def test_queries_of_another_guidance_are_kept_elsewhere(inversion, monkeypatch):
 
     folders = []
     monkeypatch.setattr(module.InvertedClip, "store", lambda self, of: folders.append(of))
-    monkeypatch.setattr(module, "reconstruct", lambda *_, **__: None)
+    monkeypatch.setattr(module, "reconstruct", lambda model, source, *_: source)
     for guidance in ("3", "7.5", "3"):
         one = inversion("--ablate", "reconstruction", "--guidance", guidance)
         one.attending(one.settings, Journal())

@@ -1,5 +1,7 @@
 """What the machine offers: memory as it is reported to a person."""
 
+import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import torch
 from processes import alive
 
 from fz.errors import FzError
+from fz.memory import budget, free
 from fz.memory.machine import peak_memory, pick_device, settle_dtype
 
 PEAK = "import torch; from fz.memory.machine import peak_memory; print(peak_memory(torch.device('cpu')))"
@@ -139,3 +142,172 @@ def test_everything_but_videos_runs_without_pyav(tmp_path, root):
     run = subprocess.run([sys.executable, "-c", BARE, str(path)], cwd=root, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "needs PyAV, which is not installed" in run.stdout
+
+
+# ---- what is free, on other systems ------------------------------------------------------------------------
+
+PAGE, GB = 4096, 10**9
+# what `sysconf` tells there, in pages
+SYSTEMS = {
+    "mac": {"SC_PHYS_PAGES": 64 * GB // PAGE},
+    "bsd": {"SC_PHYS_PAGES": 64 * GB // PAGE, "SC_AVPHYS_PAGES": 20 * GB // PAGE},
+    "windows": None,
+    "unknown": {},
+}
+
+
+class Kernel32:
+    """Of a Windows with 64 GB, of which 48 are available."""
+
+    def GlobalMemoryStatusEx(self, status):
+        found = status._obj
+        if found[0] != ctypes.sizeof(found) == 64:
+            return 0
+        found[1:3] = 64 * GB, 48 * GB
+        return 1
+
+
+@pytest.fixture
+def elsewhere(request, monkeypatch, tmp_path):
+    """Another system than Linux."""
+    told = SYSTEMS[request.param]
+
+    def sysconf(name):
+        if name not in ("SC_PAGE_SIZE", *told):
+            raise ValueError("unrecognized configuration name")
+        return PAGE if name == "SC_PAGE_SIZE" else told[name]
+
+    for name in ("MEMINFO", "CGROUPS", "OWN_CGROUPS"):
+        monkeypatch.setattr(free, name, tmp_path / "none")
+    if told is None:
+        monkeypatch.delattr(os, "sysconf", raising=False)
+        monkeypatch.setattr(ctypes, "windll", type("windll", (), {"kernel32": Kernel32()}), raising=False)
+    else:
+        monkeypatch.setattr(os, "sysconf", sysconf, raising=False)
+        monkeypatch.delattr(ctypes, "windll", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "available", "whole"),
+    [("mac", 64 * GB, 64 * GB), ("bsd", 20 * GB, 64 * GB), ("windows", 48 * GB, 64 * GB), ("unknown", None, None)],
+    indirect=["elsewhere"],
+)
+def test_memory_of_other_systems_is_what_they_have(elsewhere, available, whole):
+    """It was 8 GB on each of them, and what took more was refused."""
+    for device in (None, torch.device("cpu"), torch.device("mps")):
+        assert free.free_memory(device) == (available and available // PAGE * PAGE)
+    assert free.physical_memory() == (whole and whole // PAGE * PAGE)
+
+
+class Footprint:
+    """Of an edit that needs a little and keeps a lot."""
+
+    offload, control, unet = False, None, torch.nn.Linear(1, 1)
+
+    def kept(self, step):
+        return step
+
+    def working(self, kept, device):
+        return 9 * GB
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "asked", "mode", "said"),
+    [
+        ("mac", "auto", "memory", "about 29.00 GB of 64.00 GB of memory; store: memory"),
+        ("unknown", "auto", "recompute", "about 9.00 GB of memory (what is free is unknown here); store: recompute"),
+        ("unknown", "memory", "memory", "about 29.00 GB of memory (what is free is unknown here); store: memory"),
+    ],
+    indirect=["elsewhere"],
+)
+def test_what_is_unknown_refuses_nothing(elsewhere, asked, mode, said, tmp_path):
+    lines = []
+    keep = [10 * GB, 10 * GB]
+    assert budget.choose_store(asked, Footprint(), keep, tmp_path, torch.device("cpu"), lines.append) == mode
+    assert lines == [f"this edit needs {said}"]
+
+
+@pytest.mark.parametrize("elsewhere", ["unknown"], indirect=True)
+def test_nothing_else_is_refused_either(elsewhere, models):
+    import fz
+    from fz.clips.video import check_memory
+    from fz.model.vae import VAE, VAEConfig
+    from fz.tuning import run as tuning
+    from fz.tuning.settings import parse
+
+    check_memory(10**6, 4096, 4096)
+    editor = fz.load(models / "tiny_sd", device="cpu")
+    predicted = editor.predicted(10**6, (4096, 4096))
+    assert predicted.free is None and predicted.fits
+    with torch.device("meta"):
+        vae = VAE(VAEConfig())
+    budget.check_vae(vae, 8192, 8192, torch.device("cpu"))
+    said = []
+    settings, _ = parse(["--video", "clip", "--prompt", "a car", "--out", "o"])
+    shape = (10**6, 3, 4096, 4096)
+    tuning.check_memory(settings, editor.checkpoint, editor.checkpoint.unet, shape, torch.device("cpu"), said.append)
+    assert len(said) == 1 and said[0].endswith(" beside the weights, what is free is unknown here")
+
+
+# ---- within a container's limit ----------------------------------------------------------------------------
+
+# the files of a control group, and the line of a process's groups
+VERSIONS = {
+    "v1": (
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        "3:cpu,cpuacct:/other\n2:memory:{}\n1:name=systemd:/other\n0::/other\n",
+    ),
+    "v2": (("memory.max", "memory.current", "inactive_file"), "0::{}\n"),
+}
+
+
+@pytest.fixture(params=["v1", "v2"])
+def group(request, monkeypatch, tmp_path):
+    """Writes a control group: its path below the top, limit, bytes used, and of them files that were read once."""
+    names, own = VERSIONS[request.param]
+    monkeypatch.setattr(free, "MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {64 * GB // 1024} kB\n")
+    monkeypatch.setattr(free, "CGROUPS", tmp_path)
+    monkeypatch.setattr(free, "OWN_CGROUPS", tmp_path / "cgroup")
+
+    def write(path, limit, used, files):
+        folder = tmp_path / ("memory" if request.param == "v1" else "") / path.strip("/")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / names[0]).write_text(f"{limit}\n")
+        (folder / names[1]).write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 5\nfile {2 * files}\n{names[2]} {files}\nactive_file 7\n")
+
+    def process(path):
+        (tmp_path / "cgroup").write_text(own.format(path))
+
+    process("/")
+    write.process, write.none = process, 2**63 - 4096 if request.param == "v1" else "max"
+    return write
+
+
+def test_files_that_were_read_once_are_room(group):
+    """A container of 16 GB in which files of 14.8 were read had 0.20 GB free."""
+    group("", 16 * GB, 15_800_000_000, 14_800_000_000)
+    assert free.free_memory() == 15 * GB
+    group("", 16 * GB, 17 * GB, 0)
+    assert free.free_memory() == 0
+    group("", 16 * GB, 1 * GB, 3 * GB)
+    assert free.free_memory() == 16 * GB
+    group("", group.none, 1 * GB, 0)
+    assert free.free_memory() == 64 * GB // 1024 * 1024
+
+
+def test_the_limit_of_a_job_counts_where_the_machine_has_none(group):
+    """A batch system's, on the machine itself: of a process's own group or of one above."""
+    group.process("/jobs/12/step")
+    group("jobs/12", 8 * GB, 3 * GB, 1 * GB)
+    assert free.free_memory() == 6 * GB
+    group("jobs/12/step", 4 * GB, 3 * GB, 0)
+    assert free.free_memory() == 1 * GB
+
+
+@pytest.mark.parametrize("path", ["/docker/of/the/host", "/../elsewhere", "no line"])
+def test_a_container_sees_its_own_group_at_the_top(group, path):
+    group.process(path)
+    group("", 16 * GB, 1 * GB, 0)
+    assert free.free_memory() == 15 * GB

@@ -34,6 +34,13 @@ def test_help_is_no_error(name, capsys):
     assert main(["-h"]) == 0 and capsys.readouterr().out == said
 
 
+@pytest.mark.parametrize("more", [[], ["--clip-model", "none"]], ids=["no CLIP", "none"])
+@pytest.mark.parametrize("name", ["fz.evaluate", "fz.report"])
+def test_a_tokenizer_of_no_clip_is_refused(name, more, capsys):
+    assert importlib.import_module(name).main(["folder", "--tokenizer", "words", *more]) == 2
+    assert "tokenizer: changes nothing by itself, expected --clip-model with it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("doc", "sentence"),
     [

@@ -239,7 +239,8 @@ SHEETS = [
     (PLACE, {}, 4),
     (AREA, {}, 6),
     (AREA, {"keep_shape": 0, "keep_background": True}, 5),
-    (AREA, {"keep_shape": 0, "remove": "red"}, 6),
+    # a removal without a limit has the usual one
+    (AREA, {"keep_shape": 0, "remove": "red"}, 5),
     (STRENGTH, {"keep_place": 100}, 5),
 ]
 

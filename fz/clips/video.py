@@ -15,7 +15,7 @@ from fz.clips.film import Colours, Sound, read_sound
 from fz.clips.fit import cut, cut_size, fitted, wide
 from fz.clips.taken import left_out
 from fz.errors import FzError
-from fz.memory.free import free_memory, gb
+from fz.memory.free import free_memory, gb, lacks
 from fz.settings.checks import plain
 from fz.settings.config import ClipSettings, Size
 
@@ -186,7 +186,7 @@ def read_clip(clip: ClipSettings, multiple: int = 64, alike: bool = True) -> Vid
 def check_memory(frames: int, height: int, width: int) -> None:
     """Raises FzError where so many frames do not fit in free memory."""
     need, free = COPIES * frames * 3 * height * width * 4, free_memory()
-    if need > free:
+    if lacks(need, free):
         raise FzError(
             f"memory: {_frames(frames)} of {width}x{height} need about {gb(need)}, and {gb(free)} are free. Take fewer "
             "--frames or a smaller --size."

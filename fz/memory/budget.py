@@ -16,7 +16,7 @@ from fz.attention import Keep, least_stride
 from fz.baselines import METHODS
 from fz.errors import FzError
 from fz.fusion import Fusion
-from fz.memory.free import free_disk, free_memory, gb
+from fz.memory.free import free_disk, free_memory, gb, lacks
 from fz.memory.kept import KeptInMemory, KeptOnDisk, Say
 from fz.memory.offload import CPU, Copier, KeptInRam
 from fz.model.control import ControlNet
@@ -158,22 +158,25 @@ def choose_store(
     # models that are not on the device yet will be
     models = [model for model in (footprint.unet, footprint.control) if model is not None]
     there = sum(p.nbytes for model in models for p in model.parameters() if p.device.type != device.type)
-    free = free_memory(device) - there
+    free = free_memory(device)
+    if free is not None:
+        free -= there
     working = footprint.working(max(per_step), device)
     in_ram = footprint.offload and device.type == "cuda"
     need = {"memory": working + (0 if in_ram else sum(per_step)), "recompute": working, "disk": working}
-    mode = asked if asked != "auto" else "memory" if need["memory"] <= FILL * free else "recompute"
-    if in_ram and mode == "memory" and sum(per_step) > FILL * free_memory(CPU):
+    fits = free is not None and need["memory"] <= FILL * free
+    mode = asked if asked != "auto" else "memory" if fits else "recompute"
+    if in_ram and mode == "memory" and lacks(sum(per_step) / FILL, ram := free_memory(CPU)):
         if asked == "memory":
-            got = f"store: 'memory' needs {gb(sum(per_step))} of RAM, and {gb(free_memory(CPU))} are free"
+            got = f"store: 'memory' needs {gb(sum(per_step))} of RAM, and {gb(ram)} are free"
             raise FzError(f"{got}. Pass --store recompute or disk.")
         mode = "recompute"
-    if need["recompute"] > free:
+    if lacks(need["recompute"], free):
         raise FzError(
             f"memory: this edit needs about {gb(need['recompute'])}, and {gb(free)} are free. Take fewer --frames "
             "or a smaller --size."
         )
-    if need[mode] > free:
+    if lacks(need[mode], free):
         raise FzError(
             f"store: '{mode}' needs about {gb(need[mode])}, and {gb(free)} are free. Pass --store recompute or disk."
         )
@@ -185,23 +188,25 @@ def choose_store(
                 "recompute."
             )
     on_disk = f" and {gb(sum(per_step))} of disk" if mode == "disk" else ""
-    say(f"this edit needs about {gb(need[mode])} of {gb(free)} of memory{on_disk}; store: {mode}")
+    of_free, unknown = (f" of {gb(free)}", "") if free is not None else ("", " (what is free is unknown here)")
+    say(f"this edit needs about {gb(need[mode])}{of_free} of memory{unknown}{on_disk}; store: {mode}")
     return mode
 
 
 @dataclass(frozen=True)
 class Prediction:
     """Bytes. kept: with the source's queries and keys in memory; least: where they are computed again; free: what is
-    free now on the device.
+    free now on the device, None where the system does not tell.
     """
 
     kept: int
     least: int
-    free: int
+    free: int | None
 
     @property
     def fits(self) -> bool:
-        return self.least <= self.free
+        """As far as is known."""
+        return not lacks(self.least, self.free)
 
 
 def prediction(footprint: Footprint, steps: int, device: torch.device, full: bool = False) -> Prediction:
@@ -257,7 +262,7 @@ def vae_bytes(vae: VAE, height: int, width: int, device: torch.device) -> int:
 def check_vae(vae: VAE, height: int, width: int, device: torch.device) -> None:
     """Raises FzError where the VAE cannot take one picture of that size in the memory that is free."""
     need, free = vae_bytes(vae, height, width, device), free_memory(device)
-    if need > free:
+    if lacks(need, free):
         raise FzError(
             f"memory: the VAE needs about {gb(need)} for a picture of {width}x{height}, and {gb(free)} are free. Take "
             "a smaller --size."

@@ -1,52 +1,115 @@
-"""How much memory and disk is free now, for this process."""
+"""How much memory and disk is free now, for this process, on any system?"""
 
+import contextlib
+import ctypes
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
+MEMINFO, CGROUPS, OWN_CGROUPS = Path("/proc/meminfo"), Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# cgroup's two versions: its folder of memory, the limit, what is used, and what of that is files that were read once
+VERSIONS = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
 
 def gb(amount: float) -> str:
     return f"{amount / 1e9:.2f} GB" if amount >= 5e6 else f"{amount / 1e6:.1f} MB"
 
 
-def free_memory(device: "torch.device | None" = None) -> int:
+def free_memory(device: "torch.device | None" = None) -> int | None:
     """Bytes that this process may still take: of the GPU, or, also for None, of RAM without swapping, within the
-    container's limit.
+    container's limit. None where the system does not tell.
     """
     if device is not None and device.type == "cuda":
         import torch
 
         return torch.cuda.mem_get_info(device)[0]
-    bounds = [meminfo(), cgroup_room()]
-    known = [b for b in bounds if b is not None]
-    return min(known) if known else 8 * 10**9
+    return least_of([system_memory(), cgroup_room()])
 
 
-def meminfo() -> int | None:
-    """MemAvailable of Linux; elsewhere free pages."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+def lacks(need: int, free: int | None) -> bool:
+    """Is it certain that so much is not free?"""
+    return free is not None and need > free
+
+
+def least_of(bounds: Iterable[int | None]) -> int | None:
+    return min((bound for bound in bounds if bound is not None), default=None)
+
+
+def system_memory() -> int | None:
+    """MemAvailable of Linux, what Windows calls available, free pages; all that there is where no more is told, as on a
+    Mac.
+    """
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = MEMINFO.read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        pass
+    if windows := windows_memory():
+        return windows[1]
+    return pages("SC_AVPHYS_PAGES") or physical_memory()
+
+
+def physical_memory() -> int | None:
+    """Bytes of RAM that this machine has."""
+    windows = windows_memory()
+    return windows[0] if windows else pages("SC_PHYS_PAGES")
+
+
+def pages(name: str) -> int | None:
+    """Bytes of that many pages."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        count = os.sysconf(name)
+        return count * os.sysconf("SC_PAGE_SIZE") if count > 0 else None
     except (AttributeError, ValueError, OSError):
         return None
 
 
+def windows_memory() -> tuple[int, int] | None:
+    """Bytes of RAM that Windows has and calls available; None elsewhere."""
+    if not hasattr(ctypes, "windll"):
+        return None
+    # MEMORYSTATUSEX: its length and the load in percent, 32 bits each, then physical memory in all and available, …
+    status = (ctypes.c_uint64 * 8)(64)
+    done = ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+    return (status[1], status[2]) if done else None
+
+
 def cgroup_room() -> int | None:
-    """What a container's limit leaves."""
+    """What the limits of the container, or of the job, leave that this process is in. Files that were read once count
+    as used there, and go when their memory is wanted.
+    """
+    return least_of(room_in(group, *names) for folder, *names in VERSIONS for group in groups(folder))
+
+
+def groups(controller: str) -> list[Path]:
+    """The control groups of this process, from its own to the top; of a container, as far as it sees them."""
+    own = ""
+    with contextlib.suppress(OSError, ValueError):
+        for line in OWN_CGROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controller in controllers.split(","):
+                own = path.strip("/")
+    below = [] if ".." in Path(own).parts else [Path(own), *Path(own).parents][:-1]
+    return [CGROUPS / controller / group for group in (*below, "")]
+
+
+def room_in(group: Path, limit: str, used: str, files: str) -> int | None:
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
-        return None if limit == "max" else max(int(limit) - int(used), 0)
+        # 'max' is no number
+        most, taken = (int((group / name).read_text()) for name in (limit, used))
     except (OSError, ValueError):
         return None
+    idle = 0
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+        idle = next(int(value) for name, value in lines if name == files)
+    return min(max(most - max(taken - idle, 0), 0), most)
 
 
 def free_disk(folder: Path) -> int:

@@ -7,7 +7,6 @@ measurements are in bench/LOG.md.
 
 import ctypes
 import functools
-import os
 import platform
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from fz.kernels.gemm import Packed, multiplies_bfloat16, prefers_onednn
 from fz.kernels.int8 import has_int8
 from fz.kernels.winograd import Winograd, seconds_of, weight_bytes
+from fz.memory.free import physical_memory
 from fz.model.layers import GEGLU, Conv3x3, Pointwise
 from fz.model.reduced_cpu import REDUCED, PackedConv3x3, int8_layer, is_wide, reads_prompts, takes_int8
 from fz.model.swap import swapped
@@ -241,8 +241,5 @@ def keep_freed_memory() -> None:
 
 
 def total_memory() -> int:
-    """Bytes of RAM of this machine."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return 16 * 10**9
+    """Bytes of RAM of this machine, or what is usual where the system does not tell."""
+    return physical_memory() or 16 * 10**9

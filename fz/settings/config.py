@@ -208,10 +208,8 @@ class Settings(ControlSettings):
             check_one_of(name, getattr(self, name), known)
         # one of several GPUs: cuda:1
         check_one_of("device", re.sub(r"^cuda:\d+$", "cuda", str(self.device)), DEVICES)
-        if self.conv_memory is not None and not (
-            isinstance(self.conv_memory, (int, float)) and 0 <= self.conv_memory < 1e6
-        ):
-            raise FzError(f"conv_memory: got {self.conv_memory!r}, expected gigabytes, as 2.5.")
+        if self.conv_memory is not None:
+            check_number("conv_memory", self.conv_memory, 0, 10**6, "gigabytes, as 2.5.")
         check_one_of("ema", self.ema, ("auto", "ema", "plain"))
         object.__setattr__(self, "lora", strengths(self.lora))
         object.__setattr__(self, "embedding", files_with("embedding", self.embedding, str))

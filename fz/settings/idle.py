@@ -1,13 +1,16 @@
 """Which flags change nothing, for want of another? `--strength` without `--method sdedit`, and the like.
 
-Not here: a ControlNet's settings (`fz.settings.control`), and fusion's under a method that fuses nothing, of which
-`fz.baselines` tells.
+Not here: what an edit's numbers come to beside each other (`fz.settings.effect`), a ControlNet's settings
+(`fz.settings.control`), and fusion's under a method that fuses nothing, of which `fz.baselines` tells.
 """
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fz.errors import FzError
 from fz.settings.config import EditSettings, Overlay, Settings, is_edit
+from fz.settings.effect import MASKING
 from fz.settings.sweep import Variant, varied
 
 Values = Mapping[str, Any]  # settings by name: of a run, of one of its edits
@@ -21,8 +24,8 @@ def guides(run: Values, edit: Values) -> bool:
 def follows_words(run: Values, edit: Values) -> bool:
     masked = edit["threshold"] is not None and edit["threshold"] < 1
     masked = masked or edit["blend_latents"] is not None or edit["keep_background"]
-    fuses = run["method"] == "fatezero" and edit["align"] != "plain"
-    return not fuses or (masked and edit["mask"] is None)
+    has_masks = run["method"] in MASKING and edit["align"] != "plain"
+    return not has_masks or (masked and edit["mask"] is None)
 
 
 # setting -> (what it counts with, does it count in this edit of this run)
@@ -63,3 +66,9 @@ def idle_flags(given: Overlay, runs: Sequence[Settings], variants: Sequence[Vari
 
 def alone(name: str, needs: str) -> str:
     return f"{name.replace('_', '-')}: changes nothing by itself, expected {needs} with it"
+
+
+def check_clip_model(given: argparse.Namespace) -> None:
+    """Of `fz.evaluate` and `fz.report`: raise FzError for a tokenizer without the CLIP that it is for."""
+    if given.tokenizer is not None and given.clip_model in (None, "none"):
+        raise FzError(f"{alone('tokenizer', '--clip-model')}. Pass that, or leave it out.")

@@ -29,7 +29,7 @@ from fz.edit import Edit, edit, invert
 from fz.errors import FzError, undamaged
 from fz.frames import FrameIndex
 from fz.guidance import Guidance
-from fz.memory.free import free_memory
+from fz.memory.free import free_memory, lacks
 from fz.memory.inversions import model_digest
 from fz.memory.machine import pick_device
 from fz.model.unet import UNet
@@ -187,8 +187,9 @@ def check_memory(
         shape = (min(shape[0], lora.PICTURES), *shape[1:])
     needed = predicted(unet, weights, shape, checkpoint.vae.config.stride, settings.recompute)
     free = free_memory(device)
-    say(f"tuning needs about {needed / 1e9:.1f} GB beside the weights, of {free / 1e9:.1f} GB that are free")
-    if needed > free:
+    of_free = "what is free is unknown here" if free is None else f"of {free / 1e9:.1f} GB that are free"
+    say(f"tuning needs about {needed / 1e9:.1f} GB beside the weights, {of_free}")
+    if lacks(needed, free):
         less = "fewer --frames or a smaller --size" if settings.recompute else "no --keep-activations"
         raise FzError(
             f"memory: tuning needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. Take {less}."

@@ -77,7 +77,7 @@ class Desk:
         if not need.fits:
             free = f"{need.free / GB:.1f} GB are free"
             return f"Too large: it takes {need.least / GB:.1f} GB, and {free}. Take fewer frames or a smaller size."
-        memory = need.kept if need.kept < 0.6 * need.free else need.least
+        memory = need.kept if need.free is not None and need.kept < 0.6 * need.free else need.least
         seconds = self.studio.seconds(clip, form)
         time = "" if seconds is None else f"about {spoken(seconds)}, "
         return f"An edit of these takes {time}{max(0.1, memory / GB):.1f} GB of memory."
