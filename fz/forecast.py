@@ -55,8 +55,9 @@ class Pace:
 @dataclass(frozen=True)
 class Course:
     """The passes of a run. left: inversion's steps that are not done; guided: edit steps of two branches; again: those
-    at which the source is passed again by every edit; once: by the first alone; fuses: edits fuse; cost: of a pass of
-    this run, of one that was tried.
+    at which the source is passed again by every edit; once: by the first alone; fuses: edits fuse; reconstructed:
+    branches of the reconstruction that is passed in place of inversion, 0 without; cost: of a pass of this run, of one
+    that was tried.
     """
 
     frames: int
@@ -68,6 +69,7 @@ class Course:
     again: Collection[int]
     once: Collection[int] = ()
     fuses: bool = True
+    reconstructed: int = 0
     cost: float = 1.0
 
     def passes(self) -> Iterator[tuple[float, int, bool]]:
@@ -78,8 +80,11 @@ class Course:
                 yield INVERTING, self.frames, shallow
             branches = 2 if self.reuse.before(k, self.steps) in self.guided else 1
             yield self.edits * (FUSED if self.fuses else 1.0), branches * self.frames, shallow
+            if self.reconstructed:
+                yield INVERTING, self.reconstructed * self.frames, shallow
             if not shallow:
-                yield (self.edits * (k in self.again) + (k in self.once)) * AGAIN, self.frames, False
+                count = self.edits * (k in self.again) + (k in self.once)
+                yield count * AGAIN, max(self.reconstructed, 1) * self.frames, False
 
     def seconds(self, pace: Pace) -> float:
         """From where inversion begins to the last picture that is decoded."""
@@ -102,8 +107,15 @@ def course_of(settings: Settings, frames: int, left: int, again: Collection[int]
     guided = {k for k in range(settings.steps) if first <= k / settings.steps < last} if settings.guidance > 1 else ()
     return Course(
         frames, settings.steps, left, len(settings.edits), Reuse.of(settings.reuse), guided, again, once,
-        settings.method == "fatezero", CONTROLLED if settings.control else 1.0,
+        settings.method == "fatezero", reconstructed(settings), CONTROLLED if settings.control else 1.0,
     )  # fmt: skip
+
+
+def reconstructed(settings: Settings) -> int:
+    """Branches of the reconstruction whose attention is fused, 0 where it is inversion's."""
+    if settings.method != "fatezero" or settings.attention != "reconstruction":
+        return 0
+    return 2 if settings.guidance > 1 else 1
 
 
 def with_fast(settings: Settings) -> Settings | None:
@@ -194,9 +206,10 @@ class Ahead:
 
     def by_first_step(self, seconds: float, left: int) -> str:
         """The same once the first step of inversion is done, a full one, in so many seconds; so many steps are left."""
-        settings, of_an_edit = self.settings, EDIT_STEP + bool(self.again)
+        settings, branches = self.settings, reconstructed(self.settings)
+        of_an_edit = EDIT_STEP + max(branches, 1) * bool(self.again)
         share = self.model.reuse.work(settings.steps)
-        in_all = left + of_an_edit * settings.steps * len(settings.edits) + len(self.once)
+        in_all = left + (branches + of_an_edit * len(settings.edits)) * settings.steps + len(self.once)
         to_go = shown(seconds * share * in_all)
         return f"about {to_go} to go: a step of inversion takes {seconds:.2g} s, one of an edit {of_an_edit:g}x"
 

@@ -102,6 +102,10 @@ def test_a_run_is_the_sum_of_its_passes():
     assert recomputed.seconds(PACE) == pytest.approx(expected + 4 * 8 * f.AGAIN)
     kept_then = dataclasses.replace(EXACT, edits=3, once=range(4))
     assert kept_then.seconds(PACE) - dataclasses.replace(EXACT, edits=3).seconds(PACE) == pytest.approx(4 * 8 * f.AGAIN)
+    passed = dataclasses.replace(EXACT, reconstructed=2)
+    assert passed.seconds(PACE) == pytest.approx(expected + STEPS * 16 * f.INVERTING)
+    passed_again = dataclasses.replace(passed, again=range(4))
+    assert passed_again.seconds(PACE) - passed.seconds(PACE) == pytest.approx(4 * 16 * f.AGAIN)
     assert dataclasses.replace(EXACT, left=0).seconds(PACE) == pytest.approx(expected - STEPS * 8 * f.INVERTING)
     window = dataclasses.replace(EXACT, guided=range(6))
     assert window.seconds(PACE) == pytest.approx(expected - 4 * 8 * f.FUSED)
@@ -143,6 +147,14 @@ def test_what_fast_would_change():
     course = course_of(fast, 8, 25, ())
     assert (course.reuse, set(course.guided), course.edits) == (Reuse(3, True), set(range(15)), 1)
     assert course_of(settings(guidance=1.0), 8, 50, ()).guided == ()
+    for changes, branches in (
+        ({}, 2),
+        ({"guidance": 1.0}, 1),
+        ({"method": "ddim"}, 0),
+        ({"attention": "inversion"}, 0),
+    ):
+        fuses = settings(**{"attention": "reconstruction", **changes})
+        assert course_of(fuses, 8, 50, ()).reconstructed == branches
 
 
 @pytest.fixture
@@ -242,9 +254,13 @@ def test_what_a_cached_inversion_lacks_is_counted_once(told, tmp_path, monkeypat
     assert counted("--store", "memory") == counted("--store", "disk") == [[], [0, 1]]
     assert counted("--store", "recompute") == [[0, 1], []]
     assert counted("--store", "memory", "--attention", "reconstruction") == [[], []]
+    reconstruction = made[-1]
     (inversion,) = (tmp_path / "cache").iterdir()
     (inversion / "steps" / "0004.safetensors").unlink()
     monkeypatch.setattr(f, "shown", lambda s: seconds.append(s) or "")
     assert counted("--store", "memory") == [[], [1]]
     # once the first step is done, it is counted by it
     assert made[-1].by_first_step(1.0, 0) and seconds[-1] == f.EDIT_STEP * 4 + 1
+    assert reconstruction.by_first_step(1.0, 0) and seconds[-1] == (2 + f.EDIT_STEP) * 4
+    again = dataclasses.replace(reconstruction, again=[0, 1])
+    assert again.by_first_step(1.0, 0) and seconds[-1] == (2 + f.EDIT_STEP + 2) * 4
