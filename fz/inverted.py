@@ -319,8 +319,7 @@ class InvertedClip:
             if not torch.isfinite(z).all():
                 where = f"edit {number}: latents of method {settings.method} hold NaN or infinity"
                 raise NotFinite(f"{where}; expected finite values. Try --dtype float32.")
-        fuses = plan.fusion is not None and method.keeps
-        changes = changed_pixels(plan.region, attending.maps, self.latent_size) if fuses else None
+        changes = changed_pixels(plan.region, attending.maps, self.latent_size) if method.keeps else None
         with journal.timed(f"decode.{number}", editor.device):
             frames = self.frames_of(z, changes, journal)
         masks = masks_by_size(self.model, attending, task) if method.keeps else {}
