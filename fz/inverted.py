@@ -28,7 +28,7 @@ from fz.guidance import Guidance
 from fz.keys import key_of_edit, key_of_inversion, key_of_source
 from fz.loaded import Loaded
 from fz.masks import blend_mask, changed_pixels, paste_background
-from fz.memory.budget import choose_store, keep_for, store_for
+from fz.memory.budget import Footprint, check_unforeseen, choose_store, keep_for, store_for
 from fz.memory.inversions import Inversion, digest, leading
 from fz.memory.uncached import Uncached
 from fz.model.deep import Reuse
@@ -105,6 +105,7 @@ class InvertedClip:
         edit = edit_of(self.settings.source, target, kind, given)
         chosen = dataclasses.replace(self.settings, edits=(edit,), **of_run)
         journal = journal_of(progress)
+        check_unforeseen(self.footprint(chosen), self.footprint(self.settings), self.editor.device)
         plans = plan_edits(chosen, self.editor.checkpoint.text, journal.note)
         (plan,) = with_masks(plans, chosen, self.video)
         return self.apply(chosen, plan, journal, callback=called(callback))
@@ -154,14 +155,17 @@ class InvertedClip:
         """A hash of all that the inverted latents depend on."""
         return key_of_inversion(self.editor, self.settings, self.video.frames, self.source.embedding, self.inverting)
 
+    def footprint(self, settings: Settings) -> Footprint:
+        # processes on a CPU share its memory
+        frames = len(self.video.frames) if self.editor.device.type == "cpu" else self.own.stop - self.own.start
+        return self.editor.footprint(settings, self.latent_size, frames)
+
     def choose_store(self, cached: Inversion | Uncached, keep: Callable[[int], Keep]) -> None:
         """Decide where the source's queries and keys stay, of which `keep` says those that edits need. Raises FzError
         where the run cannot fit.
         """
         settings, editor, reuse, steps = self.settings, self.editor, self.model.reuse, self.schedule.steps
-        # processes on a CPU share its memory
-        frames = len(self.video.frames) if editor.device.type == "cpu" else self.own.stop - self.own.start
-        footprint = editor.footprint(settings, self.latent_size, frames)
+        footprint = self.footprint(settings)
         # shallow steps fuse nothing
         per_step = [keep(k) if reuse.is_full(k, steps) else Keep() for k in range(steps)]
         # what is free differs from run to run: said, not noted
