@@ -3,6 +3,9 @@
 The first process reads the cache, the others get from it what it found.
 """
 
+import contextlib
+from collections.abc import Callable, Iterator
+
 from torch import Tensor
 
 from fz.ddim import Schedule
@@ -30,10 +33,12 @@ def on_cpu(step: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: x.cpu() for name, x in step.items()}
 
 
-def given_since(ranks: Alone, before: int, steps: int, of: str) -> list[str]:
-    """A line of what all gave each other in so many steps of inversion or editing; none where nobody did."""
-    if ranks.world == 1 or not steps:
-        return []
-    given = ranks.total(ranks.given - before)
-    told = f"{given / steps / 1e6:.3f} MB a step of {of} ({given} bytes in {steps} steps)"
-    return [f"shard: {ranks.world} processes gave each other {told}"]
+@contextlib.contextmanager
+def given_is_told(ranks: Alone, steps: int, of: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Say what all gave each other in the block, in so many steps of inversion or editing; nothing where nobody did."""
+    before = ranks.given
+    yield
+    if ranks.world > 1 and steps:
+        given = ranks.total(ranks.given - before)
+        told = f"{given / steps / 1e6:.3f} MB a step of {of} ({given} bytes in {steps} steps)"
+        say(f"shard: {ranks.world} processes gave each other {told}")

@@ -73,9 +73,9 @@ def reconstruct(model: Denoiser, source: Source, guidance: Guidance, callback: C
 class Edit:
     """One edit of a clip, as tensors.
 
-    prompt: (77, Cx), the target's embedding. fusion: None samples plainly. region: where the clip may change; counts
-    with a fusion only. done: the latents after each step that an interrupted edit had done, up to a full step. clean:
-    what a solver remembers of the steps that are done, by timestep (`fz.solver`).
+    prompt: (77, Cx), the target's embedding. fusion: None samples plainly. region: where the clip may change; without a
+    fusion its background alone counts. done: the latents after each step that an interrupted edit had done, up to a
+    full step. clean: what a solver remembers of the steps that are done, by timestep (`fz.solver`).
     """
 
     prompt: Tensor
@@ -172,7 +172,7 @@ class Blend:
     def __init__(self, model: Denoiser, source: Source, task: Edit):
         self.source, self.region, self.steps = source, task.region, model.schedule.steps
         self.maps: tuple[Tensor, Tensor] | None = None  # the source's and the target's, of the last full step
-        self.steady = foreground(task.region, source.maps, source.latent_size) if task.fusion else None
+        self.steady = foreground(task.region, source.maps, source.latent_size)
 
     def __call__(self, z: Tensor, step: Step, attend: Plain | Fuser) -> Tensor:
         if isinstance(attend, Fuser) and attend.record_target:

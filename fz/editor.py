@@ -62,6 +62,11 @@ def load(
     )
 
 
+def named_by_pixels(what: str, frames: Tensor) -> str:
+    """What is of no file, for run.json: other pixels have another name."""
+    return f"{what} {digest(frames)[:8]}"
+
+
 class Editor(Loaded):
     """A loaded model. One serves many clips and prompts; made by `fz.load`."""
 
@@ -95,15 +100,17 @@ class Editor(Loaded):
         if given.get("store") == "disk":
             raise FzError("store: got 'disk', expected auto, memory or recompute; 'disk' is the command line's.")
         video = as_video(clip, self.multiple)
-        # frames of no file are told apart by their sum
         about = video.clip or ClipSettings(
-            f"a clip {digest(video.frames)[:8]}", len(video.frames), size=tuple(video.frames.shape[-2:])
+            named_by_pixels("a clip", video.frames), len(video.frames), size=tuple(video.frames.shape[-2:])
         )
         cache = path_of(cache, "cache")
         chosen = dataclasses.replace(self.settings, clip=about, source=source, cache=cache or "none", **given)
+        shown = self.shown(control_video, video, chosen.canny)
+        if not (control_video is None or isinstance(control_video, str)):
+            chosen = dataclasses.replace(chosen, control_video=named_by_pixels("pictures", shown))
         for line in video.notes:
             journal.note(line)
-        inversion = InvertedClip(self, chosen, video, journal, self.shown(control_video, video, chosen.canny))
+        inversion = InvertedClip(self, chosen, video, journal, shown)
         # which edits will follow is not known yet: whatever any of them could need
         dtype = None if chosen.store_dtype == "same" else getattr(torch, chosen.store_dtype)
         open_folder = Inversion.open(cache, inversion.key(), journal.say) if cache else None

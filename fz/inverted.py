@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fz.agreement import given_since, same_inversion, same_steps
+from fz.agreement import given_is_told, same_inversion, same_steps
 from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, listed_words, named
 from fz.attention import MAP_STRIDE, Keep
 from fz.baselines import METHODS, EditFunction, editor_of
@@ -28,7 +28,7 @@ from fz.guidance import Guidance
 from fz.keys import key_of_edit, key_of_inversion, key_of_source
 from fz.loaded import Loaded
 from fz.masks import blend_mask, changed_pixels, paste_background
-from fz.memory.budget import choose_store, keep_for, store_for
+from fz.memory.budget import Footprint, check_unforeseen, choose_store, keep_for, store_for
 from fz.memory.inversions import Inversion, digest, leading
 from fz.memory.uncached import Uncached
 from fz.model.deep import Reuse
@@ -105,6 +105,7 @@ class InvertedClip:
         edit = edit_of(self.settings.source, target, kind, given)
         chosen = dataclasses.replace(self.settings, edits=(edit,), **of_run)
         journal = journal_of(progress)
+        check_unforeseen(self.footprint(chosen), self.footprint(self.settings), self.editor.device)
         plans = plan_edits(chosen, self.editor.checkpoint.text, journal.note)
         (plan,) = with_masks(plans, chosen, self.video)
         return self.apply(chosen, plan, journal, callback=called(callback))
@@ -154,14 +155,17 @@ class InvertedClip:
         """A hash of all that the inverted latents depend on."""
         return key_of_inversion(self.editor, self.settings, self.video.frames, self.source.embedding, self.inverting)
 
+    def footprint(self, settings: Settings) -> Footprint:
+        # processes on a CPU share its memory
+        frames = len(self.video.frames) if self.editor.device.type == "cpu" else self.own.stop - self.own.start
+        return self.editor.footprint(settings, self.latent_size, frames)
+
     def choose_store(self, cached: Inversion | Uncached, keep: Callable[[int], Keep]) -> None:
         """Decide where the source's queries and keys stay, of which `keep` says those that edits need. Raises FzError
         where the run cannot fit.
         """
         settings, editor, reuse, steps = self.settings, self.editor, self.model.reuse, self.schedule.steps
-        # processes on a CPU share its memory
-        frames = len(self.video.frames) if editor.device.type == "cpu" else self.own.stop - self.own.start
-        footprint = editor.footprint(settings, self.latent_size, frames)
+        footprint = self.footprint(settings)
         # shallow steps fuse nothing
         per_step = [keep(k) if reuse.is_full(k, steps) else Keep() for k in range(steps)]
         # what is free differs from run to run: said, not noted
@@ -220,11 +224,9 @@ class InvertedClip:
 
             for _ in range(restored):
                 advance()
-            given = self.ranks.given
-            with editor.denoising():
+            left = schedule.steps - restored
+            with given_is_told(self.ranks, left, "inversion", self.journal.say), editor.denoising():
                 invert(self.inverting, source, after_step)
-            for line in given_since(self.ranks, given, schedule.steps - restored, "inversion"):
-                self.journal.say(line)
 
     def attending(self, settings: Settings, journal: Journal) -> Source:
         """Whose attention is fused: inversion's, or that of a sampling pass of the reconstruction prompt."""
@@ -251,12 +253,17 @@ class InvertedClip:
     def holding(self, source: Source, of: str) -> Source:
         """That source, whose queries and keys take the place of those that are kept; memory was counted for one."""
         if source is not self.holder:
+            self.close()
             self.holder.store, source.store, self.holder = Store(), self.store(of), source
         return source
 
+    def close(self) -> None:
+        """Nothing more is written or read of queries and keys in files; those in memory stay."""
+        self.holder.store.close()
+
     def finished(self) -> None:
         """Remove what only a run in progress needs."""
-        self.holder.store.close()
+        self.close()
         self.cached.finished()
 
     def method_of(self, settings: Settings, guidance: Guidance, journal: Journal) -> EditFunction:
@@ -311,16 +318,12 @@ class InvertedClip:
 
             for _ in done:
                 advance()
-            given = self.ranks.given
-            with editor.denoising():
+            with given_is_told(self.ranks, steps - len(done), "editing", journal.say), editor.denoising():
                 z = edit(self.model, attending, task, guidance, after_step)
-            for line in given_since(self.ranks, given, steps - len(done), "editing"):
-                journal.say(line)
             if not torch.isfinite(z).all():
                 where = f"edit {number}: latents of method {settings.method} hold NaN or infinity"
                 raise NotFinite(f"{where}; expected finite values. Try --dtype float32.")
-        fuses = plan.fusion is not None and method.keeps
-        changes = changed_pixels(plan.region, attending.maps, self.latent_size) if fuses else None
+        changes = changed_pixels(plan.region, attending.maps, self.latent_size) if method.keeps else None
         with journal.timed(f"decode.{number}", editor.device):
             frames = self.frames_of(z, changes, journal)
         masks = masks_by_size(self.model, attending, task) if method.keeps else {}

@@ -68,7 +68,7 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
             return result
         folder.start(settings)
         inversion = InvertedClip(editor, settings, result.video, journal, shown)
-        with opened(settings, inversion, ranks) as cached:
+        with opened(settings, inversion, ranks) as cached, contextlib.closing(inversion):
             inversion.choose_store(cached, wanted_by(plans, settings))
 
             # encode

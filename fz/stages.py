@@ -105,7 +105,8 @@ def with_masks(plans: list[Plan], settings: Settings, video: Video | None) -> li
     """The plans with the user's masks, where edits have one."""
     out = []
     for plan, edit in zip(plans, settings.edits, strict=True):
-        if edit.mask is not None and plan.fusion is not None and video is not None:
+        masked = plan.fusion is not None or plan.region.background is not None
+        if edit.mask is not None and masked and video is not None:
             mask = read_mask(edit.mask, settings.clip, video)
             plan = dataclasses.replace(plan, region=dataclasses.replace(plan.region, user_mask=mask))
         out.append(plan)

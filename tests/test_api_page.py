@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import fz
+from fz.memory import budget
 from fz.program import program
 from fz.results.claim import as_json
 from fz.settings.command import command
@@ -98,6 +99,19 @@ def test_memory_is_predicted(editor):
     small, large = (editor.predicted(frames, (128, 128)) for frames in (2, 8))
     assert 0 < small.least < small.kept < large.kept and small.fits
     assert not editor.predicted(8, (8192, 8192)).fits
+
+
+def test_an_edit_that_needs_more_than_was_counted_is_refused_before_it_is_computed(editor, monkeypatch):
+    """By a method that an inversion does not know of; what it has counted is the process's already."""
+    inversion = editor.invert(fz.read(frames=8), SOURCE, steps=1)
+    free = 10**6
+    monkeypatch.setattr(budget, "free_memory", lambda device: free)
+    monkeypatch.setattr(fz.inverted.InvertedClip, "apply", lambda self, chosen, *more, **named: chosen.method)
+    assert [inversion.edit(TARGET, method=name) for name in ("fatezero", "ddim")] == ["fatezero", "ddim"]
+    with pytest.raises(fz.FzError, match="memory: this edit needs about .* are free. Take fewer frames"):
+        inversion.edit(TARGET, method="null-p2p")
+    free = None
+    assert inversion.edit(TARGET, method="null-p2p") == "null-p2p"
 
 
 def test_the_folder_of_a_run(inversion, result, tmp_path):

@@ -20,7 +20,7 @@ from fz.edit import Edit, masks_of
 from fz.errors import FzError
 from fz.frames import FrameIndex
 from fz.fusion import Fuser
-from fz.masks import foreground, paste_background, reduced, self_masks, surroundings
+from fz.masks import EVERYWHERE, foreground, paste_background, reduced, self_masks, surroundings
 from fz.mini.data import as_given
 from fz.mini.eye import load_eye, remains
 from fz.mini.figures import held_out_story
@@ -218,6 +218,28 @@ def test_a_background_without_a_mask_is_an_error(text):
     )
 
 
+def test_what_does_not_count_without_fusion_is_said(text):
+    """A background is kept all the same; nothing else that was asked for goes without a word."""
+    plain, red, blue = {"align": "plain"}, "a red car", "a blue car"
+    assert planned(text, red, blue, **plain).notes == ("edit: sampled without fusion",)
+    said = {
+        "what is removed is not hidden": {"remove": "red"},
+        "threshold and blend_latents count for nothing": {"threshold": 0.3, "blend_latents": 0.3},
+        "mask counts for nothing": {"mask": "m.png"},
+        "reweight counts for nothing": {"reweight": {"blue": 2.0}},
+    }
+    for line, settings in said.items():
+        plan = planned(text, red, blue, **plain, **settings)
+        assert plan.notes == (f"edit: sampled without fusion; {line}",) and plan.region == EVERYWHERE
+    for settings in ({"threshold": 0.4}, {"mask": "m.png"}):
+        plan = planned(text, red, blue, **plain, keep_background=True, **settings)
+        assert plan.notes[0] == "edit: sampled without fusion" and plan.fusion is None
+        assert marked(text, red, plan.region.background) == ["red"]
+        assert plan.region.threshold == settings.get("threshold", 0.3)
+    with pytest.raises(FzError, match="no word of the source differs"):
+        planned(text, red, "watercolor painting of a red car", **plain, keep_background=True)
+
+
 # ---- hidden keys -------------------------------------------------------------------------------------------
 
 
@@ -404,6 +426,8 @@ BLUE = ["--target", "a blue car moving on the sand"]
         ["--enhance", "high-quality, 8K"],
         [*BLUE, "--mask", "half.png"],
         [*BLUE, "--keep-background"],
+        [*BLUE, "--align", "plain", "--keep-background"],
+        [*BLUE, "--align", "plain", "--keep-background", "--mask", "half.png"],
         ["--remove", "red car", "--keep-background", "--mask", "half.png", "--blend-latents", "0.3"],
         ["--target", "watercolor painting of a blue car moving on the sand", "--edit", "shape", "--refine"],
     ],

@@ -432,6 +432,10 @@ def test_python_shows_pictures(folder):
     shown = editor.invert(clip, source, steps=2, control_video=clip)
     z = [i.source.tensors(i.schedule)["inverted.002"] for i in (own, named, shown)]
     assert torch.equal(z[0], z[1]) and not torch.equal(z[0], z[2])
+    # a folder says which pictures they were
+    other = editor.invert(clip, source, steps=2, control_video=clip.frames.flip(0))
+    names = [inversion.settings.control_video for inversion in (own, named, shown, other)]
+    assert names[:2] == [None, None] and len(set(names)) == 3
     with pytest.raises(FzError, match="control_video: got frames 3 of 64x64"):
         editor.invert(clip, source, steps=2, control_video=torch.zeros(3, 3, 64, 64))
     with pytest.raises(FzError, match="without a ControlNet"):

@@ -775,6 +775,26 @@ def test_a_tuning_is_refused_without_a_change(here, capsys):
     assert {k: v for k, v in content(here).items() if not k.startswith("u/")} == before
 
 
+TUNED_FROM = {
+    "its own checkpoint": ({"checkpoint": "t"}, "checkpoint"),
+    "its own UNet": ({"checkpoint": "sd", "model_config": "t/unet"}, "model_config"),
+    "its own samples": ({"class_images": "t/samples"}, "class_images"),
+}
+
+
+@pytest.mark.parametrize("case", TUNED_FROM)
+def test_no_file_that_a_tuning_reads_is_written_over(case, here):
+    from fz.tuning.folder import TuningFolder
+
+    fake_tuning(tuning("t"), text=b"old")
+    before, (more, name) = content(here), TUNED_FROM[case]
+    with pytest.raises(FzError, match=f"^{name}: .* is among the results in t"):
+        TuningFolder.claim(tuning("t", overwrite=True, **more))
+    assert content(here) == before
+    with TuningFolder.claim(tuning("u", **more)):
+        pass
+
+
 def test_an_overwriting_tuning_that_is_refused_for_memory_keeps_the_old(here, golden, monkeypatch):
     from fz import tune
     from fz.tuning import run

@@ -227,7 +227,7 @@ def test_stores_give_the_same_bits(unet, tmp_path, reuse):
     assert equal(edited(unet, inverted(unet, reuse, KeptInMemory()), reuse), recomputed)
     disk = KeptOnDisk(tmp_path / "operands", SCHEDULE.timesteps, CPU, say=pytest.fail)
     assert equal(edited(unet, inverted(unet, reuse, disk), reuse), recomputed)
-    disk.close(remove=True)
+    disk.close()
 
 
 @pytest.mark.parametrize("reuse", [Reuse(), Reuse(2), Reuse(3, outer=True)], ids=str)

@@ -2,6 +2,7 @@
 twice.
 """
 
+import contextlib
 import dataclasses
 import gc
 
@@ -9,21 +10,24 @@ import pytest
 import torch
 
 import fz
-from fz import mini, source
+from fz import inverted, mini, source
 from fz.attention import Keep
 from fz.chunks import Chunks
 from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
 from fz.edit import Edit, edit, invert
+from fz.errors import FzError
 from fz.frames import FrameIndex
 from fz.fusion import Fusion
 from fz.guidance import Guidance
 from fz.masks import EditRegion
+from fz.memory import budget, kept
 from fz.memory.budget import keep_for
-from fz.memory.kept import KeptInMemory, KeptOnDisk
+from fz.memory.kept import KeptInMemory, KeptOnDisk, write_tensors
 from fz.memory.offload import Copier, KeptInRam
 from fz.model.unet import UNet, UNetConfig
 from fz.pipeline import run
+from fz.progress import Progress
 from fz.settings.config import build
 from fz.source import Source, Store
 
@@ -138,6 +142,55 @@ def test_nothing_is_left_on_disk_of_what_was_computed_again(tmp_path, passes):
         run(settings(tmp_path, out=str(tmp_path / name), store="disk"))
     assert len(passes) == len(set(passes)) == 3
     assert not list((tmp_path / "cache").rglob("operands"))
+
+
+@pytest.fixture
+def disks(monkeypatch):
+    """The stores on disk that there were; alive, so that none ends because it is forgotten."""
+    made = []
+    monkeypatch.setattr(budget, "KeptOnDisk", lambda *given: made.append(KeptOnDisk(*given)) or made[-1])
+    return made
+
+
+def threads_of(disks):
+    return [t for disk in disks for pool in (disk.writer, disk.reader) for t in pool._threads if t.is_alive()]
+
+
+@pytest.mark.parametrize("stop", [None, FzError, KeyboardInterrupt], ids=["done", "an error", "an interrupt"])
+@pytest.mark.parametrize("attention", ["inversion", "reconstruction"])
+def test_what_writes_and_reads_files_ends_with_its_run(attention, stop, tmp_path, disks, monkeypatch):
+    before = len(disks)
+
+    def stopped(*given):
+        raise stop("stopped")
+
+    if stop:
+        monkeypatch.setattr(inverted, "decode", stopped)
+    chosen = settings(tmp_path, out=str(tmp_path / "a"), store="disk", attention=attention)
+    with pytest.raises(stop) if stop else contextlib.nullcontext():
+        run(chosen)
+    assert len(disks) > before and threads_of(disks) == []
+
+
+@pytest.mark.parametrize("fails", [1, 4], ids=["the first write", "the last write"])
+def test_a_write_that_fails_is_said(fails, tmp_path, disks, monkeypatch):
+    """Also the last one, which no edit waits for, and where the run itself ends with an error."""
+    writes, said = [], []
+
+    def write(path, tensors):
+        if "operands" in str(path):
+            writes.append(path)
+            if len(writes) == fails:
+                raise FzError(f"cache: {path} cannot be written (full).")
+        write_tensors(path, tensors)
+
+    monkeypatch.setattr(kept, "write_tensors", write)
+    progress = Progress()
+    progress.say = said.append
+    monkeypatch.setattr(inverted.InvertedClip, "attending", lambda *given: (_ for _ in ()).throw(FzError("stopped")))
+    with pytest.raises(FzError, match="stopped"):
+        run(settings(tmp_path, out=str(tmp_path / "a"), store="disk", **{"edits.0.self_replace": 1.0}), progress)
+    assert len(writes) == 4 and sum("cannot be written (full)" in line for line in said) == 1
 
 
 def kept_now():

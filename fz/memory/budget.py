@@ -172,10 +172,7 @@ def choose_store(
             raise FzError(f"{got}. Pass --store recompute or disk.")
         mode = "recompute"
     if lacks(need["recompute"], free):
-        raise FzError(
-            f"memory: this edit needs about {gb(need['recompute'])}, and {gb(free)} are free. Take fewer --frames "
-            "or a smaller --size."
-        )
+        raise too_large(need["recompute"], free)
     if lacks(need[mode], free):
         raise FzError(
             f"store: '{mode}' needs about {gb(need[mode])}, and {gb(free)} are free. Pass --store recompute or disk."
@@ -191,6 +188,21 @@ def choose_store(
     of_free, unknown = (f" of {gb(free)}", "") if free is not None else ("", " (what is free is unknown here)")
     say(f"this edit needs about {gb(need[mode])}{of_free} of memory{unknown}{on_disk}; store: {mode}")
     return mode
+
+
+def check_unforeseen(edit: Footprint, counted: Footprint, device: torch.device) -> None:
+    """Raise FzError where an edit cannot fit that needs more than was counted before the inversion, as one by another
+    method. What was counted is this process's, whether in use or not.
+    """
+    need, has = (footprint.working(0, device) for footprint in (edit, counted))
+    free = free_memory(device)
+    if need > has and lacks(need - has, free):
+        raise too_large(need, free + has)
+
+
+def too_large(need: int, free: int) -> FzError:
+    got = f"memory: this edit needs about {gb(need)}, and {gb(free)} are free"
+    return FzError(f"{got}. Take fewer --frames or a smaller --size.")
 
 
 @dataclass(frozen=True)

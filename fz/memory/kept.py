@@ -156,8 +156,8 @@ class KeptOnDisk(Store):
                     self.say(f"{error} What is missing is computed again.")
                 self.failed = True
 
-    def close(self, remove: bool = False) -> None:
-        self.writer.shutdown(wait=True, cancel_futures=True)
-        self.reader.shutdown(wait=True, cancel_futures=True)
-        if remove:
-            shutil.rmtree(self.folder, ignore_errors=True)
+    def close(self) -> None:
+        """End the threads, once all is written; what could not be is said."""
+        self.flush()
+        self.writer.shutdown()
+        self.reader.shutdown(cancel_futures=True)

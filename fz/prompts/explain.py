@@ -21,7 +21,7 @@ def as_json(edit: EditSettings, plan: Plan, source: Tokens, target: Tokens, step
     """
     fusion, region = plan.fusion, plan.region
     blend = region.latent_blend if fusion else None
-    mask = None if fusion is None else region.background if region.mask_words is None else region.mask_words
+    mask = region.background if region.mask_words is None else region.mask_words
     return {
         "target": edit.target,
         "align": plan.align,

@@ -6,7 +6,7 @@ was decided on the user's behalf is returned as notes.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,9 +43,10 @@ def plan_edit(
     a lenient edit (released configs) notes them instead: an absent equalizer word is ignored, an absent blend word
     means no mask.
     """
-    if edit.align == "plain":
-        return Plan(None, (f"{name}: sampled without fusion",))
     notes: list[str] = []
+    if edit.align == "plain":
+        region = background_alone(edit, source, target, notes)
+        return Plan(None, tuple(f"{name}: {note}" for note in (unfused(edit), *notes)), region)
     chosen = choose_align(edit, source, target, notes)
     mapper, alpha = correspondence(chosen, source, target)
     factors = applications.factors(edit.enhance, edit.enhance_factor, edit.reweight)
@@ -62,6 +63,25 @@ def plan_edit(
     )
     region = EditRegion(hides_object=edit.remove is not None, **masks(edit, source, target, notes))
     return Plan(fusion, tuple(f"{name}: {note}" for note in notes), region, chosen)
+
+
+def background_alone(edit: EditSettings, source: Tokens, target: Tokens, notes: list[str]) -> EditRegion:
+    """Where an edit that fuses nothing may change the clip: everywhere, unless it keeps the background."""
+    if not edit.keep_background:
+        return EVERYWHERE
+    fields = masks(replace(edit, blend_latents=None), source, target, notes)
+    return EditRegion(**{name: fields[name] for name in ("background", "threshold") if name in fields})
+
+
+def unfused(edit: EditSettings) -> str:
+    """What is said of an edit that fuses nothing, and of what was asked for that does not count then."""
+    said = ["sampled without fusion", *(["what is removed is not hidden"] if edit.remove else [])]
+    # a removal has a threshold of its own
+    of_masks = () if edit.keep_background else ("mask",) if edit.remove else ("threshold", "mask")
+    asked = [name for name in (*of_masks, "blend_latents", "reweight") if getattr(edit, name)]
+    if asked:
+        said.append(f"{' and '.join(asked)} {'count' if len(asked) > 1 else 'counts'} for nothing")
+    return "; ".join(said)
 
 
 def choose_align(edit: EditSettings, source: Tokens, target: Tokens, notes: list[str]) -> str:

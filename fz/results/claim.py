@@ -8,7 +8,7 @@ import dataclasses
 import glob
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +204,12 @@ def check(path: Path, settings: Any) -> None:
     if path.is_dir():
         for name in foreign(path, listed, len(settings.edits)):
             raise unlisted(path / name)
-    for what, given in inputs_of(settings):
+    check_inputs(path, inputs_of(settings), listed)
+
+
+def check_inputs(path: Path, inputs: Iterable[tuple[str, str]], listed: set[str]) -> None:
+    """Raise FzError for an input, (what it is, its path), among the files that will be written over."""
+    for what, given in inputs:
         if name := among(path, given, listed):
             raise FzError(
                 f"{what}: {given} is among the results in {path} ({name}), which this run would write over. Pass "

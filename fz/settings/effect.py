@@ -18,8 +18,11 @@ def effect(edit: EditSettings, steps: int, method: str = "fatezero") -> dict[str
     """What each setting that a sweep varies comes to over T = steps edit steps; None where it does not count. Edits
     that differ in these settings alone are the same where this is.
     """
-    if method not in FUSING or edit.align == "plain":
+    if method not in FUSING or (edit.align == "plain" and method not in MASKING):
         return {}
+    if edit.align == "plain":
+        # the background is kept all the same
+        return {"threshold": threshold(edit, False)} if edit.keep_background else {}
     own = steps_of(edit.self_replace, steps)
     words = {word: steps_of(share, steps, steps + 1) for word, share in edit.cross_replace_words}
     cross = steps_of(edit.cross_replace, steps, steps + 1)
@@ -57,14 +60,15 @@ def beside(name: str, edit: EditSettings, steps: int, method: str = "fatezero") 
     of_masks = name in ("threshold", "blend_latents")
     if method not in FUSING:
         return f"method {method}, which fuses no attention"
-    if edit.align == "plain":
+    keeps_background = name == "threshold" and edit.keep_background and method in MASKING
+    if edit.align == "plain" and not keeps_background:
         return "align plain, which fuses no attention"
     if of_masks and method not in MASKING:
         return f"method {method}, which has no masks"
     if of_masks and edit.mask is not None:
         return f"the mask {edit.mask}, which is used in its place"
     acts = effect(edit, steps, method)
-    if name == "threshold" and acts["self_replace"] is None and acts["threshold"] is None:
+    if name == "threshold" and acts.get("self_replace") is None and acts["threshold"] is None:
         return f"self_replace {share(edit.self_replace)}, which is no step of {steps}, so that no mask is used"
     if name.startswith("reweight") and acts["reweight"] is None:
         return f"cross_replace {share(edit.cross_replace)}, which is no step of {steps}, so that no word is weighed"

@@ -23,9 +23,10 @@ def guides(run: Values, edit: Values) -> bool:
 
 def follows_words(run: Values, edit: Values) -> bool:
     masked = edit["threshold"] is not None and edit["threshold"] < 1
-    masked = masked or edit["blend_latents"] is not None or edit["keep_background"]
-    has_masks = run["method"] in MASKING and edit["align"] != "plain"
-    return not has_masks or (masked and edit["mask"] is None)
+    masked = masked or edit["blend_latents"] is not None
+    masked = edit["keep_background"] or (masked and edit["align"] != "plain")
+    tells = run["method"] not in MASKING or (edit["align"] == "plain" and not edit["keep_background"])
+    return tells or (masked and edit["mask"] is None)
 
 
 # setting -> (what it counts with, does it count in this edit of this run)

@@ -6,7 +6,7 @@ replaces another is made beside it, in STAGE, from where it also goes on when it
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from fz import records
 from fz.errors import FzError
 from fz.records import within
 from fz.results import own
-from fz.results.claim import STAGE, empty
+from fz.results.claim import STAGE, check_inputs, empty
 from fz.results.differing import brief
 from fz.results.lock import NAME as LOCK
 from fz.results.lock import Lock
@@ -85,6 +85,7 @@ class TuningFolder:
                 ) from error
         try:
             folder.check(settings.overwrite)
+            check_inputs(path, inputs_of(settings), set(files_in(path)))
         except BaseException:
             folder.__exit__()
             raise
@@ -177,6 +178,17 @@ class TuningFolder:
 
 def sample_step(name: str) -> int:
     return int(name.partition("/")[2].partition("-")[0])
+
+
+def inputs_of(settings: TuneSettings) -> Iterator[tuple[str, str]]:
+    """(setting, path) of what a tuning reads. A model that is a tuning itself is known by its record, too."""
+    yield "video", settings.clip.path
+    if settings.class_images:
+        yield "class_images", settings.class_images
+    for name in ("checkpoint", "vae", "tokenizer", "model_config"):
+        if given := getattr(settings, name):
+            yield name, given
+            yield name, f"{given}/{RECORD}"
 
 
 def files_in(folder: Path) -> list[str]:
