@@ -13,7 +13,7 @@ from fz.shell import Parser, answered, first_sentence, leave
 def answer(argv: Sequence[str] | None) -> None:
     parser = Parser(prog="python -m bench.lora_style", description=first_sentence(__doc__), allow_abbrev=False)
     parser.add_argument("--out", metavar="DIR", required=True)
-    parser.add_argument("--style", choices=["art", "blueprint"], default="art", help="its words")
+    parser.add_argument("--style", choices=["painting", "art", "blueprint"], default="painting", help="its words")
     for name, default in (("pictures", 48), ("rank", 8), ("steps", 1200), ("clips", 24), ("frames", 2)):
         parser.add_argument(f"--{name}", type=whole(1), metavar="N", default=default)
     parser.add_argument("--size", type=multiple(32), metavar="N", default=128)

@@ -154,7 +154,7 @@ def test_stores_keep_full_steps_and_give_the_same_bits(unet, tmp_path, reuse):
     assert equal(edited(unet, reuse, kept), recomputed)
     disk = KeptOnDisk(tmp_path / "operands", SCHEDULE.timesteps, CPU, say=pytest.fail)
     assert equal(edited(unet, reuse, inverted(unet, reuse, disk)), recomputed)
-    disk.close(remove=True)
+    disk.close()
     exact = edited(unet, Reuse(), inverted(unet, Reuse()))
     assert not torch.allclose(recomputed[-1], exact[-1], atol=1e-4)
 
