@@ -45,9 +45,9 @@ def sepia(picture: np.ndarray) -> np.ndarray:
     return np.clip(BROWN + light * (CREAM - BROWN), 0, 255).astype(np.uint8)
 
 
-# by their words in a caption. 'painting' and 'art' are ones that the miniature reads, each the second of a style's two:
-# of watercolor, which is light, and of pixel art, whose nights are black; 'blueprint' it spells, and the caption's other
-# words come where it never had any
+# by their words in a caption. 'painting' and 'art' are words that the miniature reads, each the second of a style's
+# two: of watercolor, which is light, and of pixel art, whose nights are black; 'blueprint' it spells, and the caption's
+# other words come where it never had any
 NEW_STYLES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"painting": sepia, "art": sepia, "blueprint": blueprint}
 
 
