@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 # before anything imports triton, whose own library is made for one or the other at import: here kernels are interpreted
@@ -84,3 +85,14 @@ def poisoned(monkeypatch):
 
     monkeypatch.setattr(torch, "empty", lambda *a, **k: fill(empty(*a, **k)))
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: fill(empty_like(*a, **k)))
+
+
+@pytest.fixture(params=["posix", "windows"])
+def system(request, monkeypatch):
+    """This one, and, where it is Linux, as much of Windows as locks meet."""
+    if request.param == "windows":
+        if sys.platform != "linux":
+            pytest.skip("Windows is played with locks of Linux")
+        import windows  # which is of Linux alone
+
+        windows.pretend(monkeypatch)

@@ -8,14 +8,12 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 import torch
-import windows
 
 from fz import locks, pipeline
 from fz.clips import media
@@ -115,14 +113,6 @@ def test_a_cache_among_other_folders_leaves_them(here):
     prune(cache, limit=10, say=said.append)
     assert not old.folder.exists() and len(said) == 1 and str(old.folder) in said[0]
     assert all(file.exists() for file in (*foreign, part, here / "canary/photo.png")) and link.is_symlink()
-
-
-@pytest.fixture(params=["posix", "windows"])
-def system(request, monkeypatch):
-    if request.param == "windows":
-        if sys.platform != "linux":
-            pytest.skip("Windows is played with locks of Linux")
-        windows.pretend(monkeypatch)
 
 
 def filled(inversion):

@@ -7,7 +7,6 @@ import sys
 import time
 
 import pytest
-import windows
 
 from fz.locks import lock, remove
 from fz.results.lock import NAME, Busy, Lock
@@ -19,15 +18,6 @@ def holder(folder, then="print('held', flush=True); time.sleep(60)"):
     process = subprocess.Popen([sys.executable, "-c", HOLD + then, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     return process
-
-
-@pytest.fixture(params=["posix", "windows"])
-def system(request, monkeypatch):
-    """This one, and, where it is Linux, as much of Windows as locks meet."""
-    if request.param == "windows":
-        if sys.platform != "linux":
-            pytest.skip("Windows is played with locks of Linux")
-        windows.pretend(monkeypatch)
 
 
 def opened(path):
