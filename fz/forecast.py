@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fz import mini
 from fz.attention import Plain
+from fz.baselines import reconstructs
 from fz.denoiser import Denoiser
 from fz.kernels.int8 import has_int8
 from fz.loaded import Loaded
@@ -113,7 +114,7 @@ def course_of(settings: Settings, frames: int, left: int, again: Collection[int]
 
 def reconstructed(settings: Settings) -> int:
     """Branches of the reconstruction whose attention is fused, 0 where it is inversion's."""
-    if settings.method != "fatezero" or settings.attention != "reconstruction":
+    if not reconstructs(settings):
         return 0
     return 2 if settings.guidance > 1 else 1
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from fz.agreement import given_is_told, same_inversion, same_steps
 from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, listed_words, named
 from fz.attention import MAP_STRIDE, Keep
-from fz.baselines import METHODS, EditFunction, editor_of
+from fz.baselines import METHODS, EditFunction, editor_of, reconstructs
 from fz.clips.media import to_uint8
 from fz.clips.notebook import animation
 from fz.clips.video import Video
@@ -200,7 +200,7 @@ class InvertedClip:
         """Invert z_0: as much as the inversion's folder has of it, and the rest."""
         source, schedule, editor = self.source, self.schedule, self.editor
         # a reconstruction's are kept in place of inversion's
-        mode = "recompute" if self.reconstructs(self.settings) else self.mode
+        mode = "recompute" if reconstructs(self.settings) else self.mode
         source.store, source.keep = self.store("inversion"), keep_for(mode, self.keep)
         restored = same_inversion(self.ranks, source, schedule, self.cached.restore(source, schedule))
         if restored:
@@ -230,7 +230,7 @@ class InvertedClip:
 
     def attending(self, settings: Settings, journal: Journal) -> Source:
         """Whose attention is fused: inversion's, or that of a sampling pass of the reconstruction prompt."""
-        if not self.reconstructs(settings):
+        if not reconstructs(settings):
             return self.holding(self.source, "inversion")
         prompt, editor = settings.reconstruction_prompt or settings.source, self.editor
         key = digest("reconstruction", prompt, settings.negative, settings.guidance, *parts_of(self.model.control))
@@ -246,9 +246,6 @@ class InvertedClip:
             ):
                 self.once[key] = reconstruct(self.model, source, guidance, lambda k, z: advance())
         return self.holding(self.once[key], f"reconstruction-{key}")
-
-    def reconstructs(self, settings: Settings) -> bool:
-        return settings.attention == "reconstruction" and METHODS[settings.method].keeps
 
     def holding(self, source: Source, of: str) -> Source:
         """That source, whose queries and keys take the place of those that are kept; memory was counted for one."""

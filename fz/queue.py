@@ -200,9 +200,9 @@ class Queue:
         if settings.report and "report.html" not in found["files"]:
             return False
         # by another CLIP, or with other masks than the job has now, it is measured again
-        by = {"clip": clip_name_for(folder, self.clip_model), "given": job.masks is not None}
+        by = clip_name_for(folder, self.clip_model), job.masks is not None
         rows = read_measured(self.out, job.name)
-        return bool(rows) and all({"clip": row["clip"], "given": row["masks"] == "given"} == by for row in rows)
+        return bool(rows) and all((row["clip"], row["masks"] == "given") == by for row in rows)
 
     def do(self, job: Job) -> None:
         """Run it, measure it, or note in a line why that cannot be."""

@@ -17,6 +17,7 @@ from fz.denoiser import Denoiser
 from fz.edit import Callback, Edit, edit
 from fz.guidance import Guidance
 from fz.model.unet import UNet
+from fz.settings.config import Settings
 from fz.source import Source
 
 # (model, the inverted source or its z_0 alone, edit, guidance, callback) -> z_0 (F, 4, h, w)
@@ -71,3 +72,8 @@ METHODS: Mapping[str, Method] = {
 def editor_of(name: str, strength: float, seed: int) -> EditFunction:
     """The editing function of a method that prepares nothing; strength and seed are SDEdit's."""
     return SDEdit(strength, seed) if name == "sdedit" else METHODS[name].edit
+
+
+def reconstructs(settings: Settings) -> bool:
+    """Is attention of a reconstruction fused, in place of inversion's?"""
+    return settings.attention == "reconstruction" and METHODS[settings.method].keeps

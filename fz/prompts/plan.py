@@ -19,6 +19,7 @@ from fz.prompts import align
 from fz.prompts.text import Tokens, Word
 from fz.settings import applications
 from fz.settings.config import EditSettings
+from fz.settings.effect import acting
 from fz.words import bare
 
 
@@ -134,8 +135,7 @@ def present(edit: EditSettings, tokens: Tokens, words: Iterable[str], what: str,
 
 def masks(edit: EditSettings, source: Tokens, target: Tokens, notes: list[str]) -> dict[str, object]:
     """The mask words and thresholds of self-attention and of latents, as EditRegion's fields."""
-    # a map divided by its maximum never exceeds 1: no pixel is edited, as without a mask
-    threshold = None if edit.threshold is None or edit.threshold >= 1 else edit.threshold
+    threshold = acting(edit.threshold)
     blends = edit.blend_latents is not None
     if threshold is None and not blends and not edit.keep_background:
         return {}

@@ -44,10 +44,14 @@ def steps_of(share: Window, steps: int, count: int | None = None) -> tuple[int, 
     return (first, end) if first < end else None
 
 
+def acting(tau: float | None) -> float | None:
+    """A threshold; from 1 on it is none, as without a mask: a map divided by its maximum never exceeds 1."""
+    return None if tau is None or tau >= 1 else tau
+
+
 def threshold(edit: EditSettings, fuses_self: bool) -> float | None:
     """tau, where a mask of words is used: while self-attention is fused, by a removal, or to keep the background."""
-    # from 1 on it is none, as without a mask
-    tau = None if edit.threshold is None or edit.threshold >= 1 else edit.threshold
+    tau = acting(edit.threshold)
     if edit.mask is not None:
         return None
     if fuses_self or edit.remove is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fz.errors import FzError
 from fz.settings.config import EditSettings, Overlay, Settings, is_edit
-from fz.settings.effect import MASKING
+from fz.settings.effect import MASKING, acting
 from fz.settings.sweep import Variant, varied
 
 Values = Mapping[str, Any]  # settings by name: of a run, of one of its edits
@@ -22,11 +22,11 @@ def guides(run: Values, edit: Values) -> bool:
 
 
 def follows_words(run: Values, edit: Values) -> bool:
-    masked = edit["threshold"] is not None and edit["threshold"] < 1
-    masked = masked or edit["blend_latents"] is not None
-    masked = edit["keep_background"] or (masked and edit["align"] != "plain")
-    tells = run["method"] not in MASKING or (edit["align"] == "plain" and not edit["keep_background"])
-    return tells or (masked and edit["mask"] is None)
+    fuses = edit["align"] != "plain"
+    if run["method"] not in MASKING or not (fuses or edit["keep_background"]):
+        return True  # of these the method, or the alignment, tells
+    masks = acting(edit["threshold"]) is not None or edit["blend_latents"] is not None
+    return edit["mask"] is None and (edit["keep_background"] or (fuses and masks))
 
 
 # setting -> (what it counts with, does it count in this edit of this run)
