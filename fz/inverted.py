@@ -180,9 +180,14 @@ class InvertedClip:
         """
         source, steps = self.source, list(enumerate(self.schedule.timesteps))
         again = [k for k, _ in steps if self.keep(k).anything] if self.mode == "recompute" else ()
-        once = [k for k, t in steps if k >= left and source.keep(k).anything and not source.store.has(t)]
+        keep = self.keep_of_source()
+        once = [k for k, t in steps if k >= left and keep(k).anything and not source.store.has(t)]
         size = tuple(self.video.frames.shape)
         return Ahead(self.editor, self.settings, self.model, source.embedding, size, again, once)
+
+    def keep_of_source(self) -> Callable[[int], Keep]:
+        """What inversion keeps of each step: nothing where a reconstruction's is kept in its place."""
+        return keep_for("recompute" if reconstructs(self.settings) else self.mode, self.keep)
 
     def encode(self) -> None:
         """The clip's z_0, from the inversion's folder if it is there."""
@@ -199,9 +204,7 @@ class InvertedClip:
     def invert(self, callback: Callback | None = None) -> None:
         """Invert z_0: as much as the inversion's folder has of it, and the rest."""
         source, schedule, editor = self.source, self.schedule, self.editor
-        # a reconstruction's are kept in place of inversion's
-        mode = "recompute" if reconstructs(self.settings) else self.mode
-        source.store, source.keep = self.store("inversion"), keep_for(mode, self.keep)
+        source.store, source.keep = self.store("inversion"), self.keep_of_source()
         restored = same_inversion(self.ranks, source, schedule, self.cached.restore(source, schedule))
         if restored:
             self.journal.say(f"inversion: {restored} of {schedule.steps} steps are in {self.cached.folder}")

@@ -108,9 +108,13 @@ def wanted_by(plans: list[Plan], settings: Settings) -> Callable[[int], Keep]:
 
 def foretell(inversion: InvertedClip, keep: Callable[[int], Keep]) -> None:
     """Say how much memory and how long the run would take."""
-    inversion.choose_store(Uncached(folder_of(inversion.settings.cache)), keep)
-    steps = inversion.schedule.steps
-    if line := inversion.ahead(steps).told(steps, free=True):
+    cache, steps = inversion.settings.cache, inversion.schedule.steps
+    inversion.choose_store(Uncached(folder_of(cache)), keep)
+    # hashing a model takes seconds
+    done = Inversion.steps_in(cache, inversion.key(), steps) if cache != "none" and folder_of(cache).is_dir() else 0
+    if done:
+        inversion.journal.say(f"inversion: {done} of {steps} steps are in {folder_of(cache)}")
+    if line := inversion.ahead(steps - done).told(steps - done, free=True):
         inversion.journal.say(line)
 
 

@@ -4,7 +4,6 @@ its models' files, its prompts' tokens; and so of a tuning. What is wrong with t
 All of it is checked again where it is used; how weights are read, and what fits in memory, is known only there.
 """
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -44,9 +43,8 @@ def check_tuning(settings: TuneSettings) -> None:
     TuningFolder.look(settings)
     check_clip(settings.clip)
     if settings.class_images:
-        every = dataclasses.replace(settings.clip, path=settings.class_images, frames=None, start=0, every=1)
         try:
-            check_clip(every)
+            check_clip(settings.every_class_image())
         except FzError as error:
             raise FzError(f"class_images: {str(error).removeprefix('video: ')}") from None
     # 'clip' is a tuning's clip here, and no model

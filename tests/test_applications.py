@@ -183,6 +183,15 @@ def test_a_removal_hides_its_words_and_refines(text):
     assert not planned(text, source, target, threshold=0.3).region.hides_object
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"align": "plain"}, {"blend_words": (("car",), ())}], ids=["usual", "plain", "other blend words"]
+)
+def test_what_is_to_be_removed_has_to_be_there(settings, text):
+    """Beside a target of its own it was passed over, or called a blend word."""
+    with pytest.raises(FzError, match="^remove: 'card' is not in the prompt .* Did you mean 'car'"):
+        planned(text, "a red car on the sand", "a blue car on the sand", remove="card", threshold=0.3, **settings)
+
+
 def test_several_edits_at_once_are_all_under_the_mask(text):
     source, target = "a red car and a blue ball moving on the sand", "a green car and a yellow ball moving on the grass"
     where = planned(text, source, target, threshold=0.3, blend_latents=0.3).region

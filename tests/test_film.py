@@ -177,6 +177,20 @@ def test_sound_after_a_gap_stays_where_it_was(tmp_path, codec, rate):
         assert loud_parts(clip.sound, 12 - start) == loud
 
 
+def test_a_packet_that_cannot_be_decoded_is_silent_alone(tmp_path):
+    path = gapped(tmp_path / "clip.mkv", "flac", RATE, [(0.0, 1.2)])
+    with av.open(str(path)) as box:
+        packets = [bytes(packet) for packet in box.demux(box.streams.audio[0]) if packet.size]
+    data, hurt = path.read_bytes(), packets[len(packets) // 2]
+    # no frame of FLAC begins so
+    path.write_bytes(data.replace(hurt, bytes(len(hurt))))
+    sound = read_clip(ClipSettings(str(path), frames=12, size=64)).sound
+    loud = loud_parts(sound, 12)
+    assert loud[0] and loud[11] and sum(loud) >= 9
+    quiet = np.abs(sound.samples[0]) < 1e-3
+    assert quiet.sum() > RATE / 100
+
+
 def test_times_that_are_a_little_off_tear_no_sound(tmp_path):
     """A container's times are rounded, or a few milliseconds late: its samples are still one sound."""
     path = gapped(tmp_path / "clip.mkv", "pcm_s16le", RATE, [(0.0, 1.2)], jitter=0.012)

@@ -197,6 +197,21 @@ def test_a_dry_run_says_seconds_memory_and_fast(told):
     assert not any("to go" in line for line in told("--steps", "2", "--dry-run", "--method", "sdedit"))
 
 
+def test_a_dry_run_counts_the_steps_of_a_cached_inversion(told, tmp_path, monkeypatch):
+    left, told_of = [], f.Ahead.told
+    monkeypatch.setattr(f.Ahead, "told", lambda self, n, free=False: left.append(n) or told_of(self, n, free))
+    asked = ["--steps", "4", "--cache", "cache"]
+    told(*asked, "--dry-run")
+    told(*asked)
+    files = sorted((tmp_path / "cache").glob("*/steps/*"))
+    assert any("inversion: 4 of 4 steps are in" in line for line in told(*asked, "--dry-run"))
+    told(*asked, "--dry-run", "--solver", "dpm++2m")
+    next(file for file in files if file.name == "0003.safetensors").unlink()
+    told(*asked, "--dry-run")
+    assert left == [4, 4, 0, 4, 2]
+    assert len(list((tmp_path / "cache").glob("*"))) == 1, "a dry run makes no folder there"
+
+
 @pytest.mark.parametrize("cache", ["named", "usual", "none"])
 def test_a_dry_run_looks_at_the_disk_of_the_cache(cache, models, monkeypatch, tmp_path, capsys):
     """Where queries and keys would be kept: it looked at the current folder's, and called it 'nowhere'."""

@@ -150,10 +150,23 @@ PAGE, GB = 4096, 10**9
 # what `sysconf` tells there, in pages
 SYSTEMS = {
     "mac": {"SC_PHYS_PAGES": 64 * GB // PAGE},
+    "mac that does not tell": {"SC_PHYS_PAGES": 64 * GB // PAGE},
     "bsd": {"SC_PHYS_PAGES": 64 * GB // PAGE, "SC_AVPHYS_PAGES": 20 * GB // PAGE},
     "windows": None,
     "unknown": {},
 }
+
+
+MAC_PAGE = 16384
+VM_STAT = f"""Mach Virtual Memory Statistics: (page size of {MAC_PAGE} bytes)
+Pages free:                              {4 * GB // MAC_PAGE}.
+Pages active:                            {30 * GB // MAC_PAGE}.
+Pages inactive:                          {20 * GB // MAC_PAGE}.
+Pages speculative:                       {1 * GB // MAC_PAGE}.
+Pages wired down:                        {9 * GB // MAC_PAGE}.
+"Translation faults":                    123.
+"""
+MAC_FREE = sum(n * GB // MAC_PAGE for n in (4, 20, 1)) * MAC_PAGE
 
 
 class Kernel32:
@@ -179,6 +192,13 @@ def elsewhere(request, monkeypatch, tmp_path):
 
     for name in ("MEMINFO", "CGROUPS", "OWN_CGROUPS"):
         monkeypatch.setattr(free, name, tmp_path / "none")
+    if request.param.startswith("mac"):
+        tool = tmp_path / "vm_stat"
+        monkeypatch.setattr(sys, "platform", "darwin")
+        monkeypatch.setattr(free, "VM_STAT", str(tool))
+        if request.param == "mac":
+            tool.write_text(f"#!/bin/sh\ncat <<'END'\n{VM_STAT}END\n")
+            tool.chmod(0o755)
     if told is None:
         monkeypatch.delattr(os, "sysconf", raising=False)
         monkeypatch.setattr(ctypes, "windll", type("windll", (), {"kernel32": Kernel32()}), raising=False)
@@ -189,13 +209,19 @@ def elsewhere(request, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("elsewhere", "available", "whole"),
-    [("mac", 64 * GB, 64 * GB), ("bsd", 20 * GB, 64 * GB), ("windows", 48 * GB, 64 * GB), ("unknown", None, None)],
+    [
+        ("mac", MAC_FREE, 64 * GB),
+        ("mac that does not tell", 64 * GB, 64 * GB),
+        ("bsd", 20 * GB, 64 * GB),
+        ("windows", 48 * GB, 64 * GB),
+        ("unknown", None, None),
+    ],
     indirect=["elsewhere"],
 )
 def test_memory_of_other_systems_is_what_they_have(elsewhere, available, whole):
     """It was 8 GB on each of them, and what took more was refused."""
     for device in (None, torch.device("cpu"), torch.device("mps")):
-        assert free.free_memory(device) == (available and available // PAGE * PAGE)
+        assert free.free_memory(device) == (available and available // PAGE * PAGE), device
     assert free.physical_memory() == (whole and whole // PAGE * PAGE)
 
 
@@ -214,7 +240,8 @@ class Footprint:
 @pytest.mark.parametrize(
     ("elsewhere", "asked", "mode", "said"),
     [
-        ("mac", "auto", "memory", "about 29.00 GB of 64.00 GB of memory; store: memory"),
+        ("mac", "auto", "recompute", "about 9.00 GB of 25.00 GB of memory; store: recompute"),
+        ("mac that does not tell", "auto", "memory", "about 29.00 GB of 64.00 GB of memory; store: memory"),
         ("unknown", "auto", "recompute", "about 9.00 GB of memory (what is free is unknown here); store: recompute"),
         ("unknown", "memory", "memory", "about 29.00 GB of memory (what is free is unknown here); store: memory"),
     ],

@@ -17,6 +17,7 @@ from fz.model.layers import TextContext
 from fz.model.unet import UNet, UNetConfig
 from fz.settings.config import ClipSettings
 from fz.tuning import lora, trainer
+from fz.tuning.settings import parse
 from fz.tuning.trainer import Lesson, TrainingSettings, trained
 from fz.weights.changes import Changes
 from fz.weights.load import load_checkpoint
@@ -191,6 +192,14 @@ def test_pictures_of_different_sizes_are_learned(more, models, tmp_path, capsys)
     capsys.readouterr()
     assert command.main([*base, "--video", mix, "--frames", "all", "--out", str(tmp_path / "one")]) == 2
     assert "differ in size: 0.png is 96x64, 1.png is 64x200" in capsys.readouterr().err
+
+
+def test_the_clip_s_crop_is_not_the_class_images(models):
+    argv = ["--video", "clip", "--prompt", "a car", "--crop", "2,0,0,0", "--size", "64", "--frames", "3", "--out", "o"]
+    kinds, _ = parse([*argv, "--class-images", str(models / "clips/car128"), "--class-prompt", "a car"])
+    assert kinds.every_class_image() == ClipSettings(str(models / "clips/car128"), frames=None, size=64)
+    with pytest.raises(FzError, match="class_images: got none"):
+        parse(argv)[0].every_class_image()
 
 
 def test_a_rank_that_cannot_be(tmp_path, capsys):

@@ -13,7 +13,9 @@ from fz.clips.pyav import av
 from fz.clips.stream import opened
 
 if TYPE_CHECKING:
-    from av.container import OutputContainer
+    from collections.abc import Iterator
+
+    from av.container import InputContainer, OutputContainer
 
 # of AAC; others are resampled to the last
 RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
@@ -66,7 +68,7 @@ def read_sound(path: Path, start: float, seconds: float) -> Sound | None:
             layout = "mono" if stream.codec_context.channels == 1 else "stereo"
             samples = np.zeros((1 if layout == "mono" else 2, round(seconds * rate)), np.float32)
             track = Track(samples, rate, layout, start)
-            for frame in box.decode(stream):
+            for frame in decodable(box, stream):
                 track.take(frame)
                 if track.place >= samples.shape[1]:
                     break
@@ -74,6 +76,21 @@ def read_sound(path: Path, start: float, seconds: float) -> Sound | None:
     except (av.FFmpegError, ValueError, OSError):
         return None
     return Sound(samples[:, : track.filled], rate) if track.filled else None
+
+
+def decodable(box: "InputContainer", stream: "av.AudioStream") -> "Iterator[av.AudioFrame]":
+    """A stream's frames but for those of packets that cannot be decoded. Raises the error if none can."""
+    failed, any_came = None, False
+    for packet in box.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            failed = error
+            continue
+        any_came = any_came or bool(frames)
+        yield from frames
+    if failed is not None and not any_came:
+        raise failed
 
 
 @dataclass

@@ -3,7 +3,10 @@
 import contextlib
 import ctypes
 import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +20,10 @@ VERSIONS = (
     ("", "memory.max", "memory.current", "inactive_file"),
     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
+
+VM_STAT = "/usr/bin/vm_stat"
+# pages that `vm_stat` counts which can be had at once: free, read ahead, and not used lately
+IDLE = ("free", "speculative", "inactive")
 
 
 def gb(amount: float) -> str:
@@ -44,15 +51,15 @@ def least_of(bounds: Iterable[int | None]) -> int | None:
 
 
 def system_memory() -> int | None:
-    """MemAvailable of Linux, what Windows calls available, free pages; all that there is where no more is told, as on a
-    Mac.
+    """MemAvailable of Linux, what Windows calls available, a Mac's pages that are free or only kept in case, free pages
+    elsewhere; all that there is where no more is told.
     """
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = MEMINFO.read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     if windows := windows_memory():
         return windows[1]
-    return pages("SC_AVPHYS_PAGES") or physical_memory()
+    return mac_memory() or pages("SC_AVPHYS_PAGES") or physical_memory()
 
 
 def physical_memory() -> int | None:
@@ -78,6 +85,21 @@ def windows_memory() -> tuple[int, int] | None:
     status = (ctypes.c_uint64 * 8)(64)
     done = ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
     return (status[1], status[2]) if done else None
+
+
+def mac_memory() -> int | None:
+    """Bytes of RAM that a Mac can give without swapping; None elsewhere."""
+    if sys.platform != "darwin":
+        return None
+    try:
+        told = subprocess.run([VM_STAT], capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    size = re.search(r"page size of (\d+) bytes", told)
+    counts = dict(re.findall(r"^Pages ([a-z]+):\s+(\d+)\.", told, re.MULTILINE))
+    if size is None or "free" not in counts:
+        return None
+    return int(size[1]) * sum(int(counts.get(name, 0)) for name in IDLE)
 
 
 def cgroup_room() -> int | None:

@@ -153,6 +153,12 @@ class Inversion:
             inversion.close()
         prune(folder, keep=[key], say=say)
 
+    @staticmethod
+    def steps_in(cache: str | None, key: str, steps: int) -> int:
+        """How many of its steps are in the cache without a gap, by their files alone: nothing is read or made."""
+        log = StepLog(folder_of(cache) / key / "steps", lambda line: None)
+        return next((k for k in range(steps) if not log.path(k + 1).is_file()), steps)
+
     def finished(self) -> None:
         """Remove what only a run in progress needs, unless another is using it."""
         if self.marker is None or locked(self.marker, alone=True):

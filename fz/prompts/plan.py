@@ -45,6 +45,8 @@ def plan_edit(
     means no mask.
     """
     notes: list[str] = []
+    for words in applications.phrases(edit.remove) if edit.remove else ():
+        align.word_positions(source, words, "remove")
     if edit.align == "plain":
         region = background_alone(edit, source, target, notes)
         return Plan(None, tuple(f"{name}: {note}" for note in (unfused(edit), *notes)), region)

@@ -169,8 +169,7 @@ def read(settings: TuneSettings, checkpoint: Checkpoint) -> TuningPictures:
         checkpoint.text.tokens(sentence)
     if not settings.class_images:
         return TuningPictures(video, None)
-    every = dataclasses.replace(settings.clip, path=settings.class_images, frames=None, start=0, every=1)
-    return TuningPictures(video, read_clip(every, multiple, alike=False).frames)
+    return TuningPictures(video, read_clip(settings.every_class_image(), multiple, alike=False).frames)
 
 
 def check_memory(

@@ -52,8 +52,7 @@ EXPECTED = {int: "a whole number", float: "a number", str: "text", bool: "true o
 @dataclass(frozen=True)
 class TuneSettings:
     """All of a tuning. rate None: the recipe's. lora_rank: of a LoRA, which is then made in place of a checkpoint.
-    class_images: pictures of the same kind of thing, so that it is not
-    forgotten.
+    class_images: pictures of the same kind of thing, so that it is not forgotten.
     """
 
     clip: ClipSettings
@@ -89,6 +88,12 @@ class TuneSettings:
 
     def __post_init__(self):
         check_tuning(self)
+
+    def every_class_image(self) -> ClipSettings:
+        """All of them, whole: which frames are taken and what is cropped is the clip's. Raises FzError without any."""
+        if self.class_images is None:
+            raise FzError("class_images: got none, expected a folder of pictures.")
+        return ClipSettings(self.class_images, frames=None, size=self.clip.size)
 
 
 def parser() -> argparse.ArgumentParser:
