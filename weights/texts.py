@@ -15,7 +15,7 @@ def read_json(path: Path) -> dict:
     if path.exists() and not path.is_file():
         raise FzError(f"{path}: is no file, expected a JSON object in one. Download it again.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         value = json.loads(text)
     except FileNotFoundError:
         refuse_gone(path.parent, [path.name])
