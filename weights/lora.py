@@ -22,7 +22,7 @@ from fz.errors import FzError
 from fz.weights.hub import located
 from fz.weights.layouts import other_model, some
 from fz.weights.names import shown
-from fz.weights.needed import OF_LORA
+from fz.weights.needed import OF_LORA, beside
 from fz.weights.read import read_any, read_json
 
 # a key's end: which half of a layer's change it is
@@ -279,9 +279,9 @@ def put_alphas(path: Path, layers: Mapping[tuple[str, str], Layer], about: Mappi
                 configs[part] = {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
         except (ValueError, AttributeError, RecursionError):
             raise FzError(f"lora: {path}: its lora_adapter_metadata is no JSON object. Download it again.") from None
-    beside = path.parent / "adapter_config.json"
-    if path.stem == "adapter_model" and beside.is_file():
-        configs = dict.fromkeys(("unet", "text"), read_json(beside))
+    of_adapter = beside("lora", path)
+    if of_adapter is not None and of_adapter.is_file():
+        configs = dict.fromkeys(("unet", "text"), read_json(of_adapter))
     for (part, name), layer in layers.items():
         config = configs.get(part) or {}
         if layer.alpha is not None or config.get("lora_alpha") is None:

@@ -104,6 +104,13 @@ def of_checkpoint(ema: str = "auto", vae: bool = True, tokenizer: bool = True) -
     )
 
 
+def beside(what: str, file: Path) -> Path | None:
+    """The small file that is read beside a setting's single file of weights, there or not; None where none is."""
+    if what == "lora":
+        return file.parent / "adapter_config.json" if file.stem == "adapter_model" else None
+    return file.parent / "config.json" if what in ("vae", "control") else None
+
+
 def choose(files: Collection[str], needs: Sequence[Needed], file: str | None = None) -> Choice:
     """What to take of these files. file: the one that was named."""
     if file is not None:

@@ -18,6 +18,7 @@ from fz.weights import layouts
 from fz.weights.architecture import MODEL_CONFIG, SD1
 from fz.weights.inferred import count, infer_text, infer_unet, infer_vae
 from fz.weights.layouts import some, under
+from fz.weights.needed import beside
 from fz.weights.read import Weights, read_json, read_weights
 from fz.weights.texts import refuse_gone
 
@@ -260,9 +261,9 @@ def separate_vae(path: Path, known: Path | None, ema: str) -> Part:
             f"vae: {path} is no VAE{f' but {what}' if what else ''} (it has {some(state)}). Expected Stable "
             "Diffusion v1's."
         )
-    beside = path.parent / "config.json"
-    if beside.exists() and read_json(beside).get("_class_name") == "AutoencoderKL":
-        known = beside
+    own = beside("vae", path)
+    if own.exists() and read_json(own).get("_class_name") == "AutoencoderKL":
+        known = own
     return vae_file(state, weights, known, path)
 
 
