@@ -382,6 +382,8 @@ def test_models_in_several_files(home):
     assert choice.optional == ["scheduler/scheduler_config.json", "tokenizer/vocab.json and merges.txt"]
     one_less = choose(files - {shards[1]}, of_checkpoint(vae=False))
     assert one_less.lacking == ["unet/diffusion_pytorch_model.safetensors"]
+    # plain weights are those that are called so
+    assert choose(files, of_checkpoint("plain")).lacking[-1] == "unet/diffusion_pytorch_model.non_ema.safetensors"
 
 
 def test_a_model_that_is_one_file():

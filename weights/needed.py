@@ -93,14 +93,14 @@ OF_EMBEDDING = (Needed(("",), weights=("learned_embeds.safetensors", "learned_em
 
 def of_checkpoint(ema: str = "auto", vae: bool = True, tokenizer: bool = True) -> tuple[Needed, ...]:
     """A diffusers folder's parts; vae, tokenizer: whether its own are used."""
-    plain = weight_files("unet", "non_ema") if ema == "plain" else []
+    unet = weight_files("unet", "non_ema" if ema == "plain" else None)
     schedule = ("scheduler_config.json",)
     return (
         Needed(("scheduler",), schedule, (schedule,), required=False),
         *(TOKENIZER_OF_CHECKPOINT if tokenizer else ()),
         Needed(("text_encoder",), CONFIG, (CONFIG,), tuple(weight_files("text_encoder"))),
         Needed(("vae",), CONFIG, (CONFIG,), tuple(weight_files("vae")) if vae else ()),
-        Needed(("unet",), CONFIG, (CONFIG,), (*plain, *weight_files("unet"))),
+        Needed(("unet",), CONFIG, (CONFIG,), tuple(unet)),
     )
 
 
