@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from fz import mini
-from fz.clips.decode import open_source
-from fz.clips.images import Images
 from fz.errors import FzError
 from fz.settings import released, texts, tree
 from fz.settings.checks import check_says
@@ -247,6 +245,10 @@ def parse(argv: Sequence[str]) -> tuple[TuneSettings, list[str]]:
 
 def of_pictures(path: str) -> bool:
     """Are image files there, and no video? What cannot be read is said when it is."""
+    # numpy and PyAV, which --help does without
+    from fz.clips.decode import open_source
+    from fz.clips.images import Images
+
     try:
         return isinstance(open_source(path), Images)
     except FzError:
