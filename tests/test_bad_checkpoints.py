@@ -10,6 +10,7 @@ from checkpoints import UNET_FILE, drop, edit_json, shard
 from safetensors.torch import load_file, save_file
 
 from fz.errors import FzError
+from fz.weights.changes import Changes
 from fz.weights.load import fill, load_checkpoint, of_sd
 from fz.weights.read import Weights
 
@@ -305,6 +306,41 @@ def test_bad_folder(case, folder):
     change, said = FOLDERS[case]
     change(folder)
     refused(said, load_checkpoint, folder)
+
+
+GONE = {
+    "unet": f"{UNET_FILE}.safetensors",
+    "a config": "vae/config.json",
+    "text encoder": "text_encoder/pytorch_model.bin",
+    "tokenizer": "tokenizer/vocab.json",
+}
+
+
+@pytest.mark.parametrize("case", GONE)
+def test_a_link_to_a_file_that_is_gone(case, folder):
+    """As in a Hub's cache whose blobs were removed: the file's name is there, the file is not."""
+    file = folder / GONE[case]
+    file.unlink()
+    file.symlink_to("../../../blobs/0123abcd")
+    refused(
+        f"{file.name}: is a link to ../../../blobs/0123abcd, which does not exist. Download", load_checkpoint, folder
+    )
+
+
+def test_a_shard_that_is_gone(folder):
+    file = folder / f"{UNET_FILE}.safetensors"
+    gone = folder / "unet" / shard(load_file(file), folder / "unet", ".safetensors")[1]
+    file.unlink()
+    gone.unlink()
+    gone.symlink_to("blob")
+    refused(f"{gone.name}: is a link to blob, which does not exist", load_checkpoint, folder)
+
+
+@pytest.mark.parametrize("what", ["lora", "embedding"])
+def test_a_folder_whose_file_is_gone(what, tmp_path):
+    (tmp_path / "style.safetensors").symlink_to("../blobs/0123abcd")
+    changes = Changes(**{what: ((str(tmp_path), 1.0 if what == "lora" else None),)})
+    refused(f"^{what}: .*style.safetensors: is a link to ../blobs/0123abcd", load_checkpoint, "none", changes=changes)
 
 
 def test_shard_with_other_keys(folder):

@@ -75,6 +75,14 @@ UNET_NO_EFFECT = (
     "SparseCausalAttention_index",
     "least_sc_channel",
     "temporal_downsample_time",
+    # of diffusers' EMAModel, saved with the weights that it averaged
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
 )
 VAE_ONLY = {
     "act_fn": ("silu", "swish"),
@@ -100,9 +108,10 @@ TEXT_ONLY = {"max_position_embeddings": (77,), "model_type": ("clip_text_model",
 
 
 def only(config: Mapping, fields: Mapping[str, tuple], where: Path | str) -> None:
-    """Raise FzError for the first field that has another value than the listed ones."""
+    """Raise FzError for the first field that has another value than the listed ones; null is as good as false."""
     for name, allowed in fields.items():
-        if name in config and config[name] not in allowed:
+        off = config.get(name) is None and not all(allowed)
+        if name in config and config[name] not in allowed and not off:
             expected = " or ".join(map(repr, allowed))
             raise FzError(f"{where}: {name} is {short(config[name])}, expected {expected}. {SD1}")
 
@@ -211,7 +220,8 @@ def check_unet(config: Mapping, where: Path | str) -> None:
         for kind in config[name]:
             if str(kind).replace("Pseudo3D", "").replace("2D", "").replace("3D", "") not in UNET_BLOCKS:
                 raise FzError(f"{where}: {name} has {kind!r}, expected CrossAttn or plain Down and Up blocks. {SD1}")
-    only(config, UNET_ONLY, where)
+    # null: not set
+    only({name: value for name, value in config.items() if value is not None}, UNET_ONLY, where)
     known = {*UNET_ONLY, *SD1_ONLY, *UNET_READ, *UNET_NO_EFFECT}
     for name, value in config.items():
         if name not in known and not name.startswith("_") and value not in (None, False):

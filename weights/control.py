@@ -23,6 +23,7 @@ from fz.weights.load import fill
 from fz.weights.needed import OF_CONTROLNET
 from fz.weights.read import read_json, read_weights
 from fz.weights.source import Part
+from fz.weights.texts import refuse_gone
 
 EXPECTED = "Expected a ControlNet of Stable Diffusion v1."
 # what a ControlNet's config says beside a UNet's
@@ -83,6 +84,7 @@ def from_folder(path: Path) -> Part:
     if not names or not (folder / "config.json").exists():
         if (folder / "unet").is_dir():
             raise FzError(f"{folder} is a whole checkpoint. {EXPECTED}")
+        refuse_gone(folder, ["config.json", *layouts.weight_files("unet")])
         there = some(sorted(p.name for p in folder.glob("*"))) or "nothing"
         raise FzError(
             f"{folder} has no config.json with diffusion_pytorch_model.safetensors (there: {there}). {EXPECTED}"

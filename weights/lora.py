@@ -1,8 +1,9 @@
 """LoRA files to changes of layers: alpha / rank · up · down, for every layer that a file names.
 
 Read are kohya's names (lora_unet_…, lora_te_…, blocks by diffusers' numbers or the original's), diffusers' old and new
-ones, PEFT's, and LoCon's convolutions, with a middle or without. What a file is, is told before a model is read: LoHa,
-LoKr and DoRA, and LoRA of other models, are refused by name. Which model the change is for is only known by its layers.
+ones, PEFT's, ComfyUI's (diffusion_model., text_encoders.clip_l.), and LoCon's convolutions, with a middle or without.
+What a file is, is told before a model is read: LoHa, LoKr and DoRA, and LoRA of other models, are refused by name.
+Which model the change is for is only known by its layers.
 """
 
 import json
@@ -41,15 +42,16 @@ OTHER_KINDS = (
     (".on_input", "an (IA)³"),
     ("bundle_emb", "a LoRA with embeddings in it"),
 )
+# somewhere in a key -> the model
 OTHER_NAMES = (
-    ("lora_te2_", "Stable Diffusion XL"),
-    ("text_encoder_2.", "Stable Diffusion XL"),
-    ("joint_blocks", "Stable Diffusion 3"),
-    ("joint_transformer_blocks", "Stable Diffusion 3"),
-    ("double_blocks", "Flux"),
-    ("single_blocks", "Flux"),
-    ("transformer.", "Stable Diffusion 3, Flux or later"),
-    ("lora_transformer_", "Stable Diffusion 3, Flux or later"),
+    (re.compile("lora_te2_"), "Stable Diffusion XL"),
+    (re.compile(r"text_encoder_2\."), "Stable Diffusion XL"),
+    (re.compile(r"^text_encoders\.(?!clip_[lg]\.)"), "Stable Diffusion 3, Flux or later"),
+    (re.compile("joint_(transformer_)?blocks"), "Stable Diffusion 3"),
+    (re.compile("(double|single)_blocks"), "Flux"),
+    (re.compile(r"^(base_model\.model\.)?transformer\."), "Stable Diffusion 3, Flux or later"),
+    (re.compile("lora_transformer_"), "Stable Diffusion 3, Flux or later"),
+    (re.compile(r"^text_encoders\.clip_g\."), "Stable Diffusion XL"),
 )
 # kohya's ss_base_model_version begins so
 OTHER_BASES = (
@@ -67,6 +69,7 @@ PREFIXES = {
     "unet.": "unet",
     "diffusion_model.": "unet",
     "text_encoder.": "text",
+    "text_encoders.clip_l.transformer.": "text",
 }
 ONLY = "LoRA and LoCon for Stable Diffusion v1 are read"
 LARGEST = 1e6  # of a strength, and of alpha
@@ -190,7 +193,7 @@ def refuse_others(path: Path, state: Mapping[str, Tensor], about: Mapping[str, s
         raise FzError(f"lora: {path} has full differences of weights in it, which are not read. {ONLY}.")
     base = str(about.get("ss_base_model_version", ""))
     model = next((m for sign, m in OTHER_BASES if base.startswith(sign)), None)
-    model = model or next((m for part, m in OTHER_NAMES if any(part in key for key in keys)), None)
+    model = model or next((m for part, m in OTHER_NAMES if any(part.search(key) for key in keys)), None)
     if model:
         raise FzError(f"lora: {path} is for {model}. {ONLY}; use one that was trained for it.")
     if "emb_params" in keys:

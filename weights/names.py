@@ -60,8 +60,17 @@ def parsed(given: str) -> Name | None:
 
 
 def shown(given: str | Path) -> str:
-    """A model's name for people: a Hub name as it is, a path's last part."""
-    return str(parsed(str(given)) or expanded(given, "checkpoint").resolve().name)
+    """A model's name for people: a Hub name as it is, a path's last part; of a folder in the Hub's cache its model's.
+
+    Links are not followed: in the cache they end at files that are called by their hash.
+    """
+    if name := parsed(str(given)):
+        return str(name)
+    path = Path(os.path.abspath(expanded(given, "checkpoint")))
+    folder = path.parent.parent if path.parent.name == "snapshots" else path
+    if folder.name.startswith("models--"):
+        return folder.name.removeprefix("models--").replace("--", "/")
+    return path.name
 
 
 # ---- the cache ---------------------------------------------------------------------------------------------
@@ -131,3 +140,8 @@ def followed(path: Path) -> Path:
 def files_in(folder: Path) -> set[str]:
     """Names as the Hub has them; a link to a blob that is gone is no file."""
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def links_in(folder: Path) -> set[str]:
+    """Links in a folder, to files that are there or gone."""
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink()}

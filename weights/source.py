@@ -19,6 +19,7 @@ from fz.weights.architecture import MODEL_CONFIG, SD1
 from fz.weights.inferred import count, infer_text, infer_unet, infer_vae
 from fz.weights.layouts import some, under
 from fz.weights.read import Weights, read_json, read_weights
+from fz.weights.texts import refuse_gone
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def folder_part(folder: Path, config: Path, name: str, ema: str) -> Part:
         names = layouts.weight_files(name, "non_ema") + names
     file = next((folder / n for n in names if (folder / n).exists()), None)
     if file is None:
+        refuse_gone(folder, names)
         there = some(sorted(p.name for p in folder.glob("*"))) or "nothing"
         raise FzError(
             f"{folder}: has no weights (there: {there}). Expected {names[0]}, a .bin, an fp16 variant or shards "
