@@ -84,8 +84,8 @@ def from_folder(path: Path, vae: Path | None, model_config: Path | None, ema: st
 
 
 def set_of(path: Path, ema: str) -> str | None:
-    """Which of two sets of UNet weights a folder gives, 'EMA' or 'plain': where plain ones (non_ema) lie beside the usual
-    ones, these are averages. None for one set, of which nothing says what it is.
+    """Which of two sets of UNet weights a folder gives, 'EMA' or 'plain': where plain ones (non_ema) lie beside others,
+    these are averages. None for one set, of which nothing says what it is.
 
     Raises FzError for a set that was asked for and is not known to be there.
     """
