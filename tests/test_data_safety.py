@@ -655,6 +655,7 @@ BESIDE = {
     "lora": ("adapter_model.safetensors", "adapter_config.json"),
     "vae": ("vae.pt", "config.json"),
     "control": ("control.safetensors", "config.json"),
+    "checkpoint": ("sd.ckpt", "sd.yaml"),
 }
 
 
@@ -665,7 +666,7 @@ def test_what_is_read_beside_a_file_is_input_too(what, here):
     file, small = BESIDE[what]
     write(here / "model" / file)
     given = f"model/{file}"
-    settings = settings_of(checkpoint="canary", **{what: ((given, 1.0),) if what == "lora" else given})
+    settings = settings_of(**{"checkpoint": "canary", what: ((given, 1.0),) if what == "lora" else given})
     stamps = [stamp_of(settings)]
     for content in (b"{}", b'{"lora_alpha": 8}'):
         write(here / "model" / small, content)

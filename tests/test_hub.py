@@ -393,6 +393,12 @@ def test_a_model_that_is_one_file():
     # of several, the one that was named
     choice = choose({"a.safetensors", "b.safetensors"}, of_checkpoint(), "b.safetensors")
     assert choice.files == ["b.safetensors"] and choice.alone and not choice.lacking
+    # the original config beside it comes along
+    files = {"a.safetensors", "a.yaml", "b.yaml"}
+    for name in (None, "a.safetensors"):
+        choice = choose(files, of_checkpoint(), name)
+        assert choice.files == ["a.yaml", "a.safetensors"] and choice.place(Path("x")) == Path("x/a.safetensors")
+    assert choose(files, OF_LORA, "a.safetensors").files == ["a.safetensors"]
     # a VAE's config counts, too
     choice = choose({"v/config.json", "v/vae.pt", "config.json"}, OF_VAE, "v/vae.pt")
     assert choice.files == ["v/config.json", "v/vae.pt"]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fz.errors import FzError
+from fz.settings import safe_yaml
 from fz.settings.place import absent
 from fz.weights import architecture as arch
 from fz.weights import layouts
@@ -21,7 +22,7 @@ from fz.weights.inferred import count, infer_text, infer_unet, infer_vae
 from fz.weights.layouts import some, under
 from fz.weights.names import listed
 from fz.weights.needed import beside
-from fz.weights.read import Weights, read_json, read_weights
+from fz.weights.read import Weights, about, read_json, read_weights
 from fz.weights.texts import refuse_gone
 
 
@@ -199,6 +200,7 @@ def from_single_file(path: Path, vae: Path | None, model_config: Path | None, em
 
     scheduler = schedule_of(model_config) if model_config else dict(arch.SCHEDULE)
     check_betas(state, scheduler, path)
+    check_prediction(path, scheduler)
     return RawCheckpoint(f"CompVis single file{of_set(used)}", unet, autoencoder, text, scheduler)
 
 
@@ -257,6 +259,17 @@ def check_betas(state: Mapping[str, Tensor], scheduler: Mapping, path: Path) -> 
             f"{path}: its alphas_cumprod is another noise schedule than v1's. Pass --model-config DIR with its "
             "scheduler/."
         )
+
+
+def check_prediction(path: Path, scheduler: Mapping) -> None:
+    """Raise FzError if the file, or the original config beside it, says that the model predicts something else than
+    noise, or that from another schedule.
+    """
+    if (said := about(path).get("modelspec.prediction_type", "epsilon")).lower() != "epsilon":
+        raise FzError(f"{path}: its modelspec.prediction_type is {arch.short(said)}, expected 'epsilon'. {arch.SD1}")
+    config = beside("checkpoint", path)
+    if config.is_file():
+        arch.check_original(safe_yaml.read_file(config, what="checkpoint"), scheduler, config)
 
 
 # ---- the VAE -----------------------------------------------------------------------------------------------
