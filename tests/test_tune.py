@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 from random_weights import numbers, randomize, relative
 
 from fz import tune as command
@@ -289,6 +291,70 @@ def test_fewer_steps_than_were_done_are_refused_and_change_nothing(shared, tmp_p
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert command.main(arguments(shared, out, "--steps", "2", "--overwrite")) == 0
     assert len((out / "loss.csv").read_text().splitlines()) == 3
+
+
+def other_pixels(file):
+    Image.new("RGB", (64, 64), "blue").save(file)
+
+
+def other_weights(file):
+    state = torch.load(file, weights_only=True)
+    torch.save(state | {"quant_conv.bias": state["quant_conv.bias"] + 1}, file)
+
+
+CHANGES = {
+    "clip/1.png": (other_pixels, "another dataset ("),
+    "clip/0.txt": (lambda file: file.write_text("a green square"), "another dataset ("),
+    "kind/1.png": (other_pixels, "another dataset ("),
+    "kind/0.png": (lambda file: file.unlink(), "another dataset ("),
+    "sd/vae/diffusion_pytorch_model.bin": (other_weights, "another encoding ("),
+}
+
+
+def test_a_tuning_does_not_go_on_with_another_dataset(shared, tmp_path, capsys):
+    """Whose files have the old one's names."""
+    shutil.copytree(shared / "golden/tiny_sd", tmp_path / "sd")
+    for folder in (tmp_path / "clip", tmp_path / "kind"):
+        folder.mkdir()
+        for k in range(2):
+            Image.new("RGB", (64, 64), (80 * k, 40, 90)).save(folder / f"{k}.png")
+    (tmp_path / "clip/0.txt").write_text("a red square")
+    flags = ("--checkpoint", str(tmp_path / "sd"), "--video", str(tmp_path / "clip"), "--lora-rank", "2")
+    kind = ("--class-images", str(tmp_path / "kind"), "--class-prompt", "a square")
+    argv, record = arguments(shared, tmp_path / "out", *flags, *kind), tmp_path / "out/tuning.json"
+    assert command.main(argv) == 0
+    before = content(tmp_path / "out")
+    for name, (change, message) in CHANGES.items():
+        old = (tmp_path / name).read_bytes()
+        change(tmp_path / name)
+        assert command.main([*argv, "--steps", "5"]) == 2 and message in capsys.readouterr().err, name
+        (tmp_path / name).write_bytes(old)
+    assert content(tmp_path / "out") == before
+    assert command.main(argv) == 0
+    assert "3 of 3 steps are in" in (said := capsys.readouterr().out) and "not known" not in said
+    # a record of before there were such digests goes on, and that is said
+    old = json.loads(record.read_text())
+    record.write_text(json.dumps({k: v for k, v in old.items() if k not in ("dataset", "encoding")}))
+    assert command.main([*argv, "--steps", "4"]) == 0
+    assert "whether its clip, captions and class images are these is not known" in capsys.readouterr().out
+    new = json.loads(record.read_text())
+    assert new["dataset"] == old["dataset"] and new["encoding"] == old["encoding"]
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_taken_of_a_clip_is_said(shared, tmp_path, capsys):
+    """Also what is taken of the class images."""
+    kind = tmp_path / "kind"
+    kind.mkdir()
+    Image.new("RGB", (64, 64)).save(kind / "0.png")
+    (kind / "1.heic").touch()
+    flags = ("--class-images", str(kind), "--class-prompt", "a square", "--dry-run")
+    assert command.main(arguments(shared, tmp_path / "out", *flags)) == 0
+    said = capsys.readouterr().out
+    assert "frames 0–1 of 8" in said and "1 file of other kinds left out (1.heic)" in said
 
 
 def test_a_tuning_that_is_stopped_while_it_samples_has_its_samples_in_the_end(shared, tmp_path, monkeypatch):

@@ -127,9 +127,9 @@ def parser() -> argparse.ArgumentParser:
     flag("vae", "vae", str, "PATH", "another VAE")
     flag("tokenizer", "tokenizer", str, "DIR", "CLIP's tokenizer, for a checkpoint that has none")
     flag("model-config", "model_config", str, "DIR", "configs, for a single file that is not quite SD v1's shape")
-    flag("ema", "ema", texts.one_of(("auto", "ema", "plain")), "WHICH", "of a file that has two sets of weights")
+    flag("ema", "ema", texts.one_of(("auto", "ema", "plain")), "WHICH", "of a checkpoint that has two sets of weights")
     flag("size", "clip.size", texts.size, "N|HxW", "as in fz.run (default: 512; the miniature's own)")
-    flag("frames", "clip.frames", texts.count, "N|all", "how many frames (default: 8)")
+    flag("frames", "clip.frames", texts.count, "N|all", "how many frames (default: 8; a LoRA's pictures: all)")
     flag("start", "clip.start", texts.whole(0), "N", "the first frame")
     flag("every", "clip.every", texts.whole(1), "N", "take every N-th frame")
     flag("crop", "clip.crop", texts.crop, "L,R,T,B", "pixels to cut first")
@@ -222,6 +222,8 @@ def parse(argv: Sequence[str]) -> tuple[TuneSettings, list[str]]:
     for name, example in (("prompt", "--prompt 'a silver jeep on a road'"), ("out", "--out tuned-jeep")):
         if not values.get(name):
             raise FzError(f"{name}: got none, expected one, as {example}.")
+    if values.get("lora_rank") and "frames" not in clip and of_pictures(clip["path"]):
+        clip["frames"] = None
     top = {name: value for name, value in values.items() if not name.startswith("clip.")}
     top["sample_prompts"] = tuple(top.get("sample_prompts", ()))
     for name, sentence in (
@@ -239,6 +241,18 @@ def parse(argv: Sequence[str]) -> tuple[TuneSettings, list[str]]:
         )
     check_idle(given, settings)
     return settings, notes
+
+
+def of_pictures(path: str) -> bool:
+    """Are image files there, and no video? What cannot be read is said when it is."""
+    # numpy and PyAV, which --help does without
+    from fz.clips.decode import open_source
+    from fz.clips.images import Images
+
+    try:
+        return isinstance(open_source(path), Images)
+    except FzError:
+        return False
 
 
 def check_idle(given: Mapping[str, Any], settings: TuneSettings) -> None:
