@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     flag("vae", "vae", str, "PATH", "another VAE")
     flag("tokenizer", "tokenizer", str, "DIR", "CLIP's tokenizer, for a checkpoint that has none")
     flag("model-config", "model_config", str, "DIR", "configs, for a single file that is not quite SD v1's shape")
-    flag("ema", "ema", texts.one_of(("auto", "ema", "plain")), "WHICH", "of a file that has two sets of weights")
+    flag("ema", "ema", texts.one_of(("auto", "ema", "plain")), "WHICH", "of a checkpoint that has two sets of weights")
     flag("size", "clip.size", texts.size, "N|HxW", "as in fz.run (default: 512; the miniature's own)")
     flag("frames", "clip.frames", texts.count, "N|all", "how many frames (default: 8; a LoRA's pictures: all)")
     flag("start", "clip.start", texts.whole(0), "N", "the first frame")
