@@ -308,6 +308,59 @@ def test_bad_folder(case, folder):
     refused(said, load_checkpoint, folder)
 
 
+ORIGINAL = {
+    "predicts v": ('model: {params: {parameterization: "v"}}', "parameterization is 'v', expected 'eps'"),
+    "predicts the picture": ("model: {params: {parameterization: x0}}", "parameterization is 'x0', expected 'eps'"),
+    "another start": (
+        "model: {params: {linear_start: 0.001}}",
+        "linear_start is 0.001, and 0.00085 would be used. Pass",
+    ),
+    "another end": ("model: {params: {linear_end: 0.0195}}", "linear_end is 0.0195, and 0.012 would be used"),
+    "fewer timesteps": ("model: {params: {timesteps: 500}}", "timesteps is 500, and 1000 would be used"),
+    "another scale": (
+        "model: {params: {scale_factor: 0.13025}}",
+        "scale_factor is 0.13025, and 0.18215 would be used. Use",
+    ),
+    "no YAML": ("model: [", "^checkpoint: .*model.yaml is no YAML"),
+}
+
+
+@pytest.mark.parametrize("case", ORIGINAL)
+def test_an_original_config_beside_a_file(case, flat, single, tmp_path):
+    """NAME.yaml beside NAME.safetensors says what weights do not; these bring no schedule of their own."""
+    text, said = ORIGINAL[case]
+    save_file(drop("alphas_cumprod")(flat), tmp_path / "model.safetensors")
+    (tmp_path / "model.yaml").write_text(text)
+    refused(said, single, tmp_path / "model.safetensors")
+
+
+SOUND = (
+    "model: {params: {parameterization: eps, linear_start: 0.00085, linear_end: 0.0120, timesteps: 1000, "
+    "scale_factor: 0.18215, unet_config: {target: ldm.UNetModel}}}"
+)
+
+
+@pytest.mark.parametrize("text", [SOUND, "model: {params: }", "model: sd", "- a\n- b", "", "dataset_config: {path: a}"])
+def test_a_config_beside_a_file_that_says_nothing_else(text, flat, single, tmp_path):
+    save_file(flat, tmp_path / "model.safetensors")
+    (tmp_path / "model.yaml").write_text(text)
+    (tmp_path / "other.yaml").write_text('model: {params: {parameterization: "v"}}')
+    assert "CompVis single file" in single(tmp_path / "model.safetensors").report
+
+
+@pytest.mark.parametrize("mark", ["v_pred", "edm_vpred.sigma_max", "ztsnr"])
+def test_a_mark_of_another_prediction(mark, flat, single, tmp_path):
+    save_file(flat | {mark: torch.zeros(0)}, tmp_path / "model.safetensors")
+    refused("is a model that predicts v|is a model of another noise schedule", single, tmp_path / "model.safetensors")
+
+
+def test_a_description_of_another_prediction(flat, single, tmp_path):
+    save_file(flat, tmp_path / "model.safetensors", metadata={"modelspec.prediction_type": "v"})
+    refused("its modelspec.prediction_type is 'v', expected 'epsilon'", single, tmp_path / "model.safetensors")
+    save_file(flat, tmp_path / "model.safetensors", metadata={"modelspec.prediction_type": "epsilon"})
+    single(tmp_path / "model.safetensors")
+
+
 GONE = {
     "unet": f"{UNET_FILE}.safetensors",
     "a config": "vae/config.json",

@@ -382,6 +382,8 @@ def test_models_in_several_files(home):
     assert choice.optional == ["scheduler/scheduler_config.json", "tokenizer/vocab.json and merges.txt"]
     one_less = choose(files - {shards[1]}, of_checkpoint(vae=False))
     assert one_less.lacking == ["unet/diffusion_pytorch_model.safetensors"]
+    # plain weights are those that are called so
+    assert choose(files, of_checkpoint("plain")).lacking[-1] == "unet/diffusion_pytorch_model.non_ema.safetensors"
 
 
 def test_a_model_that_is_one_file():
@@ -391,6 +393,12 @@ def test_a_model_that_is_one_file():
     # of several, the one that was named
     choice = choose({"a.safetensors", "b.safetensors"}, of_checkpoint(), "b.safetensors")
     assert choice.files == ["b.safetensors"] and choice.alone and not choice.lacking
+    # the original config beside it comes along
+    files = {"a.safetensors", "a.yaml", "b.yaml"}
+    for name in (None, "a.safetensors"):
+        choice = choose(files, of_checkpoint(), name)
+        assert choice.files == ["a.yaml", "a.safetensors"] and choice.place(Path("x")) == Path("x/a.safetensors")
+    assert choose(files, OF_LORA, "a.safetensors").files == ["a.safetensors"]
     # a VAE's config counts, too
     choice = choose({"v/config.json", "v/vae.pt", "config.json"}, OF_VAE, "v/vae.pt")
     assert choice.files == ["v/config.json", "v/vae.pt"]

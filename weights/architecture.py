@@ -4,6 +4,7 @@ Each part's config is a dictionary in the form of diffusers' config.json, read f
 single file's weights (`inferred.py`).
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -114,6 +115,10 @@ def only(config: Mapping, fields: Mapping[str, tuple], where: Path | str) -> Non
         if name in config and config[name] not in allowed and not off:
             expected = " or ".join(map(repr, allowed))
             raise FzError(f"{where}: {name} is {short(config[name])}, expected {expected}. {SD1}")
+
+
+# an original config's field -> the schedule's
+LDM_SCHEDULE = {"linear_start": "beta_start", "linear_end": "beta_end", "timesteps": "num_train_timesteps"}
 
 
 # the most that makes sense of each; models ten times as large as any that there is would pass
@@ -294,3 +299,24 @@ def check_scheduler(config: Mapping, where: Path | str) -> dict:
     if not isinstance(offset, int) or isinstance(offset, bool) or not 0 <= offset < steps:
         raise FzError(f"{where}: steps_offset is {short(offset)}, expected a whole number from 0 to {steps - 1}.")
     return found
+
+
+def check_original(config: object, scheduler: Mapping, where: Path | str) -> None:
+    """Raise FzError if an original config (.yaml), as it lies beside a single file, is of a model that predicts
+    something else than noise, or has another noise schedule or scale of latents than those that are used.
+    """
+    for name in ("model", "params"):
+        config = config.get(name) if isinstance(config, Mapping) else None
+    if not isinstance(config, Mapping):
+        return
+    if (predicts := config.get("parameterization")) not in (None, "eps"):
+        raise FzError(
+            f"{where}: parameterization is {short(predicts)}, expected 'eps': the model beside it predicts something "
+            f"else than noise. {SD1}"
+        )
+    used = {name: scheduler[ours] for name, ours in LDM_SCHEDULE.items()} | {"scale_factor": SCALE}
+    for name, expected in used.items():
+        value = config.get(name)
+        if isinstance(value, (int, float)) and not math.isclose(value, expected, rel_tol=1e-6):
+            do = SD1 if name == "scale_factor" else "Pass --model-config DIR with its scheduler/."
+            raise FzError(f"{where}: {name} is {value:g}, and {expected:g} would be used. {do}")

@@ -20,7 +20,7 @@ from fz.weights.hub import located
 from fz.weights.inferred import count, shape
 from fz.weights.layouts import some, under
 from fz.weights.load import fill
-from fz.weights.needed import OF_CONTROLNET
+from fz.weights.needed import OF_CONTROLNET, beside
 from fz.weights.read import read_json, read_weights
 from fz.weights.source import Part
 from fz.weights.texts import refuse_gone
@@ -106,9 +106,9 @@ def from_file(path: Path) -> Part:
     if not any(key.startswith("controlnet_cond_embedding.") for key in state):
         what = layouts.other_model(state)
         raise FzError(f"{path} is {what or f'no ControlNet (it has {some(state)})'}. {EXPECTED}")
-    beside = path.parent / "config.json"
-    if beside.exists() and (config := read_json(beside)).get("_class_name") == "ControlNetModel":
-        return Part(config, weights.with_tensors(state), beside)
+    own = beside("control", path)
+    if own.exists() and (config := read_json(own)).get("_class_name") == "ControlNetModel":
+        return Part(config, weights.with_tensors(state), own)
     return Part(infer(state, path), weights.with_tensors(state), path)
 
 

@@ -88,7 +88,7 @@ def snapshot(name: Name, what: str, needs: Sequence[Needed]) -> Path:
     if there and not choice.lacking:
         refuse(choice, name, files, what)
         # which of several was fetched once says nothing of which is meant now
-        known = listed(name, there.name) if choice.alone and name.file is None else ()
+        known = listed(there) if choice.alone and name.file is None else ()
         if (of_all := choose(known, needs)).either:
             refuse(of_all, name, known, what, " on the Hub")
         if not choice.optional:

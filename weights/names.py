@@ -111,14 +111,14 @@ def cached_at(folder: Path, revision: str) -> Path | None:
     return there if COMMIT.fullmatch(commit) and there.is_dir() else None
 
 
-def listing(name: Name, commit: str) -> Path:
+def listing(snapshot: Path) -> Path:
     """Where the names of all files are kept that the Hub has of a model at a commit: the cache has some of them."""
-    return name.folder / ".fz-files" / f"{commit}.json"
+    return snapshot.parent.parent / ".fz-files" / f"{snapshot.name}.json"
 
 
-def listed(name: Name, commit: str) -> set[str]:
-    """Those names, as far as the Hub was ever asked for them."""
-    return set(records.read(listing(name, commit), [str]) or ())
+def listed(snapshot: Path) -> set[str]:
+    """Those names, as far as the Hub was ever asked for them; none of a folder that is no snapshot."""
+    return set(records.read(listing(snapshot), [str]) or ()) if snapshot.parent.name == "snapshots" else set()
 
 
 def commit_of(given: str) -> str | None:

@@ -65,6 +65,15 @@ def read_any(path: Path) -> Any:
     return {"zip": read_zip, "pickle": read_old_pickle}[form](path, whole=True)
 
 
+def about(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; {} of any other."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError, RuntimeError, ValueError):
+        return {}
+
+
 def read_shards(index: Path) -> Weights:
     """All shards that a diffusers index lists. Raises FzError for a missing shard or one whose keys are not those of
     the index.

@@ -154,8 +154,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
              "a textual inversion, likewise, and the word of prompts that it stands for; again for more", many=True),
         Flag("clip-skip", "clip_skip", whole(1), "N", "text encoder's layers left out at its end, as A1111 counts: "
                                                       "1 is none, 2 one"),
-        Flag("ema", "ema", one_of(("auto", "ema", "plain")), "WHICH", "auto, ema or plain: of a file that has two "
-                                                                      "sets of weights"),
+        Flag("ema", "ema", one_of(("auto", "ema", "plain")), "WHICH", "auto, ema or plain: of a checkpoint that "
+                                                                      "has two sets of weights"),
     ),
     "control": (
         Flag("control", "control", str, "PATH|NAME", "a ControlNet for Stable Diffusion v1, a folder, a file or a Hub "
