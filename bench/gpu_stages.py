@@ -2,13 +2,11 @@
 
 import contextlib
 import faulthandler
-import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -19,6 +17,7 @@ from bench.gpu_decisions import decisions
 from bench.gpu_record import CHECK, Record
 from bench.gpu_run import HOST, Row, Run
 from fz.errors import FzError
+from fz.memory.workers import workers
 
 # what is expected of an H100 at 512 x 512, 8 frames, fp16, written before any run: (stage, row) -> ms, or GB
 PREDICTIONS = {
@@ -102,7 +101,7 @@ def compile_all(run: Run) -> list[Row]:
         tasks.append(("norm_launches", (320, dtype, capability), capability))
     before = os.environ.pop("TRITON_INTERPRET", None)
     try:
-        with ProcessPoolExecutor(1 if run.small else 12, multiprocessing.get_context("spawn")) as pool:
+        with workers(1 if run.small else 12) as pool:
             return list(pool.map(compile_one, tasks))
     finally:
         if before is not None:
