@@ -63,7 +63,7 @@ def answer(argv: Sequence[str] | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return answered(lambda: answer(argv), "The same command goes on from the last cell.")
+    return answered(lambda: answer(argv), "The same command goes on from the last cell.", argv=argv)
 
 
 if __name__ == "__main__":
