@@ -27,7 +27,7 @@ from fz.forecast import Ahead
 from fz.guidance import Guidance
 from fz.keys import key_of_edit, key_of_inversion, key_of_source
 from fz.loaded import Loaded
-from fz.masks import blend_mask, changed_pixels, paste_background
+from fz.masks import blend_mask, changed_pixels, paste_background, with_edge
 from fz.memory.budget import Footprint, check_unforeseen, choose_store, keep_for, store_for
 from fz.memory.inversions import Inversion, digest, leading
 from fz.memory.uncached import Uncached
@@ -120,17 +120,20 @@ class InvertedClip:
         return self.averaged_maps()[..., positions].sum(-1).unflatten(1, size)
 
     @spoken()
-    def mask(self, words: str | Sequence[str], threshold: float = 0.3) -> Tensor:
+    def mask(self, words: str | Sequence[str], threshold: float = 0.3, *, edge: bool = False) -> Tensor:
         """Where an edit of these words of the source may change the clip, before it is run: (F, H, W) bool at the
-        clip's size, the steady mask of `keep_background` (eq. 6 of the mean of the steps' maps). Raises FzError for a
-        word that is not in the source and for a threshold that is none.
+        clip's size, the steady mask of `keep_background` (eq. 6 of the mean of the steps' maps). edge: with the edge
+        around it, outside of which such an edit's pixels are the clip's. Raises FzError for a word that is not in the
+        source and for a threshold that is none.
         """
         threshold = plain(threshold)
         check_number("threshold", threshold, 0, 1, "0 is all of the clip, 1 nothing.")
         positions = [p for word in listed_words(words) for p in word_positions(self.tokens, word, "mask")]
         map_size = tuple(side // MAP_STRIDE for side in self.latent_size)
         pixels = tuple(self.video.frames.shape[-2:])
-        return blend_mask(self.averaged_maps(), align.weights(positions), threshold, map_size, pixels)
+        size = self.latent_size if edge else pixels
+        mask = blend_mask(self.averaged_maps(), align.weights(positions), threshold, map_size, size)
+        return with_edge(mask, pixels)[:, 0] > 0 if edge else mask
 
     @spoken()
     def save(self, out: str | Path, *edits: Edited, overwrite: bool = False) -> Path:

@@ -256,8 +256,8 @@ def test_one_server_has_the_folder(folder):
 
 
 def test_lines_tell_no_folder(folder):
-    line = folder.without_paths(f"video: {folder.visitors}/abc/0123/upload/clip.mp4 is no video. Use --frames 3")
-    assert line == "video: clip.mp4 is no video. Use frames 3"
+    line = folder.told(f"video: {folder.visitors}/abc/0123/upload/clip.mp4 is no video. Use --frames 3")
+    assert line == "Your clip: clip.mp4 is no video. Use “How many frames” 3"
 
 
 # ---- the queue -------------------------------------------------------------------------------------------------
@@ -406,7 +406,7 @@ def test_mistakes_of_a_job(folder, capsys):
     queue.start(lambda: None)
     until(lambda: all(job.over for job in jobs))
     assert "not your doing" in jobs[0].line and "a bug" in capsys.readouterr().out
-    assert jobs[1].line == "video: clip.mp4 is broken"
+    assert jobs[1].line == "Your clip: clip.mp4 is broken"
 
 
 # ---- the form --------------------------------------------------------------------------------------------------
