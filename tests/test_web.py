@@ -701,14 +701,16 @@ def test_visitors_are_made_of_secrets(folder):
     [
         ("frames 0–1 of 8 (0.2 of 1.0 s), no audio; --frames all", "Frames 1–2 of 8 (0.2 of 1.0 s), no audio"),
         ("frame 3 of 8; --frames all", "Frame 4 of 8"),
+        ("frames 0–1 of 8; frames=None, every=7", "Frames 1–2 of 8"),
+        ("centre 128×128 → 128×128; size=(64, 128)", "centre 128×128 → 128×128"),
         ("frames 0, 2, …, 8 of 12", "Frames 1, 3, …, 9 of 12"),
         ("centre 128×128 → 128×128; --size 64x128", "centre 128×128 → 128×128"),
     ],
 )
 def test_notes_of_clips_for_people(line, shown):
-    from fz.web.show import without_flags
+    from fz.web.show import without_advice
 
-    assert without_flags(line) == shown
+    assert without_advice(line) == shown
 
 
 def test_what_visitors_write_is_text():

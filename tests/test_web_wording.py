@@ -74,12 +74,27 @@ def test_errors_of_the_core_are_in_the_words_of_the_page(given, parts):
             "How many frames: a.mp4 has 8 frames, too few for 8 frames from frame 4 (needs 12). "
             "Use “How many frames” 4 or “Begin after frame” 0",
         ),
+        ("Use frames=4 or every=2", "Use “How many frames” 4 or “Take every … frame” 2"),
         ("video: a.mp4 is no video", "Your clip: a.mp4 is no video"),
         ("Choose what to try.", "Choose what to try."),
     ],
 )
 def test_lines_for_visitors(line, expected):
     assert for_visitors(line) == expected
+
+
+def test_what_is_read_of_a_clip_is_told_without_settings(tmp_path):
+    """As `fz.read` tells it: of 8 frames two, cut at the sides."""
+    import numpy as np
+
+    import fz
+    from fz.clips.media import write_pngs
+
+    write_pngs(tmp_path / "clip", np.zeros((8, 64, 128, 3), np.uint8))
+    video = fz.read(str(tmp_path / "clip"), frames=2, size=64)
+    assert "frames=" in video.notes[-1]
+    lines = re.findall(r"<p.*?>(.*?)</p>", show.thumbnails(video))
+    assert lines == ["Frames 1–2 of 8, centre 64×64 → 64×64"]
 
 
 @pytest.fixture(scope="module")

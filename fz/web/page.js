@@ -190,7 +190,7 @@ class Brush extends HTMLElement {
       this.mask.getContext("2d").clearRect(0, 0, this.mask.width, this.mask.height); this.drawn = false;
       this.draw(); say("fz-drawing", "");
     } }, "Clear");
-    this.append(make("h3", {}, "Draw the area"), make("p", { class: "fz-note" }, "in place of the words': shapes may change in it"), this.canvas,
+    this.append(make("h3", {}, "Draw the area"), make("p", { class: "fz-note" }, "It is used in place of the words' area: shapes may change in it."), this.canvas,
       make("div", { class: "fz-row" }, make("label", {}, "Brush", this.size), make("label", { class: "fz-check" }, this.wipes, "wipe"), clear));
     const move = e => {
       const box = this.canvas.getBoundingClientRect();

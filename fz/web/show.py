@@ -82,12 +82,12 @@ def thumbnails(video: Video) -> str:
     frames, some = to_uint8(video.frames), chosen(len(video.frames))
     row = strip([frames[i] for i in some], [str(video.indices[i] + 1) for i in some], "frames that are taken")
     more = f"{len(some)} of the {len(frames)} frames that are taken" if len(some) < len(frames) else ""
-    return row + note(more) + "".join(note(without_flags(line)) for line in video.notes)
+    return row + note(more) + "".join(note(without_advice(line)) for line in video.notes)
 
 
-def without_flags(line: str) -> str:
-    """A note of `fz.read`'s without its advice for command lines, frames counted from 1 as the page does."""
-    line = line.partition("; --")[0]
+def without_advice(line: str) -> str:
+    """A note of `fz.read`'s without its advice, which names settings, frames counted from 1 as the page does."""
+    line = re.split(r"; (?:--|[a-z]+=)", line)[0]
     head = re.match(r"frames? [\d, –…]+ of ", line)
     if head is None:
         return line

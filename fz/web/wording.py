@@ -46,7 +46,8 @@ NAMES = {
     "video": "Your clip",
 }
 ROOM = "Take fewer frames or a smaller size."
-FLAG = re.compile(r"--(frames|start|every|size|steps) (?=\d)")
+# as the command line and as Python have it
+SETTING = re.compile(r"(?:--(?P<flag>frames|start|every|size|steps) |\b(?P<name>frames|start|every|size|steps)=)(?=\d)")
 
 
 def missing(found: re.Match) -> str:
@@ -102,5 +103,5 @@ def for_visitors(line: str) -> str:
     name, colon, rest = line.partition(": ")
     if colon and name in NAMES:
         line = f"{NAMES[name]}: {rest}"
-    line = FLAG.sub(lambda found: f"“{LABELS[found[1]]}” ", line)
+    line = SETTING.sub(lambda found: f"“{LABELS[found['flag'] or found['name']]}” ", line)
     return line.replace("--", "")
