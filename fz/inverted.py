@@ -121,18 +121,17 @@ class InvertedClip:
 
     @spoken()
     def mask(self, words: str | Sequence[str], threshold: float = 0.3, *, edge: bool = False) -> Tensor:
-        """Where an edit of these words of the source may change the clip, before it is run: (F, H, W) bool at the
-        clip's size, the steady mask of `keep_background` (eq. 6 of the mean of the steps' maps). edge: with the edge
-        around it, outside of which such an edit's pixels are the clip's. Raises FzError for a word that is not in the
-        source and for a threshold that is none.
+        """Where an edit of these words of the source may change the clip: (F, H, W) bool at the clip's size, the steady
+        mask of `keep_background` (eq. 6 of the mean of the steps' maps). edge: with its edge, outside of which such an
+        edit leaves the clip's pixels. Raises FzError for a word that the source has not and for no threshold.
         """
         threshold = plain(threshold)
         check_number("threshold", threshold, 0, 1, "0 is all of the clip, 1 nothing.")
         positions = [p for word in listed_words(words) for p in word_positions(self.tokens, word, "mask")]
         map_size = tuple(side // MAP_STRIDE for side in self.latent_size)
         pixels = tuple(self.video.frames.shape[-2:])
-        size = self.latent_size if edge else pixels
-        mask = blend_mask(self.averaged_maps(), align.weights(positions), threshold, map_size, size)
+        at = self.latent_size if edge else pixels
+        mask = blend_mask(self.averaged_maps(), align.weights(positions), threshold, map_size, at)
         return with_edge(mask, pixels)[:, 0] > 0 if edge else mask
 
     @spoken()

@@ -721,7 +721,8 @@ def test_what_visitors_write_is_text():
                   show.player([], [], 8, wicked)):  # fmt: skip
         assert "<script" not in piece and "\"'onload" not in piece
     about = {"form": {}, "target": wicked, "frames": 1, "fps": 8, "texts": {"command": wicked, "python": wicked}}
-    for piece in (show.result("0" * 16, "1" * 16, about), show.history("0" * 16, [("1" * 16, about)], "")):
+    clip = VisitorClip("0" * 16, wicked, wicked, (64, 64), 8, 8.0)
+    for piece in (show.result(clip, "1" * 16, about), show.history("0" * 16, [("1" * 16, about)], "")):
         assert "<script" not in piece and "\"'onload" not in piece
 
 

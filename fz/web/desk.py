@@ -169,7 +169,7 @@ class Desk:
         explained = editor.explain(form["source"], forms.sentence(form), **forms.editing(form))
         words = [explained.source_words[i] for i in explained.mask_words]
         if not words:
-            return show.note("No word of the first sentence changes, so there is no area. Draw one below.")
+            return show.note("No word of the first sentence changes, so there is no area. Draw one under “More”.")
         mask = inversion.mask(words, limit, edge=form["keep_background"])
         what = " may change" if form["keep_background"] else ": there shapes may change"
         usual = "" if forms.sets_limit(form) else f", at the usual tightness of {limit:g}"

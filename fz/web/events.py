@@ -61,10 +61,9 @@ class Events:
         self.on(out["say word"].change, self.where, [out["where"]], "where", out["say word"])
         preset = [parts[name] for name in forms.of_preset("style")]
         self.on(parts["kind"].input, self.preset, [out["words"], *preset, *bounds], "words")
-        for name in ("keep_shape", "keep_place"):
-            self.on(parts[name].input, self.retold, [out["words"]], "words")
-        for name in ("steps", "fast"):
-            self.on(parts[name].input, self.reframed, [out["words"], out["frames"]], "words")
+        # how much of the shape is kept decides whether an area counts
+        for name in ("keep_shape", "keep_place", "steps", "fast"):
+            self.on(parts[name].input, self.reframed, [out["words"], out["frames"], out["area"]], "words")
         self.on(parts["area"].input, self.bounded, [out["area"], parts["area_limit"]], "area")
         # what is moved just now stays as it is
         for name in ("area_limit", "keep_background"):
