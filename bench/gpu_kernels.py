@@ -6,21 +6,23 @@ beforehand; where rows are fused, two of them and a blend; one attention of rows
 """
 
 import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bench.attention_ways import anchored, disc
+from bench.gpu_run import Row, reason_of
 from fz.kernels import reference, rows, torch_ops, triton_norm, triton_ops
 from fz.kernels.triton_tiles import Tiles, capability_of, self_tiles
 from fz.memory.machine import pick_device
 
-Row = dict[str, object]
 WORDS = 77
 SAMPLED = 128  # rows of a frame that are compared where a frame has many
 INDICES = {"own, mid": [[0, 1], [1, 1], [2, 1]], "mid": [[1], [1], [1]], "three": [[0, 1, 0], [0, 1, 2], [2, 2, 2]]}
@@ -106,7 +108,9 @@ def cross_case(d: int, tokens: int, dtype: torch.dtype, form: str, device: torch
     return (q[:-1] if "source" in form else q, k, v), options
 
 
-def norm_case(dtype: torch.dtype, frames: int, timed: bool, silu: bool, device: torch.device, small: bool) -> Row:
+def norm_case(
+    name: str, dtype: torch.dtype, frames: int, timed: bool, silu: bool, device: torch.device, small: bool
+) -> Row:
     c, side = (32, 4) if small else (320, 32)
     x = (torch.randn(4, c, side, side, device=device) + 30).to(dtype).contiguous(memory_format=torch.channels_last)
     weight, bias = torch.randn(2, c, device=device).to(dtype)
@@ -116,13 +120,12 @@ def norm_case(dtype: torch.dtype, frames: int, timed: bool, silu: bool, device: 
         got, again = (triton_norm.group_norm(x.clone(), *args, **options) for _ in range(2))
     exact = reference.group_norm(up(x), *map(up, args), time=up(time_), silu=silu)
     found, maps = error(got, exact), error(reference.group_norm(x, *args, **options), exact)
-    name = f"norm {dtype}".replace("torch.", "") + f" frames {frames} time {timed} silu {silu}"
     return {"case": name, "equal": torch.equal(got, again), "error": found, "maps": maps,
             "right": torch.equal(got, again) and found <= max(2 * maps, 1e-6)}  # fmt: skip
 
 
-def cases(small: bool, device: torch.device) -> Iterator[Callable[[], Row]]:
-    """Every comparison, the most telling ones first."""
+def cases(small: bool, device: torch.device) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """Every comparison and its name, the most telling ones first."""
     sizes = ((40, 16), (80, 9)) if small else ((40, 4096), (80, 1024), (160, 256), (160, 64), (64, 1000), (8, 63))
     dtypes = (torch.float16,) if small else (torch.float16, torch.bfloat16, torch.float32)
     for dtype in dtypes:
@@ -134,25 +137,27 @@ def cases(small: bool, device: torch.device) -> Iterator[Callable[[], Row]]:
             for pattern, index, keep in plans if not small else plans[::3]:
                 name = f"self D{d} N{tokens} {dtype} {pattern}, {index}, {keep or 'all keys'}".replace("torch.", "")
                 case = (d, tokens, dtype, pattern, index, device, keep)
-                yield lambda n=name, c=case, r=chosen: compared(n, "self_attention", *self_case(*c), r)
+                yield name, lambda n=name, c=case, r=chosen: compared(n, "self_attention", *self_case(*c), r)
             for form in ("plain", "plain, map", "fused", "fused, map, weights", "source only"):
                 name = f"cross D{d} N{tokens} {dtype} {form}".replace("torch.", "")
                 case = (d, min(tokens, 1024), dtype, form, device)
-                yield lambda n=name, c=case: compared(n, "cross_attention", *cross_case(*c))
+                yield name, lambda n=name, c=case: compared(n, "cross_attention", *cross_case(*c))
         for frames in (2, 1):
             for timed, silu in ((False, False), (True, True)):
-                yield lambda a=(dtype, frames, timed, silu): norm_case(*a, device, small)
+                name = f"norm {dtype}".replace("torch.", "") + f" frames {frames} time {timed} silu {silu}"
+                yield name, lambda a=(name, dtype, frames, timed, silu): norm_case(*a, device, small)
 
 
-def check(device: torch.device, small: bool, until: float) -> list[Row]:
-    """Rows of all cases that there was time for."""
-    found = []
-    for case in cases(small, device):
+def check(device: torch.device, small: bool, until: float) -> Iterator[Row]:
+    """A row of each case that there was time for; a case that raises is wrong."""
+    for name, case in cases(small, device):
         if time.monotonic() > until:
-            found.append({"case": "the rest", "skipped": True, "right": None})
-            break
-        found.append(case())
-    return found
+            yield {"case": "the rest", "skipped": True, "right": None}
+            return
+        try:
+            yield case()
+        except Exception as reason:  # whatever a kernel may raise, an illegal address of memory among it
+            yield {"case": name, "right": False, "raised": reason_of(reason)}
 
 
 def backends() -> dict[str, object]:
@@ -201,11 +206,16 @@ def rivals(x: tuple[Tensor, ...], table: Tensor, mask: Tensor) -> dict[str, Call
         ways[f"fused, two {name} + blend"] = lambda b=backend: torch.where(
             mask[:, :, None, None], forced(b, q, k, v), forced(b, q_src, k_src, v)
         )
-    with contextlib.suppress(ImportError):
-        ways["fused, rows sorted, varlen"] = sorted_rows(q, k, v, q_src, k_src, mask)
-    with contextlib.suppress(ImportError):
-        ways["fused, flex_attention"] = flexible(q, k, v, q_src, k_src, mask)
+    for name, make in (("fused, rows sorted, varlen", sorted_rows), ("fused, flex_attention", flexible)):
+        try:
+            ways[name] = make(q, k, v, q_src, k_src, mask)
+        except Exception as reason:  # a PyTorch that lacks it, or has it otherwise
+            ways[name] = functools.partial(again, reason)
     return ways
+
+
+def again(reason: Exception) -> NoReturn:
+    raise reason
 
 
 def flexible(q: Tensor, k: Tensor, v: Tensor, q_src: Tensor, k_src: Tensor, mask: Tensor) -> Callable[[], Tensor]:
@@ -257,11 +267,10 @@ def ours(x: tuple[Tensor, ...], table: Tensor, mask: Tensor) -> dict[str, Callab
     return ways
 
 
-def attention(device: torch.device, small: bool, until: float, clock: Callable[..., float]) -> list[Row]:
+def attention(device: torch.device, small: bool, until: float, clock: Callable[..., float]) -> Iterator[Row]:
     """Milliseconds of every way at every self site, fused and plain; and of cross-attention, with SDPA beside it."""
     sites = ((40, 16),) if small else ((40, 4096), (80, 1024), (160, 256), (160, 64))
     frames, heads = (2, 2) if small else (8, 8)
-    found: list[Row] = []
     for d, n in sites:
         dtype = torch.float16
         table = torch.tensor([[i, (frames - 1) // 2] for i in range(frames)])
@@ -285,13 +294,12 @@ def attention(device: torch.device, small: bool, until: float, clock: Callable[.
             else:
                 try:
                     row["ms"] = clock(in_turn(way))
-                except (RuntimeError, ValueError, TypeError, NotImplementedError) as reason:
-                    row["cannot"] = str(reason).splitlines()[0][:120]
-            found.append(row)
-    return found
+                except Exception as reason:  # the next way is still worth its seconds
+                    row["failed" if "this" in name else "cannot"] = reason_of(reason)
+            yield row
 
 
 @torch.no_grad()
 def check_small() -> list[Row]:
     """All comparisons in small, on the GPU where there is one."""
-    return check(pick_device("cuda" if torch.cuda.is_available() else "cpu"), True, time.monotonic() + 600)
+    return list(check(pick_device("cuda" if torch.cuda.is_available() else "cpu"), True, time.monotonic() + 600))

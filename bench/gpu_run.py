@@ -4,27 +4,36 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 Row = dict[str, object]
+HOST = "with host ms"  # of a row: what `Run.clock` says where "ms" is what `Run.replayed` does
 # seconds from the start by which a stage should be done
 ENDS = {0: 10, 1: 70, 2: 150, 3: 250, 4: 280, 5: 420, 6: 460}
 
 
+def reason_of(error: BaseException) -> str:
+    """An error's kind and first line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:160]
+
+
 @dataclass(frozen=True)
 class Run:
-    """device: what is measured; small: sizes for a dry run; start, seconds: of the clock; out: where JSON goes."""
+    """device: what is measured; small: sizes for a dry run; start, seconds: of the clock; alone: one stage, which has
+    all of the time.
+    """
 
     device: torch.device
     small: bool
     start: float
     seconds: float
-    out: Path
+    alone: bool = False
 
     def until(self, stage: int) -> float:
         """When a stage should be done, in proportion to the whole."""
+        if self.alone:
+            return self.start + self.seconds
         return self.start + ENDS[stage] / ENDS[6] * self.seconds
 
     def late(self, stage: int) -> bool:

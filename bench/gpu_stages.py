@@ -1,22 +1,23 @@
-"""What do the stages of `bench.gpu` measure, and what follows from them?"""
+"""What do the stages of `bench.gpu` measure? What follows from it is in `bench.gpu_decisions`."""
 
 import contextlib
 import faulthandler
-import json
-import multiprocessing
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.gpu_run import Row, Run
+from bench.gpu_decisions import decisions
+from bench.gpu_record import CHECK, Record
+from bench.gpu_run import HOST, Row, Run
+from fz.errors import FzError
+from fz.memory.workers import workers
 
 # what is expected of an H100 at 512 x 512, 8 frames, fp16, written before any run: (stage, row) -> ms, or GB
 PREDICTIONS = {
@@ -100,51 +101,55 @@ def compile_all(run: Run) -> list[Row]:
         tasks.append(("norm_launches", (320, dtype, capability), capability))
     before = os.environ.pop("TRITON_INTERPRET", None)
     try:
-        with ProcessPoolExecutor(1 if run.small else 12, multiprocessing.get_context("spawn")) as pool:
+        with workers(1 if run.small else 12) as pool:
             return list(pool.map(compile_one, tasks))
     finally:
         if before is not None:
             os.environ["TRITON_INTERPRET"] = before
 
 
-def check(run: Run) -> list[Row]:
+def check(run: Run) -> Iterator[Row]:
     """Stage 2: and, where it is installed, one size under compute-sanitizer."""
     from bench import gpu_kernels
     from bench.gpu_steps import MEMCHECK, RACECHECK, watched
 
-    rows = gpu_kernels.check(run.device, run.small, run.until(2))
+    yield from gpu_kernels.check(run.device, run.small, run.until(2))
     for options in (MEMCHECK,) if run.small else (MEMCHECK, RACECHECK):
         if not run.late(2):
-            rows += watched(run, "compute-sanitizer", options, 30)
-    return rows
+            yield from watched(run, "compute-sanitizer", options, 30)
 
 
-def attention(run: Run) -> list[Row]:
-    """Stage 3: with the host's time and without."""
+def attention(run: Run) -> Iterator[Row]:
+    """Stage 3: with the host's time and without, half of the seconds each."""
     from bench import gpu_kernels
 
     if run.device.type != "cuda":
-        return gpu_kernels.attention(run.device, run.small, run.until(3), run.clock)
-    timed = gpu_kernels.attention(run.device, run.small, run.until(3), run.clock)
-    replayed = gpu_kernels.attention(run.device, run.small, run.until(3), run.replayed)
-    # their difference is the host's time
-    return [row | {"with host ms": other.get("ms")} for row, other in zip(replayed, timed, strict=True)]
+        yield from gpu_kernels.attention(run.device, run.small, run.until(3), run.clock)
+        return
+    middle = (time.monotonic() + run.until(3)) / 2
+    timed = []
+    for row in gpu_kernels.attention(run.device, run.small, middle, run.clock):
+        timed.append({HOST if name == "ms" else name: value for name, value in row.items()})
+        yield timed[-1]
+    # each into the row that was given already, so that a failure costs the rest only
+    for row, other in zip(timed, gpu_kernels.attention(run.device, run.small, run.until(3), run.replayed), strict=True):
+        row.pop("skipped", None)
+        row |= other
 
 
-def layers(run: Run) -> list[Row]:
+def layers(run: Run) -> Iterator[Row]:
     """Stage 4: GB/s or TFLOP/s of norms, GEGLU, linear layers and convolutions of each level."""
     from fz.kernels import torch_ops, triton_ops
 
     frames = 2 if run.small else 16
     dtype = torch.float32 if run.small else torch.float16
-    rows: list[Row] = []
     for side, c in ((4, 32),) if run.small else ((64, 320), (32, 640), (16, 1280), (8, 1280)):
         x = torch.randn(frames, c, side, side, device=run.device).to(dtype)
         x = x.contiguous(memory_format=torch.channels_last)
         weight, bias = torch.ones(c, device=run.device, dtype=dtype), torch.zeros(c, device=run.device, dtype=dtype)
         for name, ops in (("this", triton_ops), ("torch", torch_ops)):
             ms = run.clock(lambda o=ops, a=(x, frames // 2, 8, weight, bias, 1e-5): o.group_norm(*a, silu=True))
-            rows.append({"site": f"norm {side}x{side} C{c}", "way": name, "ms": ms, "GB/s": 3 * x.nbytes / 1e6 / ms})
+            yield {"site": f"norm {side}x{side} C{c}", "way": name, "ms": ms, "GB/s": 3 * x.nbytes / 1e6 / ms}
         tokens = x.permute(0, 2, 3, 1)
         w = torch.randn(8 * c, c, device=run.device).to(dtype)
         kernel = torch.randn(c, c, 3, 3, device=run.device).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -158,27 +163,35 @@ def layers(run: Run) -> list[Row]:
         for name, (way, each) in products.items():
             ms = run.clock(way)
             tflops = 2 * frames * side**2 * each / 1e9 / ms
-            rows.append({"site": f"{name} {side}x{side} C{c}", "way": "torch", "ms": ms, "TFLOP/s": tflops})
+            yield {"site": f"{name} {side}x{side} C{c}", "way": "torch", "ms": ms, "TFLOP/s": tflops}
         ms = run.clock(lambda t=tokens, w=weight, b=bias: F.layer_norm(t + t, t.shape[-1:], w, b))
-        rows.append({"site": f"residual, LayerNorm {side}x{side} C{c}", "way": "torch", "ms": ms})
-    return rows
+        yield {"site": f"residual, LayerNorm {side}x{side} C{c}", "way": "torch", "ms": ms}
 
 
-def whole_steps(run: Run) -> list[Row]:
+def whole_steps(run: Run) -> Iterable[Row]:
     """Stage 5."""
     from bench import gpu_steps
 
     return gpu_steps.whole_steps(run)
 
 
-def profile(run: Run) -> list[Row]:
+def profile(run: Run) -> Iterable[Row]:
     """Stage 6."""
     from bench import gpu_steps
 
     return gpu_steps.profile(run)
 
 
-STAGES: tuple[Callable[[Run], list[Row]], ...] = (card, compile_all, check, attention, layers, whole_steps, profile)
+# each gives its rows as it has them: what fails costs no row that was measured before
+STAGES: tuple[Callable[[Run], Iterable[Row]], ...] = (
+    card,
+    compile_all,
+    check,
+    attention,
+    layers,
+    whole_steps,
+    profile,
+)
 
 
 def predicted(stage: int, rows: list[Row]) -> None:
@@ -189,66 +202,55 @@ def predicted(stage: int, rows: list[Row]) -> None:
             row["predicted"] = expected
 
 
-def decisions(rows: dict[int, list[Row]]) -> list[str]:
-    """What the measurements decide, by rules that were written before them."""
-    timed = [row for stage in rows.values() for row in stage if "site" in row and "ms" in row]
-    ms = {(row["site"], row["way"]): row["ms"] for row in timed}
-
-    def fastest(site: str, among: Callable[[str], bool]) -> tuple[float, str]:
-        found = ((t, way) for (s, way), t in ms.items() if s == site and among(way))
-        return min(found, default=(float("inf"), "nothing"))
-
-    lines = []
-    for site in dict.fromkeys(s for s, way in ms if way == "plain, this (table)"):
-        for kind in ("plain", "fused"):
-            ours, tiles = fastest(site, lambda way, k=kind: way.startswith(f"{k}, this"))
-            theirs, rival = fastest(site, lambda way, k=kind: way.startswith(f"{k}, ") and "this" not in way)
-            lines.append(f"{site} {kind}: {tiles}, {theirs / ours:.2f} x as fast as {rival}")
-            if kind == "plain" and ours > 1.1 * theirs:
-                lines.append(f"{site} plain: take {rival}")
-        if ms.get((site, "cross, this"), 0) > ms.get((site, "cross, SDPA"), float("inf")):
-            lines.append(f"{site} cross, plain: take SDPA")
-    saved = sum(ms.get((s, "torch"), t) - t for (s, way), t in ms.items() if s.startswith("norm") and way == "this")
-    lines.append(f"the norm kernel saves {saved:.3f} ms in one norm of each level; from 2 ms a step on it stays")
-    for (site, way), t in ms.items():
-        if way == "edit, graph":
-            eager, share = ms[site, "edit, in a run"], 0.05 if site.startswith("512") else 0.1
-            lines.append(f"{site}: graphs {'stay' if t < (1 - share) * eager else 'go'}, {eager / t:.2f} x as fast")
-    return lines
-
-
 def show(rows: list[Row]) -> None:
     for row in rows:
         shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
         print("  " + "; ".join(shown), flush=True)
 
 
+def rows_of(run: Run, number: int, record: Record) -> list[Row]:
+    """A stage's rows, each written as soon as it is there; an error is the last one."""
+    stage, rows = STAGES[number], []
+    name = f"{number}-{stage.__name__}"
+    try:
+        for row in stage(run):
+            rows.append(row)
+            predicted(number, rows[-1:])
+            record.write(name, rows, done=False)
+    except Exception as reason:  # the next stage is still worth its seconds
+        rows.append({"failed": f"{type(reason).__name__}: {reason}"[:300]})
+    predicted(number, rows)
+    record.write(name, rows, done=True)
+    return rows
+
+
 @torch.no_grad()
 def run_stages(device: torch.device, dry: bool, seconds: float, out: Path, only: int | None = None) -> int:
-    """All stages, or one; returns the exit code: 1 where one is wrong or failed."""
-    out.mkdir(parents=True, exist_ok=True)
+    """All stages, or one; returns the exit code: 1 where one is wrong, failed, or may not be timed."""
+    record = Record.of(out, device, dry)
     # the interpreter is never late
-    run = Run(device, dry, time.monotonic(), seconds * (1000 if dry else 1), out)
+    run = Run(device, dry, time.monotonic(), seconds * (1000 if dry else 1), only is not None)
+    if only is not None and only > CHECK and (why := record.unproven()):
+        raise FzError(f"only: stage {only} times kernels that are right; {why}. Run --only {CHECK} first.")
     if device.type == "cuda":
         # a kernel that never ends would keep the card
         faulthandler.dump_traceback_later(seconds + 60, exit=True)
-    failed, measured = 0, {}
+    failed, measured = False, {}
     for number, stage in enumerate(STAGES):
         if only not in (None, number):
             continue
         began = time.monotonic()
+        if number > CHECK and (why := record.unproven()):
+            print(f"stage {number} {stage.__name__}: not timed, {why}", flush=True)
+            failed = True
+            continue
         if only is None and began > run.until(number):
             print(f"stage {number} {stage.__name__}: skipped, late", flush=True)
             continue
-        try:
-            rows = stage(run)
-        except Exception as reason:  # the next stage is still worth its seconds
-            rows, failed = [{"failed": f"{type(reason).__name__}: {reason}"[:300]}], failed + 1
-        measured[number] = rows
-        predicted(number, rows)
+        rows = measured[number] = rows_of(run, number, record)
         print(f"stage {number} {stage.__name__}: {time.monotonic() - began:.0f} s", flush=True)
         show(rows)
-        (run.out / f"{number}-{stage.__name__}.json").write_text(json.dumps(rows, indent=1, default=str))
+        failed |= any("failed" in row for row in rows)
         wrong = [row["case"] for row in rows if row.get("right") is False]
         if wrong:
             print(f"{len(wrong)} wrong, first {wrong[0]}: nothing more is timed until they are mended", flush=True)

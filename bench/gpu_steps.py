@@ -4,18 +4,19 @@ Stable Diffusion v1.4's shapes with random weights. A step is timed alone, and a
 passes come again and are replayed as CUDA graphs. Replayed steps must be the others to the bit.
 """
 
+import contextlib
 import shutil
 import statistics
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from bench.gpu_run import Row, Run
+from bench.gpu_run import Row, Run, reason_of
 from bench.steps import INDEX, SMALL, Steps, diffusers_unet, kernels
 from fz.attention import Keep
 from fz.ddim import CLEAN, Schedule
@@ -74,42 +75,63 @@ def a_run(run: Run, steps: Steps, unet: UNet | Graphs) -> tuple[dict[str, float]
     return {"inversion": median(times[:length]), "edit": median(times[length:])}, latents
 
 
-def replayed(run: Run, steps: Steps, site: str) -> list[Row]:
+def attempt(row: Row, measure: Callable[[], Row]) -> Row:
+    """The row with what is measured, or with why not: what one way lacks is no other way's loss."""
+    try:
+        return row | measure()
+    except torch.cuda.OutOfMemoryError:
+        return row | {"cannot": "out of memory"}
+    except Exception as reason:  # whatever a compiler or another library may raise
+        return row | {"failed": reason_of(reason)}
+
+
+def replayed(run: Run, steps: Steps, site: str) -> Iterator[Row]:
     """A run as it is and with its passes replayed, which must give the same bits."""
-    rows, said = [], []
+    said: list[str] = []
     eager, expected = a_run(run, steps, steps.unet)
-    rows += [{"site": site, "way": f"{name}, in a run", "ms": ms} for name, ms in eager.items()]
+    for name, ms in eager.items():
+        yield {"site": site, "way": f"{name}, in a run", "ms": ms}
     if run.device.type != "cuda":
-        return [*rows, {"site": site, "way": "graph", "cannot": "no CUDA here"}]
+        yield {"site": site, "way": "graph", "cannot": "no CUDA here"}
+        return
     graphs, got = a_run(run, steps, Graphs(steps.unet, said.append))
     if said:
-        return [*rows, {"site": site, "way": "graph", "cannot": said[0]}]
-    rows += [{"site": site, "way": f"{name}, graph", "ms": ms} for name, ms in graphs.items()]
-    equal = all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-    return [*rows, {"case": f"{site}, a run replayed", "right": equal}]
+        yield {"site": site, "way": "graph", "cannot": said[0]}
+        return
+    for name, ms in graphs.items():
+        yield {"site": site, "way": f"{name}, graph", "ms": ms}
+    yield {"case": f"{site}, a run replayed", "right": all(map(torch.equal, got, expected))}
 
 
-def whole_steps(run: Run) -> list[Row]:
-    """Stage 5."""
+def whole_steps(run: Run) -> Iterator[Row]:
+    """Stage 5; what is compiled comes last, as it takes longest and fails most easily."""
     plans = ((64, 2),) if run.small else ((512, 8), (256, 8), (512, 16), (256, 32), (512, 32))
-    rows: list[Row] = []
     for size, frames in plans:
-        site = f"{size}, {frames} frames"
-        if run.late(5):
-            rows.append({"site": site, "way": "all", "skipped": True})
-            continue
-        try:
-            rows += steps_of(run, size, frames, site)
-        except torch.cuda.OutOfMemoryError:
-            rows.append({"site": site, "way": "all", "cannot": "out of memory"})
-        if run.device.type == "cuda":
+        yield from survived(run, f"{size}, {frames} frames", lambda *a: steps_of(run, *a), size, frames)
+    yield from survived(run, f"{plans[0][0]}, {plans[0][1]} frames", lambda *a: compiled(run, *a), *plans[0])
+
+
+def survived(
+    run: Run, site: str, measure: Callable[[int, int, str], Iterator[Row]], size: int, frames: int
+) -> Iterator[Row]:
+    """The rows of a site that there is time for; where one cannot be had at all, why."""
+    if run.late(5):
+        yield {"site": site, "way": "all", "skipped": True}
+        return
+    try:
+        yield from measure(size, frames, site)
+    except torch.cuda.OutOfMemoryError:
+        yield {"site": site, "way": "the rest", "cannot": "out of memory"}
+    except Exception as reason:  # the next site is still worth its seconds
+        yield {"site": site, "way": "the rest", "failed": reason_of(reason)}
+    if run.device.type == "cuda":
+        with contextlib.suppress(RuntimeError):  # an error of before that CUDA says again
             torch.cuda.empty_cache()
-    return rows
 
 
-def steps_of(run: Run, size: int, frames: int, site: str) -> list[Row]:
+def steps_of(run: Run, size: int, frames: int, site: str) -> Iterator[Row]:
     """All ways of a size and length; at 512 x 512 and 8 frames those that are compared once, too."""
-    steps, rows = steps_on(run, size, frames), []
+    steps = steps_on(run, size, frames)
     kept, nothing = steps.source(Keep(True, True)), steps.source(Keep())
     no_mask = Edit(steps.target, steps.task.fusion, EditRegion())
     ways: dict[str, Callable[[], object]] = {
@@ -121,39 +143,63 @@ def steps_of(run: Run, size: int, frames: int, site: str) -> list[Row]:
         "edit, recompute": lambda: steps.edit(nothing),
     }
     cuda = run.device.type == "cuda"
+
+    def timed(name: str, way: Callable[[], object], repeat: int = 7, by: str = "") -> Row:
+        def ms() -> Row:
+            with kernels(by) if by else contextlib.nullcontext():
+                return {"ms": run.clock(way, repeat)}
+
+        return attempt({"site": site, "way": name}, ms)
+
     if cuda:
         run.sync()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-    rows += [{"site": site, "way": name, "ms": run.clock(way)} for name, way in ways.items()]
+    for name, way in ways.items():
+        yield timed(name, way)
     if cuda:
         peak = (torch.cuda.max_memory_allocated() - before) / 1e9
-        rows.append({"site": site, "way": "peak GB above weights", "GB": peak})
-        rows += [
-            {"site": site, "way": f"{name}, synchronisations", "count": synchronisations(way)}
-            for name, way in ways.items()
-        ]
-    rows += replayed(run, steps, site)
+        yield {"site": site, "way": "peak GB above weights", "GB": peak}
+        for name, way in ways.items():
+            row = {"site": site, "way": f"{name}, synchronisations"}
+            yield attempt(row, lambda w=way: {"count": synchronisations(w)})
+    yield from replayed(run, steps, site)
     if not run.small and (size, frames) not in ((512, 8), (256, 8)):
-        return rows
-    with kernels("torch"):
-        rows.append({"site": site, "way": "edit, memory, torch kernels", "ms": run.clock(ways["edit, memory"], 3)})
+        return
+    yield timed("edit, memory, torch kernels", ways["edit, memory"], 3, "torch")
     if size < 512:
-        with kernels("reference"):
-            rows.append({"site": site, "way": "edit, memory, maps", "ms": run.clock(ways["edit, memory"], 3)})
+        yield timed("edit, memory, maps", ways["edit, memory"], 3, "reference")
+    yield attempt({"site": site, "way": "forward, diffusers"}, lambda: diffusers_forward(run, steps))
+    if size < 512 and not run.small or run.late(5):
+        return
+
+    def exact() -> Row:
+        return {"ms": run.clock(steps_on(run, size, frames, torch.float32).forward, 3)}
+
+    yield attempt({"site": site, "way": "forward, float32"}, exact)
+
+
+def diffusers_forward(run: Run, steps: Steps) -> Row:
+    """diffusers' model with the same weights on the same frames."""
     theirs = diffusers_unet(steps.unet)
-    if theirs is not None:
-        z, text = steps.z.to(steps.unet.conv_in.weight.dtype), steps.source_prompt.to(steps.unet.conv_in.weight.dtype)
-        z, text = z.contiguous(memory_format=torch.channels_last), text.expand(frames, -1, -1)
-        rows.append({"site": site, "way": "forward, diffusers", "ms": run.clock(lambda: theirs(z, steps.t, text))})
-    if size < 512 or run.late(5):
-        return rows
-    exact = steps_on(run, size, frames, torch.float32)
-    rows.append({"site": site, "way": "forward, float32", "ms": run.clock(exact.forward, 3)})
-    del exact
-    compile_layers(steps.unet.modules(), "inductor")
-    rows.append({"site": site, "way": "edit, memory, compiled", "ms": run.clock(ways["edit, memory"], 3)})
-    return rows
+    if theirs is None:
+        return {"cannot": "diffusers is not installed"}
+    dtype = steps.unet.conv_in.weight.dtype
+    z = steps.z.to(dtype).contiguous(memory_format=torch.channels_last)
+    text = steps.source_prompt.to(dtype).expand(len(z), -1, -1)
+    return {"ms": run.clock(lambda: theirs(z, steps.t, text))}
+
+
+def compiled(run: Run, size: int, frames: int, site: str) -> Iterator[Row]:
+    """An edit step whose layers torch.compile took."""
+    steps = steps_on(run, size, frames)
+    kept = steps.source(Keep(True, True))
+
+    def ms() -> Row:
+        compile_layers(steps.unet.modules(), "inductor")
+        return {"ms": run.clock(lambda: steps.edit(kept), 3)}
+
+    yield attempt({"site": site, "way": "edit, memory, compiled"}, ms)
 
 
 def synchronisations(way: Callable[[], object]) -> int:
@@ -168,7 +214,7 @@ def synchronisations(way: Callable[[], object]) -> int:
     return sum("synchroniz" in str(w.message) for w in found)
 
 
-def profile(run: Run) -> list[Row]:
+def profile(run: Run) -> Iterator[Row]:
     """Stage 6: where the time of an edit step goes, by kernel; and what ncu says of self-attention, where it is."""
     from torch.profiler import ProfilerActivity
 
@@ -181,14 +227,16 @@ def profile(run: Run) -> list[Row]:
         run.sync()
     time_of = (lambda e: e.self_device_time_total) if cuda else (lambda e: e.self_cpu_time_total)
     events = sorted(found.key_averages(), key=time_of, reverse=True)
-    rows: list[Row] = [{"kernel": e.key[:70], "calls": e.count, "ms": time_of(e) / 1e3} for e in events[:40]]
-    return [*rows, *watched(run, "ncu", NCU, 60)]
+    for e in events[:40]:
+        yield {"kernel": e.key[:70], "calls": e.count, "ms": time_of(e) / 1e3}
+    yield from watched(run, "ncu", NCU, 60)
 
 
 NCU = ("--clock-control", "none", "--kernel-name", "regex:attention_kernel", "--launch-count", "4",
        "--section", "SpeedOfLight", "--section", "Occupancy", "--section", "WarpStateStats")  # fmt: skip
-MEMCHECK = ("--tool", "memcheck", "--error-exitcode", "9")
-RACECHECK = ("--tool", "racecheck", "--error-exitcode", "9")
+FOUND = 9  # the exit code of compute-sanitizer where it found something
+MEMCHECK = ("--tool", "memcheck", "--error-exitcode", str(FOUND))
+RACECHECK = ("--tool", "racecheck", "--error-exitcode", str(FOUND))
 
 
 def watched(run: Run, tool: str, options: tuple[str, ...], seconds: int) -> list[Row]:
@@ -205,6 +253,7 @@ def watched(run: Run, tool: str, options: tuple[str, ...], seconds: int) -> list
         return [{"tool": tool, "cannot": f"did not end in {seconds} s"}]
     said = (done.stdout + done.stderr).strip().splitlines()
     row: Row = {"tool": f"{tool} {' '.join(options[:2])}", "code": done.returncode, "said": "\n".join(said[-30:])}
-    # a tool that may not watch says so by its code; kernels that are wrong under it are wrong
-    wrong = any("wrong: " in line and "wrong: none" not in line for line in said) or done.returncode == 9
-    return [row | {"case": f"under {tool}", "right": not wrong}]
+    # a tool that may not watch says so by its code, and a process that ends before its checks says nothing of them
+    checked = [line for line in said if "cases, wrong: " in line]
+    wrong = any("wrong: none" not in line for line in checked) or done.returncode == FOUND
+    return [row | {"case": f"under {tool}", "right": False if wrong else True if checked else None}]

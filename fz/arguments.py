@@ -9,6 +9,7 @@ from fz.errors import FzError, suggest
 from fz.settings.checks import check_one_of
 from fz.settings.config import PRESETS, EditSettings, edit_settings
 from fz.settings.place import expanded
+from fz.settings.spoken import OTHERWISE
 
 PATHS = ("mask", "vae", "tokenizer", "model_config", "control")
 OF_LOADING = ("vae", "tokenizer", "model_config", "control", "ema", "lora", "embedding", "clip_skip", "clip_norm",
@@ -25,7 +26,9 @@ def named(settings: Mapping[str, Any], known: Sequence[str], what: str) -> dict[
     """The settings, paths as text and lists as tuples. Raises FzError for one that `what` does not have."""
     for name in settings:
         if name not in known:
-            raise FzError(f"{what}: unknown setting {name!r}, expected {', '.join(known)}.{suggest(name, known)}")
+            here = OTHERWISE.get(name.replace("_", "-"))
+            meant = f" Did you mean {here}?" if here and here.partition("=")[0] in known else suggest(name, known)
+            raise FzError(f"{what}: unknown setting {name!r}, expected {', '.join(known)}.{meant}")
     listed = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
     return {name: path_of(value, name) if name in PATHS else value for name, value in listed.items()}
 

@@ -132,6 +132,8 @@ def of_runs(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
     rest = list(argv)
     while rest:
         arg = rest.pop(0)
+        if arg == "--":
+            break  # only JOBS follows
         if not arg.startswith("--"):
             continue  # JOBS
         name, equals, _ = arg.partition("=")

@@ -44,10 +44,10 @@ def load(
     "CompVis/stable-diffusion-v1-4", which is fetched unless it is cached; nothing: the bundled miniature.
 
     device: auto, cpu, cuda or mps. dtype: float32, float16, bfloat16, or auto: float16 on CUDA, else float32. settings:
-    others of the model, by their names on the command line: vae, tokenizer, model_config, ema, lora (files, or pairs of
-    a file and a strength), embedding (files, or pairs of a file and a word), clip_skip, control, clip_norm, offload,
-    compile, graph, threads, conv, conv_memory. Raises FzError for a checkpoint that is none and for settings that
-    cannot be.
+    others of the model: vae, tokenizer, model_config, ema, lora (files, or pairs of a file and a strength), embedding
+    (files, or pairs of a file and a word), clip_skip, control, frame_index, least_channels (--least-sc-channel),
+    clip_norm (False is --per-frame-norm), offload, compile, graph, threads, conv, conv_memory, weights. Raises FzError
+    for a checkpoint that is none and for settings that cannot be.
     """
     usual = {name: value for name, value in mini.DEFAULTS.items() if "." not in name} if checkpoint is None else {}
     unknown = Settings(ClipSettings("a clip"), "a clip", (EditSettings("a clip"),), cache="none")

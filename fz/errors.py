@@ -12,9 +12,16 @@ class FzError(ValueError):
     """Bad input. The message says got, expected, do, in one line."""
 
 
+# what people call what has another name here
+SAME = {"gpu": "cuda", "nvidia": "cuda", "metal": "mps"}
+
+
 def suggest(word: str, choices: Iterable[str]) -> str:
     """' Did you mean 'x'?' for the choice nearest to word, '' where none is near."""
-    near = difflib.get_close_matches(str(word), [str(c) for c in choices], n=1, cutoff=0.6)
+    choices = [str(c) for c in choices]
+    if SAME.get(str(word).lower()) in choices:
+        return f" Did you mean '{SAME[str(word).lower()]}'?"
+    near = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else ""
 
 

@@ -1,4 +1,4 @@
-"""The command line, `python -m fz.evaluate RESULTS... --clip-model PATH`: measure folders that `fz.run` wrote; a table,
+"""Measures folders that `fz.run` wrote: `python -m fz.evaluate RESULTS --clip-model PATH` prints a table, and writes
 JSON and CSV.
 
 Without --clip-model, runs of the miniature are measured by the miniature's CLIP, others by what pixels tell. Without

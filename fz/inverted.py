@@ -96,7 +96,7 @@ class InvertedClip:
         """Edit the clip to a sentence; as often as one likes.
 
         kind: 'style', 'attribute' or 'shape', the paper's settings for it. callback(step, latents): after each step.
-        settings: those of the command line by their names, pairs also as dicts, as reweight={"red": 2},
+        settings: an edit's, as `fz.run --help` explains them, pairs also as dicts, as reweight={"red": 2},
         self_replace=0.5, threshold=0.3, blend_words=("jeep", "car"), guidance=7.5, method="ddim". Raises FzError for
         what cannot be.
         """

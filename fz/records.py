@@ -29,7 +29,7 @@ def read(path: Path, schema: Schema) -> Any | None:
         # a pipe would be waited for, a device has no end
         if not path.is_file():
             return None
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         return content if fits(content, schema) else None
     except (OSError, ValueError, RecursionError):
         return None

@@ -44,7 +44,13 @@ def unknown(rest: list[str], parser: argparse.ArgumentParser) -> str:
             name = arg.partition("=")[0]
             known = list(parser._option_string_actions)  # argparse has no public list
             return f"unknown flag {name}.{suggest(name, known)} --help lists all."
-    return f"got {rest[0]!r} without a flag, expected flags only. Put sentences in quotes."
+    advice = "Put sentences in quotes."
+    if any(arg.endswith("'") for arg in rest):
+        # single quotes are no quotes to cmd.exe, and come along
+        advice = "Put sentences in double quotes here."
+    elif all(map(os.path.exists, rest)):
+        advice = "Put a pattern of files in quotes, as 'frames/*.png'."
+    return f"got {rest[0]!r} without a flag, expected flags only. {advice}"
 
 
 class Stopped(KeyboardInterrupt):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import fz
-from fz import kernels
+from fz import kernels, mini
 from fz.baselines import METHODS
 from fz.clips.control_video import check_control_video, read_control_video
 from fz.clips.user_mask import read_mask
@@ -40,8 +40,9 @@ def plan_edits(settings: Settings, text: TextEncoder, note: Note) -> list[Plan]:
     for prompt in (settings.negative, settings.reconstruction_prompt or ""):
         # one that is too long is an error now, not after encoding
         text.tokens(prompt)
-    for line in emphasis(settings):
-        note(line)
+    for line in (*emphasis(settings), *mini.strange_words(settings)):
+        if line not in settings.notes:  # a command says some before it loads a model
+            note(line)
     plans = []
     for i, edit in enumerate(settings.edits):
         target = text.tokens(edit.target)

@@ -340,6 +340,9 @@ BAD = {
     "a word as frames": (lambda e, i: fz.load(frame_index="mid"), "frame index: got 'mid', expected a list of frames"),
     "a truth as gigabytes": (lambda e, i: fz.load(conv_memory=True), "conv_memory: got True"),
     "a setting of loading": (lambda e, i: fz.load(thread=1), "Did you mean 'threads'"),
+    "a flag's name": (lambda e, i: fz.load(per_frame_norm=True), "Did you mean clip_norm=False?"),
+    "another flag's name": (lambda e, i: i.edit(TARGET, refine=True), "Did you mean align='refine'?"),
+    "a threshold in percent": (lambda e, i: i.edit(TARGET, threshold=30), "threshold: got 30, expected a number"),
     "a path as a clip": (lambda e, i: e.invert("jeep.mp4", SOURCE), "Read files by fz.read"),
     "floats": (lambda e, i: e.invert(np.zeros((1, 64, 64, 3)), SOURCE), "float64, expected"),
     "one picture": (lambda e, i: e.invert(np.zeros((64, 64, 3), np.uint8), SOURCE), "picture[None]"),
@@ -435,6 +438,12 @@ def test_bad_arguments_are_answered(editor, inversion, name):
 )  # fmt: skip
 def test_flags_are_arguments(line, expected):
     assert in_python(line) == expected
+
+
+def test_words_that_the_miniature_does_not_know_are_noted(editor, inversion):
+    notes = inversion.edit("a blue bus moving on the sand", guidance=1.0).notes
+    (line,) = (note for note in notes if "does not know" in note)
+    assert line.startswith("the miniature does not know 'bus'.") and "--" not in line
 
 
 def test_notes_name_arguments(editor):

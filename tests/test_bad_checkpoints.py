@@ -10,6 +10,7 @@ from checkpoints import UNET_FILE, drop, edit_json, shard
 from safetensors.torch import load_file, save_file
 
 from fz.errors import FzError
+from fz.weights.changes import Changes
 from fz.weights.load import fill, load_checkpoint, of_sd
 from fz.weights.read import Weights
 
@@ -305,6 +306,94 @@ def test_bad_folder(case, folder):
     change, said = FOLDERS[case]
     change(folder)
     refused(said, load_checkpoint, folder)
+
+
+ORIGINAL = {
+    "predicts v": ('model: {params: {parameterization: "v"}}', "parameterization is 'v', expected 'eps'"),
+    "predicts the picture": ("model: {params: {parameterization: x0}}", "parameterization is 'x0', expected 'eps'"),
+    "another start": (
+        "model: {params: {linear_start: 0.001}}",
+        "linear_start is 0.001, and 0.00085 would be used. Pass",
+    ),
+    "another end": ("model: {params: {linear_end: 0.0195}}", "linear_end is 0.0195, and 0.012 would be used"),
+    "fewer timesteps": ("model: {params: {timesteps: 500}}", "timesteps is 500, and 1000 would be used"),
+    "another scale": (
+        "model: {params: {scale_factor: 0.13025}}",
+        "scale_factor is 0.13025, and 0.18215 would be used. Use",
+    ),
+    "no YAML": ("model: [", "^checkpoint: .*model.yaml is no YAML"),
+}
+
+
+@pytest.mark.parametrize("case", ORIGINAL)
+def test_an_original_config_beside_a_file(case, flat, single, tmp_path):
+    """NAME.yaml beside NAME.safetensors says what weights do not; these bring no schedule of their own."""
+    text, said = ORIGINAL[case]
+    save_file(drop("alphas_cumprod")(flat), tmp_path / "model.safetensors")
+    (tmp_path / "model.yaml").write_text(text)
+    refused(said, single, tmp_path / "model.safetensors")
+
+
+SOUND = (
+    "model: {params: {parameterization: eps, linear_start: 0.00085, linear_end: 0.0120, timesteps: 1000, "
+    "scale_factor: 0.18215, unet_config: {target: ldm.UNetModel}}}"
+)
+
+
+@pytest.mark.parametrize("text", [SOUND, "model: {params: }", "model: sd", "- a\n- b", "", "dataset_config: {path: a}"])
+def test_a_config_beside_a_file_that_says_nothing_else(text, flat, single, tmp_path):
+    save_file(flat, tmp_path / "model.safetensors")
+    (tmp_path / "model.yaml").write_text(text)
+    (tmp_path / "other.yaml").write_text('model: {params: {parameterization: "v"}}')
+    assert "CompVis single file" in single(tmp_path / "model.safetensors").report
+
+
+@pytest.mark.parametrize("mark", ["v_pred", "edm_vpred.sigma_max", "ztsnr"])
+def test_a_mark_of_another_prediction(mark, flat, single, tmp_path):
+    save_file(flat | {mark: torch.zeros(0)}, tmp_path / "model.safetensors")
+    refused("is a model that predicts v|is a model of another noise schedule", single, tmp_path / "model.safetensors")
+
+
+def test_a_description_of_another_prediction(flat, single, tmp_path):
+    save_file(flat, tmp_path / "model.safetensors", metadata={"modelspec.prediction_type": "v"})
+    refused("its modelspec.prediction_type is 'v', expected 'epsilon'", single, tmp_path / "model.safetensors")
+    save_file(flat, tmp_path / "model.safetensors", metadata={"modelspec.prediction_type": "epsilon"})
+    single(tmp_path / "model.safetensors")
+
+
+GONE = {
+    "unet": f"{UNET_FILE}.safetensors",
+    "a config": "vae/config.json",
+    "text encoder": "text_encoder/pytorch_model.bin",
+    "tokenizer": "tokenizer/vocab.json",
+}
+
+
+@pytest.mark.parametrize("case", GONE)
+def test_a_link_to_a_file_that_is_gone(case, folder):
+    """As in a Hub's cache whose blobs were removed: the file's name is there, the file is not."""
+    file = folder / GONE[case]
+    file.unlink()
+    file.symlink_to("../../../blobs/0123abcd")
+    refused(
+        f"{file.name}: is a link to ../../../blobs/0123abcd, which does not exist. Download", load_checkpoint, folder
+    )
+
+
+def test_a_shard_that_is_gone(folder):
+    file = folder / f"{UNET_FILE}.safetensors"
+    gone = folder / "unet" / shard(load_file(file), folder / "unet", ".safetensors")[1]
+    file.unlink()
+    gone.unlink()
+    gone.symlink_to("blob")
+    refused(f"{gone.name}: is a link to blob, which does not exist", load_checkpoint, folder)
+
+
+@pytest.mark.parametrize("what", ["lora", "embedding"])
+def test_a_folder_whose_file_is_gone(what, tmp_path):
+    (tmp_path / "style.safetensors").symlink_to("../blobs/0123abcd")
+    changes = Changes(**{what: ((str(tmp_path), 1.0 if what == "lora" else None),)})
+    refused(f"^{what}: .*style.safetensors: is a link to ../blobs/0123abcd", load_checkpoint, "none", changes=changes)
 
 
 def test_shard_with_other_keys(folder):

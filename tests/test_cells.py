@@ -1,8 +1,14 @@
 """Cells of a long measurement: done once, done again where they are another's or damaged, by one process or several."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
+from processes import alive
 
 from fz.results.cells import cell, each
 
@@ -43,3 +49,53 @@ def test_each_begins_and_answers_in_order(processes):
     found = list(each(square, range(5), processes, begin))
     assert [value for value, _, _ in found] == [0, 1, 4, 9, 16] and all(begun for _, begun, _ in found)
     assert len(BEGUN) == (processes == 1) and (processes == 1 or {threads for *_, threads in found} == {1})
+
+
+# each item says that it began, and ends long after
+LONG = """
+import sys, time
+from pathlib import Path
+from fz.results.cells import each
+
+def begin_item(i):
+    Path(sys.argv[1], f"begun-{i}").touch()
+    if i == 0 and sys.argv[2] == "error":
+        while not Path(sys.argv[1], "begun-1").exists():
+            time.sleep(0.05)
+        raise ValueError("an item's")
+    time.sleep(6)
+    Path(sys.argv[1], f"ended-{i}").touch()
+
+if __name__ == "__main__":
+    list(each(begin_item, range(8), 2))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("how", ["group", "parent", "terminated", "error"])
+def test_what_stops_it_stops_every_process_and_begins_nothing(tmp_path, root, how):
+    (tmp_path / "long.py").write_text(LONG)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "long.py", tmp_path, how],
+        env=os.environ | {"PYTHONPATH": str(root)}, cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        end = time.monotonic() + 120
+        while not (tmp_path / "begun-1").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        stop = {"group": os.killpg, "parent": os.kill}.get(how)
+        if stop:
+            stop(process.pid, signal.SIGINT)
+        elif how == "terminated":
+            process.kill()
+        assert process.wait(timeout=60) != 0
+        end = time.monotonic() + 30
+        while alive(process.pid) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not alive(process.pid)
+        # the one that failed may have taken another before its error was known
+        left = {p.name for p in tmp_path.glob("*-*")} - ({"begun-2"} if how == "error" else set())
+        assert left == {"begun-0", "begun-1"}
+    finally:
+        if alive(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)

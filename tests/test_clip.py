@@ -19,7 +19,7 @@ from fz.errors import FzError
 from fz.mini.words import new_tokenizer
 from fz.model.clip_text import TextConfig, TextTower
 from fz.model.clip_vision import Preprocess
-from fz.weights.clip import load_clip, translate
+from fz.weights.clip import clip_name, load_clip, translate
 
 SHAPES = {
     # patch sizes and odd grids as ViT-B/32 and L/14 have them, narrow
@@ -146,6 +146,22 @@ def test_preprocessing_equals_transformers(h, w):
     got = Preprocess(56)(pictures)
     # one level of 255: transformers may resize in floating point
     assert got.shape == expected.shape and (got - expected).abs().max() < 1.01 / 255 / 0.26
+
+
+def test_a_clip_of_the_hubs_cache_is_called_by_its_name(written, tmp_path, monkeypatch):
+    folder = written[0]
+    snapshot = tmp_path / "models--owner--clip/snapshots/0123456789abcdef"
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(folder)
+    assert load_clip(snapshot).name == clip_name(snapshot) == "owner/clip"
+    with pytest.raises(FzError, match="^clip: .*gone does not exist"):
+        clip_name(tmp_path / "gone")
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "config.json").write_text("{}")
+    (bad / "model.safetensors").symlink_to("../blobs/0123abcd")
+    with pytest.raises(FzError, match="model.safetensors: is a link to ../blobs/0123abcd, which does not exist"):
+        load_clip(bad)
 
 
 def test_refused_in_one_line(written, tmp_path):

@@ -507,6 +507,14 @@ def test_folders_that_are_refused(name, folder, tmp_path):
     assert expected in refused(changed(folder, tmp_path, config))
 
 
+@pytest.mark.parametrize("name", ["config.json", "diffusion_pytorch_model.safetensors"])
+def test_a_link_to_a_file_that_is_gone(name, folder, tmp_path):
+    bad = changed(folder, tmp_path)
+    (bad / name).unlink()
+    (bad / name).symlink_to("../blobs/0123abcd")
+    assert f"{name}: is a link to ../blobs/0123abcd, which does not exist" in refused(bad)
+
+
 @pytest.mark.parametrize("name", KEYS)
 def test_keys_that_are_refused(name, folder, tmp_path):
     how, expected = KEYS[name]

@@ -651,6 +651,51 @@ def test_another_miniature_is_not_the_same_run(here, monkeypatch):
     assert stamps[0] == stamps[1] and stamps[1][0] != stamps[2][0] and stamps[1][1] == stamps[2][1]
 
 
+BESIDE = {
+    "lora": ("adapter_model.safetensors", "adapter_config.json"),
+    "vae": ("vae.pt", "config.json"),
+    "control": ("control.safetensors", "config.json"),
+    "checkpoint": ("sd.ckpt", "sd.yaml"),
+}
+
+
+@pytest.mark.parametrize("what", BESIDE)
+def test_what_is_read_beside_a_file_is_input_too(what, here):
+    from fz.results.inputs import stamp_of
+
+    file, small = BESIDE[what]
+    write(here / "model" / file)
+    given = f"model/{file}"
+    settings = settings_of(**{"checkpoint": "canary", what: ((given, 1.0),) if what == "lora" else given})
+    stamps = [stamp_of(settings)]
+    for content in (b"{}", b'{"lora_alpha": 8}'):
+        write(here / "model" / small, content)
+        stamps.append(stamp_of(settings))
+    write(here / "model/notes.txt")
+    assert len({*stamps}) == 3 and stamp_of(settings) == stamps[-1]
+
+
+def test_a_lora_of_another_alpha_is_not_the_same_run(here, flags, golden, capsys):
+    from safetensors.torch import load_file, save_file
+
+    layer = "up_blocks.3.attentions.2.transformer_blocks.0.attn1.to_v"
+    rows, columns = load_file(golden / "tiny_sd/unet/diffusion_pytorch_model.safetensors")[f"{layer}.weight"].shape
+    halves = {"A": torch.ones(1, columns), "B": torch.ones(rows, 1)}
+    (here / "ad").mkdir()
+    save_file(
+        {f"base_model.model.{layer}.lora_{half}.weight": t for half, t in halves.items()},
+        here / "ad/adapter_model.safetensors",
+    )
+    pictures, reused = [], []
+    for alpha in (0, None, 4):
+        if alpha is not None:
+            write(here / "ad/adapter_config.json", json.dumps({"lora_alpha": alpha}).encode())
+        assert main(flags("--lora", "ad/adapter_model.safetensors")) == 0
+        reused.append("nothing was computed" in capsys.readouterr().out)
+        pictures.append((here / "out/frames/edit-0/00000.png").read_bytes())
+    assert reused == [False, True, False] and pictures[0] != pictures[2]
+
+
 def test_what_is_read_back_is_what_was_written(here, flags):
     from fz.settings.parse import parse
 

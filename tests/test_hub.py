@@ -13,7 +13,7 @@ from hub_server import COMMIT, Hub
 
 from fz.errors import FzError
 from fz.weights import hub
-from fz.weights.names import followed, hub_cache, parsed
+from fz.weights.names import followed, hub_cache, parsed, shown
 from fz.weights.needed import OF_EMBEDDING, OF_LORA, OF_VAE, choose, of_checkpoint
 
 MINI = Path(__file__).resolve().parent.parent / "weights/mini"
@@ -143,6 +143,32 @@ def test_a_path_that_is_there_is_no_name(home):
     assert hub.located("owner/sd", "checkpoint", of_checkpoint()) == Path("owner/sd")
     with pytest.raises(FzError, match="owner/other does not exist .*since owner is a folder here"):
         hub.located("owner/other", "checkpoint", of_checkpoint())
+
+
+def test_what_people_are_told_of_a_path(home, monkeypatch):
+    """Never the hash that the Hub's cache calls a file or a folder by."""
+    folder = home / "hub/models--owner--sd-v1"
+    snapshot = folder / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (folder / "blobs").mkdir()
+    (folder / "blobs/0123abcd").write_bytes(b"")
+    (snapshot / "style.safetensors").symlink_to(folder / "blobs/0123abcd")
+    (home / "mine.safetensors").symlink_to(folder / "blobs/0123abcd")
+    (home / "sd").symlink_to(snapshot)
+    monkeypatch.chdir(snapshot)
+    expected = {
+        "owner/style:a.pt": "owner/style:a.pt",
+        folder: "owner/sd-v1",
+        snapshot: "owner/sd-v1",
+        f"{snapshot}/": "owner/sd-v1",
+        ".": "owner/sd-v1",
+        "style.safetensors": "style.safetensors",
+        snapshot / "style.safetensors": "style.safetensors",
+        home / "mine.safetensors": "mine.safetensors",
+        home / "sd": "sd",
+        home / "hub" / ".." / "sd": "sd",
+    }
+    assert {given: shown(given) for given in expected} == expected
 
 
 @pytest.mark.parametrize("flag", ["checkpoint", "vae", "tokenizer", "clip-model"])
@@ -356,6 +382,8 @@ def test_models_in_several_files(home):
     assert choice.optional == ["scheduler/scheduler_config.json", "tokenizer/vocab.json and merges.txt"]
     one_less = choose(files - {shards[1]}, of_checkpoint(vae=False))
     assert one_less.lacking == ["unet/diffusion_pytorch_model.safetensors"]
+    # plain weights are those that are called so
+    assert choose(files, of_checkpoint("plain")).lacking[-1] == "unet/diffusion_pytorch_model.non_ema.safetensors"
 
 
 def test_a_model_that_is_one_file():
@@ -365,6 +393,12 @@ def test_a_model_that_is_one_file():
     # of several, the one that was named
     choice = choose({"a.safetensors", "b.safetensors"}, of_checkpoint(), "b.safetensors")
     assert choice.files == ["b.safetensors"] and choice.alone and not choice.lacking
+    # the original config beside it comes along
+    files = {"a.safetensors", "a.yaml", "b.yaml"}
+    for name in (None, "a.safetensors"):
+        choice = choose(files, of_checkpoint(), name)
+        assert choice.files == ["a.yaml", "a.safetensors"] and choice.place(Path("x")) == Path("x/a.safetensors")
+    assert choose(files, OF_LORA, "a.safetensors").files == ["a.safetensors"]
     # a VAE's config counts, too
     choice = choose({"v/config.json", "v/vae.pt", "config.json"}, OF_VAE, "v/vae.pt")
     assert choice.files == ["v/config.json", "v/vae.pt"]

@@ -275,6 +275,7 @@ def test_all_layouts_say_the_same(source, tmp_path):
         "peft": peft(lora),
         "peft, by adapter": peft(lora, halves=("lora_B.default", "lora_A.default")),
         "dots": peft(lora, halves=("lora.up", "lora.down")),
+        "comfyui": peft(lora, ("diffusion_model.", "text_encoders.clip_l.transformer.text_model.")),
     }
     results = {}
     for name, state in states.items():
@@ -397,6 +398,15 @@ STATES = {
     "XL by its text's width": (lambda: low(V2, (96, 4), (4, 2048)), "is for Stable Diffusion XL"),
     "2 by its text's width": (lambda: low(V2, (96, 4), (4, 1024)), "is for Stable Diffusion 2"),
     "Flux": (lambda: low("transformer.single_transformer_blocks.0.attn.to_q"), "Flux"),
+    "Flux of PEFT's": (lambda: low("base_model.model.transformer.single_transformer_blocks.0.attn.to_q"), "Flux"),
+    "XL by ComfyUI's names": (
+        lambda: low("text_encoders.clip_g.transformer.text_model.encoder.layers.0.mlp.fc1"),
+        "Stable Diffusion XL",
+    ),
+    "3 by ComfyUI's names": (
+        lambda: low("text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q"),
+        "Stable Diffusion 3",
+    ),
     "a checkpoint": (lambda: {"model.diffusion_model.out.2.bias": numbers(1, 4)}, "whole checkpoint.*--checkpoint"),
     "an embedding": (lambda: {"emb_params": numbers(1, 4, 768)}, "textual inversion. Pass it with --embedding"),
     "a ControlNet": (lambda: {"control_model.zero_convs.0.0.weight": numbers(1, 4, 4)}, "a ControlNet"),

@@ -34,7 +34,7 @@ def test_peak_memory_grows_with_what_is_held():
 POOL = """
 import multiprocessing, time
 from concurrent.futures import ProcessPoolExecutor
-from fz.memory.machine import start_alone
+from fz.memory.workers import start_alone
 if __name__ == "__main__":
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), initializer=start_alone) as pool:
         jobs = [pool.submit(time.sleep, 600) for _ in range(2)]

@@ -170,3 +170,10 @@ def test_pictures_of_a_clip(tmp_path, capsys, monkeypatch):
     (line,) = said.out.splitlines()
     assert json.loads(line)["target"] == CAR and "9 pictures" in said.err
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_without_a_source_the_example_s_is_meant(capsys):
+    """As in a run."""
+    assert prompt.main(["--target", "a blue car moving on the sand"]) == 0
+    said = capsys.readouterr().out
+    assert "'a blue car moving on the sand'" in said and "red" in said

@@ -12,7 +12,7 @@ from fz import batch, evaluate
 from fz.settings import flags
 from fz.tuning.settings import parser as tune_parser
 
-TORCHRUN = {"--nproc-per-node", "--max-restarts"}
+OF_OTHERS = {"--nproc-per-node", "--max-restarts", "--index-url"}  # torchrun's and pip's
 DOCS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md")
 
 
@@ -28,7 +28,7 @@ def test_every_module_is_in_the_file_guide_once(root, pages):
     there = [
         str(p.relative_to(root)) for name in ("fz", "kernels", "weights", "bench") for p in (root / name).rglob("*.py")
     ]
-    assert sorted(named) == sorted(path for path in there if path != "fz/__init__.py")
+    assert sorted(named) == sorted(there)
 
 
 def test_flags_of_the_docs_exist(root, pages):
@@ -48,9 +48,8 @@ def test_flags_of_the_docs_exist(root, pages):
         "docs/formats.md",
         "docs/batch.md",
     ):
-        # of other programs' commands, pip's and pytest's have none of two dashes
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z.0-9-]*[a-z0-9]", pages[root / name]))
-        assert named - TORCHRUN <= known, name
+        assert named - OF_OTHERS <= known, name
     for method in re.search(r"--methods ([\w -]+)\n", pages[root / "docs" / "measuring.md"])[1].split():
         assert method in EVERY
 

@@ -11,6 +11,7 @@ from fz.memory.kept import read_tensors
 from fz.prompts.text import encodes
 from fz.results.measured import read_truth
 from fz.results.rows import is_evaluation
+from fz.tuning.lora import caption
 from fz.weights.read import read_json, read_weights
 
 
@@ -36,6 +37,16 @@ def test_what_is_no_file_is_not_waited_for(no_file, tmp_path):
     for read in (read_json, read_weights, lambda path: read_truth(None, None, str(path))):
         with pytest.raises(FzError):
             read(csv)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    """Windows' editor writes one."""
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "a.json") == records.read(tmp_path / "a.json", {"a": int}) == {"a": 1}
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa cat on a mat\r\n")
+    assert caption(tmp_path / "a.txt") == "a cat on a mat"
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbf")
+    assert caption(tmp_path / "b.txt") is None
 
 
 @pytest.mark.parametrize("head", ["{'descr': '<f4', (", "{'descr': '<f4', 'shape': (2,), 'x", "\x00" * 30])

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from fz.errors import FzError
 from fz.model.finite import NotFinite, Watch
+from fz.model.unet_config import UNetConfig
 from fz.settings.place import expanded
 from fz.weights import architecture as arch
 from fz.weights import layouts
@@ -211,6 +212,31 @@ def test_odd_values_of_configs_are_one_line(case):
         check(copy.deepcopy(config), "config.json")
     assert expected in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 400
     assert time.monotonic() - start < 1
+
+
+SOUND_CONFIGS = {
+    "diffusers' EMAModel": {"decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.0, "optimization_step": 37000,
+                            "power": 0.6667, "update_after_step": 0, "use_ema_warmup": False},
+    "nulls": dict.fromkeys(("upcast_attention", "use_linear_projection", "only_cross_attention", "act_fn",
+                            "resnet_time_scale_shift", "attention_type", "class_embeddings_concat", "conv_in_kernel")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SOUND_CONFIGS)
+def test_fields_that_change_nothing(case):
+    config = UNET | {"attention_head_dim": 8} | SOUND_CONFIGS[case]
+    arch.check_unet(config, "config.json")
+    plain = UNetConfig.from_json(UNET | {"attention_head_dim": 8})
+    assert UNetConfig.from_json(config) == plain
+
+
+def test_a_null_is_no_value_where_another_is_the_default():
+    for name in ("use_quant_conv", "mid_block_add_attention", "scaling_factor"):
+        with pytest.raises(FzError, match=f"{name} is None, expected"):
+            arch.check_vae({"block_out_channels": [32], name: None}, "config.json")
+    with pytest.raises(FzError, match="prediction_type is None, expected 'epsilon'"):
+        arch.check_scheduler({"prediction_type": None}, "scheduler_config.json")
+    assert arch.check_scheduler({"thresholding": None}, "scheduler_config.json") == arch.SCHEDULE
 
 
 def test_json_nested_without_end(tmp_path):

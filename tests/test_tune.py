@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 from random_weights import numbers, randomize, relative
 
 from fz import tune as command
@@ -291,6 +293,70 @@ def test_fewer_steps_than_were_done_are_refused_and_change_nothing(shared, tmp_p
     assert len((out / "loss.csv").read_text().splitlines()) == 3
 
 
+def other_pixels(file):
+    Image.new("RGB", (64, 64), "blue").save(file)
+
+
+def other_weights(file):
+    state = torch.load(file, weights_only=True)
+    torch.save(state | {"quant_conv.bias": state["quant_conv.bias"] + 1}, file)
+
+
+CHANGES = {
+    "clip/1.png": (other_pixels, "another dataset ("),
+    "clip/0.txt": (lambda file: file.write_text("a green square"), "another dataset ("),
+    "kind/1.png": (other_pixels, "another dataset ("),
+    "kind/0.png": (lambda file: file.unlink(), "another dataset ("),
+    "sd/vae/diffusion_pytorch_model.bin": (other_weights, "another encoding ("),
+}
+
+
+def test_a_tuning_does_not_go_on_with_another_dataset(shared, tmp_path, capsys):
+    """Whose files have the old one's names."""
+    shutil.copytree(shared / "golden/tiny_sd", tmp_path / "sd")
+    for folder in (tmp_path / "clip", tmp_path / "kind"):
+        folder.mkdir()
+        for k in range(2):
+            Image.new("RGB", (64, 64), (80 * k, 40, 90)).save(folder / f"{k}.png")
+    (tmp_path / "clip/0.txt").write_text("a red square")
+    flags = ("--checkpoint", str(tmp_path / "sd"), "--video", str(tmp_path / "clip"), "--lora-rank", "2")
+    kind = ("--class-images", str(tmp_path / "kind"), "--class-prompt", "a square")
+    argv, record = arguments(shared, tmp_path / "out", *flags, *kind), tmp_path / "out/tuning.json"
+    assert command.main(argv) == 0
+    before = content(tmp_path / "out")
+    for name, (change, message) in CHANGES.items():
+        old = (tmp_path / name).read_bytes()
+        change(tmp_path / name)
+        assert command.main([*argv, "--steps", "5"]) == 2 and message in capsys.readouterr().err, name
+        (tmp_path / name).write_bytes(old)
+    assert content(tmp_path / "out") == before
+    assert command.main(argv) == 0
+    assert "3 of 3 steps are in" in (said := capsys.readouterr().out) and "not known" not in said
+    # a record of before there were such digests goes on, and that is said
+    old = json.loads(record.read_text())
+    record.write_text(json.dumps({k: v for k, v in old.items() if k not in ("dataset", "encoding")}))
+    assert command.main([*argv, "--steps", "4"]) == 0
+    assert "whether its clip, captions and class images are these is not known" in capsys.readouterr().out
+    new = json.loads(record.read_text())
+    assert new["dataset"] == old["dataset"] and new["encoding"] == old["encoding"]
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_taken_of_a_clip_is_said(shared, tmp_path, capsys):
+    """Also what is taken of the class images."""
+    kind = tmp_path / "kind"
+    kind.mkdir()
+    Image.new("RGB", (64, 64)).save(kind / "0.png")
+    (kind / "1.heic").touch()
+    flags = ("--class-images", str(kind), "--class-prompt", "a square", "--dry-run")
+    assert command.main(arguments(shared, tmp_path / "out", *flags)) == 0
+    said = capsys.readouterr().out
+    assert "frames 0–1 of 8" in said and "1 file of other kinds left out (1.heic)" in said
+
+
 def test_a_tuning_that_is_stopped_while_it_samples_has_its_samples_in_the_end(shared, tmp_path, monkeypatch):
     flags = ("--sample-prompt", "a red jeep", "--sample-steps", "1")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -338,6 +404,111 @@ def test_released_configs_unchanged(shared, tmp_path, name, capsys):
     assert any("class images" in note for note in notes) == (name != "man_skate")
     assert command.main([*flags, "--size", "64", "--out", str(tmp_path / "out"), "--dry-run", "--device", "cpu"]) == 0
     assert "dry run" in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
+def parsed(shared, *assignments, name="man_skate", flags=()):
+    sets = [text for assignment in assignments for text in ("--set", assignment)]
+    return parse(["--config", str(shared / f"fatezero_configs/tune/{name}.yaml"), "--video", "clip", *sets, *flags])
+
+
+OTHERWISE = (
+    "lr_scheduler=cosine", "train_batch_size=4", "max_grad_norm=0.1", "adam_weight_decay=0", "adam_beta1=0.5",
+    "adam_beta2=0.9", "adam_epsilon=1e-4", "use_8bit_adam=true", "prior_preservation=1.0",
+    "model_config.SparseCausalAttention_index=[mid]", "model_config.least_sc_channel=640",
+    "trainer_pipeline_config.target=mine.trainer",
+)  # fmt: skip
+AS_FZ_DOES = (
+    "lr_scheduler=constant", "lr_warmup_steps=100", "train_batch_size=1", "scale_lr=true", "max_grad_norm=1",
+    "adam_weight_decay=1e-2", "adam_beta1=0.9", "adam_beta2=.999", "adam_epsilon=1e-8", "use_8bit_adam=false",
+    "prior_preservation=null", "model_config.SparseCausalAttention_index=[-1, first]",
+    "model_config.least_sc_channel=0", "dataset_config.stride=1", "enable_xformers=false",
+)  # fmt: skip
+
+
+def test_what_a_config_asks_for_that_fz_does_otherwise_is_said(shared):
+    for assignment in OTHERWISE:
+        name, _, value = assignment.partition("=")
+        (note,) = parsed(shared, assignment)[1]
+        assert (
+            note.startswith(f"{name}: ")
+            and value.strip("[]") in note.replace("T", "t")
+            and "counts for nothing" in note
+        ), note
+    together = parsed(shared, *OTHERWISE, "lr_warmup_steps=100", "scale_lr=true")[1]
+    assert len(together) == len(OTHERWISE) + 2
+    assert len(parsed(shared, "scale_lr=true", "gradient_accumulation_steps=2")[1]) == 1
+    for assignments in (AS_FZ_DOES, *((one,) for one in AS_FZ_DOES)):
+        assert parsed(shared, *assignments)[1] == []
+    with pytest.raises(FzError, match="adam_beta1: got 'much', expected a number"):
+        parsed(shared, "adam_beta1=much")
+
+
+def test_what_is_said_of_adamw_is_the_trainers():
+    from fz.tuning.released import OURS
+
+    of = tuner().optimiser.defaults
+    assert of["betas"] == (OURS["adam_beta1"][0], OURS["adam_beta2"][0])
+    assert (of["weight_decay"], of["eps"]) == (OURS["adam_weight_decay"][0], OURS["adam_epsilon"][0])
+    assert tuning.ANCHORS.entries == tuple(OURS["model_config.SparseCausalAttention_index"][0])
+
+
+def test_windows_of_a_clip_that_are_not_learned_are_said(shared):
+    jeep = ["--video", str(shared / "data/jeep")]
+    count = len(list((shared / "data/jeep").iterdir()))
+    for stride, more in ((1, []), (count - 7, ["--frames", "7"])):
+        (note,) = parsed(shared, f"dataset_config.stride={stride}", flags=[*jeep, "--frames", "2", *more])[1]
+        assert note.startswith(f"dataset_config.stride: {stride} makes ") and "the first is learned" in note
+    assert parsed(shared, f"dataset_config.stride={count}", flags=[*jeep, "--frames", "2"])[1] == []
+    assert parsed(shared, "dataset_config.stride=1", flags=[*jeep, "--frames", "all"])[1] == []
+
+
+def test_prior_preservation_is_no_weight_of_class_images(shared):
+    """In the released trainer it is that of the distance to the untuned UNet, with class images or without."""
+    assert parsed(shared, "prior_preservation=0.3")[0].class_weight == 1.0
+
+
+RECIPES_OF = {
+    "both": (("train_temporal_conv=true", "model_config.lora=16"), "fatezero"),
+    "a rank that nothing trains": (("train_temporal_conv=false", "model_config.lora=16"), "tune-a-video"),
+    "by default": (("train_temporal_conv=null", "model_config.lora=16"), "tune-a-video"),
+    "neither": (("train_temporal_conv=null", "model_config.lora=null"), "tune-a-video"),
+}
+
+
+@pytest.mark.parametrize("case", RECIPES_OF)
+def test_a_configs_recipe_is_what_the_released_code_trains(shared, case):
+    assignments, recipe = RECIPES_OF[case]
+    assert parsed(shared, *assignments)[0].recipe == recipe
+    rank = 16 if "16" in assignments[1] else 160
+    assert parsed(shared, *assignments, flags=["--recipe", "fatezero"])[0].rank == rank
+
+
+def test_whole_convolutions_over_time_are_refused_unless_a_flag_says_what_else(shared):
+    whole = ("train_temporal_conv=true", "model_config.lora=null")
+    with pytest.raises(FzError, match=r"train_temporal_conv: got True without model_config.lora.*lora=160"):
+        parsed(shared, *whole)
+    with pytest.raises(FzError, match="train_temporal_conv: got 'maybe', expected true or false"):
+        parsed(shared, "train_temporal_conv=maybe")
+    assert parsed(shared, *whole, flags=["--recipe", "tune-a-video"])[0].recipe == "tune-a-video"
+    assert parsed(shared, *whole, flags=["--lora-rank", "4"])[0].lora_rank == 4
+
+
+def test_what_a_config_lacks_is_as_the_released_training_has_it(shared, tmp_path):
+    """Its steps and rate; its clip's prompt is the clip's, whatever is edited, and that of class images without one."""
+    file = tmp_path / "c.yaml"
+    file.write_text("dataset_config: {path: clip, prompt: a jeep}\nediting_config: {source_prompt: a silver jeep}\n")
+    settings, _ = parse(["--config", str(file)])
+    assert (settings.steps, settings.rate, settings.prompt) == (300, 3e-5, "a jeep")
+    assert parse(["--config", str(file), "--lora-rank", "4"])[0].rate is None
+    assert parse(["--video", "clip", "--prompt", "a jeep", "--out", "o", "--set", "seed=3"])[0].steps == 100
+    (tmp_path / "kind").mkdir()
+    kind = ["--set", f"dataset_config.class_data_root={tmp_path / 'kind'}"]
+    assert parse(["--config", str(file), *kind])[0].class_prompt == "a jeep"
+    prompt = ["--set", "dataset_config.class_data_prompt=a photo of a car"]
+    assert parse(["--config", str(file), *prompt])[0].class_prompt is None
+    assert parse(["--config", str(file), *prompt, "--class-images", "x"])[0].class_prompt == "a photo of a car"
+    gone = ["--set", "dataset_config.class_data_root=gone"]
+    assert parse(["--config", str(file), *gone, *prompt, "--class-images", "x"])[1] == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -192,6 +193,38 @@ def test_pictures_of_different_sizes_are_learned(more, models, tmp_path, capsys)
     capsys.readouterr()
     assert command.main([*base, "--video", mix, "--frames", "all", "--out", str(tmp_path / "one")]) == 2
     assert "differ in size: 0.png is 96x64, 1.png is 64x200" in capsys.readouterr().err
+
+
+def test_a_lora_learns_all_pictures_and_a_tuning_eight_frames(models, tmp_path, capsys):
+    """Unless it is told how many; a video's frames are told."""
+    (tmp_path / "many").mkdir()
+    for k in range(11):
+        Image.new("RGB", (64, 64), (20 * k, 40, 90)).save(tmp_path / f"many/{k}.png")
+    (tmp_path / "one").mkdir()
+    shutil.copy(tmp_path / "many/3.png", tmp_path / "one/0.png")
+    movie = tmp_path / "clip.gif"
+    Image.new("RGB", (64, 64)).save(movie, save_all=True, append_images=[Image.new("RGB", (64, 64), "red")] * 3)
+    base = ["--prompt", "a red car", "--out", str(tmp_path / "out"), "--video"]
+
+    def frames(path, *more):
+        return parse([*base, str(tmp_path / path), *more])[0].clip.frames
+
+    for path in ("many", "one", "many/3.png", "many/*.png", "many/[1-3].png"):
+        assert frames(path, "--lora-rank", "2") is None and frames(path) == 8
+    assert frames("many", "--lora-rank", "2", "--frames", "5") == 5
+    assert frames("clip.gif", "--lora-rank", "2") == frames("gone", "--lora-rank", "2") == 8
+    (tmp_path / "c.yaml").write_text("dataset_config: {n_sample_frame: 5}")
+    assert frames("many", "--lora-rank", "2", "--config", str(tmp_path / "c.yaml")) == 5
+
+    flags = ["--checkpoint", str(models / "tiny_sd"), "--size", "64", "--device", "cpu", "--steps", "1"]
+    flags += ["--lora-rank", "2", "--sample-prompt", "a car", "--sample-steps", "1"]
+    assert command.main([*base, str(tmp_path / "many"), *flags]) == 0
+    assert json.loads((tmp_path / "out/tuning.json").read_text())["clip"]["frames"] is None
+    # what is sampled of many pictures is bounded
+    with Image.open(tmp_path / "out/samples/00001-0.gif") as sampled:
+        assert sampled.n_frames == 8
+    assert command.main([*base, str(tmp_path / "many"), *flags, "--frames", "5", "--out", str(tmp_path / "five")]) == 0
+    assert "frames 0–4 of 11" in capsys.readouterr().out
 
 
 def test_the_clip_s_crop_is_not_the_class_images(models):

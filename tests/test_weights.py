@@ -223,9 +223,47 @@ def test_ema_refusals(flat, single, tmp_path):
 def test_non_ema_variant(tiny, folder):
     state = load_file(folder / f"{UNET_FILE}.safetensors")
     save_file({k: 2 * t for k, t in state.items()}, folder / f"{UNET_FILE}.non_ema.safetensors")
-    assert_same(tiny, load_checkpoint(folder))
-    plain = load_checkpoint(folder, ema="plain").unet.state_dict()
+    for ema in ("auto", "ema"):
+        averaged = load_checkpoint(folder, ema=ema)
+        assert_same(tiny, averaged)
+        assert ": diffusers folder, EMA weights, UNet" in averaged.report
+    loaded = load_checkpoint(folder, ema="plain")
+    plain = loaded.unet.state_dict()
     assert all(torch.equal(plain[key], 2 * t) for key, t in state.items())
+    assert ": diffusers folder, plain weights, UNet" in loaded.report
+
+
+@pytest.mark.parametrize("ema", ["ema", "plain"])
+def test_a_folder_that_does_not_say_which_weights_it_has(ema, folder):
+    said = rf"^ema: got '{ema}', but .*unet has one set of weights.*non_ema.safetensors beside them; choose 'auto'"
+    with pytest.raises(FzError, match=said):
+        load_checkpoint(folder, ema=ema)
+
+
+def test_a_snapshot_whose_plain_weights_were_not_fetched(tiny, folder, tmp_path):
+    snapshot = tmp_path / "models--owner--sd/snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    folder.rename(snapshot)
+    files = tmp_path / "models--owner--sd/.fz-files" / f"{snapshot.name}.json"
+    files.parent.mkdir()
+    files.write_text(json.dumps([f"{UNET_FILE}.safetensors", f"{UNET_FILE}.non_ema.safetensors"]))
+    loaded = load_checkpoint(snapshot, ema="ema")
+    assert_same(tiny, loaded)
+    assert loaded.report.startswith("owner/sd: diffusers folder, EMA weights, ")
+
+
+@pytest.mark.parametrize(("ema", "said"), [("auto", "EMA"), ("ema", "EMA"), ("plain", "plain")])
+def test_the_set_of_a_separate_vae(ema, said, flat, single, other_vae, tmp_path):
+    """'ema' asks for it where there are two, of the checkpoint and of a VAE, each."""
+    save_file(flat | averaged(flat, torch.clone), tmp_path / "full.safetensors")
+    torch.save({"state_dict": vae_with_ema(original(other_vae))}, tmp_path / "two.pt")
+    save_file(other_vae, tmp_path / "one.safetensors")
+    two = single(tmp_path / "full.safetensors", vae=tmp_path / "two.pt", ema=ema)
+    factor = 3 if said == "plain" else 1
+    assert torch.allclose(two.vae.decoder.conv_in.weight * factor, other_vae["decoder.conv_in.weight"])
+    assert f"VAE of two.pt 0.4 M (fp32 pt, {said} weights)" in two.report
+    one = single(tmp_path / "full.safetensors", vae=tmp_path / "one.safetensors", ema=ema)
+    assert "VAE of one.safetensors 0.4 M (fp32 safetensors)," in one.report
 
 
 # ---- pickles -----------------------------------------------------------------------------------------------

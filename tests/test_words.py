@@ -324,7 +324,7 @@ def test_the_miniature_is_asked_by_words():
         checkpoint = tokenizer = model_config = None
 
     said, _ = explained(text_of(Bundled), "a red car\nand a red\u3000ball", "a blue car and a red ball")
-    assert said["mask_tokens"] == [2] and mini.strange_words(["a red car,\n\u3000a red car"]) == []
+    assert said["mask_tokens"] == [2] and mini.not_learned(["a red car,\n\u3000a red car"]) == []
 
 
 # ---- weights -------------------------------------------------------------------------------------------------

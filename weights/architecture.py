@@ -4,6 +4,7 @@ Each part's config is a dictionary in the form of diffusers' config.json, read f
 single file's weights (`inferred.py`).
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -75,6 +76,14 @@ UNET_NO_EFFECT = (
     "SparseCausalAttention_index",
     "least_sc_channel",
     "temporal_downsample_time",
+    # of diffusers' EMAModel, saved with the weights that it averaged
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
 )
 VAE_ONLY = {
     "act_fn": ("silu", "swish"),
@@ -100,11 +109,16 @@ TEXT_ONLY = {"max_position_embeddings": (77,), "model_type": ("clip_text_model",
 
 
 def only(config: Mapping, fields: Mapping[str, tuple], where: Path | str) -> None:
-    """Raise FzError for the first field that has another value than the listed ones."""
+    """Raise FzError for the first field that has another value than the listed ones; null is as good as false."""
     for name, allowed in fields.items():
-        if name in config and config[name] not in allowed:
+        off = config.get(name) is None and not all(allowed)
+        if name in config and config[name] not in allowed and not off:
             expected = " or ".join(map(repr, allowed))
             raise FzError(f"{where}: {name} is {short(config[name])}, expected {expected}. {SD1}")
+
+
+# an original config's field -> the schedule's
+LDM_SCHEDULE = {"linear_start": "beta_start", "linear_end": "beta_end", "timesteps": "num_train_timesteps"}
 
 
 # the most that makes sense of each; models ten times as large as any that there is would pass
@@ -211,7 +225,8 @@ def check_unet(config: Mapping, where: Path | str) -> None:
         for kind in config[name]:
             if str(kind).replace("Pseudo3D", "").replace("2D", "").replace("3D", "") not in UNET_BLOCKS:
                 raise FzError(f"{where}: {name} has {kind!r}, expected CrossAttn or plain Down and Up blocks. {SD1}")
-    only(config, UNET_ONLY, where)
+    # null: not set
+    only({name: value for name, value in config.items() if value is not None}, UNET_ONLY, where)
     known = {*UNET_ONLY, *SD1_ONLY, *UNET_READ, *UNET_NO_EFFECT}
     for name, value in config.items():
         if name not in known and not name.startswith("_") and value not in (None, False):
@@ -284,3 +299,24 @@ def check_scheduler(config: Mapping, where: Path | str) -> dict:
     if not isinstance(offset, int) or isinstance(offset, bool) or not 0 <= offset < steps:
         raise FzError(f"{where}: steps_offset is {short(offset)}, expected a whole number from 0 to {steps - 1}.")
     return found
+
+
+def check_original(config: object, scheduler: Mapping, where: Path | str) -> None:
+    """Raise FzError if an original config (.yaml), as it lies beside a single file, is of a model that predicts
+    something else than noise, or has another noise schedule or scale of latents than those that are used.
+    """
+    for name in ("model", "params"):
+        config = config.get(name) if isinstance(config, Mapping) else None
+    if not isinstance(config, Mapping):
+        return
+    if (predicts := config.get("parameterization")) not in (None, "eps"):
+        raise FzError(
+            f"{where}: parameterization is {short(predicts)}, expected 'eps': the model beside it predicts something "
+            f"else than noise. {SD1}"
+        )
+    used = {name: scheduler[ours] for name, ours in LDM_SCHEDULE.items()} | {"scale_factor": SCALE}
+    for name, expected in used.items():
+        value = config.get(name)
+        if isinstance(value, (int, float)) and not math.isclose(value, expected, rel_tol=1e-6):
+            do = SD1 if name == "scale_factor" else "Pass --model-config DIR with its scheduler/."
+            raise FzError(f"{where}: {name} is {value:g}, and {expected:g} would be used. {do}")

@@ -19,9 +19,10 @@ from fz.weights.architecture import numbers, short, whole_numbers
 from fz.weights.hub import located
 from fz.weights.layouts import some
 from fz.weights.load import TEXT_FIELDS, fill, load_tokenizer
-from fz.weights.names import parsed
+from fz.weights.names import parsed, shown
 from fz.weights.needed import OF_CLIP, OF_TOKENIZER
 from fz.weights.read import read_json, read_weights
+from fz.weights.texts import refuse_gone
 from fz.weights.tokenizer import find_tokenizer, has_vocabulary
 
 ACTIVATIONS = ("quick_gelu", "gelu")
@@ -92,13 +93,16 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None) -> ClipMode
 
 def clip_name(path: str | Path) -> str:
     """What tables call the CLIP at a path: its Hub name, or the name of its folder or file."""
-    return str(parsed(str(path)) or located(path, "clip", OF_CLIP).resolve().name)
+    if parsed(str(path)) is None:
+        located(path, "clip", OF_CLIP)
+    return shown(path)
 
 
 def weight_file(folder: Path) -> Path:
     for name in FILES:
         if (folder / name).is_file():
             return folder / name
+    refuse_gone(folder, FILES)
     raise FzError(f"clip: {folder} has none of {', '.join(FILES)}. Expected CLIP in transformers' layout.")
 
 

@@ -20,9 +20,10 @@ from fz.weights.hub import located
 from fz.weights.inferred import count, shape
 from fz.weights.layouts import some, under
 from fz.weights.load import fill
-from fz.weights.needed import OF_CONTROLNET
+from fz.weights.needed import OF_CONTROLNET, beside
 from fz.weights.read import read_json, read_weights
 from fz.weights.source import Part
+from fz.weights.texts import refuse_gone
 
 EXPECTED = "Expected a ControlNet of Stable Diffusion v1."
 # what a ControlNet's config says beside a UNet's
@@ -83,6 +84,7 @@ def from_folder(path: Path) -> Part:
     if not names or not (folder / "config.json").exists():
         if (folder / "unet").is_dir():
             raise FzError(f"{folder} is a whole checkpoint. {EXPECTED}")
+        refuse_gone(folder, ["config.json", *layouts.weight_files("unet")])
         there = some(sorted(p.name for p in folder.glob("*"))) or "nothing"
         raise FzError(
             f"{folder} has no config.json with diffusion_pytorch_model.safetensors (there: {there}). {EXPECTED}"
@@ -104,9 +106,9 @@ def from_file(path: Path) -> Part:
     if not any(key.startswith("controlnet_cond_embedding.") for key in state):
         what = layouts.other_model(state)
         raise FzError(f"{path} is {what or f'no ControlNet (it has {some(state)})'}. {EXPECTED}")
-    beside = path.parent / "config.json"
-    if beside.exists() and (config := read_json(beside)).get("_class_name") == "ControlNetModel":
-        return Part(config, weights.with_tensors(state), beside)
+    own = beside("control", path)
+    if own.exists() and (config := read_json(own)).get("_class_name") == "ControlNetModel":
+        return Part(config, weights.with_tensors(state), own)
     return Part(infer(state, path), weights.with_tensors(state), path)
 
 

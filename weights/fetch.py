@@ -43,9 +43,9 @@ def fetched(name: Name, what: str, needs: Sequence[Needed]) -> Path:
         refuse(choice, name, files, what, " on the Hub")
         if not COMMIT.fullmatch(about.sha or ""):
             raise FzError(f"{what}: {endpoint()} names no commit of {name}. Expected the Hub; see HF_ENDPOINT.")
-        with contextlib.suppress(FzError):
-            write_text(listing(name, about.sha), json.dumps(sorted(files)))
         folder = name.folder / "snapshots" / about.sha
+        with contextlib.suppress(FzError):
+            write_text(listing(folder), json.dumps(sorted(files)))
         missing = [file for file in choice.files if not (folder / file).is_file()]
         check_space(name, what, sum(files[file].size or 0 for file in missing))
         for file in missing:

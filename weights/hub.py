@@ -12,7 +12,19 @@ from fz.errors import FzError
 from fz.settings.place import absent, expanded
 from fz.weights.fetch import fetched
 from fz.weights.layouts import some
-from fz.weights.names import Name, Unreachable, cached, files_in, followed, hub_cache, listed, offline, parsed, shaped
+from fz.weights.names import (
+    Name,
+    Unreachable,
+    cached,
+    files_in,
+    followed,
+    hub_cache,
+    links_in,
+    listed,
+    offline,
+    parsed,
+    shaped,
+)
 from fz.weights.needed import (
     A_MODEL,
     EXPECTED,
@@ -25,9 +37,11 @@ from fz.weights.needed import (
     Choice,
     Needed,
     choose,
+    of_any_name,
     of_checkpoint,
     refuse,
 )
+from fz.weights.texts import refuse_gone
 
 
 def located(given: str | Path, what: str, needs: Sequence[Needed]) -> Path:
@@ -57,6 +71,11 @@ def file_in(path: Path, what: str, needs: Sequence[Needed]) -> Path:
         return path
     files = files_in(path)
     choice = choose(files, needs)
+    if choice.lacking:
+        try:
+            refuse_gone(path, of_any_name(links_in(path)))
+        except FzError as error:
+            raise FzError(f"{what}: {error}") from None
     refuse(choice, path, files, what)
     return choice.place(path)
 
@@ -69,7 +88,7 @@ def snapshot(name: Name, what: str, needs: Sequence[Needed]) -> Path:
     if there and not choice.lacking:
         refuse(choice, name, files, what)
         # which of several was fetched once says nothing of which is meant now
-        known = listed(name, there.name) if choice.alone and name.file is None else ()
+        known = listed(there) if choice.alone and name.file is None else ()
         if (of_all := choose(known, needs)).either:
             refuse(of_all, name, known, what, " on the Hub")
         if not choice.optional:

@@ -194,6 +194,10 @@ OTHER_MODELS = (
     ("cond_stage_model.model.", "a Stable Diffusion 2 checkpoint (OpenCLIP text encoder)"),
     ("joint_blocks.", "a Stable Diffusion 3 checkpoint"),
     ("double_blocks.", "a Flux checkpoint"),
+    # put there by what trained it: a mark without a weight
+    ("v_pred", "a model that predicts v, not noise (v-prediction)"),
+    ("edm_vpred", "a model that predicts v, not noise (v-prediction)"),
+    ("ztsnr", "a model of another noise schedule (zero terminal SNR)"),
     ("control_model.", "a ControlNet"),
     ("controlnet_", "a ControlNet"),
     ("motion_modules.", "an AnimateDiff motion module"),

@@ -77,9 +77,9 @@ def load_checkpoint(
     path may be a Hub name, owner/name[@revision], and so may vae, a folder or file of a VAE to use instead, and
     tokenizer, a folder of CLIP's vocabulary for a checkpoint that has none: `hub.py` finds or fetches them.
     model_config: folder whose unet/, vae/, text_encoder/config.json and scheduler/ say the architecture, for a single
-    file that is not quite Stable Diffusion v1's. ema: which set of a single file that has two: 'ema', 'plain' or 'auto'
-    (EMA where it is there). changes: LoRA, textual inversions, clip skip. Raises FzError, in one line, for anything
-    that is not a whole and sound Stable Diffusion v1 checkpoint.
+    file that is not quite Stable Diffusion v1's. ema: which set of a checkpoint that has two (a single file with EMA, a
+    folder with non_ema weights): 'ema', 'plain' or 'auto' (EMA where it is there). changes: LoRA, textual inversions,
+    clip skip. Raises FzError, in one line, for anything that is not a whole and sound Stable Diffusion v1 checkpoint.
     """
     if ema not in EMA:
         raise FzError(f"ema: got {ema!r}, expected one of {', '.join(EMA)}.")

@@ -1,8 +1,9 @@
 """LoRA files to changes of layers: alpha / rank · up · down, for every layer that a file names.
 
 Read are kohya's names (lora_unet_…, lora_te_…, blocks by diffusers' numbers or the original's), diffusers' old and new
-ones, PEFT's, and LoCon's convolutions, with a middle or without. What a file is, is told before a model is read: LoHa,
-LoKr and DoRA, and LoRA of other models, are refused by name. Which model the change is for is only known by its layers.
+ones, PEFT's, ComfyUI's (diffusion_model., text_encoders.clip_l.), and LoCon's convolutions, with a middle or without.
+What a file is, is told before a model is read: LoHa, LoKr and DoRA, and LoRA of other models, are refused by name.
+Which model the change is for is only known by its layers.
 """
 
 import json
@@ -14,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fz.errors import FzError
 from fz.weights.hub import located
 from fz.weights.layouts import other_model, some
 from fz.weights.names import shown
-from fz.weights.needed import OF_LORA
-from fz.weights.read import read_any, read_json
+from fz.weights.needed import OF_LORA, beside
+from fz.weights.read import about, read_any, read_json
 
 # a key's end: which half of a layer's change it is
 KEY = re.compile(
@@ -41,15 +41,16 @@ OTHER_KINDS = (
     (".on_input", "an (IA)³"),
     ("bundle_emb", "a LoRA with embeddings in it"),
 )
+# somewhere in a key -> the model
 OTHER_NAMES = (
-    ("lora_te2_", "Stable Diffusion XL"),
-    ("text_encoder_2.", "Stable Diffusion XL"),
-    ("joint_blocks", "Stable Diffusion 3"),
-    ("joint_transformer_blocks", "Stable Diffusion 3"),
-    ("double_blocks", "Flux"),
-    ("single_blocks", "Flux"),
-    ("transformer.", "Stable Diffusion 3, Flux or later"),
-    ("lora_transformer_", "Stable Diffusion 3, Flux or later"),
+    (re.compile("lora_te2_"), "Stable Diffusion XL"),
+    (re.compile(r"text_encoder_2\."), "Stable Diffusion XL"),
+    (re.compile(r"^text_encoders\.(?!clip_[lg]\.)"), "Stable Diffusion 3, Flux or later"),
+    (re.compile("joint_(transformer_)?blocks"), "Stable Diffusion 3"),
+    (re.compile("(double|single)_blocks"), "Flux"),
+    (re.compile(r"^(base_model\.model\.)?transformer\."), "Stable Diffusion 3, Flux or later"),
+    (re.compile("lora_transformer_"), "Stable Diffusion 3, Flux or later"),
+    (re.compile(r"^text_encoders\.clip_g\."), "Stable Diffusion XL"),
 )
 # kohya's ss_base_model_version begins so
 OTHER_BASES = (
@@ -67,6 +68,7 @@ PREFIXES = {
     "unet.": "unet",
     "diffusion_model.": "unet",
     "text_encoder.": "text",
+    "text_encoders.clip_l.transformer.": "text",
 }
 ONLY = "LoRA and LoCon for Stable Diffusion v1 are read"
 LARGEST = 1e6  # of a strength, and of alpha
@@ -122,8 +124,8 @@ def read_lora(given: str | Path, strength: float = 1.0) -> LoRA:
     no sound LoRA for Stable Diffusion v1.
     """
     path = located(given, "lora", OF_LORA)
-    state, about = tensors_of(path), metadata(path)
-    refuse_others(path, state, about)
+    state, said = tensors_of(path), about(path)
+    refuse_others(path, state, said)
     layers: dict[tuple[str, str], Layer] = {}
     odd = []
     for key, tensor in state.items():
@@ -140,7 +142,7 @@ def read_lora(given: str | Path, strength: float = 1.0) -> LoRA:
         raise FzError(f"lora: {path} has {len(odd)} keys that are no LoRA's ({some(odd)}). {ONLY}; is it one?")
     for place, layer in layers.items():
         check(path, place, layer)
-    put_alphas(path, layers, about)
+    put_alphas(path, layers, said)
     refuse_widths(path, layers)
     return LoRA(path, shown(given), strength, layers)
 
@@ -169,16 +171,7 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def metadata(path: Path) -> Mapping[str, str]:
-    """What a safetensors file says of itself; {} of any other."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError, RuntimeError, ValueError):
-        return {}
-
-
-def refuse_others(path: Path, state: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+def refuse_others(path: Path, state: Mapping[str, Tensor], said: Mapping[str, str]) -> None:
     """Raise FzError for what is something else, saying what."""
     keys = list(state)
     for part, what in OTHER_KINDS:
@@ -188,9 +181,9 @@ def refuse_others(path: Path, state: Mapping[str, Tensor], about: Mapping[str, s
         raise FzError(f"lora: {path} is a whole checkpoint, or a part of one. Pass it with --checkpoint.")
     if any(key.endswith((".diff", ".diff_b")) for key in keys):
         raise FzError(f"lora: {path} has full differences of weights in it, which are not read. {ONLY}.")
-    base = str(about.get("ss_base_model_version", ""))
+    base = str(said.get("ss_base_model_version", ""))
     model = next((m for sign, m in OTHER_BASES if base.startswith(sign)), None)
-    model = model or next((m for part, m in OTHER_NAMES if any(part in key for key in keys)), None)
+    model = model or next((m for part, m in OTHER_NAMES if any(part.search(key) for key in keys)), None)
     if model:
         raise FzError(f"lora: {path} is for {model}. {ONLY}; use one that was trained for it.")
     if "emb_params" in keys:
@@ -264,21 +257,21 @@ def shape(t: Tensor) -> str:
     return "×".join(map(str, t.shape)) or "a number"
 
 
-def put_alphas(path: Path, layers: Mapping[tuple[str, str], Layer], about: Mapping[str, str]) -> None:
+def put_alphas(path: Path, layers: Mapping[tuple[str, str], Layer], said: Mapping[str, str]) -> None:
     """Give layers without an alpha of their own the one that PEFT keeps elsewhere: in the file's description, or in
     adapter_config.json beside it.
     """
     configs: dict[str, Mapping[str, Any]] = {}
-    if "lora_adapter_metadata" in about:
+    if "lora_adapter_metadata" in said:
         try:
-            flat = json.loads(about["lora_adapter_metadata"])
+            flat = json.loads(said["lora_adapter_metadata"])
             for part, prefix in (("unet", "unet."), ("text", "text_encoder.")):
                 configs[part] = {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
         except (ValueError, AttributeError, RecursionError):
             raise FzError(f"lora: {path}: its lora_adapter_metadata is no JSON object. Download it again.") from None
-    beside = path.parent / "adapter_config.json"
-    if path.stem == "adapter_model" and beside.is_file():
-        configs = dict.fromkeys(("unet", "text"), read_json(beside))
+    of_adapter = beside("lora", path)
+    if of_adapter is not None and of_adapter.is_file():
+        configs = dict.fromkeys(("unet", "text"), read_json(of_adapter))
     for (part, name), layer in layers.items():
         config = configs.get(part) or {}
         if layer.alpha is not None or config.get("lora_alpha") is None:

@@ -60,8 +60,17 @@ def parsed(given: str) -> Name | None:
 
 
 def shown(given: str | Path) -> str:
-    """A model's name for people: a Hub name as it is, a path's last part."""
-    return str(parsed(str(given)) or expanded(given, "checkpoint").resolve().name)
+    """A model's name for people: a Hub name as it is, a path's last part; of a folder in the Hub's cache its model's.
+
+    Links are not followed: in the cache they end at files that are called by their hash.
+    """
+    if name := parsed(str(given)):
+        return str(name)
+    path = Path(os.path.abspath(expanded(given, "checkpoint")))
+    folder = path.parent.parent if path.parent.name == "snapshots" else path
+    if folder.name.startswith("models--"):
+        return folder.name.removeprefix("models--").replace("--", "/")
+    return path.name
 
 
 # ---- the cache ---------------------------------------------------------------------------------------------
@@ -102,14 +111,14 @@ def cached_at(folder: Path, revision: str) -> Path | None:
     return there if COMMIT.fullmatch(commit) and there.is_dir() else None
 
 
-def listing(name: Name, commit: str) -> Path:
+def listing(snapshot: Path) -> Path:
     """Where the names of all files are kept that the Hub has of a model at a commit: the cache has some of them."""
-    return name.folder / ".fz-files" / f"{commit}.json"
+    return snapshot.parent.parent / ".fz-files" / f"{snapshot.name}.json"
 
 
-def listed(name: Name, commit: str) -> set[str]:
-    """Those names, as far as the Hub was ever asked for them."""
-    return set(records.read(listing(name, commit), [str]) or ())
+def listed(snapshot: Path) -> set[str]:
+    """Those names, as far as the Hub was ever asked for them; none of a folder that is no snapshot."""
+    return set(records.read(listing(snapshot), [str]) or ()) if snapshot.parent.name == "snapshots" else set()
 
 
 def commit_of(given: str) -> str | None:
@@ -131,3 +140,8 @@ def followed(path: Path) -> Path:
 def files_in(folder: Path) -> set[str]:
     """Names as the Hub has them; a link to a blob that is gone is no file."""
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def links_in(folder: Path) -> set[str]:
+    """Links in a folder, to files that are there or gone."""
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink()}

@@ -6,7 +6,8 @@ From the names of the files that there are, on the Hub, in its cache or in a fol
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
+from typing import TypeVar
 
 from fz.errors import FzError, suggest
 from fz.weights.layouts import some, weight_files
@@ -16,6 +17,8 @@ from fz.weights.names import Name
 TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json", "merges.txt",
              "vocab.json")  # fmt: skip
 VOCABULARY = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+Place = TypeVar("Place", bound=PurePath)
+
 CONFIG = ("config.json",)
 A_MODEL = "a folder, a file, or a Hub name as owner/name"
 # what each setting expects, for the message about one that is neither path nor name
@@ -93,15 +96,24 @@ OF_EMBEDDING = (Needed(("",), weights=("learned_embeds.safetensors", "learned_em
 
 def of_checkpoint(ema: str = "auto", vae: bool = True, tokenizer: bool = True) -> tuple[Needed, ...]:
     """A diffusers folder's parts; vae, tokenizer: whether its own are used."""
-    plain = weight_files("unet", "non_ema") if ema == "plain" else []
+    unet = weight_files("unet", "non_ema" if ema == "plain" else None)
     schedule = ("scheduler_config.json",)
     return (
         Needed(("scheduler",), schedule, (schedule,), required=False),
         *(TOKENIZER_OF_CHECKPOINT if tokenizer else ()),
         Needed(("text_encoder",), CONFIG, (CONFIG,), tuple(weight_files("text_encoder"))),
         Needed(("vae",), CONFIG, (CONFIG,), tuple(weight_files("vae")) if vae else ()),
-        Needed(("unet",), CONFIG, (CONFIG,), (*plain, *weight_files("unet"))),
+        Needed(("unet",), CONFIG, (CONFIG,), tuple(unet)),
     )
+
+
+def beside(what: str, file: Place) -> Place | None:
+    """The small file that is read beside a setting's single file of weights, there or not; None where none is."""
+    if what == "lora":
+        return file.parent / "adapter_config.json" if file.stem == "adapter_model" else None
+    if what == "checkpoint":
+        return file.with_suffix(".yaml")
+    return file.parent / "config.json" if what in ("vae", "control") else None
 
 
 def choose(files: Collection[str], needs: Sequence[Needed], file: str | None = None) -> Choice:
@@ -109,7 +121,7 @@ def choose(files: Collection[str], needs: Sequence[Needed], file: str | None = N
     if file is not None:
         return choose_named(file, files, needs)
     if single := single_file(files, needs):
-        return Choice([single], alone=True)
+        return Choice([*original_config(single, files, needs), single], alone=True)
     choice, weights = Choice(alone=any(need.alone for need in needs)), []
     for need in needs:
         folder = next((f for f in need.folders if any(inside(f, need.small, files))), need.folders[0])
@@ -133,7 +145,15 @@ def choose_named(file: str, files: Collection[str], needs: Sequence[Needed]) -> 
         return Choice()
     folder = file.rpartition("/")[0]
     small = [path for need in needs if "" in need.folders for path in inside(folder, need.small, files)]
-    return Choice([*small, file], [] if file in files else [file], alone=True)
+    return Choice([*small, *original_config(file, files, needs), file], [] if file in files else [file], alone=True)
+
+
+def original_config(file: str, files: Collection[str], needs: Iterable[Needed]) -> list[str]:
+    """The one beside a checkpoint of a single file, where there is one."""
+    if file not in files or not any(need.folders == ("unet",) for need in needs):
+        return []
+    config = beside("checkpoint", PurePosixPath(file)).as_posix()
+    return [config] if config in files else []
 
 
 def of_any_name(files: Collection[str]) -> list[str]:

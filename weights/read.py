@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fz.errors import FzError
 from fz.weights.layouts import some, unwrapped
-from fz.weights.texts import LFS, read_json
+from fz.weights.texts import LFS, read_json, refuse_gone
 from fz.weights.unpickle import first_line, read_old_pickle, read_zip, refuse_packed
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
@@ -65,6 +65,15 @@ def read_any(path: Path) -> Any:
     return {"zip": read_zip, "pickle": read_old_pickle}[form](path, whole=True)
 
 
+def about(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; {} of any other."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError, RuntimeError, ValueError):
+        return {}
+
+
 def read_shards(index: Path) -> Weights:
     """All shards that a diffusers index lists. Raises FzError for a missing shard or one whose keys are not those of
     the index.
@@ -83,6 +92,7 @@ def read_shards(index: Path) -> Weights:
         if name.endswith(".json"):
             raise FzError(f"{index}: names {name!r}, an index, expected weights. Download it again.")
         if not (index.parent / name).exists():
+            refuse_gone(index.parent, [name])
             raise FzError(
                 f"{index.parent / name}: no such file, but {index.name} lists it. Download the missing shard."
             )

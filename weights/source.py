@@ -4,7 +4,8 @@ part.
 A VAE may come from elsewhere, a tokenizer from a folder or the Hub (`hub.py`). Building models is `load.py`'s.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +13,17 @@ import torch
 from torch import Tensor
 
 from fz.errors import FzError
+from fz.settings import safe_yaml
 from fz.settings.place import absent
 from fz.weights import architecture as arch
 from fz.weights import layouts
 from fz.weights.architecture import MODEL_CONFIG, SD1
 from fz.weights.inferred import count, infer_text, infer_unet, infer_vae
 from fz.weights.layouts import some, under
-from fz.weights.read import Weights, read_json, read_weights
+from fz.weights.names import listed
+from fz.weights.needed import beside
+from fz.weights.read import Weights, about, read_json, read_weights
+from fz.weights.texts import refuse_gone
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,14 @@ def from_folder(path: Path, vae: Path | None, model_config: Path | None, ema: st
     if not (path / "unet").is_dir():
         raise FzError(f"{path}: has no unet/ folder{whose_folder(path)}")
     configs = model_config or path
+    used = set_of(path, ema)
     parts = {
-        name: folder_part(path / name, configs / name / "config.json", name, ema)
-        for name in ("unet", "text_encoder", *(() if vae else ("vae",)))
+        name: folder_part(path / name, configs / name / "config.json", layouts.weight_files(name, variant))
+        for name, variant in (
+            ("unet", "non_ema" if used == "plain" else None),
+            ("text_encoder", None),
+            *(() if vae else (("vae", None),)),
+        )
     }
     unet, text = parts["unet"], parts["text_encoder"]
     unet = Part(
@@ -71,7 +81,31 @@ def from_folder(path: Path, vae: Path | None, model_config: Path | None, ema: st
         autoencoder = separate_vae(vae, known if known.exists() else None, ema)
     else:
         autoencoder = vae_part(parts["vae"])
-    return RawCheckpoint("diffusers folder", unet, autoencoder, text, schedule_of(configs))
+    return RawCheckpoint(f"diffusers folder{of_set(used)}", unet, autoencoder, text, schedule_of(configs))
+
+
+def set_of(path: Path, ema: str) -> str | None:
+    """Which of two sets of UNet weights a folder gives, 'EMA' or 'plain': where plain ones (non_ema) lie beside others,
+    these are averages. None for one set, of which nothing says what it is.
+
+    Raises FzError for a set that was asked for and is not known to be there.
+    """
+    # the Hub's cache has not all that the Hub has
+    there = {f"unet/{p.name}" for p in (path / "unet").glob("*")} | listed(path)
+    has = {v: any(f"unet/{name}" in there for name in layouts.weight_files("unet", v)) for v in (None, "non_ema")}
+    if has["non_ema"]:
+        return "plain" if ema == "plain" else "EMA"
+    if ema != "auto" and has[None]:
+        raise FzError(
+            f"ema: got {ema!r}, but {path / 'unet'} has one set of weights, and nothing says whether they are averages "
+            "(EMA). Expected diffusion_pytorch_model.non_ema.safetensors beside them; choose 'auto', which takes them."
+        )
+    return None
+
+
+def of_set(used: str | None) -> str:
+    """For the report."""
+    return f", {used} weights" if used else ""
 
 
 def whose_folder(path: Path) -> str:
@@ -96,15 +130,13 @@ def snapshot_of(path: Path) -> Path | None:
     return max(found, key=lambda p: p.stat().st_mtime, default=None)
 
 
-def folder_part(folder: Path, config: Path, name: str, ema: str) -> Part:
-    """Config and weights of one part, as they are in the files."""
+def folder_part(folder: Path, config: Path, names: Sequence[str]) -> Part:
+    """Config and weights of one part, as they are in the files. names: of the weights, best first."""
     if not folder.is_dir():
         raise FzError(f"{folder}: no such folder. Expected a diffusers folder with unet/, vae/ and text_encoder/.")
-    names = layouts.weight_files(name)
-    if name == "unet" and ema == "plain":
-        names = layouts.weight_files(name, "non_ema") + names
     file = next((folder / n for n in names if (folder / n).exists()), None)
     if file is None:
+        refuse_gone(folder, names)
         there = some(sorted(p.name for p in folder.glob("*"))) or "nothing"
         raise FzError(
             f"{folder}: has no weights (there: {there}). Expected {names[0]}, a .bin, an fp16 variant or shards "
@@ -168,9 +200,8 @@ def from_single_file(path: Path, vae: Path | None, model_config: Path | None, em
 
     scheduler = schedule_of(model_config) if model_config else dict(arch.SCHEDULE)
     check_betas(state, scheduler, path)
-    return RawCheckpoint(
-        f"CompVis single file{f', {used} weights' if used else ''}", unet, autoencoder, text, scheduler
-    )
+    check_prediction(path, scheduler)
+    return RawCheckpoint(f"CompVis single file{of_set(used)}", unet, autoencoder, text, scheduler)
 
 
 def what_part(state: Mapping[str, Tensor]) -> str:
@@ -230,6 +261,17 @@ def check_betas(state: Mapping[str, Tensor], scheduler: Mapping, path: Path) -> 
         )
 
 
+def check_prediction(path: Path, scheduler: Mapping) -> None:
+    """Raise FzError if the file, or the original config beside it, says that the model predicts something else than
+    noise, or that from another schedule.
+    """
+    if (said := about(path).get("modelspec.prediction_type", "epsilon")).lower() != "epsilon":
+        raise FzError(f"{path}: its modelspec.prediction_type is {arch.short(said)}, expected 'epsilon'. {arch.SD1}")
+    config = beside("checkpoint", path)
+    if config.is_file():
+        arch.check_original(safe_yaml.read_file(config, what="checkpoint"), scheduler, config)
+
+
 # ---- the VAE -----------------------------------------------------------------------------------------------
 
 
@@ -245,22 +287,24 @@ def separate_vae(path: Path, known: Path | None, ema: str) -> Part:
         )
     if path.is_dir():
         folder = path / "vae" if (path / "vae").is_dir() else path
-        return vae_part(folder_part(folder, folder / "config.json", "vae", ema))
+        return vae_part(folder_part(folder, folder / "config.json", layouts.weight_files("vae")))
     weights = read_weights(path)
     state = under(weights.tensors, layouts.VAE_PREFIX)
     if state:
         state = {key: t for key, t in state.items() if not key.startswith(("loss.", "model_ema."))}
     else:
-        state, _ = choose_ema(weights.tensors, "", "", ema, path)
+        # 'ema' is asked of the checkpoint; most VAEs have one set
+        state, used = choose_ema(weights.tensors, "", "", "plain" if ema == "plain" else "auto", path)
+        weights = dataclasses.replace(weights, form=weights.form + of_set(used))
     if not any(key.startswith("decoder.") for key in state):
         what = layouts.other_model(state)
         raise FzError(
             f"vae: {path} is no VAE{f' but {what}' if what else ''} (it has {some(state)}). Expected Stable "
             "Diffusion v1's."
         )
-    beside = path.parent / "config.json"
-    if beside.exists() and read_json(beside).get("_class_name") == "AutoencoderKL":
-        known = beside
+    own = beside("vae", path)
+    if own.exists() and read_json(own).get("_class_name") == "AutoencoderKL":
+        known = own
     return vae_file(state, weights, known, path)
 
 

@@ -12,10 +12,11 @@ from fz.prompts.tokenizer import END, START, ClipTokenizer
 from fz.weights.hub import snapshot
 from fz.weights.names import Name, hub_cache, offline
 from fz.weights.needed import OF_TOKENIZER
-from fz.weights.texts import LFS, read_json, text_of
+from fz.weights.texts import LFS, read_json, refuse_gone, text_of
 
 # what a config says of a token beside its number
 OF_ADDED = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+OF_VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt")
 ROLES = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
 HUB_TOKENIZER = "openai/clip-vit-large-patch14"  # the text encoder of every Stable Diffusion v1
 
@@ -28,12 +29,15 @@ def find_tokenizer(tokenizer: Path | None, *folders: Path | None) -> Path:
         for folder in (tokenizer, tokenizer / "tokenizer"):
             if has_vocabulary(folder):
                 return folder
+            refuse_gone(folder, OF_VOCABULARY)
         raise FzError(
             f"tokenizer: {tokenizer} has no vocab.json and merges.txt. Expected the tokenizer/ of a diffusers folder."
         )
     for folder in folders:
         if folder and has_vocabulary(folder / "tokenizer"):
             return folder / "tokenizer"
+        if folder:
+            refuse_gone(folder / "tokenizer", OF_VOCABULARY)
     if cached := hub_tokenizer():
         return cached
     try:
@@ -61,7 +65,7 @@ def hub_tokenizer() -> Path | None:
 
 def load_tokenizer(folder: Path, vocabulary: int) -> ClipTokenizer:
     """CLIP's tokenizer from a folder. Raises FzError if it is damaged, or has more tokens than the text encoder."""
-    for file in (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt")):
+    for file in (folder / name for name in OF_VOCABULARY):
         if file.is_file() and text_of(file).startswith(LFS):
             raise FzError(
                 f"tokenizer: {file} is a git-lfs pointer, not the file. Run `git lfs pull`, or download the file."

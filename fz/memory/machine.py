@@ -1,9 +1,6 @@
-"""What the machine offers: the device of a run, how much memory it took at most, and processes beside others."""
+"""What the machine offers: the device of a run, and how much memory it took at most."""
 
-import multiprocessing
-import os
 import sys
-import threading
 from pathlib import Path
 
 import torch
@@ -63,14 +60,3 @@ def peak_memory(device: torch.device) -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def start_alone() -> None:
-    """Of a process beside others: on one thread, and gone when the process that started it is, even killed."""
-    torch.set_num_threads(1)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)

@@ -6,11 +6,14 @@ This file says where the shipped data is and what a run without a checkpoint or 
 """
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 import fz.weights
 from fz.errors import FzError, suggest
+
+if TYPE_CHECKING:
+    from fz.settings.config import Settings
 
 SIZE = 128  # side of the pictures that the shipped UNet was last trained on
 # guidance: of 2, 2.5, 3 and 4, on stories of which nothing is reported, 3 missed no colour and no more kinds than 4;
@@ -55,7 +58,16 @@ def strange_clip(path: str) -> list[str]:
     ]
 
 
-def strange_words(prompts: Iterable[str], learned: Iterable[str] = ()) -> list[str]:
+def strange_words(settings: "Settings") -> list[str]:
+    """A line for each word of a run's sentences that the miniature does not know; none with another checkpoint."""
+    if settings.checkpoint is not None:
+        return []
+    # a Hub name has its file after a colon
+    learned = [word or PurePath(path.rpartition(":")[2]).stem for path, word in settings.embedding]
+    return not_learned([settings.source, *(edit.target for edit in settings.edits)], learned)
+
+
+def not_learned(prompts: Iterable[str], learned: Iterable[str] = ()) -> list[str]:
     """A line for each word that no caption of the miniature's training had, and what may have been meant. learned:
     words that embeddings bring.
     """

@@ -2,7 +2,6 @@
 never drawn here.
 """
 
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fz.memory.workers import workers
 from fz.mini.world import Drawn, Story, caption, draw, draw_frame, flow_between, sample_story
 
 # stories of seeds from here on are for measuring only
@@ -39,7 +39,7 @@ def draw_many(first: int, count: int, size: int = 128, processes: int = 2, empty
     seeds = range(first, first + count)
     if first + count > HELD_OUT:
         raise ValueError(f"seeds from {HELD_OUT} on are held out, got {first} … {first + count - 1}")
-    with ProcessPoolExecutor(processes) as pool:
+    with workers(processes) as pool:
         frames, captions = zip(
             *pool.map(partial(picture_pair, size=size, empty=empty), seeds, chunksize=32), strict=True
         )

@@ -8,7 +8,6 @@ along as clip/, in transformers' layout, if it has been trained; `--only clip` l
 from collections.abc import Sequence
 from pathlib import Path
 
-from fz import mini
 from fz.settings.place import readable, writable
 from fz.shell import Parser, answered, first_sentence, leave
 
@@ -18,7 +17,9 @@ def answer(argv: Sequence[str] | None) -> None:
     parser.add_argument(
         "--state", type=Path, default=Path.home() / ".cache/fz/mini-training", help="the training's folder"
     )
-    parser.add_argument("--out", type=Path, default=mini.FOLDER)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="checkpoint folder; the bundled miniature is weights/mini"
+    )
     parser.add_argument("--only", choices=["clip"], help="this part alone")
     given = parser.parse_args(argv)
     state, out = readable(given.state, "state"), writable(given.out, "out")

@@ -1,7 +1,7 @@
 """What is in a picture, judged on its pixels: where its thing is and with which outline, which kind, and which scene
 and style, by a small network; colour by hue.
 
-The network is trained on drawn pictures only (`python -m fz.mini.measure`), never on generated ones, and its own error
+The network is trained on drawn pictures only (`fz.mini.measure`), never on generated ones, and its own error
 on held-out drawn pictures is printed with every table that rests on it. The colour is the mean hue inside the thing's
 area. Outlines are compared as the network sees them, in the edit and in the true counterfactual alike, so that what it
 blurs counts on neither side.

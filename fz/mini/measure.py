@@ -14,7 +14,9 @@ from fz.shell import Parser, answered, leave
 
 def answer(argv: Sequence[str] | None) -> None:
     parser = Parser(prog="python -m fz.mini.measure", description="Train the network that judges pictures.")
-    parser.add_argument("--out", type=Path, default=EYE, help="safetensors file")
+    parser.add_argument(
+        "--out", type=Path, required=True, help=f"safetensors file; the bundled one is weights/mini/{EYE.name}"
+    )
     parser.add_argument("--stories", type=whole(32), default=6000)
     parser.add_argument("--threads", type=whole(1), default=1)
     given = parser.parse_args(argv)

@@ -8,9 +8,7 @@ none.
 """
 
 import dataclasses
-import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fz.memory.machine import start_alone
+from fz.memory.workers import workers
 from fz.mini.data import HELD_OUT, to_unit
 from fz.mini.state import undamaged
 from fz.mini.world import COLOURS, KINDS, SCENES, STYLES, VERB, Story, caption, counterfactual, render, sample_story
@@ -198,7 +196,5 @@ def drawing(processes: int) -> Iterator[Callable[..., Iterable]]:
     if processes == 1:
         yield map
         return
-    # processes of their own: a forked one may hang in a library's locks
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=start_alone) as pool:
+    with workers(processes) as pool:
         yield partial(pool.map, chunksize=4)
-        pool.shutdown(cancel_futures=True)

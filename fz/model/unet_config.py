@@ -92,9 +92,10 @@ SD1_ONLY = {
 
 
 def refuse_unsupported(config: Mapping) -> None:
-    """Raise FzError if a UNet's config asks for what Stable Diffusion v1 does not have."""
+    """Raise FzError if a UNet's config asks for what Stable Diffusion v1 does not have; null asks for nothing."""
+    levels = len(config.get("block_out_channels", ()))
     for key, (expected, what) in SD1_ONLY.items():
-        if config.get(key, expected) not in (expected, [expected] * len(config.get("block_out_channels", ()))):
+        if config.get(key) not in (None, expected, [expected] * levels):
             got = f"unet/config.json: {key} is {config[key]!r} ({what})"
             raise FzError(f"{got}; expected {expected!r}. Use a Stable Diffusion v1.x checkpoint.")
     for key in ("block_out_channels", "down_block_types", "up_block_types"):

@@ -4,16 +4,13 @@ So one that was stopped goes on, and a second one changes nothing. A folder of c
 (`fz.results.lock.claimed`), which may have others do the work.
 """
 
-import functools
-import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fz import records
 from fz.clips.media import write_json
-from fz.memory.machine import start_alone
+from fz.memory.workers import workers
 
 Item, Found = TypeVar("Item"), TypeVar("Found")
 
@@ -39,20 +36,12 @@ def each(
     do: Callable[[Item], Found], items: Iterable[Item], processes: int, begin: Callable[[], None] | None = None
 ) -> Iterator[Found]:
     """do(item) of every item, in order, by so many processes. begin: what each does first. Beside others, a process has
-    one thread.
+    one thread. When the last one was taken, or no more is wanted, they end.
     """
     if processes == 1:
         if begin:
             begin()
         yield from map(do, items)
         return
-    # processes of their own: a forked one may hang in a library's locks
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=functools.partial(begin_alone, begin)) as pool:
+    with workers(processes, begin) as pool:
         yield from pool.map(do, items)
-
-
-def begin_alone(begin: Callable[[], None] | None) -> None:
-    start_alone()
-    if begin:
-        begin()

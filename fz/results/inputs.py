@@ -9,6 +9,7 @@ from typing import Any
 
 from fz import mini
 from fz.weights.names import commit_of
+from fz.weights.needed import beside
 
 MODELS = ("checkpoint", "vae", "tokenizer", "model_config", "control")
 
@@ -24,15 +25,16 @@ def inputs_of(settings: Any) -> Iterator[tuple[str, str]]:
 
 
 def stamp_of(settings: Any) -> str:
-    """A hash over names, sizes and times of the files that a run reads, of Hub names over their cached commit: the same
-    as long as nobody changed them. Of the miniature over its weights: each installation has its files' times.
+    """A hash over names, sizes and times of the files that a run reads, also of those beside a file that it names; of
+    Hub names over their cached commit: the same as long as nobody changed them. Of the miniature over its weights: each
+    installation has its files' times.
     """
     sha = hashlib.sha256(b"" if settings.checkpoint else weights_of_miniature())
-    for _, path in inputs_of(settings):
+    for what, path in inputs_of(settings):
         if commit := commit_of(path):
             sha.update(f"{path} {commit}\n".encode("utf-8", "surrogateescape"))
             continue
-        for file in files_of(path):
+        for file in files_of(what, path):
             try:
                 stat = file.stat()
             except OSError:
@@ -49,11 +51,14 @@ def weights_of_miniature() -> bytes:
     return sha.digest()
 
 
-def files_of(given: str) -> Iterable[Path]:
+def files_of(what: str, given: str) -> Iterable[Path]:
+    """Those that are read where a setting names this path."""
     try:
         path = Path(given).expanduser()
     except RuntimeError:
         return []
     if path.is_dir():
         return sorted(p for p in path.rglob("*") if p.is_file())
-    return [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path)))]
+    if path.exists():
+        return filter(None, (path, beside(what, path)))
+    return [Path(p) for p in sorted(glob.glob(str(path)))]

@@ -7,6 +7,7 @@ serves them.
 """
 
 import csv
+import glob
 import io
 import json
 from collections.abc import Mapping
@@ -55,7 +56,7 @@ def found(place: Path) -> list[Row] | None:
     if place.is_file() and place.match(FIVE):
         return five(root.parent, [place])
     if (place.is_dir() and (place / "config.yaml").is_file()) or place.name == "config.yaml":
-        content = safe_yaml.read_file(root / "config.yaml", MOST_BYTES, "jobs")
+        content = safe_yaml.read_file(root / "config.yaml", MOST_BYTES, "jobs", numbers=False)
         if isinstance(content, dict) and isinstance(content.get("data"), list):
             return v2vbench(root, content["data"])
     return None
@@ -66,9 +67,13 @@ def beside(folder: Path, path: str) -> str:
     try:
         if Path(path).is_absolute() or not path.strip() or path.startswith("~"):
             return path
-        if (folder / path).exists() or any(True for _ in (folder.glob(path) if "*" in path else ())):
+        if (folder / path).exists():
             return str(folder / path)
-    except (OSError, ValueError, NotImplementedError):
+        # the folder's own name is no pattern
+        pattern = str(Path(glob.escape(str(folder))) / path)
+        if glob.has_magic(path) and any(True for _ in glob.iglob(pattern)):
+            return pattern
+    except (OSError, ValueError):
         pass
     return path
 
@@ -125,8 +130,7 @@ def v2vbench(root: Path, data: list[Any]) -> list[Row]:
         where = f"config.yaml, entry {number}"
         if not isinstance(entry, dict) or not isinstance(entry.get("edit"), list) or not entry["edit"]:
             raise FzError(f"jobs: {where} has no edits, expected video_id, prompt and edit: a list with prompts.")
-        given = entry.get("video_id")
-        name = text_of({"video_id": str(given) if isinstance(given, int) else given}, "video_id", where)
+        name = text_of(entry, "video_id", where)
         if not all(isinstance(edit, dict) for edit in entry["edit"]):
             raise FzError(f"jobs: {where} has edits without names, expected prompt: in each.")
         targets = [text_of(edit, "prompt", where) for edit in entry["edit"]]
@@ -171,7 +175,7 @@ def json_list(file: Path) -> list[Any]:
 
 def released_configs(folder: Path) -> list[Row]:
     """Configs of the released code, in all folders below one; its paths are from the checkout's root. Those that tune
-    are left out.
+    and edit nothing are left out.
     """
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".yaml", ".yml") and p.is_file())
     rows = []
@@ -183,7 +187,8 @@ def released_configs(folder: Path) -> list[Row]:
             continue
         if not isinstance(content, dict) or not isinstance(content.get("editing_config"), dict):
             continue
-        if "trainer_pipeline_config" in content or "train_steps" in content:
+        # train_steps alone is left over in some that edit
+        if "trainer_pipeline_config" in content and not content["editing_config"].get("p2p_config"):
             continue
         about: dict[str, Any] = {"config": str(file)}
         dataset = content.get("dataset_config")

@@ -65,6 +65,10 @@ def is_factor(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST_FACTOR
 
 
+def is_threshold(value: Any, most: float = 1) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= most
+
+
 def check_sentence(name: str, value: Any) -> None:
     if not isinstance(value, str):
         raise FzError(f"{name}: got {value!r}, expected a sentence.")

@@ -6,6 +6,7 @@ value came from.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from fz.settings.checks import (
     check_whole,
     files_with,
     is_factor,
+    is_threshold,
     make_plain,
     pairs,
     reuse,
@@ -132,9 +134,7 @@ class EditSettings:
             object.__setattr__(self, "blend_words", word_groups(self.blend_words))
         for name in ("threshold", "blend_latents"):
             value = getattr(self, name)
-            if value is not None and not (
-                isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value
-            ):
+            if value is not None and not is_threshold(value, most=math.inf if self.lenient else 1):
                 raise FzError(
                     f"{name}: got {value!r}, expected a number from 0 (all is edited) to 1 (nothing is), or none."
                 )

@@ -81,7 +81,10 @@ MEASURED_BY = (
     "CLIP: a folder in transformers' layout, a file with the original state dict, or a Hub name; 'none'. Default: the "
     "miniature's, for its runs"
 )
-JUDGE = "CLIP that judges --sweep and --report, a folder or a file, or none; default: the miniature's, for its runs"
+JUDGE = (
+    "CLIP that judges --sweep and --report: a folder, a file, a Hub name, or none; default: the miniature's, for its "
+    "runs"
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
                                                    "more results", many=True),
         Flag("negative", "negative", str, "TEXT", "what the result should not look like"),
         Flag("edit", "preset", one_of(tuple(PRESETS)), "KIND", "style, attribute or shape: the paper's settings "
-                                                               "for it *", edit=True),
+                                                               "for it; without, attribute's *", edit=True),
     ),
     "applications": (
         Flag("remove", "remove", str, "WORDS",
@@ -151,8 +154,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
              "a textual inversion, likewise, and the word of prompts that it stands for; again for more", many=True),
         Flag("clip-skip", "clip_skip", whole(1), "N", "text encoder's layers left out at its end, as A1111 counts: "
                                                       "1 is none, 2 one"),
-        Flag("ema", "ema", one_of(("auto", "ema", "plain")), "WHICH", "auto, ema or plain: of a file that has two "
-                                                                      "sets of weights"),
+        Flag("ema", "ema", one_of(("auto", "ema", "plain")), "WHICH", "auto, ema or plain: of a checkpoint that "
+                                                                      "has two sets of weights"),
     ),
     "control": (
         Flag("control", "control", str, "PATH|NAME", "a ControlNet for Stable Diffusion v1, a folder, a file or a Hub "

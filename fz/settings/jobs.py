@@ -93,7 +93,7 @@ def rows_of(place: Path) -> list[Row]:
         return benchmarks.released_configs(place)
     if place.suffix.lower() == ".csv":
         return csv_rows(place)
-    content = safe_yaml.read_file(place, MOST_BYTES, "jobs")
+    content = safe_yaml.read_file(place, MOST_BYTES, "jobs", numbers=False)
     if isinstance(content, dict) and "jobs" not in content and "editing_config" in content:
         return [Row(place.stem, {"config": str(place)}, place.parent)]
     if isinstance(content, dict) and "jobs" in content and (strange := set(map(str, content)) - {"jobs", "shared"}):
@@ -180,9 +180,13 @@ def csv_rows(place: Path) -> list[Row]:
                 "cells with commas in quotes."
             )
         cells = {name: cell.strip() for name, cell in zip(names, line, strict=False) if cell.strip()}
-        several = {n: c.split(SEVERAL) if splits(n) and SEVERAL in c else c for n, c in cells.items()}
+        several = {n: parts_of(c) if splits(n) and SEVERAL in c else c for n, c in cells.items()}
         rows.append(Row(f"row {number}", several, place.parent))
     return rows
+
+
+def parts_of(cell: str) -> list[str]:
+    return [part.strip() for part in cell.split(SEVERAL) if part.strip()]
 
 
 def trimmed(row: list[str]) -> list[str]:
@@ -248,7 +252,7 @@ def texts(name: str, value: Any) -> list[Any]:
     """A value as texts of a flag, one for each time that it is given; True for a switch."""
     flag = BY_NAME.get(name)
     if flag is not None and flag.parse is None:
-        known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        known = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
         switched = known.get(value.lower()) if isinstance(value, str) else value
         if not isinstance(switched, bool):
             raise FzError(f"{name}: got {value!r}, expected true or false.")

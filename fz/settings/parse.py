@@ -8,7 +8,6 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 from fz import words
@@ -65,7 +64,8 @@ def parse(argv: Sequence[str], notes_idle: bool = False) -> Request:
     if list_words:
         if not any("source" in overlay or "edits.0.target" in overlay for overlay in (*of_config, *over)):
             return Request(None, list_words)
-        of_config.insert(0, {"clip.path": ""})  # words need no clip
+        if any("source" in overlay for overlay in (*of_config, *over)):
+            of_config.insert(0, {"clip.path": ""})  # words need no clip
     beneath, notes = [*bundled([*of_config, *over]), *of_config], list(translation.notes)
     if fast:
         overlay, line = fast_overlay(beneath, flags.get("method", Settings.method))
@@ -78,12 +78,8 @@ def parse(argv: Sequence[str], notes_idle: bool = False) -> Request:
     if settings.checkpoint is None:
         from fz import mini
 
-        prompts = [settings.source, *(edit.target for edit in settings.edits)]
-        # a Hub name has its file after a colon
-        learned = [word or PurePath(path.rpartition(":")[2]).stem for path, word in settings.embedding]
-        strange = mini.strange_words(prompts, learned)
-        strange_clip = mini.strange_clip(settings.clip.path)
-        settings = dataclasses.replace(settings, notes=(*settings.notes, *strange_clip, *strange))
+        strange = (*mini.strange_clip(settings.clip.path), *mini.strange_words(settings))
+        settings = dataclasses.replace(settings, notes=(*settings.notes, *strange))
     if given.get("ablate") and settings.method != "fatezero":
         raise FzError(
             f"ablate: got it with method {settings.method!r}, expected 'fatezero', whose parts it takes away. Leave "

@@ -18,7 +18,7 @@ P2P_KEYS = ("cross_replace_steps", "self_replace_steps", "is_replace_controller"
             "blend_words",
             "blend_self_attention", "blend_latents", "blend_th")  # fmt: skip
 IGNORED = {  # and why
-    "dataset_config.stride": "samples a long video while tuning",
+    "dataset_config.stride": "windows of a long clip; tuning takes the first",
     "dataset_config.image_mode": "frames are RGB",
     "dataset_config.class_*": "regularization images of tuning",
     "editing_config.clip_length": "it is n_sample_frame",
@@ -50,7 +50,7 @@ IGNORED = {  # and why
          "max_grad_norm",
          "gradient_accumulation_steps", "gradient_checkpointing", "enable_xformers", "train_temporal_conv",
          "prior_preservation"),
-        "of tuning",
+        "of tuning, which says what it does otherwise (`fz.tuning.released`)",
     ),
 }  # fmt: skip
 # of those, what counts something: 0 is a mistake wherever it stands

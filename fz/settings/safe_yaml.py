@@ -5,6 +5,7 @@ billion values, and answers odd scalars with Python's own exceptions. Here each 
 stay text.
 """
 
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ class Syntax(FzError):
     """The text is no YAML."""
 
 
-def read_file(path: Path, most_bytes: int = MOST_BYTES, what: str = "config") -> Any:
-    """The content of a YAML file. Raises FzError, which begins with `what`, for what cannot be read, is no file, or is
-    too large.
+def read_file(path: Path, most_bytes: int = MOST_BYTES, what: str = "config", numbers: bool = True) -> Any:
+    """The content of a YAML file; without `numbers` it is read by `TextLoader`. Raises FzError, which begins with
+    `what`, for what cannot be read, is no file, or is too large.
     """
     try:
         # a pipe would be waited for, a device never ends
@@ -44,7 +45,7 @@ def read_file(path: Path, most_bytes: int = MOST_BYTES, what: str = "config") ->
     if len(content) > most_bytes:
         raise FzError(f"{what}: {path} has more than {most_bytes} bytes, expected a YAML file of a few thousand.")
     try:
-        return parse(text)
+        return parse(text, Loader if numbers else TextLoader)
     except Syntax as error:
         form = "the released configs' form" if what == "config" else "a list of names and values"
         raise FzError(f"{what}: {path} is no YAML{error}. Expected {form}.") from error
@@ -52,11 +53,11 @@ def read_file(path: Path, most_bytes: int = MOST_BYTES, what: str = "config") ->
         raise FzError(f"{what}: {path}: {error}") from error
 
 
-def parse(text: str) -> Any:
+def parse(text: str, kind: "type[Loader] | None" = None) -> Any:
     """What a YAML text says. Raises Syntax if it is none, FzError if it says a key twice or too much."""
     loader = None
     try:
-        loader = Loader(text)
+        loader = (kind or Loader)(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -117,6 +118,19 @@ Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in rows if tag in TAGS]
     for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+
+
+class TextLoader(Loader):
+    """For values that a command line could have: numbers are text, and so are on, off, yes and no, which are words.
+    YAML 1.1 reads 010 as 8, 1:30 as 90, on as true.
+    """
+
+
+TextLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rows if tag in (PREFIX + "null", PREFIX + "merge")]
+    for first, rows in Loader.yaml_implicit_resolvers.items()
+}
+TextLoader.add_implicit_resolver(PREFIX + "bool", re.compile("(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 def weigh(node: yaml.Node, known: dict[int, tuple[int, int]], above: set[int]) -> tuple[int, int]:

@@ -9,7 +9,15 @@ from typing import ParamSpec, TypeVar
 from fz.errors import FzError
 
 # what Python calls otherwise than the command line does
-OTHERWISE = {"overwrite": "overwrite=True", "refine": "align='refine'", "per-frame-norm": "clip_norm=False"}
+OTHERWISE = {
+    "overwrite": "overwrite=True",
+    "refine": "align='refine'",
+    "replace": "align='replace'",
+    "per-frame-norm": "clip_norm=False",
+    "least-sc-channel": "least_channels",
+    "invert-without-control": "control_inverts=False",
+    "list-words": "fz.mini.world.vocabulary()",
+}
 FLAG = re.compile(
     r"--([a-z]+(?:-[a-z]+)*)(?: ('[^']*'|\d+x\d+|\d+(?:\.\d+)?|b?float\d+|all|recompute or disk)(?![\w']))?"
 )

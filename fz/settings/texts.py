@@ -168,7 +168,7 @@ def file_of_word(value: str) -> tuple[str, str | None]:
 
 def sentence(value: str) -> str:
     try:
-        checks.check_says("", value, "one that describes the clip")
+        checks.check_says("", value, "words, as 'a red car on the sand'")
     except FzError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from None
     return value

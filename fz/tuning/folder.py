@@ -43,8 +43,11 @@ FILES = re.compile(
 )
 CHECKPOINT = re.compile(r"model_index\.json|(tokenizer|scheduler|unet|vae|text_encoder)/[^/]+")
 LOSS = within(1e-12, 1e12)
+# of a record, what those of before do not have: they go on
+SINCE = ("dataset", "encoding")
 SCHEMA = {
     "model": str,
+    **{f"{name}?": str for name in SINCE},
     "recipe": str,
     "clip": {"path": str},
     "steps": int,
@@ -198,7 +201,8 @@ def files_in(folder: Path) -> list[str]:
 
 
 def differing(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [name for name in now if name not in FREE and now[name] != there.get(name)]
+    known = (name for name in now if name not in FREE and not (name in SINCE and name not in there))
+    return [name for name in known if now[name] != there.get(name)]
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

@@ -93,6 +93,6 @@ def caption(file: Path) -> str | None:
     if not file.is_file():
         return None
     try:
-        return " ".join(file.read_text(encoding="utf-8").split())[:10_000] or None
+        return " ".join(file.read_text(encoding="utf-8-sig").split())[:10_000] or None
     except (OSError, UnicodeDecodeError) as error:
         raise FzError(f"video: {file} is no caption ({short(error)}). Expected a sentence in UTF-8.") from None

@@ -10,7 +10,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from tqdm import tqdm
 
 from fz import mini
 from fz.clips.media import atomic, to_uint8, write_gif, write_json, write_png
-from fz.clips.video import Video, read_clip
 from fz.ddim import CLEAN, Schedule
 from fz.denoiser import Denoiser
 from fz.edit import Edit, edit, invert
@@ -33,11 +31,12 @@ from fz.memory.free import free_memory, lacks
 from fz.memory.inversions import model_digest
 from fz.memory.machine import pick_device
 from fz.model.unet import UNet
-from fz.model.vae import decode_clip, encode_clip
+from fz.model.vae import decode_clip
 from fz.source import Source
 from fz.tensors import write_pt
 from fz.tuning import lora, trainer
-from fz.tuning.folder import TuningFolder
+from fz.tuning.folder import RECORD, TuningFolder
+from fz.tuning.pictures import digests, lessons, read
 from fz.tuning.settings import TuneSettings
 from fz.tuning.trainer import Lesson
 from fz.weights.load import Checkpoint, load_checkpoint
@@ -45,17 +44,10 @@ from fz.weights.write import write_lora, write_tuned
 
 Say = Callable[[str], None]
 
+SAMPLED = 8  # pictures of a LoRA's that a sample shows, at most
 # sums of what a step keeps, in full-size feature maps (F, C0, h, w) of one frame: with gradient checkpointing and
 # without (bench/LOG.md)
 KEPT_RECOMPUTED, KEPT_WHOLE = 50, 130
-
-
-@dataclass(frozen=True)
-class TuningPictures:
-    """What is learned from: the clip's frames (F, 3, H, W) in [-1, 1], and pictures of its kind (n, 3, H, W)."""
-
-    video: Video
-    kinds: Tensor | None
 
 
 def tune(settings: TuneSettings, say: Say = print) -> dict[str, float]:
@@ -75,9 +67,13 @@ def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str
     say(checkpoint.report)
     model = model_digest(checkpoint.unet)
     pictures = read(settings, checkpoint)
-    about = {"model": model, **as_json(settings)}
+    for note in pictures.notes:
+        say(note)
+    about = {"model": model, **digests(settings, checkpoint, pictures), **as_json(settings)}
     folder.begin(about, settings.overwrite)
     before, out = folder.before, folder.work
+    if before and "dataset" not in before:
+        say(f"{out / RECORD} has no digest: whether its clip, captions and class images are these is not known")
     state = out / "state.pt"
     if before and state.exists():
         check_steps(state, settings.steps)
@@ -91,7 +87,7 @@ def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str
         say("dry run: settings, checkpoint and clip are fine; nothing was computed")
         return {}
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "tuning.json", about)
+    write_json(out / RECORD, about)
 
     unet.to(device)
     checkpoint.vae.to(device)
@@ -102,7 +98,7 @@ def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str
     if before and state.exists():
         restore(tuner, state, device)
         say(f"{tuner.steps} of {settings.steps} steps are in {folder.path}")
-    write_json(out / "tuning.json", about | losses)
+    write_json(out / RECORD, about | losses)
 
     tuned = dataclasses.replace(checkpoint, unet=unet, tuned=True)
 
@@ -132,7 +128,7 @@ def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str
         write_lora(out / "lora.safetensors", made)
     else:
         write_tuned(out, tuned)
-    write_json(out / "tuning.json", about | losses)
+    write_json(out / RECORD, about | losses)
     folder.finish()
     gain = losses["tuned"] / losses["untuned"] - 1
     say(f"loss on {trainer.DRAWS} fixed draws: {losses['untuned']:.4f} -> {losses['tuned']:.4f} ({100 * gain:+.0f} %)")
@@ -161,17 +157,6 @@ def load(settings: TuneSettings) -> Checkpoint:
     return checkpoint
 
 
-def read(settings: TuneSettings, checkpoint: Checkpoint) -> TuningPictures:
-    multiple = checkpoint.vae.config.stride * checkpoint.unet.config.stride
-    # pictures, not a clip: each has its own size
-    video = read_clip(settings.clip, multiple, alike=not settings.lora_rank)
-    for sentence in lora.captions(settings.clip, video.indices, settings.prompt) if settings.lora_rank else ():
-        checkpoint.text.tokens(sentence)
-    if not settings.class_images:
-        return TuningPictures(video, None)
-    return TuningPictures(video, read_clip(settings.every_class_image(), multiple, alike=False).frames)
-
-
 def check_memory(
     settings: TuneSettings,
     checkpoint: Checkpoint,
@@ -193,32 +178,6 @@ def check_memory(
         raise FzError(
             f"memory: tuning needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. Take {less}."
         )
-
-
-@torch.no_grad()
-def lessons(
-    settings: TuneSettings, checkpoint: Checkpoint, pictures: TuningPictures, device: torch.device
-) -> tuple[Lesson, list[Lesson]]:
-    """The clip's lesson, and one for each picture of its kind."""
-
-    def embedded(prompt: str) -> Tensor:
-        return checkpoint.text.encode([prompt])[0].to(device)
-
-    def latents(frames: Tensor) -> Tensor:
-        return encode_clip(checkpoint.vae, frames.to(device)).float()
-
-    if settings.lora_rank:
-        shown = lora.captions(settings.clip, pictures.video.indices, settings.prompt)
-        different = {sentence: embedded(sentence) for sentence in dict.fromkeys(shown)}
-        lesson = Lesson(latents(pictures.video.frames), torch.stack([different[sentence] for sentence in shown]))
-    else:
-        lesson = Lesson(latents(pictures.video.frames), embedded(settings.prompt))
-    if pictures.kinds is None:
-        return lesson, []
-    kind = embedded(settings.class_prompt)
-    if settings.lora_rank:
-        kind = kind[None]
-    return lesson, [Lesson(z[None], kind, settings.class_weight) for z in latents(pictures.kinds)]
 
 
 def alpha_bars(checkpoint: Checkpoint) -> Sequence[float]:
@@ -330,9 +289,11 @@ def write_samples(path: Path, checkpoint: Checkpoint, settings: TuneSettings, le
         return
     schedule = Schedule.from_config(checkpoint.scheduler, settings.sample_steps)
     device = lesson.z.device
-    anchors, own = (FrameIndex(), lesson.embedding[0]) if settings.lora_rank else (trainer.ANCHORS, lesson.embedding)
+    anchors, own, z0 = trainer.ANCHORS, lesson.embedding, lesson.z
+    if settings.lora_rank:
+        anchors, own, z0 = FrameIndex(), lesson.embedding[0], lesson.z[:SAMPLED]
     model = Denoiser(checkpoint.unet, schedule, anchors)
-    source = invert(model, Source(own, {CLEAN: lesson.z}))
+    source = invert(model, Source(own, {CLEAN: z0}))
     negative, *targets = (checkpoint.text.encode([p])[0].to(device) for p in ("", *settings.sample_prompts))
     guidance = Guidance(negative, settings.guidance)
     for n, target in enumerate(targets):

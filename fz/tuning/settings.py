@@ -1,11 +1,11 @@
-"""What is a tuning asked to do, and where is that read from? Flags, and the released tuning YAMLs under them.
+"""What is a tuning asked to do, and where is that read from? Flags, and released tuning YAMLs (`fz.tuning.released`)
+under them.
 
 Nothing here imports torch.
 """
 
 import argparse
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,13 @@ from typing import Any
 
 from fz import mini
 from fz.errors import FzError
-from fz.settings import released, texts, tree
+from fz.settings import texts, tree
 from fz.settings.checks import check_says
 from fz.settings.config import ClipSettings
 from fz.settings.idle import alone
 from fz.settings.limits import check_tuning
 from fz.shell import Parser, unknown
+from fz.tuning import released
 
 DESCRIPTION = (
     "Tune a Stable Diffusion v1 checkpoint on one clip, so that edits of shape keep its motion. The --out folder DIR "
@@ -28,25 +29,6 @@ DESCRIPTION = (
 )
 RECIPES = ("tune-a-video", "fatezero")
 DTYPES = ("float32", "float16", "bfloat16")
-# of a released YAML, what tuning reads beside what editing does: their names -> settings
-OF_TUNING = {
-    "train_steps": "steps",
-    "learning_rate": "rate",
-    "seed": "seed",
-    "gradient_accumulation_steps": "accumulate",
-    "gradient_checkpointing": "recompute",
-    "mixed_precision": "dtype",
-    "checkpointing_steps": "save_every",
-    "validation_steps": "sample_every",
-    "model_config.lora": "rank",
-    "dataset_config.class_data_root": "class_images",
-    "dataset_config.class_data_prompt": "class_prompt",
-    "prior_preservation": "class_weight",
-}
-PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "no": "float32"}
-# the others are whole numbers
-KINDS = {"rate": float, "class_weight": float, "class_images": str, "class_prompt": str, "recompute": bool}
-EXPECTED = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -127,9 +109,9 @@ def parser() -> argparse.ArgumentParser:
     flag("vae", "vae", str, "PATH", "another VAE")
     flag("tokenizer", "tokenizer", str, "DIR", "CLIP's tokenizer, for a checkpoint that has none")
     flag("model-config", "model_config", str, "DIR", "configs, for a single file that is not quite SD v1's shape")
-    flag("ema", "ema", texts.one_of(("auto", "ema", "plain")), "WHICH", "of a file that has two sets of weights")
+    flag("ema", "ema", texts.one_of(("auto", "ema", "plain")), "WHICH", "of a checkpoint that has two sets of weights")
     flag("size", "clip.size", texts.size, "N|HxW", "as in fz.run (default: 512; the miniature's own)")
-    flag("frames", "clip.frames", texts.count, "N|all", "how many frames (default: 8)")
+    flag("frames", "clip.frames", texts.count, "N|all", "how many frames (default: 8; a LoRA's pictures: all)")
     flag("start", "clip.start", texts.whole(0), "N", "the first frame")
     flag("every", "clip.every", texts.whole(1), "N", "take every N-th frame")
     flag("crop", "clip.crop", texts.crop, "L,R,T,B", "pixels to cut first")
@@ -189,7 +171,9 @@ def parser() -> argparse.ArgumentParser:
         ("dry-run", "load and check everything, train nothing"),
     ):
         out.add_argument(f"--{name}", dest=name.replace("-", "_"), action="store_const", const=True, help=text)
-    out.add_argument("--config", metavar="YAML", help="a released tuning config, read unchanged")
+    out.add_argument(
+        "--config", metavar="YAML", help="a released tuning config, unchanged; what is done otherwise is said"
+    )
     out.add_argument("--set", action="append", metavar="KEY=VALUE", help="a value of it")
     out.add_argument("--debug", action="store_true", help="show an error's traceback")
     return out
@@ -206,13 +190,16 @@ def parse(argv: Sequence[str]) -> tuple[TuneSettings, list[str]]:
     config, assignments = given.pop("config", None), given.pop("set", [])
     notes: list[str] = []
     values: dict[str, Any] = {}
-    if config is not None or assignments:
-        content = tree.read(config) if config is not None else {}
-        for assignment in assignments:
-            tree.assign(content, assignment)
-        values = of_yaml(content, notes)
-        if config is not None and "out" not in values:
-            values["out"] = str(Path("results") / f"tuned-{Path(config).stem}")
+    content = tree.read(config) if config is not None else {}
+    for assignment in assignments:
+        tree.assign(content, assignment)
+    if content:
+        values = released.of_yaml(content, given, notes)
+    if config is not None:
+        values.setdefault("out", str(Path("results") / f"tuned-{Path(config).stem}"))
+        values.setdefault("steps", released.STEPS)
+        if "lora_rank" not in given:
+            values.setdefault("rate", released.RATE)
     values |= given
     if values.get("checkpoint") is None:
         miniature(values)
@@ -222,6 +209,11 @@ def parse(argv: Sequence[str]) -> tuple[TuneSettings, list[str]]:
     for name, example in (("prompt", "--prompt 'a silver jeep on a road'"), ("out", "--out tuned-jeep")):
         if not values.get(name):
             raise FzError(f"{name}: got none, expected one, as {example}.")
+    count = 0
+    if values.get("lora_rank") or content.get("dataset_config"):
+        count = pictures_at(clip["path"])
+    if values.get("lora_rank") and count and "frames" not in clip:
+        clip["frames"] = None
     top = {name: value for name, value in values.items() if not name.startswith("clip.")}
     top["sample_prompts"] = tuple(top.get("sample_prompts", ()))
     for name, sentence in (
@@ -231,6 +223,8 @@ def parse(argv: Sequence[str]) -> tuple[TuneSettings, list[str]]:
     ):
         check_says(name, sentence, "one that describes the pictures, as 'a silver jeep on a road'")
     settings = TuneSettings(ClipSettings(**clip), **top)
+    if count and settings.lora_rank is None and (note := released.windows_note(content, settings.clip, count)):
+        notes.append(note)
     if settings.rate is not None and not 0 < settings.rate < 1:
         raise FzError(f"rate: got {settings.rate}, expected a number between 0 and 1, as 3e-5.")
     if (settings.class_images is None) != (settings.class_prompt is None):
@@ -239,6 +233,19 @@ def parse(argv: Sequence[str]) -> tuple[TuneSettings, list[str]]:
         )
     check_idle(given, settings)
     return settings, notes
+
+
+def pictures_at(path: str) -> int:
+    """How many image files are there; 0 for a video. What cannot be read is said when it is."""
+    # numpy and PyAV, which --help does without
+    from fz.clips.decode import open_source
+    from fz.clips.images import Images
+
+    try:
+        source = open_source(path)
+        return source.count if isinstance(source, Images) else 0
+    except FzError:
+        return 0
 
 
 def check_idle(given: Mapping[str, Any], settings: TuneSettings) -> None:
@@ -265,55 +272,3 @@ def miniature(values: dict[str, Any]) -> None:
         values.setdefault("prompt", example["source"])
     values.setdefault("clip.size", mini.SIZE)
     values.setdefault("guidance", mini.DEFAULTS["guidance"])
-
-
-def of_yaml(content: tree.Tree, notes: list[str]) -> dict[str, Any]:
-    """A released config's settings: the clip as editing reads it, and OF_TUNING. Class images that are not there are
-    left out, and said.
-    """
-    translation = released.translate(content)
-    names = {field.name for field in dataclasses.fields(TuneSettings)}
-    found = {
-        k: v
-        for k, v in translation.overlay.items()
-        if k.startswith("clip.") or k in names - {"steps", "guidance", "seed"}
-    }
-    overlay, config = translation.overlay, tree.Config(content)
-    found |= {
-        ours: overlay[theirs]
-        for ours, theirs in (("prompt", "source"), ("sample_steps", "steps"), ("guidance", "guidance"))
-        if theirs in overlay
-    }
-    # as the edits are numbered
-    targets = [(int(k.split(".")[1]), v) for k, v in overlay.items() if re.fullmatch(r"edits\.\d+\.target", k)]
-    found["sample_prompts"] = tuple(target for _, target in sorted(targets))
-    for name, setting in OF_TUNING.items():
-        value = config.get(name)
-        if value is not None:
-            found[setting] = checked(name, setting, value)
-    # what the released training does: low-rank convolutions where it is told so
-    found["recipe"] = (
-        "fatezero" if config.get("train_temporal_conv") or config.get("model_config.lora") else "tune-a-video"
-    )
-    if (folder := found.get("class_images")) and not Path(folder).is_dir():
-        notes.append(f"class images: {folder} is not there; tuned without them")
-        found.pop("class_images"), found.pop("class_prompt", None)
-    return found
-
-
-def checked(name: str, setting: str, value: Any) -> Any:
-    """A YAML's value as the setting's kind. Raises FzError."""
-    if setting == "dtype":
-        precision = "no" if value is False else value  # YAML reads no as false
-        if not isinstance(precision, str) or precision not in PRECISIONS:
-            raise FzError(f"{name}: got {value!r}, expected one of fp16, bf16, no.")
-        return PRECISIONS[precision]
-    kind = KINDS.get(setting, int)
-    try:
-        fits = isinstance(value, kind) if kind in (bool, str) else not isinstance(value, bool)
-        converted = kind(value) if fits else None
-        if converted is None or (kind is int and (converted != float(value) or converted < 0)):
-            raise ValueError
-    except (TypeError, ValueError, OverflowError):
-        raise FzError(f"{name}: got {value!r}, expected {EXPECTED[kind]}.") from None
-    return converted

@@ -139,7 +139,7 @@ class Desk:
         explained = editor.explain(form["source"], target, steps=steps, **forms.editing(form))
         miniature = self.models.is_miniature(form["model"])
         can_look = clip is not None and self.studio.at_hand(clip, form) is not None
-        strange = mini.strange_words([form["source"], explained.target]) if miniature else []
+        strange = mini.not_learned([form["source"], explained.target]) if miniature else []
         lines = [
             show.note(line.partition(" --list-words")[0].replace("the mini", "The mini"), "warn") for line in strange
         ]
