@@ -27,7 +27,7 @@ from fz.forecast import Ahead
 from fz.guidance import Guidance
 from fz.keys import key_of_edit, key_of_inversion, key_of_source
 from fz.loaded import Loaded
-from fz.masks import blend_mask, changed_pixels, paste_background, with_edge
+from fz.masks import EditRegion, changed_pixels, edit_mask, paste_background, with_edge
 from fz.memory.budget import Footprint, check_unforeseen, choose_store, keep_for, store_for
 from fz.memory.inversions import Inversion, digest, leading
 from fz.memory.uncached import Uncached
@@ -128,10 +128,8 @@ class InvertedClip:
         threshold = plain(threshold)
         check_number("threshold", threshold, 0, 1, "0 is all of the clip, 1 nothing.")
         positions = [p for word in listed_words(words) for p in word_positions(self.tokens, word, "mask")]
-        map_size = tuple(side // MAP_STRIDE for side in self.latent_size)
-        pixels = tuple(self.video.frames.shape[-2:])
-        at = self.latent_size if edge else pixels
-        mask = blend_mask(self.averaged_maps(), align.weights(positions), threshold, map_size, at)
+        region, pixels = EditRegion(align.weights(positions), threshold), tuple(self.video.frames.shape[-2:])
+        mask = edit_mask(region, self.averaged_maps(), self.latent_size, self.latent_size if edge else pixels)
         return with_edge(mask, pixels)[:, 0] > 0 if edge else mask
 
     @spoken()
