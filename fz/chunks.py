@@ -3,7 +3,8 @@
 Three things cross frames (`fz.crossing`): clip GroupNorm, keys and values of other frames, temporal layers. With clip
 statistics every norm needs all frames: activations stay whole and the layers with large workspaces take N frames each.
 With statistics per frame, whole chunks run through the UNet and share keys and values only, so that memory does not
-grow with the clip.
+grow with the clip. Where layers multiply eight bits, results differ by as much as these do from float32's: the
+activations' range is that of a call.
 """
 
 import contextlib
@@ -253,7 +254,9 @@ def qk_of(
     """What a Recorder keeps of a pass that it may break off; of chunks that run alone only when the same chunk is fused
     with it, unless the whole clip's is wanted.
     """
-    if isinstance(unet, Chunks) and not unet.layerwise and not whole and z.shape[1] > unet.size:
+    alone = isinstance(unet, Chunks) and not unet.layerwise and not whole
+    # frames that all others read are one chunk, however many they are
+    if alone and len(unet.cut(seen.frame_index, z.shape[1])) > 1:
         return Deferred(unet.unet, seen, z, t, text, control)
     with contextlib.suppress(StopForward):
         unet(z, t, text, seen, **({} if control is None else {"control": control}))

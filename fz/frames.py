@@ -29,6 +29,7 @@ class FrameIndex:
     def __post_init__(self):
         if not isinstance(self.entries, (tuple, list)):
             raise FzError(f"frame index: got {self.entries!r}, expected a list of frames, as [0, 'mid'].")
+        object.__setattr__(self, "entries", tuple(self.entries))
         for entry in self.entries:
             if not (entry in ABSOLUTE or (isinstance(entry, int) and not isinstance(entry, bool))):
                 expected = f"expected integers (relative) or one of {', '.join(ABSOLUTE)}"

@@ -31,18 +31,23 @@ Prompts = tuple[TextContext, TextContext | None]
 
 
 def graphed(
-    unet: UNet | Chunks | Shard, wanted: str, device: torch.device, offload: bool, note: Callable[[str], None]
+    unet: UNet | Chunks | Shard,
+    wanted: str,
+    device: torch.device,
+    offload: bool,
+    reuses: bool,
+    note: Callable[[str], None],
 ) -> "tuple[UNet | Chunks | Shard | Graphs, list[str]]":
     """The UNet as `--graph` wants it, and lines to be noted: 'auto', where graphs can be; 'on' says why they cannot;
     'off'. note: is told later, if capturing fails.
     """
-    reason = cannot(unet, device, offload)
+    reason = cannot(unet, device, offload, reuses)
     if wanted == "off" or reason:
         return unet, [f"graph: left out, {reason}"] if wanted == "on" else []
     return Graphs(unet, note), ["graph: passes that come again are replayed as CUDA graphs; --graph off leaves it out"]
 
 
-def cannot(unet: UNet | Chunks | Shard, device: torch.device, offload: bool) -> str | None:
+def cannot(unet: UNet | Chunks | Shard, device: torch.device, offload: bool, reuses: bool) -> str | None:
     """Why passes are not captured; None if they can be."""
     if device.type != "cuda":
         return f"on {device.type} there are no CUDA graphs"
@@ -52,6 +57,8 @@ def cannot(unet: UNet | Chunks | Shard, device: torch.device, offload: bool) -> 
         return "with --chunk and --shard passes differ"
     if offload:
         return "with --offload the model has no fixed place"
+    if reuses:
+        return "with --reuse a pass takes features from the one before"
     return None
 
 

@@ -63,7 +63,7 @@ class InvertedClip:
         self.latent_size = tuple(side // checkpoint.vae.config.stride for side in video.frames.shape[-2:])
         self.ranks = editor.ranks
         self.own = self.ranks.own(len(video.frames))
-        unet, net = editor.fit(self.latent_size, self.own.stop - self.own.start, settings.chunk, journal)
+        unet, net = editor.fit(self.latent_size, self.own.stop - self.own.start, settings, journal)
         reuse = Reuse.of(settings.reuse)
         model = Denoiser(unet, schedule, editor.frame_index, reuse, solver=settings.solver)
         self.model, self.inverting = controlled(model, editor, net, hint, settings)

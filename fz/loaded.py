@@ -21,6 +21,7 @@ from fz.memory.offload import resident
 from fz.model import fast_cpu, fast_vae
 from fz.model.compiled import compile_step
 from fz.model.control import ControlNet
+from fz.model.deep import Reuse
 from fz.model.some_frames import some_frames_at_once
 from fz.model.unet import UNet
 from fz.model.vae import VAE
@@ -114,12 +115,14 @@ class Loaded:
                 chunks.cut(self.frame_index, len(video.frames))
 
     def fit(
-        self, latent_size: tuple[int, int], frames: int, chunk: int | None, journal: Journal
+        self, latent_size: tuple[int, int], frames: int, run: Settings, journal: Journal
     ) -> tuple[FastUNet, ControlNet | None]:
-        """The UNet made fast for clips of that size and that many frames here, `chunk` at a time or all of them, and
-        the ControlNet likewise. The last ones are kept: clips of one size share them.
+        """The UNet made fast for clips of that size and that many frames here, all of them or as many at a time as the
+        run says, and the ControlNet likewise. The last ones are kept: clips of one size share them.
         """
-        settings, unet, wanted = self.settings, self.checkpoint.unet, (latent_size, frames, chunk)
+        settings, unet, chunk = self.settings, self.checkpoint.unet, run.chunk
+        reuses = self.device.type == "cuda" and Reuse.of(run.reuse).every > 1
+        wanted = latent_size, frames, chunk, reuses
         if wanted not in self.fitted:
             budget = None if settings.conv_memory is None else int(settings.conv_memory * 1e9)
             with journal.timed("prepare", self.device), self.resident(unet):
@@ -131,7 +134,7 @@ class Loaded:
             control, lines_of_control = self.fit_control(latent_size, frames, chunk, journal)
             # a graph is replayed on inputs of its own, and a ControlNet brings others
             graph = settings.graph if control is None else "off"
-            fast, said = graphed(fast, graph, self.device, settings.offload, journal.note)
+            fast, said = graphed(fast, graph, self.device, settings.offload, reuses, journal.note)
             lines += said
             self.fitted.clear()
             self.fitted[wanted] = fast, control, lines + lines_of_control

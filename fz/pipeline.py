@@ -27,7 +27,16 @@ from fz.results.folder import NoFolder, ResultFolder
 from fz.results.result import Edited, Result
 from fz.settings.config import Settings
 from fz.settings.place import check_cache
-from fz.stages import check_clip, edit_tensors, plan_edits, read_control, read_video, versions, with_masks
+from fz.stages import (
+    check_clip,
+    edit_tensors,
+    idle_embeddings,
+    plan_edits,
+    read_control,
+    read_video,
+    versions,
+    with_masks,
+)
 
 
 def run(settings: Settings, progress: Progress | None = None, models: Models | None = None) -> Result:
@@ -57,6 +66,8 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
 
         # plan
         plans = plan_edits(settings, editor.checkpoint.text, journal.note)
+        for line in idle_embeddings(settings, editor.checkpoint.text):
+            journal.note(line)
         result.video = read_video(settings, editor, journal.note)
         plans = with_masks(plans, settings, result.video)
         shown = read_control(settings, result.video)

@@ -116,7 +116,7 @@ def answer(argv: list[str]) -> None:
     from fz.prompts.explain import as_json
     from fz.prompts.plan import Plan, plan_edit
     from fz.results.words import check_pictures, picture_names, write_pictures
-    from fz.stages import emphasis
+    from fz.stages import emphasis, idle_embeddings
 
     fuses = METHODS[settings.method].fuses
     plans = [
@@ -129,7 +129,7 @@ def answer(argv: list[str]) -> None:
         check_pictures(folder, picture_names(source, plans), settings.overwrite)
     # a program reads JSON alone on stdout
     say = functools.partial(print, file=sys.stderr if as_lines else sys.stdout, flush=True)
-    for line in emphasis(settings):
+    for line in (*emphasis(settings), *idle_embeddings(settings, text)):
         say(line)
     if as_lines:
         for edit, plan, target in zip(settings.edits, plans, targets, strict=True):

@@ -40,7 +40,7 @@ def plan_edits(settings: Settings, text: TextEncoder, note: Note) -> list[Plan]:
     for prompt in (settings.negative, settings.reconstruction_prompt or ""):
         # one that is too long is an error now, not after encoding
         text.tokens(prompt)
-    for line in (*emphasis(settings), *mini.strange_words(settings)):
+    for line in (*emphasis(settings), *mini.strange_words(settings, text.learned)):
         if line not in settings.notes:  # a command says some before it loads a model
             note(line)
     plans = []
@@ -62,6 +62,17 @@ def emphasis(settings: Settings) -> list[str]:
     for i, edit in enumerate(settings.edits):
         lines += notes_on(edit.target, f"target {i}", fuses and edit.align != "plain")
     return lines
+
+
+def idle_embeddings(settings: Settings, text: TextEncoder) -> list[str]:
+    """A line for each embedding whose word no prompt has."""
+    targets = (edit.target for edit in settings.edits)
+    prompts = (settings.source, *targets, settings.negative, settings.reconstruction_prompt or "")
+    return [
+        f"embedding: no prompt has its word {' or '.join(map(repr, words))}, so that it changes nothing. Write it in a "
+        "prompt, or leave the embedding out."
+        for words in text.unused(prompts)
+    ]
 
 
 def plan_video(settings: Settings, multiple: int, note: Note) -> ClipPlan | None:

@@ -114,7 +114,7 @@ def cross_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Cross-attention to the prompts; in the last branch, if q_src is given, the sum of the source's and the edit's.
 
-    q:      (B, F, N, Nh, D); k, v: (B, L, Nh, D), v[-1] already mixed with the edit's weights (`Fusion.edit_weights`).
+    q:      (B, F, N, Nh, D); k, v: (B, L, Nh, D), v[-1] already mixed with weights (`FusionStep.edit_weights`).
     q_src (F, N, Nh, D), k_src, v_src (L, Nh, D): the last branch becomes softmax(q_src k_srcᵀ/√D) v_src +
             softmax(q[-1] k[-1]ᵀ/√D) v[-1]; if q lacks the last branch, the second term is nothing and is skipped.
     map_branch: a branch of q: also return its softmax averaged over heads, times map_weights (L, W) if given.

@@ -319,6 +319,31 @@ def test_null_text_leaves_a_frame_that_is_near_alone(monkeypatch):
         assert torch.allclose(null, torch.cat([first, second]), atol=1e-6)
 
 
+class Faint(torch.autograd.Function):
+    """Half-precision layers whose gradients are a millionth of what reaches them."""
+
+    @staticmethod
+    def forward(context, x):
+        return x.half().float()
+
+    @staticmethod
+    def backward(context, gradient):
+        return (gradient * 1e-6).half().float() * 1e6
+
+
+def test_null_text_keeps_gradients_that_half_precision_loses():
+    schedule, sought = Schedule.from_config({}, 2), []
+    for layer in (Faint.apply, lambda x: x):
+
+        def model(z, t, text, attend, layer=layer):
+            return layer(text.embedding.mean((1, 2)))[:, None, None, None, None] * torch.ones_like(z)
+
+        latents = {t: torch.full((1, 4, 64, 64), 0.05 * i) for i, t in enumerate((CLEAN, *schedule.timesteps))}
+        source, guidance = Source(torch.zeros(WORDS, 2), latents), Guidance(torch.full((WORDS, 2), 0.02))
+        sought.append(null_text(model_of(model, schedule=schedule), source, guidance)[-1])
+    assert relative(*sought) < 0.05 and relative(sought[0], torch.full((1, WORDS, 2), 0.02)) > 0.1
+
+
 def test_null_p2p_frames_know_nothing_of_each_other(unet):
     changed = Z0.clone()
     changed[1] = numbers(8, *Z0.shape[1:])

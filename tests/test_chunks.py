@@ -292,6 +292,17 @@ def test_a_run_in_chunks_is_the_run(shared, tmp_path, flags, capsys):
     assert a.keys() == b.keys() and relative(b["edited.0.002"].float(), a["edited.0.002"].float()) < 1e-3
 
 
+def test_a_chunk_of_all_frames_is_fused_whole(shared, tmp_path, capsys):
+    """Frames that all others read go together, so many as they are: recomputing their queries and keys was a bug."""
+    flags = ("--frames", "2", "--per-frame-norm", "--frame-index=first,last", "--store", "recompute")
+    code, whole = run(shared, tmp_path, *flags)
+    assert code == 0
+    code, parts = run(shared, tmp_path, "--chunk", "1", *flags)
+    assert code == 0, capsys.readouterr().err
+    a, b = (load_file(folder / "latents.safetensors") for folder in (whole, parts))
+    assert relative(b["edited.0.002"].float(), a["edited.0.002"].float()) < 1e-3
+
+
 def test_a_run_refuses_an_index_before_it_starts(shared, tmp_path, capsys):
     code, out = run(shared, tmp_path, "--chunk", "2", "--per-frame-norm", "--frame-index=-1,mid", "--dry-run")
     said = capsys.readouterr().err.strip().splitlines()

@@ -19,7 +19,7 @@ from fz.run import main
 from fz.settings.command import command
 from fz.settings.config import EditSettings
 from fz.settings.parse import parse
-from fz.weights.changes import Changes
+from fz.weights.changes import Changes, read_words
 from fz.weights.embedding import read_embedding
 from fz.weights.load import load_checkpoint
 
@@ -37,13 +37,19 @@ def a1111(vectors, **more):
 
 
 LAYOUTS = {
-    "A1111": (lambda v: a1111(v), "pt", "my-cat"),
+    "A1111": (lambda v: a1111(v), "pt", "my-cat file"),
+    "A1111, called as its file": (lambda v: a1111(v, name="File"), "pt", "file"),
+    "A1111, of two words": (lambda v: a1111(v, name="my style v1.0"), "pt", "file"),
+    "A1111, a star": (lambda v: a1111(v, name="*"), "pt", "file"),
     "A1111, unnamed": (lambda v: {"string_to_param": {"*": v}}, "pt", "file"),
     "A1111, safetensors": (lambda v: {"emb_params": v}, "safetensors", "file"),
     "the first code's": (lambda v: {"string_to_param": torch.nn.ParameterDict({"*": torch.nn.Parameter(v)})}, "pt",
                          "file"),
     "diffusers": (lambda v: {"<cat-toy>": v}, "bin", "<cat-toy>"),
     "diffusers, safetensors": (lambda v: {"<cat-toy>": v}, "safetensors", "<cat-toy>"),
+    "diffusers, of two words": (lambda v: {"my cat": v}, "bin", "file"),
+    "diffusers, a star": (lambda v: {"*": v}, "bin", "file"),
+    "diffusers, a star in safetensors": (lambda v: {"*": v}, "safetensors", "file"),
     "half precision": (lambda v: {"<cat-toy>": v.half()}, "safetensors", "<cat-toy>"),
     "eight bits": (lambda v: {"<cat-toy>": v.to(torch.float8_e4m3fn)}, "safetensors", "<cat-toy>"),
 }  # fmt: skip
@@ -59,13 +65,14 @@ def write(content, path):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts(name, vectors, tmp_path):
-    made, ending, word = LAYOUTS[name]
+    made, ending, words = LAYOUTS[name]
     file = write(made(vectors), tmp_path / f"file.{ending}")
     learned = read_embedding(file)
     dtype = {"half precision": torch.half, "eight bits": torch.float8_e4m3fn}.get(name, torch.float32)
     expected = vectors.to(dtype).float()
-    assert learned.word == word and torch.equal(learned.vectors, expected) and not learned.vectors.requires_grad
-    assert read_embedding(file, "<other>").word == "<other>"
+    assert learned.words == tuple(words.split()) and torch.equal(learned.vectors, expected)
+    assert not learned.vectors.requires_grad
+    assert read_embedding(file, "<other>").words == ("<other>",)
 
 
 def test_one_vector(tmp_path):
@@ -101,7 +108,6 @@ BAD = {
         "NaN or infinity",
     ),
     "longer than a prompt": (lambda: {"<a>": numbers(1, 76, 4)}, "bin", "76 vectors, expected at most 75"),
-    "words with a space": (lambda: {"my cat": numbers(1, 4)}, "bin", "'my cat', expected one word"),
     "a LoRA": (lambda: {"x.lora_up.weight": numbers(1, 4), "x.lora_down.weight": numbers(1, 4)}, "bin", "is a LoRA"),
     "code": (Runs, "pt", "Refused, since it could run code"),
 }
@@ -122,6 +128,18 @@ def test_files_that_are_none(content, tmp_path):
     (tmp_path / "file.pt").write_bytes(content)
     with pytest.raises(FzError, match="^embedding: "):
         read_embedding(tmp_path / "file.pt")
+
+
+def test_a_file_without_one_word(tmp_path):
+    for name, content, expected in (
+        ("my own.pt", a1111(numbers(1, 4), name="my cat"), "'my cat' and 'my own', expected one word"),
+        ("my own.pt", a1111(numbers(1, 4), name=None), "'my own', expected one word"),
+        ("my own.bin", {"my cat": numbers(1, 4)}, "'my cat' and 'my own', expected one word. Choose one, as"),
+        ("my own.safetensors", {"emb_params": numbers(1, 4)}, "'my own', expected one word"),
+    ):
+        with pytest.raises(FzError, match=f"^embedding: .*{expected}"):
+            read_embedding(write(content, tmp_path / name))
+        assert read_embedding(tmp_path / name, "<cat>").words == ("<cat>",)
 
 
 # ---- words ---------------------------------------------------------------------------------------------------
@@ -152,6 +170,29 @@ def test_one_word_several_tokens(prompt, at, text):
     # every token belongs to a word, and each to one
     of_words = [p for word in tokens.words for p in word.positions]
     assert sorted(of_words) == list(range(1, tokens.used - 1))
+
+
+def test_either_word_is_the_same(models, vectors, tmp_path):
+    files = (write(a1111(vectors, name="bad_prompt"), tmp_path / "bad_prompt_version2.pt"),
+             write({"<cat>": vectors[:1]}, tmp_path / "car.bin"))  # fmt: skip
+    text = load_checkpoint(models / "tiny_sd", changes=Changes(embedding=tuple((f, None) for f in files))).text
+    first, second = (text.tokens(f"a {word} car") for word in ("bad_prompt", "bad_prompt_version2"))
+    assert first.ids == second.ids and first.ids[2:5] == text.learned["bad_prompt"]
+    assert torch.equal(*text.encode(["a bad_prompt car", "a bad_prompt_version2 car"]))
+    # a word of the prompt that is a diffusers file's name stays what it was
+    plain = load_checkpoint(models / "tiny_sd").text
+    assert text.tokens("a red car").ids == plain.tokens("a red car").ids
+    assert text.unused(["a Bad_Prompt_Version2"]) == [["<cat>"]]
+    assert text.unused(["a <CAT>", ""]) == [["bad_prompt", "bad_prompt_version2"]]
+    assert text.unused(["<cat>", "bad_prompt"]) == [] == plain.unused(["a"])
+
+
+def test_a_second_word_of_two_files_is_neithers(vectors, tmp_path):
+    given = []
+    for folder, name, own in (("1", "x", "one"), ("2", "X", "two"), ("3", "one", "three"), ("4", "y", "four")):
+        (tmp_path / folder).mkdir()
+        given.append((write(a1111(vectors, name=own), tmp_path / folder / f"{name}.pt"), None))
+    assert [learned.words for learned in read_words(given)] == [("one",), ("two",), ("three",), ("four", "y")]
 
 
 def test_other_words_are_as_before(text, models):
@@ -276,6 +317,48 @@ def test_prompt_shows_a_learned_word(models, vectors, tmp_path, capsys):
     assert code == 0 and "<toy>" in said and "3,4,5" in said
     assert "target 1: '[dog]' is read as it is written, brackets too; to weight it, write 'dog' and pass" in said
     assert "--reweight dog=0.91" in said
+
+
+def test_an_embedding_whose_word_no_prompt_has_is_said(models, vectors, tmp_path, capsys):
+    from fz.prompt import main as prompt
+
+    file = write(a1111(vectors, name="bad_prompt"), tmp_path / "bad_prompt_version2.pt")
+    words = ["--checkpoint", str(models / "tiny_sd"), "--source", "a red car", "--target", "a blue car"]
+    run = [*words, "--video", str(models / "clips/car128"), "--frames", "1", "--size", "64", "--device", "cpu",
+           "--threads", str(torch.get_num_threads()), "--cache", "none", "--dry-run"]  # fmt: skip
+    said = "embedding: no prompt has its word 'bad_prompt' or 'bad_prompt_version2', so that it changes nothing."
+    for negative, expected in (
+        ("ugly", said),
+        ("bad prompt, bad_prompt_version", said),
+        ("bad_prompt", None),
+        ("bad_prompt_version2", None),
+    ):
+        for start in (lambda argv: main([*run, *argv]), lambda argv: prompt([*words, *argv])):
+            assert start(["--embedding", file, "--negative", negative]) == 0
+            out = capsys.readouterr().out
+            assert expected in out if expected else "changes nothing" not in out
+
+
+def test_the_miniature_knows_a_word_that_a_file_brings(tmp_path, capsys):
+    from fz import mini
+
+    width = json.loads((mini.FOLDER / "text_encoder/config.json").read_text())["hidden_size"]
+    file = write(a1111(numbers(1, 1, width), name="zebra-car"), tmp_path / "file.pt")
+    flags = [
+        "--target",
+        "a zebra-car moving on the sand",
+        "--frames",
+        "1",
+        "--size",
+        "64",
+        "--cache",
+        "none",
+        "--dry-run",
+    ]
+    assert main([*flags, "--embedding", file]) == 0
+    assert "does not know" not in capsys.readouterr().out
+    assert main([*flags, "--embedding", f"{file}=other"]) == 0
+    assert "the miniature does not know 'zebra-car'" in capsys.readouterr().out
 
 
 # ---- emphasis ------------------------------------------------------------------------------------------------

@@ -172,6 +172,7 @@ def test_recorder_averages_maps_and_refuses_a_site_twice():
 )
 def test_frame_index(entries, expected):
     assert FrameIndex(entries).table(SELF, 5).tolist() == expected
+    assert FrameIndex(list(entries)).table(SELF, 5).tolist() == expected
 
 
 def test_narrow_layers_attend_to_their_own_frame():

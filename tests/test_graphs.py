@@ -195,23 +195,25 @@ def test_a_layer_that_overflows_is_named(monkeypatch, captures):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "device", "kernel", "offload", "chunk", "said"),
+    ("wanted", "device", "kernel", "but", "said"),
     [
-        ("auto", "cpu", "", False, False, None),
-        ("on", "cpu", "", False, False, "on cpu there are no CUDA graphs"),
-        ("on", "mps", "", False, False, "on mps there are no CUDA graphs"),
-        ("on", "cuda", "torch", False, False, "asks the GPU"),
-        ("on", "cuda", "triton", True, False, "offload"),
-        ("on", "cuda", "triton", False, True, "chunk"),
-        ("off", "cuda", "triton", False, False, None),
-        ("auto", "cuda", "triton", False, False, "replayed"),
-        ("on", "cuda", "triton", False, False, "replayed"),
+        ("auto", "cpu", "", "", None),
+        ("on", "cpu", "", "", "on cpu there are no CUDA graphs"),
+        ("on", "mps", "", "", "on mps there are no CUDA graphs"),
+        ("on", "cuda", "torch", "", "asks the GPU"),
+        ("on", "cuda", "triton", "offload", "offload"),
+        ("on", "cuda", "triton", "chunk", "chunk"),
+        ("on", "cuda", "triton", "reuse", "--reuse"),
+        ("auto", "cuda", "triton", "reuse", None),
+        ("off", "cuda", "triton", "", None),
+        ("auto", "cuda", "triton", "", "replayed"),
+        ("on", "cuda", "triton", "", "replayed"),
     ],
 )
-def test_where_there_are_graphs(monkeypatch, unet, wanted, device, kernel, offload, chunk, said):
+def test_where_there_are_graphs(monkeypatch, unet, wanted, device, kernel, but, said):
     monkeypatch.setenv("FZ_KERNELS", kernel)
-    given = Chunks(unet, 2) if chunk else unet
-    got, lines = graphed(given, wanted, torch.device(device), offload, pytest.fail)
+    given = Chunks(unet, 2) if but == "chunk" else unet
+    got, lines = graphed(given, wanted, torch.device(device), but == "offload", but == "reuse", pytest.fail)
     if said is None:
         assert got is given and lines == []
     elif said == "replayed":

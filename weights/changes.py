@@ -4,6 +4,7 @@ The files are read first: one that is none is refused before a checkpoint is rea
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ NOTHING = Changes()
 
 
 def read_words(embedding: Sequence[tuple[str, str | None]]) -> tuple[Learned, ...]:
-    """Raises FzError for two files of one word, too."""
+    """Raises FzError for two files of one word, too. Of a second word that another file has as well, neither has it."""
     words: dict[str, Learned] = {}
     for path, word in embedding:
         learned = read_embedding(path, word)
@@ -46,14 +47,18 @@ def read_words(embedding: Sequence[tuple[str, str | None]]) -> tuple[Learned, ..
                 f"--embedding {learned.path}='<other>'."
             )
         words[learned.word.lower()] = learned
-    return tuple(words.values())
+    times = Counter(word.lower() for learned in words.values() for word in learned.words)
+    return tuple(
+        dataclasses.replace(learned, words=(learned.word, *(w for w in learned.words[1:] if times[w.lower()] == 1)))
+        for learned in words.values()
+    )
 
 
 def tokens_of(words: Sequence[Learned], first: int) -> dict[str, tuple[int, ...]]:
     """The tokens that each word becomes, numbered from `first`."""
     tokens = {}
     for learned in words:
-        tokens[learned.word] = tuple(range(first, first + len(learned.vectors)))
+        tokens |= dict.fromkeys(learned.words, tuple(range(first, first + len(learned.vectors))))
         first += len(learned.vectors)
     return tokens
 

@@ -1,10 +1,13 @@
-"""Textual inversion: from a file to a word and the vectors that stand for it (arXiv 2208.01618).
+"""Textual inversion: from a file to its words and the vectors that stand for them (arXiv 2208.01618).
 
 Read are A1111's layouts (.pt, and safetensors with emb_params) and diffusers' (one tensor under its word), by the
 project's safe readers. What a file is, is told before a model is read.
+
+A1111 takes the file's name for the word, whatever the file says; there both count. A file of diffusers' has one word:
+`<cat>` in dog.bin leaves 'dog' as it is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,21 +27,24 @@ OTHER_WIDTHS = {1024: "Stable Diffusion 2", 1280: "Stable Diffusion XL"}
 
 @dataclass(frozen=True)
 class Learned:
-    """word: as prompts have it. vectors: (n, Cx) float32, one for each token that it becomes."""
+    """words: as prompts have it, any of them. vectors: (n, Cx) float32, one for each token that it becomes."""
 
     path: Path
-    word: str
+    words: tuple[str, ...]
     vectors: Tensor
+
+    @property
+    def word(self) -> str:
+        return self.words[0]
 
     def __str__(self) -> str:
         count = len(self.vectors)
-        return f"embedding {self.word} ({count} vector{'s' if count > 1 else ''})"
+        return f"embedding {' or '.join(self.words)} ({count} vector{'s' if count > 1 else ''})"
 
 
 def read_embedding(given: str | Path, word: str | None = None) -> Learned:
-    """Read a file, a Hub name's (`hub.py`) or a folder's. word: in place of the one that it has or, where it has none,
-    of its name. Raises FzError, beginning with 'embedding:', for anything that is no sound embedding for Stable
-    Diffusion v1.
+    """Read a file, a Hub name's (`hub.py`) or a folder's. word: in place of its own. Raises FzError, beginning with
+    'embedding:', for anything that is no sound embedding for Stable Diffusion v1.
     """
     path = located(given, "embedding", OF_EMBEDDING)
     try:
@@ -46,15 +52,14 @@ def read_embedding(given: str | Path, word: str | None = None) -> Learned:
     except FzError as error:
         said = str(error).replace("Is it a Stable Diffusion v1.x checkpoint?", "Is it a textual inversion?")
         raise FzError(f"embedding: {said}") from None
-    own, vectors = found_in(path, content)
+    names, vectors = found_in(path, content)
     check_vectors(path, vectors)
-    return Learned(
-        path, checked_word(path, word or own or path.stem), vectors.detach().float().reshape(-1, vectors.shape[-1])
-    )
+    words = (checked_word(path, word),) if word else words_of(path, names)
+    return Learned(path, words, vectors.detach().float().reshape(-1, vectors.shape[-1]))
 
 
-def found_in(path: Path, content: Any) -> tuple[str | None, Tensor]:
-    """(the word that the file has, its tensor)."""
+def found_in(path: Path, content: Any) -> tuple[list[str], Tensor]:
+    """(the names that stand for it, its tensor)."""
     expected = "Expected string_to_param, emb_params, or one tensor under its word"
     if not isinstance(content, Mapping):
         raise FzError(f"embedding: {path} holds {type(content).__name__}. {expected}.")
@@ -66,19 +71,25 @@ def found_in(path: Path, content: Any) -> tuple[str | None, Tensor]:
         inside = content["string_to_param"]
         inside = getattr(inside, "parameters", inside)
         tensors = [t for t in inside.values() if isinstance(t, Tensor)] if isinstance(inside, Mapping) else []
-        name = content.get("name")
-        word = name if isinstance(name, str) and name else None
+        names = [content.get("name"), path.stem]
     else:
         tensors = [t for t in content.values() if isinstance(t, Tensor)]
         if len(tensors) != len(content):
             tensors = []
-        word = next((key for key in content if isinstance(key, str) and key != "emb_params"), None)
+        names = [key for key in content if key != "emb_params"]
     if len(tensors) != 1:
         keys = some(sorted(map(str, content)))
         if any("lora" in str(key) for key in content):
             raise FzError(f"embedding: {path} is a LoRA. Pass it with --lora.")
         raise FzError(f"embedding: {path} holds {len(tensors)} embeddings (it has {keys}). {expected}.")
-    return word, tensors[0]
+    # '*' is what A1111 and the first code write where a word could be
+    return [name for name in names if isinstance(name, str) and name not in ("", "*")], tensors[0]
+
+
+def words_of(path: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the names that prompts can have as one word; where there is none, the file's name."""
+    words = {name.lower(): name for name in names if is_word(name)}
+    return tuple(words.values()) or (checked_word(path, path.stem, names),)
 
 
 def check_vectors(path: Path, vectors: Tensor) -> None:
@@ -100,10 +111,16 @@ def check_vectors(path: Path, vectors: Tensor) -> None:
         )
 
 
-def checked_word(path: Path, word: str) -> str:
-    """Raises FzError for what prompts cannot have as one word."""
-    if len(split(word)) != 1 or split(word)[0] != word or len(word) > 60 or not word.isprintable():
+def is_word(name: str) -> bool:
+    """Can prompts have it as one word?"""
+    return split(name) == [name] and len(name) <= 60 and name.isprintable()
+
+
+def checked_word(path: Path, word: str, before: Sequence[str] = ()) -> str:
+    """The word. Raises FzError for what is none, naming what the file is called beside it, too."""
+    if not is_word(word):
+        got = " and ".join(repr(name[:60]) for name in dict.fromkeys((*before, word)))
         raise FzError(
-            f"embedding: {path} stands for {word[:60]!r}, expected one word. Choose one, as --embedding FILE='<style>'."
+            f"embedding: {path} stands for {got}, expected one word. Choose one, as --embedding FILE='<style>'."
         )
     return word

@@ -102,7 +102,7 @@ def load_checkpoint(
         got = f"{path}: its text encoder is {width} wide, its UNet's cross-attention {unet.config.cross_attention_dim}"
         raise FzError(f"{got}. Expected the same; the parts are not of one model.")
     autoencoder = build_vae(source.vae)
-    own_tokens = text_model.config.vocab_size - sum(map(len, words.values()))
+    own_tokens = text_model.config.vocab_size - len({token for tokens in words.values() for token in tokens})
     text = TextEncoder(load_tokenizer(vocabulary, own_tokens), text_model, words)
 
     parts = ", ".join(

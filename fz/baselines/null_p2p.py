@@ -27,6 +27,8 @@ from fz.model.unet import UNet, own_frame
 from fz.source import Source
 
 INNER = 10  # Adam steps at each timestep
+# of the loss: half precision loses gradients as small as these; a power of two, which changes no bit in float32
+SCALE = 2.0**12
 AT_ONCE = 64 * 64  # a frame of 512²
 OWN = FrameIndex((0,))
 
@@ -134,9 +136,9 @@ def follow(sample: GuidedStep, null: Tensor, wanted: Tensor, share: float, inner
             z = sample(torch.stack([own[i] for i in far]), far)
             losses = F.mse_loss(z, wanted[far], reduction="none").flatten(1).mean(1)
             # of the embeddings alone: the UNet's weights get no gradient
-            gradients = torch.autograd.grad(losses.sum(), [own[i] for i in far])
+            gradients = torch.autograd.grad(SCALE * losses.sum(), [own[i] for i in far])
         for i, gradient in zip(far, gradients, strict=True):
-            own[i].grad = gradient
+            own[i].grad = gradient / SCALE
             adams[i].step()
         far = [i for i, loss in zip(far, losses.tolist(), strict=True) if not loss < 1e-5 + 1e-3 * share]
         if not far:

@@ -6,7 +6,7 @@ This file says where the shipped data is and what a run without a checkpoint or 
 """
 
 from collections.abc import Iterable
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fz.weights
@@ -58,12 +58,15 @@ def strange_clip(path: str) -> list[str]:
     ]
 
 
-def strange_words(settings: "Settings") -> list[str]:
-    """A line for each word of a run's sentences that the miniature does not know; none with another checkpoint."""
-    if settings.checkpoint is not None:
+def strange_words(settings: "Settings", learned: Iterable[str] | None = None) -> list[str]:
+    """A line for each word of a run's sentences that the miniature does not know; none with another checkpoint.
+
+    learned: words that embeddings bring; before they are read, nothing is said where a word is a file's own.
+    """
+    if learned is None:
+        learned = [word for _, word in settings.embedding]
+    if settings.checkpoint is not None or None in learned:
         return []
-    # a Hub name has its file after a colon
-    learned = [word or PurePath(path.rpartition(":")[2]).stem for path, word in settings.embedding]
     return not_learned([settings.source, *(edit.target for edit in settings.edits)], learned)
 
 

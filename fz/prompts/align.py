@@ -130,7 +130,8 @@ def refinement(source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
     α (77,), 0 for new.
 
     The longest common subsequence of the token ids, start and end included (prompt-to-prompt's global alignment: a
-    match scores 1, a mismatch -1, a gap 0). Padding takes padding.
+    match scores 1, a mismatch -1, a gap 0). What follows the target's end takes the source's token of the same place,
+    as in the released code: padding, or, of a longer source, its last words.
     """
     x, y = source.ids[: source.used], target.ids[: target.used]
     best = [[0] * (len(y) + 1) for _ in range(len(x) + 1)]

@@ -74,6 +74,10 @@ class TextEncoder:
     ):
         self.tokenizer, self.model = tokenizer, model
         self.learned = {word.lower(): ids for word, ids in (learned or {}).items()}
+        # of each file
+        self.names: dict[tuple[int, ...], list[str]] = {}
+        for word, ids in (learned or {}).items():
+            self.names.setdefault(ids, []).append(word)
         # the longest first: '<cat>-2' is not '<cat>'
         words = sorted(self.learned, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(as_whole, words)), re.IGNORECASE) if words else None
@@ -118,6 +122,13 @@ class TextEncoder:
         if at == 0 or prompt[at:].strip():
             plain(at, len(prompt))
         return ids, starts
+
+    def unused(self, prompts: Sequence[str]) -> list[list[str]]:
+        """The learned words of each file that none of these prompts has."""
+        if self.pattern is None:
+            return []
+        used = {self.learned[found[0].lower()] for prompt in prompts for found in self.pattern.finditer(prompt)}
+        return [words for ids, words in self.names.items() if ids not in used]
 
     def encode(self, prompts: Sequence[str]) -> "Tensor":
         """(n, 77, Cx) float32: the last layer's states, after the final norm."""
