@@ -43,7 +43,7 @@ FLOORS = (
     ("fz.edit", "fz.prompts.plan", "fz.prompts.describe", "fz.prompts.explain"),
     ("fz.baselines",),
     ("fz.memory", "fz.progress", "fz.clips.arrays"),
-    ("fz.metrics", "fz.checkpoint"),
+    ("fz.metrics", "fz.checkpoint", "fz.mini.data", "fz.mini.eye", "fz.mini.judged"),
     ("fz.results",),
     ("fz.loaded",),
     ("fz.stages", "fz.agreement", "fz.arguments", "fz.control", "fz.keys", "fz.program", "fz.saved", "fz.tuning"),

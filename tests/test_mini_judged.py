@@ -1,10 +1,13 @@
 """The miniature's judge beside CLIP: what a prompt names, and in how many frames it is seen."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
+from fz import evaluate
+from fz.clips.media import write_pngs
 from fz.mini import EYE
 from fz.mini.eye import load_eye
 from fz.mini.figures import held_out_story
@@ -78,3 +81,34 @@ def test_half_of_the_frames_right_is_a_half():
     frames = np.concatenate([draw(story, 2).frames, draw(other, 2).frames])
     assert judged(eye, frames, caption(story))["seen_colour"] == 0.5
     assert set(judged(eye, frames, "a dog").values()) == {None}
+
+
+@needs_judge
+def test_a_run_of_the_miniature_is_judged_by_it_and_no_other_is(tmp_path, capsys):
+    story = held_out_story(8002)
+    prompt = caption(story)
+    wished = counterfactual(story, colour="blue" if story.things[0].colour != "blue" else "red")
+    for name, checkpoint in (("mini", None), ("other", "sd-v1-4")):
+        write_pngs(tmp_path / name / "frames/source", draw(story, 2).frames)
+        write_pngs(tmp_path / name / "frames/edit-0", draw(wished, 2).frames)
+        write_pngs(tmp_path / name / "frames/edit-1", draw(story, 2).frames)
+        write_pngs(tmp_path / name / "frames/edit-2", draw(story, 2).frames)
+        settings = {
+            "source": prompt,
+            "clip": {"path": "car.mp4"},
+            "edits": [{"target": t, "align": "auto"} for t in (caption(wished), caption(wished), "a dog")],
+            "checkpoint": checkpoint,
+        }
+        (tmp_path / name / "run.json").write_text(json.dumps({"status": "done", "settings": settings, "files": []}))
+    names = ("seen_kind", "seen_colour", "seen_scene", "seen_style")
+    argv = ["--clip-model", "none", "--out", str(tmp_path / "numbers")]
+    assert evaluate.main([str(tmp_path / "other"), *argv]) == 0
+    assert "seen" not in capsys.readouterr().out
+    assert {row[name] for row in json.loads((tmp_path / "numbers.json").read_text()) for name in names} == {None}
+    assert evaluate.main([str(tmp_path / "mini"), *argv]) == 0
+    said = capsys.readouterr().out
+    assert "colour seen" in said and "to the miniature's judge" in said
+    right, unchanged, strange = json.loads((tmp_path / "numbers.json").read_text())
+    assert [right[name] for name in names] == [1, 1, 1, 1]
+    assert [unchanged[name] for name in names] == [1, 0, 1, 1]
+    assert {strange[name] for name in names} == {None}

@@ -3,6 +3,7 @@ row an edit.
 """
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -13,7 +14,10 @@ from PIL import Image
 import fz
 from fz import inverted, mini
 from fz import sweep as door
+from fz.clips.video import Video
 from fz.errors import FzError
+from fz.results import sheet
+from fz.results.result import Edited, Result
 from fz.run import main
 from fz.settings import sweep
 from fz.settings.config import EditSettings
@@ -320,3 +324,25 @@ def test_clip_judges_the_sweep_and_the_report(shared, tmp_path):
     # one that is none is said before anything is computed
     argv[argv.index("--clip") + 1], argv[argv.index("--out") + 1] = str(tmp_path), str(tmp_path / "other")
     assert main(argv) == 2 and not (tmp_path / "other").exists()
+
+
+def test_the_sheet_says_how_much_of_the_background_each_edit_keeps(tmp_path, monkeypatch):
+    """Outside its own masks, as fz.evaluate says it of a run; of an edit without masks nothing."""
+    labels = []
+    monkeypatch.setattr(sheet, "contact_sheet", lambda clips, names, tile: labels.extend(names) or clips[0][0])
+    source = torch.zeros(2, 3, 32, 32)
+    inside, outside = source.clone(), source.clone()
+    inside[:, :, 8:16, 8:16] = 1
+    outside[:, :, 24:, 24:] = 1
+    mask = torch.zeros(2, 4, 4, dtype=torch.bool)
+    first, later, small = mask.clone(), mask.clone(), torch.ones(2, 2, 2, dtype=torch.bool)
+    first[:, 1, 1], later[:, 0, 0] = True, True
+    masks = {0: {(2, 2): small, (4, 4): first}, 1: {(4, 4): later}}
+    settings = parse(["--video", str(tmp_path), "--source", "a car", "--target", "a boat"]).settings
+    settings = dataclasses.replace(settings, checkpoint="another")
+    edits = [Edited(settings, frames, [], where) for frames, where in ((inside, masks), (outside, masks), (inside, {}))]
+    result = Result(settings, [], str(tmp_path), Video(source, 8, (0, 1)), edits=edits)
+    rows = sheet.write_sweep(result, [(("threshold", value),) for value in (0.3, 0.5, None)])
+    assert [row["psnr_background"] for row in rows[::2]] == [100, None] and rows[1]["psnr_background"] < 30
+    assert rows[0]["ssim_background"] is not None and rows[0]["seen_kind"] is None
+    assert ["bg PSNR" in label for label in labels] == [False, True, True, False]

@@ -19,6 +19,10 @@ TITLES = {
     "tem_con": "Tem-Con",
     "frame_acc": "Frame-Acc",
     "text_score": "text score",
+    "seen_kind": "kind seen",
+    "seen_colour": "colour seen",
+    "seen_scene": "scene seen",
+    "seen_style": "style seen",
     "warp_error": "warp err x1000",
     "psnr_background": "bg PSNR",
     "ssim_background": "bg SSIM",
@@ -33,6 +37,10 @@ MEANINGS = {
     "tem_con": "likeness of neighbouring frames to CLIP; higher is smoother",
     "frame_acc": "share of frames nearer, to CLIP, to the target's sentence than to the source's; higher is better",
     "text_score": "likeness of frames and target's sentence to CLIP; higher is better",
+    "seen_kind": "share of frames that show the target's things, to the miniature's judge; higher is better",
+    "seen_colour": "the same of their colours",
+    "seen_scene": "the same of the scene",
+    "seen_style": "the same of the style",
     "warp_error": "squared difference, in thousandths, of frames along the source's motion; lower is steadier",
     "psnr_background": "likeness to the source outside the mask, in dB; higher keeps more",
     "ssim_background": "the same by structure, 1 is equal",
@@ -70,7 +78,8 @@ class Truth:
 def measure(
     source: np.ndarray, edited: np.ndarray, prompts: tuple[str, str], clip: Any = None, truth: Truth | None = None
 ) -> dict[str, Any]:
-    """All metrics of one edited clip that there are, by name; None for those that cannot be computed.
+    """All metrics of one edited clip that there are, by name; None for those that cannot be computed, and for what the
+    miniature's judge sees (`fz.mini.judged`).
 
     source, edited: (F, H, W, 3) uint8; prompts: the source's and the target's. clip: a
     `fz.model.clip_vision.ClipModel`. An edit whose target is the source prompt is a reconstruction.

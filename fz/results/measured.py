@@ -1,5 +1,5 @@
 """Which numbers does a results folder get? Its frames, its own blend masks and what is known from elsewhere, measured
-by `fz.metrics.measure`.
+by `fz.metrics.measure`; of the miniature's runs also what its judge sees.
 
 Without masks or motion that are given, the run's own blend masks stand for the edited region and motion is estimated on
 the source clip; the rows say which.
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fz import mini
 from fz.checkpoint import choose_clip, clip_path
 from fz.clips.images import opened_image
 from fz.errors import FzError
@@ -23,7 +24,7 @@ from fz.weights.clip import clip_name
 
 def measure_folder(folder: Path, clip: Any = None, truth: Truth | None = None) -> list[dict[str, Any]]:
     """A row for each edit of a results folder. Raises FzError if it is none, or unfinished."""
-    settings = finished(folder)["settings"]
+    settings, own = finished(folder)["settings"], of_miniature(folder)
     source = read_frames(folder / "frames" / "source")
     rows = []
     for i, edit in enumerate(settings["edits"]):
@@ -38,6 +39,7 @@ def measure_folder(folder: Path, clip: Any = None, truth: Truth | None = None) -
         row = measure(
             source, edited, (settings["source"], edit["target"]), clip, Truth(known.frames, masks, known.flow)
         )
+        row |= seen(edited, edit["target"]) if own else {}
         about = {
             "result": str(folder),
             "edit": i,
@@ -72,9 +74,14 @@ def blend_masks(folder: Path, i: int, shape: tuple[int, ...]) -> np.ndarray | No
         raise FzError(
             f"{file}: damaged ({str(error).splitlines()[0][:120]}). Run the edit again with --save-latents."
         ) from None
-    if not found:
+    return in_pixels(found, shape)
+
+
+def in_pixels(masks: Mapping[tuple[int, ...], np.ndarray], shape: tuple[int, ...]) -> np.ndarray | None:
+    """The largest of masks by size, as large as frames of `shape` (F, H, W); None of none."""
+    if not masks:
         return None
-    union = found[max(found)]
+    union = masks[max(masks)]
     (_, h, w), (height, width) = union.shape, shape[1:]
     rows, columns = np.arange(height) * h // height, np.arange(width) * w // width
     return union[:, rows][:, :, columns]
@@ -124,6 +131,22 @@ def read_truth(frames: str | None, masks: str | None, flow: str | None) -> Truth
         for path, what in ((frames, "truth"), (masks, "masks"))
     )
     return Truth(truth, None if where is None else where[..., 0] > 127, field)
+
+
+def seen(frames: np.ndarray, target: str) -> dict[str, float | None]:
+    """What the miniature's judge sees of the target's sentence in frames (F, H, W, 3) uint8; empty without a judge."""
+    if not mini.EYE.is_file():
+        return {}
+    from fz.mini.judged import judged
+
+    return judged(eye(), frames, target)
+
+
+@functools.cache
+def eye() -> Any:
+    from fz.mini.eye import load_eye
+
+    return load_eye()
 
 
 # of many folders, most share one

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fz.clips.media import contact_sheet, to_uint8, write_png
-from fz.metrics.measure import TITLES, as_csv, measure, shown
+from fz.metrics.measure import TITLES, Truth, as_csv, measure, shown
 from fz.model.clip_vision import ClipModel
 from fz.results.beside import SWEEP, beside, check_beside
-from fz.results.result import Result
+from fz.results.measured import in_pixels, seen
+from fz.results.result import Edited, Result
 from fz.settings.sweep import Variant
 from fz.whole import write_text
 
@@ -28,7 +31,9 @@ def write_sweep(result: Result, variants: Sequence[Variant], clip: ClipModel | N
     rows, clips, labels = [], [source], [f"source: {result.settings.source}"]
     for i, edited in enumerate(result.edits):
         variant, frames = variants[i % len(variants)], to_uint8(edited.frames)
-        numbers = measure(source, frames, (result.settings.source, edited.target), clip)
+        masks = region(edited, frames.shape[:3])
+        numbers = measure(source, frames, (result.settings.source, edited.target), clip, Truth(masks=masks))
+        numbers |= seen(frames, edited.target) if result.settings.checkpoint is None else {}
         label = ", ".join(f"{name} {'none' if value is None else f'{value:g}'}" for name, value in variant)
         rows.append({"edit": i, "label": label, "target": edited.target, **dict(variant), **numbers})
         said = [f"{TITLES[name]} {shown(name, numbers[name])}" for name in LABELLED if numbers[name] is not None]
@@ -40,3 +45,12 @@ def write_sweep(result: Result, variants: Sequence[Variant], clip: ClipModel | N
         for name, text in (("sweep.json", json.dumps(rows, indent=1) + "\n"), ("sweep.csv", as_csv(rows))):
             write_text(out / name, text)
     return rows
+
+
+def region(edited: Edited, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The union over steps of the edit's largest blend masks, (F, H, W) bool; None of an edit without any."""
+    found: dict[tuple[int, ...], np.ndarray] = {}
+    for step in edited.masks.values():
+        for size, mask in step.items():
+            found[size] = found.get(size, False) | mask.cpu().numpy()
+    return in_pixels(found, shape)
