@@ -94,7 +94,9 @@ def set_of(path: Path, ema: str) -> str | None:
     there = {f"unet/{p.name}" for p in (path / "unet").glob("*")} | listed(path)
     has = {v: any(f"unet/{name}" in there for name in layouts.weight_files("unet", v)) for v in (None, "non_ema")}
     if has["non_ema"]:
-        return "plain" if ema == "plain" else "EMA"
+        if ema == "ema" and not has[None]:
+            raise FzError(f"ema: got 'ema', but {path / 'unet'} has plain weights alone. Choose 'plain' or 'auto'.")
+        return "EMA" if has[None] and ema != "plain" else "plain"
     if ema != "auto" and has[None]:
         raise FzError(
             f"ema: got {ema!r}, but {path / 'unet'} has one set of weights, and nothing says whether they are averages "
