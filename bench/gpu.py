@@ -55,7 +55,7 @@ def answer(argv: Sequence[str] | None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return answered(lambda: sys.exit(answer(argv)))
+    return answered(lambda: sys.exit(answer(argv)), argv=argv)
 
 
 if __name__ == "__main__":

@@ -48,10 +48,9 @@ def commit() -> str:
         return done.stdout.strip()
 
     try:
-        # what does not change these times is not asked about
-        return git("rev-parse", "--short", "HEAD") + (
-            "+" if git("status", "--porcelain", "-uno", ".", "../kernels") else ""
-        )
+        # what changes no figure, as documents and tests, is not asked about
+        changed = git("status", "--porcelain", "-uno", ".", "../fz", "../kernels", "../weights")
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

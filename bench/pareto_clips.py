@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from bench.here import CPU, machine
 from bench.pareto_ways import EXACT, WAYS
 from bench.summary import interval
 from fz.clips.media import atomic
@@ -102,7 +103,8 @@ def rows_of(
             if name not in ways:
                 ways[name] = Way.of(loaded, setup, WAYS[name])
                 key = key or ways[name].key()
-            own = digest(key, dict(WAYS[name]), ways[name].setup)
+            # seconds are this machine's
+            own = digest(key, dict(WAYS[name]), ways[name].setup, PRESETS, machine(CPU), torch.__version__)
             file = folder / f"{name.replace(' ', '-').replace(':', '-')}-{i:03d}.json"
             rows[name][i] = cell(file, own, CELL, partial(told, ways[name], name, i))["figures"]
     return rows

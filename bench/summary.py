@@ -79,8 +79,11 @@ def shown(name: str, value: Mapping[str, float] | None) -> str:
 def verdict(rows: Mapping[str, Sequence[Row]], methods: Sequence[str]) -> str:
     """Whether FateZero is first in Tem-Con among the methods that edit, and by how much, clip by clip."""
     summaries = {method: summary(rows.get(method, ())) for method in methods}
+    if not any(rows.get(method) for method in methods):
+        return "None of the methods that are compared was run."
     if not any("tem_con" in s for s in summaries.values()):
-        return "No --clip, hence no Tem-Con and Frame-Acc."
+        judged = any("frame_acc" in s for s in summaries.values())
+        return "Clips of one frame have no Tem-Con." if judged else "No --clip-model, hence no Tem-Con and Frame-Acc."
     order = ranked(summaries, methods)
     if not order:
         return f"No method reaches Frame-Acc {EDITS}: none counts as editing."

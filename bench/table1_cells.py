@@ -9,8 +9,6 @@ that cannot be computed here are listed with why.
 import argparse
 import dataclasses
 import functools
-import hashlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,15 +19,16 @@ import numpy as np
 
 from bench.here import commit, machine
 from bench.summary import ranked, summary, table, verdict
+from bench.table1_config import in_words, of_config
+from bench.table1_key import fingerprint, key_of
 from bench.table1_rows import ABLATED, MISSING, SHAPES, TABLE, TableRow, methods_of
 from fz.clips.media import atomic, to_uint8, write_json, write_pngs
 from fz.metrics.measure import TITLES, Truth, measure
 from fz.records import NUMBER
 from fz.results import own
 from fz.results.cells import cell, each
-from fz.results.folder import RUN, as_json, read_run
+from fz.results.folder import RUN, read_run
 from fz.settings.config import PRESETS, ClipSettings, EditSettings, Settings
-from fz.settings.place import expanded
 
 CELL = {
     "commit": str,
@@ -53,7 +52,6 @@ def held_out_job(i: int, given: argparse.Namespace) -> Job:
     """A story that no training saw, with one thing; edited in colour, kind and style, with the world's own drawing as
     truth.
     """
-    from fz import mini
     from fz.mini.data import as_given
     from fz.mini.figures import held_out_story, targets
     from fz.mini.world import caption
@@ -72,24 +70,21 @@ def held_out_job(i: int, given: argparse.Namespace) -> Job:
         truths.append(Truth(after.frames, region, drawn.flow))
         kinds.append(kind)
     clip = ClipSettings(str(folder), frames=given.frames, size=given.size)
-    guidance = given.guidance if given.guidance is not None else mini.DEFAULTS["guidance"]
     settings = Settings(
         clip,
         caption(story),
         tuple(edits),
         checkpoint=given.checkpoint,
         steps=given.steps,
-        guidance=guidance,
+        guidance=given.guidance,
         threads=given.threads,
     )
     return Job(f"{i:04d}", settings, tuple(kinds), tuple(truths))
 
 
 def config_job(config: str, given: argparse.Namespace) -> Job:
-    """A clip of a released config, read as `fz.run --config` reads it."""
-    from fz.settings.parse import parse
-
-    settings = parse(["--config", config, *(["--checkpoint", given.checkpoint] if given.checkpoint else [])]).settings
+    """A clip of a released config."""
+    settings = of_config(config, given)
     return Job(Path(config).stem, settings, ("",) * len(settings.edits), (Truth(),) * len(settings.edits))
 
 
@@ -104,7 +99,7 @@ def settings_of(method: TableRow, job: Job, seed: int, out: Path) -> tuple[Setti
 
 
 def cell_of(method: TableRow, job: Job, seed: int, out: Path, clip: Any, by: str, keep: bool) -> list[dict[str, Any]]:
-    """The rows of one cell: read where it was done before with the same settings and weights (`by`), else run and
+    """The rows of one cell: read where it was done before with the same settings, files and judge (`by`), else run and
     written.
 
     Each says the commit that it was done at.
@@ -114,10 +109,6 @@ def cell_of(method: TableRow, job: Job, seed: int, out: Path, clip: Any, by: str
     settings, chosen = settings_of(method, job, seed, out)
     if not chosen:
         return []
-    # the clip by its name: the bench's folder may be moved; threads change no more than the last digit
-    clip_settings = {**as_json(settings)["clip"], "path": Path(settings.clip.path).name}
-    about = as_json(settings) | {"clip": clip_settings, "out": None, "threads": None, "by": by}
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
     def measured() -> dict[str, Any]:
         result = run(settings)
@@ -132,22 +123,8 @@ def cell_of(method: TableRow, job: Job, seed: int, out: Path, clip: Any, by: str
             own.unmake([folder])
         return {"method": method.name, "commit": commit(), "rows": rows}
 
-    done = cell(out / "cells" / slugged(method) / f"{job.name}-{seed}.json", key, CELL, measured)
+    done = cell(out / "cells" / slugged(method) / f"{job.name}-{seed}.json", key_of(settings, by), CELL, measured)
     return [row | {"commit": done["commit"]} for row in done["rows"]]
-
-
-def fingerprint(path: str | Path | None) -> str:
-    """Of a checkpoint's weights, read here and there: names, sizes, and the last 64 KB of each file."""
-    if path is None:
-        return "none"
-    sha, root = hashlib.sha256(), expanded(path, "checkpoint")
-    for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
-        if file.suffix in (".safetensors", ".bin", ".ckpt", ".pt", ".pth"):
-            with open(file, "rb") as opened:
-                size = opened.seek(0, 2)
-                opened.seek(max(0, size - 65536))
-                sha.update(f"{file.name} {size} ".encode() + opened.read())
-    return sha.hexdigest()[:16]
 
 
 def slugged(method: TableRow) -> str:
@@ -169,13 +146,15 @@ def rows_of(given: argparse.Namespace, number: int) -> dict[str, list[dict[str, 
 
 @functools.lru_cache(maxsize=1)
 def judge_of(path: str | None, tokenizer: str | None, checkpoint: str | None, own_clips: bool) -> tuple[Any, str]:
-    """The CLIP, and a fingerprint of it and of the checkpoint: the miniature's knows held-out clips only."""
+    """The CLIP, and fingerprints of the checkpoint, of it and of its tokenizer. The miniature's knows held-out clips
+    only.
+    """
     from fz import mini
     from fz.checkpoint import choose_clip
 
     clip = choose_clip(path, tokenizer, miniature=not own_clips)
     used = None if clip is None else path or mini.clip()
-    return clip, f"{fingerprint(checkpoint or mini.FOLDER)} {fingerprint(used)}"
+    return clip, " ".join(fingerprint(model) for model in (checkpoint or mini.FOLDER, used, tokenizer))
 
 
 def bench(given: argparse.Namespace) -> str:
@@ -186,16 +165,17 @@ def bench(given: argparse.Namespace) -> str:
         for name, more in found.items():
             rows[name] += more
         print(f"clip {number}: done", file=sys.stderr, flush=True)
-    text, summaries, said = page(rows)
-    content = {"summaries": summaries, "missing": MISSING, "verdict": said}
+    how = in_words(given)
+    text, summaries, said = page(rows, how)
+    content = {"settings": how, "summaries": summaries, "missing": MISSING, "verdict": said}
     write_json(given.out / "table1.json", content)
     with atomic(given.out / "table1.md") as part:
         part.write_text(text, encoding="utf-8")
     return text
 
 
-def page(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[str, dict[str, Any], str]:
-    """Of the rows of each method: (Markdown, summaries, verdict)."""
+def page(rows: Mapping[str, Sequence[Mapping[str, Any]]], how: str) -> tuple[str, dict[str, Any], str]:
+    """Of the rows of each method: (Markdown, summaries, verdict). how: the settings, in words."""
     import torch
 
     if "FateZero" in rows:
@@ -206,7 +186,7 @@ def page(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[str, dict[str
     commits = sorted({row["commit"] for found in rows.values() for row in found})
     clips = len({row["clip"] for found in rows.values() for row in found})
     about = (
-        f"{clips} clips, means ± 95% intervals; {machine(torch.device('cpu'))}, torch {torch.__version__}, "
+        f"{clips} clips, {how}; means ± 95% intervals; {machine(torch.device('cpu'))}, torch {torch.__version__}, "
         f"commit {', '.join(commits)}"
     )
     parts = ["# Table 1", about, table(compared, summaries, ranked(summaries, compared))]

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return import_module(f"fz.{argv[0]}").main(argv[1:])
     from fz.shell import answered
 
-    return answered(lambda: answer(argv))
+    return answered(lambda: answer(argv), argv=argv)
 
 
 def answer(argv: list[str]) -> None:

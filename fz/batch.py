@@ -63,7 +63,7 @@ def build_parser(numbers: Sequence[int] = ()) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     goes_on = "Files that are there are whole; the same command goes on with the jobs that are left."
-    return answered(lambda: answer(argv), goes_on, debug="--debug" in argv)
+    return answered(lambda: answer(argv), goes_on, argv=argv)
 
 
 def answer(argv: list[str]) -> None:

@@ -27,7 +27,7 @@ from fz.forecast import Ahead
 from fz.guidance import Guidance
 from fz.keys import key_of_edit, key_of_inversion, key_of_source
 from fz.loaded import Loaded
-from fz.masks import blend_mask, changed_pixels, paste_background
+from fz.masks import EditRegion, changed_pixels, edit_mask, paste_background, with_edge
 from fz.memory.budget import Footprint, check_unforeseen, choose_store, keep_for, store_for
 from fz.memory.inversions import Inversion, digest, leading
 from fz.memory.uncached import Uncached
@@ -120,17 +120,17 @@ class InvertedClip:
         return self.averaged_maps()[..., positions].sum(-1).unflatten(1, size)
 
     @spoken()
-    def mask(self, words: str | Sequence[str], threshold: float = 0.3) -> Tensor:
-        """Where an edit of these words of the source may change the clip, before it is run: (F, H, W) bool at the
-        clip's size, the steady mask of `keep_background` (eq. 6 of the mean of the steps' maps). Raises FzError for a
-        word that is not in the source and for a threshold that is none.
+    def mask(self, words: str | Sequence[str], threshold: float = 0.3, *, edge: bool = False) -> Tensor:
+        """Where an edit of these words of the source may change the clip: (F, H, W) bool at the clip's size, the steady
+        mask of `keep_background` (eq. 6 of the mean of the steps' maps). edge: with its edge, outside of which such an
+        edit leaves the clip's pixels. Raises FzError for a word that the source has not and for no threshold.
         """
         threshold = plain(threshold)
         check_number("threshold", threshold, 0, 1, "0 is all of the clip, 1 nothing.")
         positions = [p for word in listed_words(words) for p in word_positions(self.tokens, word, "mask")]
-        map_size = tuple(side // MAP_STRIDE for side in self.latent_size)
-        pixels = tuple(self.video.frames.shape[-2:])
-        return blend_mask(self.averaged_maps(), align.weights(positions), threshold, map_size, pixels)
+        region, pixels = EditRegion(align.weights(positions), threshold), tuple(self.video.frames.shape[-2:])
+        mask = edit_mask(region, self.averaged_maps(), self.latent_size, self.latent_size if edge else pixels)
+        return with_edge(mask, pixels)[:, 0] > 0 if edge else mask
 
     @spoken()
     def save(self, out: str | Path, *edits: Edited, overwrite: bool = False) -> Path:

@@ -171,19 +171,26 @@ def changed_pixels(region: EditRegion, maps: Mapping[int, Tensor], latent_size: 
     return foreground(region, maps, latent_size)
 
 
+def with_edge(mask: Tensor, size: Size) -> Tensor:
+    """A mask (F, h, w), grown by one of its cells and with an edge as wide, as shares (F, 1, H, W) in [0, 1] of
+    `size`.
+    """
+    cell = max(1, size[1] // mask.shape[-1])
+    grown = F.interpolate(mask[:, None].float(), size=size)
+    grown = F.max_pool2d(grown, 2 * cell + 1, stride=1, padding=cell)
+    # padding that does not count, so that a mask at the border has no edge there
+    return F.avg_pool2d(grown, 2 * cell + 1, stride=1, padding=cell, count_include_pad=False)
+
+
 def paste_background(frames: Tensor, source: Tensor, mask: Tensor) -> Tensor:
-    """Outside the mask, grown by one of its cells and with an edge as wide, the source's pixels, to the bit.
+    """Outside the mask and its edge (`with_edge`) the source's pixels, to the bit.
 
     frames, source: (F, 3, H, W) in [-1, 1]; mask: (F, h, w) bool, True = the edit's. Inside the mask the edit's pixels
     stay as they are. A mask of every pixel, (F, H, W), is not grown and has no edge.
     """
     if mask.shape[-2:] == frames.shape[-2:]:
         return torch.where(mask[:, None].to(frames.device), frames, source.to(frames))
-    cell = max(1, frames.shape[-1] // mask.shape[-1])
-    grown = F.interpolate(mask[:, None].float(), size=frames.shape[-2:])
-    grown = F.max_pool2d(grown, 2 * cell + 1, stride=1, padding=cell)
-    # padding that does not count, so that a mask at the border has no edge there
-    alpha = F.avg_pool2d(grown, 2 * cell + 1, stride=1, padding=cell, count_include_pad=False).to(frames.device)
+    alpha = with_edge(mask, tuple(frames.shape[-2:])).to(frames.device)
     source = source.to(frames)
     mixed = torch.where(alpha > 0, alpha * frames + (1 - alpha) * source, source)
     return torch.where(alpha > 1 - 1e-4, frames, mixed)

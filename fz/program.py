@@ -10,12 +10,14 @@ from fz.settings.applications import usual_of
 from fz.settings.command import fields, same
 from fz.settings.config import ClipSettings, Crop, EditSettings, Settings
 
+MULTIPLE = 64  # to which `fz.read` rounds
+
 
 def program(settings: Settings, save: str = "edit.mp4") -> str:
     """A program of one edit, which writes `save`. Raises FzError for settings of several edits.
 
     What has the value that the API takes anyway is left out, but for steps and guidance, which the miniature has of its
-    own.
+    own. An empty path is the miniature's example, which is read where none is given.
     """
     if len(settings.edits) != 1:
         raise FzError(f"program: got {len(settings.edits)} edits, expected one.")
@@ -29,16 +31,24 @@ def program(settings: Settings, save: str = "edit.mp4") -> str:
     crop = settings.clip.crop
     read = given(clip, ("frames", "start", "every"), fields(ClipSettings)) | {"size": clip["size"]}
     read |= {"crop": (crop.left, crop.right, crop.top, crop.bottom)} if crop != Crop() else {}
+    path = [settings.clip.path] if settings.clip.path else []
     lines = [
         "import fz",
         "",
         f"editor = fz.load({arguments([] if settings.checkpoint is None else [settings.checkpoint], load)})",
-        f"clip = fz.read({arguments([settings.clip.path], read)})",
+        f"clip = fz.read({arguments(path, read)}{rounded(settings.clip)})",
         f"inversion = editor.invert(clip, {arguments([settings.source], invert)})",
         f"result = inversion.edit({arguments([edit['target']], editing)})",
         f"result.save({save!r})",
     ]
     return "\n".join(lines) + "\n"
+
+
+def rounded(clip: ClipSettings) -> str:
+    """What a reading needs so that its sides are rounded as the model's are, where they are not whatever it is."""
+    sides = clip.size if isinstance(clip.size, tuple) else (clip.size,)
+    even = all(isinstance(side, int) and side % MULTIPLE == 0 for side in sides)
+    return "" if even or not clip.path else ", multiple=editor.multiple"
 
 
 def values(of: Any) -> dict[str, Any]:

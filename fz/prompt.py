@@ -153,8 +153,8 @@ def answer(argv: list[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or {"--help", "-h"} & set(argv):
-        return answered(lambda: print(build_parser().format_help(), end=""))
-    return answered(lambda: answer(argv), debug="--debug" in argv)
+        return answered(lambda: print(build_parser().format_help(), end=""), argv=argv)
+    return answered(lambda: answer(argv), argv=argv)
 
 
 if __name__ == "__main__":

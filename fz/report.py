@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return answered(lambda: answer(sys.argv[1:] if argv is None else argv))
+    return answered(lambda: answer(sys.argv[1:] if argv is None else argv), argv=argv)
 
 
 def answer(argv: Sequence[str]) -> None:

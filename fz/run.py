@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     goes_on = "Files that are there are whole; the same command goes on from the last step."
-    return answered(lambda: answer(argv), goes_on, debug="--debug" in argv)
+    return answered(lambda: answer(argv), goes_on, argv=argv)
 
 
 def is_another(argv: list[str]) -> bool:

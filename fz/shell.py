@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TextIO
 
 from fz.errors import FzError, suggest
@@ -23,6 +23,11 @@ MEMORY = (
 
 
 class Parser(argparse.ArgumentParser):
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        # read by `answered`
+        self.add_argument("--debug", action="store_true", help="show an error's traceback")
+
     def error(self, message: str) -> NoReturn:
         raise FzError(message.removeprefix("argument "))
 
@@ -57,10 +62,11 @@ class Stopped(KeyboardInterrupt):
     """SIGTERM or SIGHUP: as Ctrl-C, so that whatever cleans up after itself does."""
 
 
-def answered(work: Callable[[], object], goes_on: str = "", debug: bool = False) -> int:
-    """Do a command's work and return its exit code; what stops it is said in one line.
+def answered(work: Callable[[], object], goes_on: str = "", argv: Sequence[str] | None = None) -> int:
+    """Do a command's work and return its exit code; what stops it is said in one line, or raised where the command's
+    words have --debug.
 
-    goes_on: what 'interrupted.' is followed by. debug: errors are raised.
+    goes_on: what 'interrupted.' is followed by. argv: those words; None: the process's.
     """
     with plain_output(), signals() as came:
         try:
@@ -80,10 +86,10 @@ def answered(work: Callable[[], object], goes_on: str = "", debug: bool = False)
                 stopped = isinstance(error, Stopped) or (came and came[0] != signal.SIGINT)
                 say_error(f"{'terminated' if stopped else 'interrupted'}. {goes_on}".rstrip())
                 return 143 if stopped else 130
-            if debug:
+            if "--debug" in (sys.argv[1:] if argv is None else argv):
                 raise
             line, code = explain(error)
-            say_error(line)
+            say_error(f"{line.removesuffix('.')}; --debug shows the traceback." if code == 1 else line)
             return code
 
 
@@ -286,7 +292,7 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}. Expected a file or folder that can be used, and space on the disk.", 2
-    return f"{type(error).__name__}: {text[:300]} - this is a bug; --debug shows the traceback.", 1
+    return f"{type(error).__name__}: {text[:300]} - this is a bug.", 1
 
 
 def say_error(line: str) -> None:

@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if {"--help", "-h"} & set(argv):
-        return answered(lambda: build_parser().print_help())
+        return answered(lambda: build_parser().print_help(), argv=argv)
     computes_nothing = {"--version", "--list-words"} & set(argv)
     if not computes_nothing and not any(arg.partition("=")[0] == "--sweep" for arg in argv):
         say_error("sweep: got no --sweep, expected as --sweep self_replace=0.2:0.9:0.1 threshold=0.2,0.3.")

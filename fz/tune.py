@@ -12,7 +12,7 @@ from fz.shell import answered, leave
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
-    return answered(lambda: answer(argv), "The same command goes on from the last saved step.", debug="--debug" in argv)
+    return answered(lambda: answer(argv), "The same command goes on from the last saved step.", argv=argv)
 
 
 def answer(argv: Sequence[str]) -> None:

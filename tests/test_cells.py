@@ -33,14 +33,20 @@ def test_a_cell_is_measured_once_for_its_key(tmp_path):
         counted.append(1)
         return {"figures": [0.5]}
 
-    file = tmp_path / "deep/a.json"
-    first = cell(file, "k", SCHEMA, measure)
-    assert first == cell(file, "k", SCHEMA, measure) == {"key": "k", "figures": [0.5]} and len(counted) == 1
+    name = tmp_path / "deep/a.json"
+    first = cell(name, "k", SCHEMA, measure)
+    assert first == cell(name, "k", SCHEMA, measure) == {"key": "k", "figures": [0.5]} and len(counted) == 1
+    file = tmp_path / "deep/a-k.json"
     before = file.read_bytes()
     for damaged in (b"", before[:9], before.replace(b"0.5", b'"0.5"'), b"[]"):
         file.write_bytes(damaged)
-        assert cell(file, "k", SCHEMA, measure) == first and file.read_bytes() == before
-    assert cell(file, "other", SCHEMA, measure)["key"] == "other" and len(counted) == 6
+        assert cell(name, "k", SCHEMA, measure) == first and file.read_bytes() == before
+    # measured with other settings: a file of its own, also where they differ late in the key
+    assert cell(name, "other", SCHEMA, measure)["key"] == "other" and len(counted) == 6
+    assert cell(name, "k", SCHEMA, measure) == first and len(counted) == 6
+    for key in ("12345678-a", "12345678-b", "12345678-a"):
+        assert cell(name, key, SCHEMA, measure)["key"] == key
+    assert len(counted) == 9 and len(list(file.parent.iterdir())) == 3
 
 
 @pytest.mark.parametrize("processes", [1, 2])

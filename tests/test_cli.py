@@ -537,7 +537,7 @@ def test_who_brings_an_own_clip_to_the_miniature_is_told_what_it_knows():
     assert not parse(other).settings.notes
 
 
-def test_without_flags_the_example_of_the_miniature():
+def test_without_advice_the_example_of_the_miniature():
     from fz import mini
 
     settings = parse([]).settings

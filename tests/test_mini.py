@@ -12,7 +12,7 @@ from tiny_model import spoken
 
 from fz import mini
 from fz.ddim import Schedule
-from fz.mini import bars, edited, evaluate, evaluation, figures, words
+from fz.mini import bars, controlled, edited, evaluate, evaluation, figures, words
 from fz.mini.data import HELD_OUT, as_given, draw_many, held_out
 from fz.mini.eye import Eye, errors, hue_name, load_eye, look, outline_iou, steadiness
 from fz.mini.folder import EXAMPLE, export
@@ -27,6 +27,7 @@ from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import SCALE, VAE, VAEConfig
 from fz.prompts.text import TextEncoder
 from fz.results.lock import Lock
+from fz.settings.config import PRESETS
 from fz.weights.load import load_checkpoint
 
 SHIPPED = (mini.FOLDER / "unet").is_dir()
@@ -150,14 +151,44 @@ def test_evaluation_measures_once_has_every_bar_and_goes_on(fresh, tmp_path, mon
     bench = edited.Bench(load_checkpoint(fresh[2]), Eye().eval(), setup)
     files = {file: file.read_bytes() for file in tmp_path.iterdir()}
     assert len(files) == len(jobs)
-    content = json.loads((tmp_path / "one-of-two-0000.json").read_text())
+    (file,) = tmp_path.glob("one-of-two-0000-*.json")
+    content = json.loads(file.read_text())
     monkeypatch.setitem(figures.MEASURES, "one of two", lambda bench, i: iter([figures.Figure("again", True)]))
     before = [(0, name, value) for name, value in content["figures"].items()]
-    assert evaluation.figures_of(bench, content["key"], tmp_path, "one of two", 0) == before
+    assert evaluation.figures_of(bench, evaluation.OWN[0][1], tmp_path, "one of two", 0) == before
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == files
     assert evaluation.figures_of(bench, "other", tmp_path, "one of two", 0) == [(0, "again", 1.0)]
-    (tmp_path / "one-of-two-0000.json").write_text("{")
-    assert evaluation.figures_of(bench, content["key"], tmp_path, "one of two", 0) == [(0, "again", 1.0)]
+    file.write_text("{")
+    assert evaluation.figures_of(bench, evaluation.OWN[0][1], tmp_path, "one of two", 0) == [(0, "again", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("part", "table", "name"),
+    [
+        ("clip", PRESETS, "shape"),
+        ("clip", figures.VARIANTS, "style"),
+        ("ablation", figures.ABLATIONS, "shape"),
+        ("ablation", figures.REMOVAL, "threshold"),
+        ("removal", figures.REMOVALS, "plain"),
+        ("one of two", PRESETS, "attribute"),
+        ("control", controlled.VARIANTS, "shape"),
+        ("picture", None, ""),
+    ],
+)
+def test_figures_are_measured_again_when_an_edits_settings_change(tmp_path, monkeypatch, part, table, name):
+    measured = []
+    measure = lambda bench, i: measured.append(1) or iter([figures.Figure("x", 1.0)])  # noqa: E731
+    monkeypatch.setitem(figures.MEASURES, part, measure)
+    monkeypatch.setattr(evaluation, "measure_control", measure)
+    evaluation.figures_of(None, "key", tmp_path, part, 0)
+    evaluation.figures_of(None, "key", tmp_path, part, 0)
+    assert len(measured) == 1
+    if table is not None:
+        monkeypatch.setitem(table, name, {"threshold": 0.9})
+        evaluation.figures_of(None, "key", tmp_path, part, 0)
+        assert len(measured) == 2 and len(list(tmp_path.iterdir())) == 2
+    evaluation.figures_of(None, "another bench", tmp_path, part, 0)
+    assert len(measured) == (2 if table is None else 3)
 
 
 def test_an_evaluations_folder_is_one_processs_at_a_time(fresh, tmp_path, capsys):

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import CLIPModel
 
-from bench.table1_cells import fingerprint, judge_of
+from bench.table1_cells import judge_of
+from bench.table1_key import fingerprint
 from fz import evaluate, mini
 from fz.checkpoint import choose_clip
 from fz.clips.media import write_pngs

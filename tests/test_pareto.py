@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bench import pareto
+from bench import pareto, pareto_clips
 from bench.pareto_clips import Way, drawing, table
 from bench.pareto_ways import WAYS
 from fz import mini
@@ -41,6 +41,24 @@ def test_a_point_stands_where_its_figures_say():
     red = np.argwhere((picture == (220, 20, 60)).all(-1)).mean(0)
     blue = np.argwhere((picture == (70, 130, 180)).all(-1)).mean(0)
     assert red[1] < blue[1] and red[0] > blue[0], "further left, as it took less, and lower"
+
+
+def test_seconds_are_of_one_machine_and_figures_of_one_preset(tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr(pareto_clips, "told", lambda way, name, i: taken.append(name) or {"figures": rows()[i]})
+    monkeypatch.setattr(Way, "of", classmethod(lambda cls, loaded, setup, settings: Way(None, None, setup)))
+    monkeypatch.setattr(Way, "key", lambda self: "k")
+
+    def measure():
+        pareto_clips.rows_of(None, Setup(2, 64), ["exact", "fast"], range(1), tmp_path)
+        return len(taken)
+
+    assert [measure(), measure()] == [2, 2]
+    monkeypatch.setattr(pareto_clips, "machine", lambda device: "another CPU")
+    assert [measure(), measure()] == [4, 4]
+    monkeypatch.setitem(pareto_clips.PRESETS, "shape", {"threshold": 0.9})
+    assert [measure(), measure()] == [6, 6]
+    monkeypatch.undo()
 
 
 @pytest.mark.slow

@@ -255,3 +255,23 @@ def test_handlers_are_put_back():
     out = sys.stdout
     answered(lambda: None)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before and sys.stdout is out
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if not name.endswith("__main__")])
+def test_every_command_shows_a_bugs_traceback_where_it_says_so(name, monkeypatch, capsys):
+    command = importlib.import_module(name)
+    assert command.main(["--help"]) == 0
+    assert "--debug" in capsys.readouterr().out
+
+    def broken(*_):
+        raise ZeroDivisionError("once")
+
+    # a sweep is answered as a run is
+    where = importlib.import_module("fz.run") if name == "fz.sweep" else command
+    monkeypatch.setattr(where, "answer", broken)
+    words = ["--sweep", "steps=1,2"] if name == "fz.sweep" else ["word"]
+    assert command.main(words) == 1
+    said = capsys.readouterr().err
+    assert said == "fz: ZeroDivisionError: once - this is a bug; --debug shows the traceback.\n"
+    with pytest.raises(ZeroDivisionError):
+        command.main([*words, "--debug"])

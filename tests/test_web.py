@@ -256,8 +256,8 @@ def test_one_server_has_the_folder(folder):
 
 
 def test_lines_tell_no_folder(folder):
-    line = folder.without_paths(f"video: {folder.visitors}/abc/0123/upload/clip.mp4 is no video. Use --frames 3")
-    assert line == "video: clip.mp4 is no video. Use frames 3"
+    line = folder.told(f"video: {folder.visitors}/abc/0123/upload/clip.mp4 is no video. Use --frames 3")
+    assert line == "Your clip: clip.mp4 is no video. Use “How many frames” 3"
 
 
 # ---- the queue -------------------------------------------------------------------------------------------------
@@ -406,7 +406,7 @@ def test_mistakes_of_a_job(folder, capsys):
     queue.start(lambda: None)
     until(lambda: all(job.over for job in jobs))
     assert "not your doing" in jobs[0].line and "a bug" in capsys.readouterr().out
-    assert jobs[1].line == "video: clip.mp4 is broken"
+    assert jobs[1].line == "Your clip: clip.mp4 is broken"
 
 
 # ---- the form --------------------------------------------------------------------------------------------------
@@ -701,14 +701,16 @@ def test_visitors_are_made_of_secrets(folder):
     [
         ("frames 0–1 of 8 (0.2 of 1.0 s), no audio; --frames all", "Frames 1–2 of 8 (0.2 of 1.0 s), no audio"),
         ("frame 3 of 8; --frames all", "Frame 4 of 8"),
+        ("frames 0–1 of 8; frames=None, every=7", "Frames 1–2 of 8"),
+        ("centre 128×128 → 128×128; size=(64, 128)", "centre 128×128 → 128×128"),
         ("frames 0, 2, …, 8 of 12", "Frames 1, 3, …, 9 of 12"),
         ("centre 128×128 → 128×128; --size 64x128", "centre 128×128 → 128×128"),
     ],
 )
 def test_notes_of_clips_for_people(line, shown):
-    from fz.web.show import without_flags
+    from fz.web.show import without_advice
 
-    assert without_flags(line) == shown
+    assert without_advice(line) == shown
 
 
 def test_what_visitors_write_is_text():
@@ -719,7 +721,8 @@ def test_what_visitors_write_is_text():
                   show.player([], [], 8, wicked)):  # fmt: skip
         assert "<script" not in piece and "\"'onload" not in piece
     about = {"form": {}, "target": wicked, "frames": 1, "fps": 8, "texts": {"command": wicked, "python": wicked}}
-    for piece in (show.result("0" * 16, "1" * 16, about), show.history("0" * 16, [("1" * 16, about)], "")):
+    clip = VisitorClip("0" * 16, wicked, wicked, (64, 64), 8, 8.0)
+    for piece in (show.result(clip, "1" * 16, about), show.history("0" * 16, [("1" * 16, about)], "")):
         assert "<script" not in piece and "\"'onload" not in piece
 
 

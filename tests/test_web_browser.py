@@ -238,7 +238,7 @@ def test_words_while_typing_and_what_is_refused(visit, tmp_path):
     visit.wait("document.querySelector('.fz-words').textContent.includes('onerror')", 120)
     assert visit.script("return document.querySelectorAll('.fz-words img').length") == 0
     visit.write("target", "very " * 80 + "red car")
-    visit.wait("document.querySelector('#fz-shown-words .fz-error')?.textContent.includes('at most 77')", 120)
+    visit.wait("document.querySelector('#fz-shown-words .fz-error')?.textContent.includes('too long')", 120)
     visit.write("target", "a blue car moving on the sand")
     visit.wait("document.querySelector('.fz-word.replaced')", 120)
     broken = tmp_path / "<b>broken<b>.mp4"

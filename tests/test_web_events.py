@@ -16,7 +16,9 @@ pytest.importorskip("gradio", reason="the page's tests need pip install -e '.[we
 
 import fz
 from fz.errors import FzError
+from fz.prompts.plan import plan_edit
 from fz.web import form as forms
+from fz.web import show
 from fz.web.desk import Desk
 from fz.web.events import Asked, Events
 from fz.web.examples import Examples
@@ -24,6 +26,7 @@ from fz.web.folder import Folder, new_id
 from fz.web.jobs import Job, Queue
 from fz.web.routes import Routes
 from fz.web.studio import MINIATURE, Models, Studio
+from fz.web.wording import LABELS
 
 SECRET = "a" * 32
 MODELS = Models([None], {"device": "cpu"})
@@ -166,8 +169,14 @@ def test_every_event_answers_while_words_are_half_typed(desk, asked):
     """With all that it shows, the words' mistake among it; none of it tells the server's folders."""
     whole = asked.form
     events = page(desk)
-    kinds = {"reframed": {"frames", "brush", "area"}, "repainted": {"*steps", "frames"}, "weighted": {"*weights"},
-             "preset": {"*keep_shape", "area"}, "worded": {"area"}, "retold": set(), "removed": {"*area"}}  # fmt: skip
+    kinds = {
+        "reframed": {"frames", "brush", "area"},
+        "repainted": {"*steps", "frames"},
+        "weighted": {"*weights"},
+        "preset": {"*keep_shape", "area"},
+        "worded": {"area", "*area", "*area_limit"},
+        "retold": set(),
+    }
     for name, expected in kinds.items():
         asked.form, asked.said = {**whole, "remove": "ca", "area": True, "kind": "shape"}, {"blue": 2.0}
         shown = getattr(events, name)(asked)
@@ -206,7 +215,87 @@ def test_a_drawn_area_keeps_the_background_where_no_word_changes(desk, asked):
     job = desk.submit(asked.visitor, asked.clip, "preview", asked.form)
     assert desk.studio.do(job) == "preview"
     asked.form["mask"] = ""
-    assert "keep_background" in page(desk).worded(asked)["words"]
+    assert "Leave all outside the area untouched" in page(desk).worded(asked)["words"]
+
+
+# ---- areas of words --------------------------------------------------------------------------------------------
+
+RED = {"target": "", "remove": "red car"}
+AREAS = [
+    ({}, None),
+    ({"area": True}, 0.7),
+    ({"keep_background": True}, 0.3),
+    ({"area": True, "keep_background": True}, 0.7),
+    # a removal without a limit of its own has the usual one
+    (RED, 0.3),
+    ({**RED, "area": True}, 0.7),
+    # in ten steps no shape is kept
+    ({"area": True, "keep_shape": 9}, None),
+    ({"area": True, "keep_shape": 9, "keep_background": True}, 0.7),
+    ({"area": True, "mask": "0" * 16}, None),
+]
+
+
+@pytest.mark.parametrize(("form", "limit"), AREAS)
+def test_the_limit_that_is_shown_is_the_one_that_counts(form, limit, desk, asked):
+    asked.form |= {"area_limit": 0.7, "steps": 10, **form}
+    desk.studio.inverted(Job("", asked.clip.id, "preview", asked.form), asked.clip, asked.form, quick=True)
+    shown, edit = desk.area(asked.clip, asked.form), forms.settings_of(asked.form)
+    tokens = [MODELS.editor(MINIATURE).checkpoint.text.tokens(prompt) for prompt in (asked.form["source"], edit.target)]
+    plan = plan_edit(edit, *tokens, steps=10)
+    frees_shapes = plan.region.mask_words is not None and (plan.region.hides_object or plan.fusion.replaces_self(0))
+    used = edit.mask is None and (frees_shapes or plan.region.background is not None)
+    assert limit == (plan.region.threshold if used else None)
+    if limit is None:
+        assert "data-limit" not in shown
+    else:
+        assert f'data-limit="{limit:g}"' in shown and ("usual tightness" in shown) == (limit == 0.3)
+    assert ("no area is used" in shown) == (form == {"area": True, "keep_shape": 9})
+
+
+@pytest.mark.parametrize("form", [{}, {"area": True}])
+def test_what_changes_is_the_area_that_is_shown(form, desk, asked, monkeypatch):
+    """To the pixel, wherever the slider stands; where it does not count, it cannot be moved."""
+    seen = []
+    monkeypatch.setattr(show, "spotlight", lambda video, mask, alt: seen.append(mask) or "")
+    asked.form |= {"size": 128, "keep_background": True, **form}
+    job, areas = Job("", asked.clip.id, "run", asked.form), []
+    inversion = desk.studio.inverted(job, asked.clip, asked.form, quick=False)
+    for limit in (0.1, 0.7):
+        asked.form["area_limit"] = limit
+        shown = page(desk).bounded(asked)
+        edited = desk.studio.edited(job, inversion, asked.form, None, quick=False)
+        changed = (edited.frames != inversion.video.frames).any(1)
+        assert not changed[~seen[-1]].any() and changed[seen[-1]].float().mean() > 0.95
+        assert f"{100 * float(seen[-1].float().mean()):.0f} % of the picture may change" in shown["area"]
+        assert shown["*area_limit"]["interactive"] == bool(form)
+        areas.append(float(seen[-1].float().mean()))
+    assert (areas[0] > areas[1]) if form else (areas[0] == areas[1])
+
+
+def test_an_area_where_shapes_change_is_not_called_all_that_changes(desk, asked):
+    asked.form |= {"area": True}
+    desk.studio.inverted(Job("", asked.clip.id, "preview", asked.form), asked.clip, asked.form, quick=True)
+    assert "% of the picture: there shapes may change" in desk.area(asked.clip, asked.form)
+
+
+@pytest.mark.parametrize("event", ["with_form", "worded", "preset", "bounded", "drawn"])
+def test_controls_that_do_not_count_cannot_be_moved(event, desk, asked):
+    """What is taken away is hidden within an area, always; one that is drawn has no limit."""
+    cases = [
+        ({"kind": "style"}, (False, True, False)),
+        ({"kind": "shape", "area": True}, (True, True, True)),
+        ({"remove": "red"}, (True, False, True)),
+        ({"kind": "shape", "area": True, "mask": "0" * 16}, (True, False, False)),
+    ]
+    for form, expected in cases:
+        asked.form |= {"kind": "attribute", "area": False, "remove": "", "mask": "", **form}
+        if event == "drawn":
+            asked.said = drawing(255) if "mask" in form else ""
+        arguments = (asked, asked.clip, asked.form) if event == "with_form" else (asked,)
+        shown = getattr(page(desk), event)(*arguments)
+        box, limit = shown["*area"], shown["*area_limit"]
+        assert (box["value"], box["interactive"], limit["interactive"]) == expected, form
 
 
 # ---- sheets ----------------------------------------------------------------------------------------------------
@@ -254,6 +343,17 @@ def test_a_sheet_has_what_makes_another_edit(vary, form, count, desk, asked):
     """Of the shares that four steps know each once."""
     tried = desk.studio.tried(sheet(desk, asked, vary, form).form, vary)
     assert len(tried) == count == len({json.dumps(tile) for tile in tried})
+
+
+def test_the_tiles_of_an_area_say_what_grows(desk, asked):
+    """It gets tighter, as the slider of that name, until no shape changes; 'everywhere' is where shapes are kept."""
+    assert AREA == LABELS["area_limit"]
+    job = sheet(desk, asked, AREA, {"area": True, "area_limit": 0.9})
+    tried = desk.studio.tried(job.form, AREA)
+    labels = [forms.label(form, job.form) for form in tried]
+    assert labels == [f"tightness {limit:g}" for limit in (0.1, 0.2, 0.3, 0.45, 0.6)] + ["shapes kept everywhere"]
+    limits = [forms.limit(form) for form in tried]
+    assert limits[:-1] == sorted(limits[:-1]) and limits[-1] is None and not tried[-1]["area"]
 
 
 @pytest.mark.slow

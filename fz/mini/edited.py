@@ -59,7 +59,7 @@ class Bench:
         return Guidance(self.embed(""), self.setup.guidance if scale is None else scale)
 
     def key(self) -> str:
-        """Of all that its figures depend on."""
+        """Of the models and the setup: what its figures depend on beside what is asked of it."""
         models = [self.checkpoint.unet, self.checkpoint.vae, self.checkpoint.text.model, self.eye]
         models += [self.net] if self.net is not None else []
         return digest(self.setup, *(model_digest(model) for model in models))

@@ -13,29 +13,32 @@ from typing import Any
 import torch
 
 from fz.clips.media import atomic
+from fz.memory.inversions import digest
 from fz.mini.bars import Row, table
-from fz.mini.controlled import measure_control
+from fz.mini.controlled import VARIANTS, measure_control
 from fz.mini.edited import Bench
 from fz.mini.eye import errors, load_eye
-from fz.mini.figures import MEASURES
+from fz.mini.figures import EDIT_SETTINGS, MEASURES
 from fz.mini.setup import Setup
 from fz.model import fast_cpu
 from fz.records import NUMBER, Each
 from fz.results.cells import cell, each
+from fz.settings.config import PRESETS
 from fz.weights.control import check_beside, load_control
 from fz.weights.load import load_checkpoint
 
 
 def figures_of(bench: Bench, key: str, folder: Path, part: str, i: int) -> list[Row]:
-    """The figures of the i-th picture or clip: read where they were measured before, with the same key, else measured
-    and written.
+    """The figures of the i-th picture or clip: read where they were measured before, with the same key of the bench and
+    the same settings of the edits, else measured and written.
     """
+    whole_key = digest(key, part, *(EDIT_SETTINGS | {"control": (PRESETS, VARIANTS)})[part])
 
     def measured() -> dict[str, Any]:
         figures = (MEASURES | {"control": measure_control})[part](bench, i)
         return {"figures": {figure.name: float(figure.value) for figure in figures}}
 
-    content = cell(folder / f"{part.replace(' ', '-')}-{i:04d}.json", key, {"figures": Each(NUMBER)}, measured)
+    content = cell(folder / f"{part.replace(' ', '-')}-{i:04d}.json", whole_key, {"figures": Each(NUMBER)}, measured)
     return [(i, name, value) for name, value in content["figures"].items()]
 
 

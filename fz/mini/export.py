@@ -33,7 +33,7 @@ def answer(argv: Sequence[str] | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return answered(lambda: answer(argv))
+    return answered(lambda: answer(argv), argv=argv)
 
 
 if __name__ == "__main__":

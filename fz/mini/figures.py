@@ -269,6 +269,15 @@ def mask_iou(bench: Bench, source: Source, prompt: str, word: str, mask: np.ndar
     return float(np.mean(ious))
 
 
+# what each of them asks the editor for
+EDIT_SETTINGS = {
+    "picture": (),
+    "two": (),
+    "clip": (PRESETS, VARIANTS, FULL),
+    "ablation": (PRESETS, ABLATIONS, REMOVAL),
+    "removal": (REMOVAL, REMOVALS),
+    "one of two": (PRESETS, VARIANTS),
+}
 MEASURES = {
     "picture": measure_picture,
     "two": measure_two,

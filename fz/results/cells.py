@@ -19,8 +19,10 @@ def cell(
     file: Path, key: str, schema: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]
 ) -> Mapping[str, Any]:
     """What a cell holds: read where it was measured before, with the same key, else measured and written. One that is
-    damaged, or does not fit the schema, is measured again.
+    damaged, or does not fit the schema, is measured again. The file's name has digits of the key: what is measured by
+    other settings lies beside it.
     """
+    file = file.with_name(f"{file.stem}-{key[:8]}{file.suffix}")
     content = read_cell(file, schema)
     if content is None or content["key"] != key:
         content = {"key": key, **measure()}

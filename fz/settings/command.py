@@ -18,7 +18,8 @@ ALWAYS = ("clip.size", "guidance", "steps")
 
 def command(settings: Mapping[str, Any], out: str | None = None) -> str:
     """`python -m fz.run …` of run.json's settings, quoted for a POSIX shell. What no flag says (`lenient`) and what
-    changes nothing (a strength without SDEdit) is left out.
+    changes nothing (a strength without SDEdit) is left out. An empty path is the miniature's example, which a run
+    without a clip has.
     """
     words = ["python", "-m", "fz.run"]
     defaults = {f"clip.{k}": v for k, v in fields(ClipSettings).items()} | fields(Settings)
@@ -29,6 +30,7 @@ def command(settings: Mapping[str, Any], out: str | None = None) -> str:
     for flag in first_flags(edit=False):
         if (
             flag.setting in flat
+            and (flag.setting, flat[flag.setting]) != ("clip.path", "")
             and (flag.setting in ALWAYS or not same(flat[flag.setting], defaults.get(flag.setting)))
             and any(counts(flag.setting, flat, edit) for edit in settings["edits"])
         ):

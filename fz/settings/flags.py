@@ -302,7 +302,6 @@ def build_parser(numbers: Iterable[int] = (), bundled: Mapping[str, Any] | None 
         "--list-words", action="store_true", help="show the prompts' words; without prompts, what the miniature knows"
     )
     group.add_argument("--verbose", action="store_true", help="print how it is computed, too: products, convolutions")
-    group.add_argument("--debug", action="store_true", help="show an error's traceback")
     group.add_argument("--version", action="version", version=f"fz {fz.__version__}")
     return parser
 

@@ -175,7 +175,6 @@ def parser() -> argparse.ArgumentParser:
         "--config", metavar="YAML", help="a released tuning config, unchanged; what is done otherwise is said"
     )
     out.add_argument("--set", action="append", metavar="KEY=VALUE", help="a value of it")
-    out.add_argument("--debug", action="store_true", help="show an error's traceback")
     return out
 
 

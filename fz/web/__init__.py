@@ -35,7 +35,7 @@ def answer(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
-    return answered(lambda: answer([word for word in argv if word != "--debug"]), debug="--debug" in argv)
+    return answered(lambda: answer(argv), argv=argv)
 
 
 __all__ = ["build_parser", "leave", "main"]

@@ -65,7 +65,7 @@ class Desk:
             for file in files:
                 file.unlink(missing_ok=True)
             place.rmdir()
-            raise FzError(self.folder.without_paths(str(error))) from None
+            raise FzError(self.folder.told(str(error))) from None
 
     def frames(self, clip: VisitorClip, form: forms.Form) -> str:
         """The frames that are taken, what is cut, and what it will take."""
@@ -155,23 +155,27 @@ class Desk:
         return f"<h3>Where is “{show.safe(word)}”?</h3>{shown}"
 
     def area(self, clip: VisitorClip, form: forms.Form) -> str:
-        """Where the edit may change the clip, at the threshold that is set."""
-        if not form["area"] and not form["keep_background"] and not form["mask"]:
-            return ""
+        """Where the edit may change the clip, or shapes of it, at the limit that counts."""
         if form["mask"]:
             return show.note("The area that you drew below is used.")
+        limit = forms.limit(form)
+        if limit is None:
+            return show.note(forms.MOOT["threshold"] if form["area"] else "")
         inversion = self.studio.at_hand(clip, form)
         if inversion is None:
-            return show.note("Make a preview first: then the area is shown here, and follows the slider.")
+            follows = ", and follows the slider" if forms.sets_limit(form) else ""
+            return show.note(f"Make a preview first: then the area is shown here{follows}.")
         editor = self.models.editor(form["model"])
         explained = editor.explain(form["source"], forms.sentence(form), **forms.editing(form))
         words = [explained.source_words[i] for i in explained.mask_words]
         if not words:
-            return show.note("No word of the first sentence changes, so there is no area. Draw one below.")
-        mask = inversion.mask(words, form["area_limit"])
-        share = f"{100 * float(mask.float().mean()):.0f} % of the picture"
+            return show.note("No word of the first sentence changes, so there is no area. Draw one under “More”.")
+        mask = inversion.mask(words, limit, edge=form["keep_background"])
+        what = " may change" if form["keep_background"] else ": there shapes may change"
+        usual = "" if forms.sets_limit(form) else f", at the usual tightness of {limit:g}"
+        share = f"{100 * float(mask.float().mean()):.0f} % of the picture{what}{usual}"
         shown = show.spotlight(inversion.video, mask, f"the area of {' '.join(words)}")
-        return f'<div class="fz-area" data-limit="{form["area_limit"]:g}">{shown}{show.note(share)}</div>'
+        return f'<div class="fz-area" data-limit="{limit:g}">{shown}{show.note(share)}</div>'
 
     # ---- edits ---------------------------------------------------------------------------------------------
 
@@ -215,7 +219,7 @@ class Desk:
         if not about:
             return show.note("Your edit appears here."), ""
         now = chosen if chosen in about else next(iter(about))
-        return show.result(clip.id, now, about[now]), show.history(clip.id, about.items(), now)
+        return show.result(clip, now, about[now]), show.history(clip.id, about.items(), now)
 
     def form_of(self, visitor: Visitor, clip: VisitorClip, result: str = "") -> dict[str, Any] | None:
         """The form of a result, or else of the newest; None where there is none."""

@@ -52,21 +52,23 @@ class Events:
             self.on(parts[name].input, self.reframed, clip, "clip said")
         self.on(parts["model"].input, self.repainted, [*clip, *(parts[n] for n in ("size", "steps", "guidance"))],
                 "clip said")  # fmt: skip
+        bounds = [out["area"], parts["area"], parts["area_limit"]]
         words = [out["words"], out["weights"], out["area"], parts["weights"]]
         for name in ("source", "target", "enhance"):
             self.on(parts[name].input, self.worded, words, "words")
-        self.on(parts["remove"].input, self.removed, [*words, parts["area"]], "words")
+        self.on(parts["remove"].input, self.worded, [*words, *bounds], "words")
         self.on(out["say weights"].change, self.weighted, [out["words"], parts["weights"]], "words", out["say weights"])
         self.on(out["say word"].change, self.where, [out["where"]], "where", out["say word"])
         preset = [parts[name] for name in forms.of_preset("style")]
-        self.on(parts["kind"].input, self.preset, [out["words"], out["area"], *preset], "words")
-        for name in ("keep_shape", "keep_place"):
-            self.on(parts[name].input, self.retold, [out["words"]], "words")
-        for name in ("steps", "fast"):
-            self.on(parts[name].input, self.reframed, [out["words"], out["frames"]], "words")
-        for name in ("area", "area_limit", "keep_background"):
+        self.on(parts["kind"].input, self.preset, [out["words"], *preset, *bounds], "words")
+        # how much of the shape is kept decides whether an area counts
+        for name in ("keep_shape", "keep_place", "steps", "fast"):
+            self.on(parts[name].input, self.reframed, [out["words"], out["frames"], out["area"]], "words")
+        self.on(parts["area"].input, self.bounded, [out["area"], parts["area_limit"]], "area")
+        # what is moved just now stays as it is
+        for name in ("area_limit", "keep_background"):
             self.on(parts[name].input, self.bounded, [out["area"]], "area")
-        drawn = [parts["mask"], out["area"], out["drawn"], out["edit said"]]
+        drawn = [parts["mask"], *bounds, out["drawn"], out["edit said"]]
         self.on(out["say drawing"].change, self.drawn, drawn, "edit said", out["say drawing"])
         for name, kind in (("preview button", "preview"), ("run button", "run"), ("sheet button", "sheet")):
             self.on(out[name].click, self.submitting(kind), [out["edit said"]], "edit said", mode="multiple")
@@ -87,7 +89,7 @@ class Events:
                 answered = work(self.asked(values, request, box))
                 return {part: value for part, value in answered.items() if part in shown}
             except FzError as error:
-                line = self.desk.folder.without_paths(str(error))
+                line = self.desk.folder.told(str(error))
             except Exception as error:
                 print(f"fz web: {explain(error)[0]}", flush=True)
                 line = "Something went wrong here that is not your doing. The server's log has it."
@@ -164,7 +166,7 @@ class Events:
 
     def refused(self, error: FzError) -> str:
         """A mistake in the place of what cannot be shown."""
-        return show.note(self.desk.folder.without_paths(str(error)), "error")
+        return show.note(self.desk.folder.told(str(error)), "error")
 
     def reframed(self, asked: Asked) -> Updates:
         return self.shown_frames(asked) | self.retold(asked) | self.bounded(asked)
@@ -176,10 +178,11 @@ class Events:
         return {self.parts[name]: value for name, value in usual.items()} | self.reframed(asked)
 
     def worded(self, asked: Asked) -> Updates:
+        bounds = self.bounds(asked)
         try:
             table, weights = self.desk.words(asked.maybe, asked.form)
         except FzError as error:
-            return {self.out["words"]: self.refused(error), self.out["area"]: ""}
+            return {self.out["words"]: self.refused(error), self.out["area"]: "", **bounds}
         shown = {self.out["words"]: table, self.out["weights"]: weights}
         return shown | {self.parts["weights"]: asked.form["weights"]} | self.bounded(asked)
 
@@ -189,11 +192,6 @@ class Events:
             return {self.out["words"]: self.desk.words(asked.maybe, asked.form)[0]}
         except FzError as error:
             return {self.out["words"]: self.refused(error)}
-
-    def removed(self, asked: Asked) -> Updates:
-        """What is taken away is hidden within an area."""
-        asked.form["area"] = asked.form["area"] or bool(asked.form["remove"].strip())
-        return {self.parts["area"]: asked.form["area"]} | self.worded(asked)
 
     def weighted(self, asked: Asked) -> Updates:
         asked.form |= {"weights": dict(asked.said)} if isinstance(asked.said, dict) else {}
@@ -206,15 +204,27 @@ class Events:
     def preset(self, asked: Asked) -> Updates:
         values = forms.of_preset(asked.form["kind"])
         asked.form |= values
-        return {self.parts[name]: value for name, value in values.items()} | self.retold(asked) | self.bounded(asked)
+        bounded = self.bounded(asked)
+        return {self.parts[name]: value for name, value in values.items()} | self.retold(asked) | bounded
+
+    def bounds(self, asked: Asked) -> Updates:
+        """The area's controls, which can be moved where they count: what is taken away is always hidden within an area,
+        and one that is drawn has no limit.
+        """
+        form, removes = asked.form, bool(asked.form["remove"].strip())
+        form["area"] = form["area"] or removes
+        box = gr.update(value=form["area"], interactive=not (removes or form["mask"]))
+        limit = gr.update(value=form["area_limit"], interactive=forms.sets_limit(form))
+        return {self.parts["area"]: box, self.parts["area_limit"]: limit}
 
     def bounded(self, asked: Asked) -> Updates:
+        shown = self.bounds(asked)
         if asked.maybe is None or not says(asked.form["source"]) or forms.sentence(asked.form) == "":
-            return {self.out["area"]: ""}
+            return {self.out["area"]: "", **shown}
         try:
-            return {self.out["area"]: self.desk.area(asked.clip, asked.form)}
+            return {self.out["area"]: self.desk.area(asked.clip, asked.form), **shown}
         except FzError as error:
-            return {self.out["area"]: self.refused(error)}
+            return {self.out["area"]: self.refused(error), **shown}
 
     def drawn(self, asked: Asked) -> Updates:
         asked.form["mask"] = self.desk.drawn(asked.visitor, asked.clip, str(asked.said)) if asked.said else ""

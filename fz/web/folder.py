@@ -26,6 +26,7 @@ from fz.errors import FzError
 from fz.memory.inversions import is_inversion, remove_unused
 from fz.results.lock import Busy, Lock
 from fz.settings.place import slug
+from fz.web import wording
 
 ID = re.compile(r"[0-9a-f]{16}")
 VISITOR = re.compile(r"[0-9a-f]{32}")
@@ -158,11 +159,11 @@ class Folder:
         places = [path.parent for path in found]
         return [(Visitor(place.parents[2]), place.parents[1].name, place.name) for place in places]
 
-    def without_paths(self, line: str) -> str:
-        """A line for visitors: files by their names, none of the server's folders."""
-        line = re.sub(rf"{re.escape(str(self.root))}[^\s,:;)]*/", "", line)
-        line = line.replace("--", "").replace("Pass another out", "Try again")
-        return line.replace("Free space there or pass another out", "Try again later")
+    def told(self, line: str) -> str:
+        """An error's line for visitors: in the page's words, files by their names, none of the server's folders."""
+        line = wording.for_visitors(re.sub(rf"{re.escape(str(self.root))}[^\s,:;)]*/", "", line))
+        line = line.replace("Free space there or pass another out", "Try again later")
+        return line.replace("Pass another out", "Try again")
 
     # ---- uploads -------------------------------------------------------------------------------------------
 

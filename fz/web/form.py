@@ -13,8 +13,9 @@ from typing import Any
 from fz.arguments import edit_of
 from fz.errors import FzError
 from fz.settings.config import FAST, PRESETS, EditSettings
-from fz.settings.effect import effect
+from fz.settings.effect import STEADY, effect
 from fz.settings.sweep import NAMES, read_sweeps
+from fz.web.wording import LABELS
 from fz.words import says
 
 Form = Mapping[str, Any]
@@ -40,13 +41,13 @@ USUAL: dict[str, Any] = {
 # what a sheet can vary, by its name on the page: settings' names, and values
 VARIED = {
     "How much of the shape is kept": ("self_replace", "0.2,0.4,0.6,0.8,1"),
-    "How long words keep their place": ("cross_replace", "0.2,0.4,0.6,0.8,1"),
-    "How large the changed area is": ("threshold", "0.1,0.2,0.3,0.45,0.6,none"),
+    "How long things are kept in place": ("cross_replace", "0.2,0.4,0.6,0.8,1"),
+    LABELS["area_limit"]: ("threshold", "0.1,0.2,0.3,0.45,0.6,none"),
     "How strong the new words are": ("reweight", "0.5,1,2,4,8"),
 }
 # why a sheet's pictures would all be one
 MOOT = {
-    "threshold": "So little of the shape is kept that no area is used: keep more of it.",
+    "threshold": "So little of the shape is kept that it may change everywhere and no area is used: keep more of it.",
     "reweight": "Things are kept in place so shortly that no word has a strength: keep them longer.",
 }
 
@@ -139,6 +140,18 @@ def editing(form: Form, mask: Path | None = None) -> dict[str, Any]:
     return out | ({"mask": str(mask)} if mask is not None else {})
 
 
+def limit(form: Form) -> float | None:
+    """How tight the area of words is that counts in this edit; None where none does."""
+    edit = settings_of(form)
+    frees_shapes = effect(edit, steps_of(form, quick=False))["threshold"]
+    return STEADY if frees_shapes is None and edit.keep_background and edit.mask is None else frees_shapes
+
+
+def sets_limit(form: Form) -> bool:
+    """Is it the slider that says so?"""
+    return form["area"] and not form["mask"]
+
+
 def varied(form: Form, what: str, words: list[str], has_area: bool) -> list[dict[str, Any]]:
     """The form once for each value of what a sheet varies that makes another edit. words: the target's that the source
     has not; has_area: does a word of the source change? Raises FzError for what cannot be varied.
@@ -188,9 +201,9 @@ def label(form: Form, before: Form) -> str:
     if form["keep_shape"] != before["keep_shape"]:
         told.append(f"shape kept {form['keep_shape']} %")
     if form["keep_place"] != before["keep_place"]:
-        told.append(f"places kept {form['keep_place']} %")
+        told.append(f"kept in place {form['keep_place']} %")
     if (form["area"], form["area_limit"]) != (before["area"], before["area_limit"]):
-        told.append(f"area {form['area_limit']:g}" if form["area"] else "everywhere")
+        told.append(f"tightness {form['area_limit']:g}" if form["area"] else "shapes kept everywhere")
     for word, factor in form["weights"].items():
         if before["weights"].get(word, 1) != factor:
             told.append(f"{word} ×{factor:g}")

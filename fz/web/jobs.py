@@ -197,7 +197,7 @@ class Queue:
                     # a bug is for whoever runs the server; the visitor learns that there is one
                     print(f"fz web: {line}", flush=True)
                     line = "Something went wrong here that is not your doing. The server's log has it."
-                self.end(job, "failed", line=self.folder.without_paths(line))
+                self.end(job, "failed", line=self.folder.told(line))
 
     def next(self) -> Job | None:
         """The first that waits; None when the server closes."""

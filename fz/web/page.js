@@ -176,7 +176,7 @@ class Brush extends HTMLElement {
   connectedCallback() {
     if (this.firstChild) return;
     this.canvas = make("canvas", { tabindex: 0, role: "application",
-      "aria-label": "draw the area that may change; arrow keys move the brush, space paints, backspace wipes" });
+      "aria-label": "draw the area; arrow keys move the brush, space paints, backspace wipes" });
     this.mask = document.createElement("canvas");
     this.picture = new Image();
     this.picture.onload = () => {
@@ -190,7 +190,7 @@ class Brush extends HTMLElement {
       this.mask.getContext("2d").clearRect(0, 0, this.mask.width, this.mask.height); this.drawn = false;
       this.draw(); say("fz-drawing", "");
     } }, "Clear");
-    this.append(make("h3", {}, "Draw the area that may change"), this.canvas,
+    this.append(make("h3", {}, "Draw the area"), make("p", { class: "fz-note" }, "It is used in place of the words' area: shapes may change in it."), this.canvas,
       make("div", { class: "fz-row" }, make("label", {}, "Brush", this.size), make("label", { class: "fz-check" }, this.wipes, "wipe"), clear));
     const move = e => {
       const box = this.canvas.getBoundingClientRect();

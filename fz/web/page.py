@@ -13,6 +13,7 @@ from fz.web.desk import Desk
 from fz.web.events import Events
 from fz.web.guard import cookie_name
 from fz.web.studio import guess
+from fz.web.wording import LABELS, MORE, STRENGTH
 
 HERE = Path(__file__).parent
 
@@ -82,8 +83,8 @@ class Page:
         self.out[name] = gr.HTML(value, elem_id=f"fz-shown-{name.replace(' ', '-')}", elem_classes="fz-plain")
 
     def part(self, name: str, kind: type, **options: Any) -> None:
-        options.setdefault("elem_id", f"fz-{name.replace('_', '-')}")
-        self.parts[name] = kind(**options)
+        usual = {"elem_id": f"fz-{name.replace('_', '-')}"} | ({"label": LABELS[name]} if name in LABELS else {})
+        self.parts[name] = kind(**usual, **options)
 
     def clip_section(self) -> None:
         gr.HTML(title(1, "Your clip"), elem_classes="fz-plain")
@@ -98,61 +99,62 @@ class Page:
                 usual = guess(self.desk.models, self.desk.models.names[0])
                 several = len(self.desk.models.names) > 1
                 self.part("model", gr.Dropdown, choices=self.desk.models.names, value=self.desk.models.names[0],
-                          label="Painter", visible=True if several else "hidden")  # fmt: skip
-                self.part("frames", gr.Slider, minimum=1, maximum=forms.MOST_FRAMES, step=1, value=8,
-                          label="How many frames")  # fmt: skip
-                self.part("start", gr.Slider, minimum=0, maximum=7, step=1, value=0, label="Begin after frame")
-                self.part("every", gr.Slider, minimum=1, maximum=10, step=1, value=1, label="Take every … frame")
+                          visible=True if several else "hidden")  # fmt: skip
+                self.part("frames", gr.Slider, minimum=1, maximum=forms.MOST_FRAMES, step=1, value=8)
+                self.part("start", gr.Slider, minimum=0, maximum=7, step=1, value=0)
+                self.part("every", gr.Slider, minimum=1, maximum=10, step=1, value=1)
                 self.part("size", gr.Slider, minimum=64, maximum=768, step=32, value=usual["size"],
-                          label="Size of the picture", info="pixels; larger takes longer")  # fmt: skip
+                          info="pixels; larger takes longer")  # fmt: skip
         self.shown("clip said")
         self.shown("frames")
 
     def words_section(self) -> None:
         gr.HTML(title(2, "Words"), elem_classes="fz-plain")
         with gr.Row():
-            self.part("source", gr.Textbox, label="What is in the clip?", max_length=1000, min_width=280,
+            self.part("source", gr.Textbox, max_length=1000, min_width=280,
                       placeholder="a red car moving on the sand")  # fmt: skip
-            self.part("target", gr.Textbox, label="What should it become?", max_length=1000, min_width=280,
+            self.part("target", gr.Textbox, max_length=1000, min_width=280,
                       placeholder="a blue car moving on the sand")  # fmt: skip
         self.shown("words")
         self.shown("where")
 
     def edit_section(self) -> None:
         gr.HTML(title(3, "Edit"), elem_classes="fz-plain")
-        self.part("kind", gr.Radio, choices=list(forms.KINDS.items()), value="attribute", label="What changes?")
+        self.part("kind", gr.Radio, choices=list(forms.KINDS.items()), value="attribute")
         with gr.Row(equal_height=False):
             with gr.Column(min_width=280):
                 self.part("keep_shape", gr.Slider, minimum=0, maximum=100, step=1, value=80,
-                          label="Keep the shape", info="% of the way: more stays closer to your clip")  # fmt: skip
+                          info="% of the way: more stays closer to your clip")  # fmt: skip
                 self.part("keep_place", gr.Slider, minimum=0, maximum=100, step=1, value=70,
-                          label="Keep things in place", info="% of the way: words stay where they were")  # fmt: skip
-                self.part("area", gr.Checkbox, value=False, label="Change only where the new words are")
+                          info="% of the way: words stay where they were")  # fmt: skip
+                self.part("area", gr.Checkbox, value=False,
+                          info="the area of those words of the first sentence that change; elsewhere shapes stay as in "
+                          "your clip")  # fmt: skip
                 self.part("area_limit", gr.Slider, minimum=0.05, maximum=0.95, step=0.01, value=0.3,
-                          label="How tight that area is")  # fmt: skip
+                          info="tighter is smaller")  # fmt: skip
                 self.shown("area")
             with gr.Column(min_width=280):
-                gr.HTML("<h3>Strength of each word</h3>", elem_classes="fz-plain")
+                gr.HTML(f"<h3>{STRENGTH}</h3>", elem_classes="fz-plain")
                 self.shown("weights")
-                self.part("keep_background", gr.Checkbox, value=False, label="Leave all outside the area untouched")
-        with gr.Accordion("More: take away, polish, draw an area", open=False, elem_id="fz-more"):
+                self.part("keep_background", gr.Checkbox, value=False,
+                          info="the area where the changed words are, or the one that you draw")  # fmt: skip
+        with gr.Accordion(MORE, open=False, elem_id="fz-more"):
             with gr.Row():
-                self.part("remove", gr.Textbox, label="Take away", placeholder="red car", max_length=200, min_width=240,
+                self.part("remove", gr.Textbox, placeholder="red car", max_length=200, min_width=240,
                           info="words of the first sentence")  # fmt: skip
-                self.part("enhance", gr.Textbox, label="Polish with", placeholder="watercolor painting",
-                          max_length=200, min_width=240, info="words put after the second sentence")  # fmt: skip
+                self.part("enhance", gr.Textbox, placeholder="watercolor painting", max_length=200, min_width=240,
+                          info="words put after the second sentence")  # fmt: skip
             self.shown("brush")
             self.shown("drawn")
             with gr.Row():
-                self.part("steps", gr.Slider, minimum=2, maximum=100, step=1, value=20, label="Care",
-                          info="steps; more takes longer", min_width=240)  # fmt: skip
-                self.part("guidance", gr.Slider, minimum=1, maximum=15, step=0.5, value=3,
-                          label="How strictly words are followed", min_width=240)  # fmt: skip
+                self.part("steps", gr.Slider, minimum=2, maximum=100, step=1, value=20,
+                          info="more is finer and takes longer", min_width=240)  # fmt: skip
+                self.part("guidance", gr.Slider, minimum=1, maximum=15, step=0.5, value=3, min_width=240)
         with gr.Row(elem_classes="fz-go"):
             self.out["preview button"] = gr.Button("Preview", elem_id="fz-preview", min_width=120)
             self.out["run button"] = gr.Button("Run", variant="primary", elem_id="fz-run", min_width=120)
-            self.part("fast", gr.Checkbox, value=False, label="Fast: nearly the same, sooner", min_width=200)
-            self.part("stays", gr.Checkbox, value=True, label="Go on when I close this page", min_width=200)
+            self.part("fast", gr.Checkbox, value=False, min_width=200)
+            self.part("stays", gr.Checkbox, value=True, min_width=200)
         self.shown("edit said")
         gr.HTML("<fz-progress></fz-progress>", elem_classes="fz-plain")
         self.shown("preview")

@@ -1,16 +1,17 @@
 """Which addresses has the page beside Gradio's? Uploads, what jobs are doing, and the files of a visitor's results."""
 
 import re
+import tempfile
 import threading
 import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from fz.checkpoint import choose_clip
@@ -20,6 +21,7 @@ from fz.results.beside import beside
 from fz.results.claim import finished
 from fz.results.report import write_report
 from fz.shell import explain
+from fz.web.again import file_name
 from fz.web.desk import Desk
 from fz.web.folder import ABOUT, Visitor, part_of, read_json
 
@@ -32,6 +34,7 @@ FILES = {
     "frames.zip": "frames.zip",
 }
 SHOWN = (".gif", ".png")
+BLOCK = 2**16  # bytes of an archive that are sent at once
 # after a page said that it goes, and after it was last heard of: browsers slow hidden pages down to a minute
 GRACE, SILENCE = 6.0, 150.0
 
@@ -77,11 +80,12 @@ class Routes:
             Route("/fz/state", self.answering(self.state)),
             Route("/fz/closed", self.answering(self.closed), methods=["POST"]),
             Route("/fz/cancel/{job}", self.answering(self.cancel), methods=["POST"]),
+            Route("/fz/clip/{clip}", self.answering(self.clip)),
             Route("/fz/result/{clip}/{result}/{name}", self.answering(self.result)),
         ]
 
     def answering(self, handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
-        return answering(handler, self.desk.folder.without_paths)
+        return answering(handler, self.desk.folder.told)
 
     def visitor(self, request: Request) -> Visitor:
         return self.desk.folder.visitor(request.scope.get("fz_secret"))
@@ -118,6 +122,19 @@ class Routes:
     async def cancel(self, request: Request) -> Response:
         there = self.desk.queue.cancel(self.visitor(request).name, request.path_params["job"])
         return JSONResponse({"cancelled": there})
+
+    async def clip(self, request: Request) -> Response:
+        """A clip under the name that commands have for it: its file, or its pictures as an archive of a folder."""
+        clip = self.visitor(request).clip(request.path_params["clip"])
+        if not clip.here:
+            raise FzError("This clip is not here any more.")
+        place, name = Path(clip.path), file_name(clip)
+        if place.is_file():
+            return FileResponse(place, filename=name)
+        archive = await run_in_threadpool(archived, place, name)
+        headers = {"content-disposition": f'attachment; filename="{name}.zip"'}
+        blocks = iter(lambda: archive.read(BLOCK), b"")
+        return StreamingResponse(blocks, headers=headers, media_type="application/zip")
 
     async def result(self, request: Request) -> Response:
         clip, result, name = (request.path_params[part] for part in ("clip", "result", "name"))
@@ -156,6 +173,16 @@ class Routes:
             with beside(run, name), atomic(run / name) as part, zipfile.ZipFile(part, "w") as archive:
                 for picture in sorted((run / "frames" / "edit-0").glob("*.png")):
                     archive.write(picture, picture.name)
+
+
+def archived(folder: Path, name: str) -> IO[bytes]:
+    """A folder's files as an archive that is gone when it has been read."""
+    out = tempfile.TemporaryFile()
+    with zipfile.ZipFile(out, "w") as archive:
+        for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
+            archive.write(path, f"{name}/{path.name}")
+    out.seek(0)
+    return out
 
 
 def answering(handler: Callable[[Request], Any], told: Callable[[str], str] = str) -> Callable[[Request], Any]:

@@ -4,7 +4,6 @@ Elements called fz-… are page.js's.
 """
 
 import base64
-import dataclasses
 import html
 import io
 import json
@@ -20,11 +19,7 @@ from torch import Tensor
 from fz.clips.media import overlay, to_uint8
 from fz.clips.video import Video
 from fz.mini.world import vocabulary
-from fz.program import program
 from fz.prompts.describe import Explained
-from fz.results.claim import as_json
-from fz.settings.command import command
-from fz.settings.config import Settings
 from fz.web.folder import VisitorClip
 from fz.words import bare, counts, split
 
@@ -33,7 +28,7 @@ WHAT = {
     "kept": "stays as it is",
     "replaced": "takes the place of",
     "new": "is new",
-    "own": "is free",
+    "own": "finds its own place",
 }
 
 
@@ -87,12 +82,12 @@ def thumbnails(video: Video) -> str:
     frames, some = to_uint8(video.frames), chosen(len(video.frames))
     row = strip([frames[i] for i in some], [str(video.indices[i] + 1) for i in some], "frames that are taken")
     more = f"{len(some)} of the {len(frames)} frames that are taken" if len(some) < len(frames) else ""
-    return row + note(more) + "".join(note(without_flags(line)) for line in video.notes)
+    return row + note(more) + "".join(note(without_advice(line)) for line in video.notes)
 
 
-def without_flags(line: str) -> str:
-    """A note of `fz.read`'s without its advice for command lines, frames counted from 1 as the page does."""
-    line = line.partition("; --")[0]
+def without_advice(line: str) -> str:
+    """A note of `fz.read`'s without its advice, which names settings, frames counted from 1 as the page does."""
+    line = re.split(r"; (?:--|[a-z]+=)", line)[0]
     head = re.match(r"frames? [\d, –…]+ of ", line)
     if head is None:
         return line
@@ -131,12 +126,11 @@ def words(explained: Explained, miniature: bool, can_look: bool) -> str:
         told += f" <b>{safe(' '.join(column.sources))}</b>" if column.what == "replaced" and not strange else ""
         till = f"until step {column.steps[1]}" if column.steps and column.what in ("kept", "replaced") else ""
         strength = f"×{column.weight:g}" if column.weight != 1 else ""
-        tokens = f"{len(column.positions)} pieces" if len(column.positions) > 1 else "1 piece"
         rows.append(
             f'<tr class="{kind}"><th scope="row">{safe(column.word)}</th><td>{told}</td><td>{till}</td>'
-            f"<td>{strength}</td><td>{tokens}</td></tr>"
+            f"<td>{strength}</td></tr>"
         )
-    head = "".join(f'<th scope="col">{title}</th>' for title in ("Word", "What happens", "Held", "Strength", "Size"))
+    head = "".join(f'<th scope="col">{title}</th>' for title in ("Word", "What happens", "Kept in place", "Strength"))
     hint = "" if can_look else note("After a preview, choose a word of the first line to see where it is.")
     return (
         f'<div class="fz-words"><p class="fz-sentence"><span>Now</span> {" ".join(source)}</p>'
@@ -173,12 +167,12 @@ def address(clip: str, result: str, name: str) -> str:
     return f"fz/result/{clip}/{result}/{name}"
 
 
-def result(clip: str, result_id: str, about: Mapping[str, Any]) -> str:
+def result(clip: VisitorClip, result_id: str, about: Mapping[str, Any]) -> str:
     """A finished edit: to look at, to take away, and how to get it again."""
     frames = [f"{i:05d}.png" for i in range(int(about["frames"]))]
     shown = player(
-        [address(clip, result_id, f"source-{name}") for name in frames],
-        [address(clip, result_id, f"edit-{name}") for name in frames],
+        [address(clip.id, result_id, f"source-{name}") for name in frames],
+        [address(clip.id, result_id, f"edit-{name}") for name in frames],
         float(about["fps"]),
         str(about["target"]),
     )
@@ -186,14 +180,15 @@ def result(clip: str, result_id: str, about: Mapping[str, Any]) -> str:
              "Pictures": "frames.zip", "Report": "report.html"}  # fmt: skip
     if about["form"].get("mask"):
         files["Drawn area"] = "mask.png"
-    links = "".join(
-        f'<a class="fz-button" href="{address(clip, result_id, name)}" download>{title}</a>'
-        for title, name in files.items()
-    )
+    hrefs = {title: address(clip.id, result_id, name) for title, name in files.items()}
+    if clip.here:
+        hrefs["Clip"] = f"fz/clip/{clip.id}"
+    links = "".join(f'<a class="fz-button" href="{href}" download>{title}</a>' for title, href in hrefs.items())
     texts = about.get("texts", {})
+    needs = "".join(note(line) for line in texts.get("needs", "").splitlines())
     code = "".join(
         f'<details class="fz-code"><summary>{title}</summary><pre id="fz-{key}" tabindex="0">{safe(texts.get(key, ""))}'
-        f'</pre><button type="button" class="fz-button" data-copy="fz-{key}">Copy</button></details>'
+        f'</pre><button type="button" class="fz-button" data-copy="fz-{key}">Copy</button>{needs}</details>'
         for key, title in (("command", "The same by a command"), ("python", "The same in Python"))
     )
     again = "the clip was known already, " if about.get("inverted_before") else ""
@@ -235,21 +230,3 @@ def examples(listed: Iterable[tuple[str, Path, VisitorClip]]) -> str:
         for name, first, clip in listed
     ]
     return f'<ul class="fz-cards fz-examples">{"".join(cards)}</ul>'
-
-
-def commands(settings: Settings, clip: VisitorClip, checkpoint: str | None) -> dict[str, str]:
-    """The command line and the Python text that give the same bits, with files by the visitor's names of them."""
-    plain = as_json(settings)
-    name = "weights/mini/example" if clip.source and clip.name == "a red car" else clip.name
-    plain["clip"]["path"] = name
-    plain["checkpoint"] = None if checkpoint is None else Path(checkpoint).name
-    for edit in plain["edits"]:
-        edit["mask"] = edit["mask"] and "mask.png"
-    return {"command": command(plain, "my-edit"), "python": program(by_name(settings, name, plain["checkpoint"]))}
-
-
-def by_name(settings: Settings, name: str, checkpoint: str | None) -> Settings:
-    edit = settings.edits[0]
-    edit = dataclasses.replace(edit, mask=edit.mask and "mask.png")
-    clip = dataclasses.replace(settings.clip, path=name)
-    return dataclasses.replace(settings, clip=clip, checkpoint=checkpoint, edits=(edit,))

@@ -19,8 +19,10 @@ from fz.inverted import InvertedClip
 from fz.settings.config import FAST
 from fz.web import form as forms
 from fz.web import show
+from fz.web.again import again
 from fz.web.folder import ABOUT, Folder, Visitor, VisitorClip, new_id, read_json, write_json
 from fz.web.jobs import Job
+from fz.weights.names import shown
 
 MINIATURE = "miniature"
 # inversions held in memory; others are found in the cache folder
@@ -37,9 +39,11 @@ class Models:
         self.paths: dict[str, str | None] = {}
         self.loaded: dict[str, Editor] = {}
         for checkpoint in checkpoints or [None]:
-            name = MINIATURE if checkpoint is None else Path(checkpoint).stem
+            name = called = MINIATURE if checkpoint is None else shown(checkpoint)
+            number = 1
             while name in self.paths:
-                name += "'"
+                number += 1
+                name = f"{called} ({number})"
             self.paths[name] = checkpoint
 
     @property
@@ -187,7 +191,7 @@ class Studio:
             "clip": clip.name,
             "seconds": round(time.time() - began, 2),
             "inverted_before": inverted_before,
-            "texts": show.commands(edited.settings, clip, self.models.path(form["model"])),
+            "texts": again(edited.settings, clip),
         }
         # with this file the result is one
         write_json(folder.parent / "about.json", about)
