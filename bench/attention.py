@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fz.settings.place import writable_file
+from bench.tables import ATTENTION, checked
 from fz.settings.texts import whole
 from fz.shell import Parser, answered, first_sentence, leave
 
@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
 def answer(argv: Sequence[str] | None) -> None:
     given = build_parser().parse_args(argv)
     given.size = given.size or (512 if given.static else 256)
-    given.csv = given.csv and writable_file(given.csv, "csv")
+    given.csv = checked(given.csv, ATTENTION, "--static" if given.static else "")
     if given.static:
         from bench.roofline_page import write
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from bench.attention_ways import CrossCase, SelfCase, Way, cross_case, cross_ways, self_case, self_ways
-from bench.here import append, commit, gemm_peak, machine, seconds
+from bench.here import commit, gemm_peak, machine, seconds
 from bench.sites import BenchSite, sites
+from bench.tables import ATTENTION, append
 from bench.temporaries import temporaries
 from fz import kernels
 from fz.errors import FzError
@@ -231,5 +232,5 @@ def run(given: argparse.Namespace) -> list[Timing]:
     print(f"GEMM peak, before and after: {peaks[0] / 1e9:.0f}, {peaks[1] / 1e9:.0f} GFLOP/s")
     print("\n".join(summary(timings)))
     if given.csv:
-        append(given.csv, rows_of(timings, max(peaks), given, device))
+        append(given.csv, ATTENTION, rows_of(timings, max(peaks), given, device))
     return timings

@@ -5,7 +5,7 @@ shapes, random weights). How it is measured is in `bench.edit_times`.
 from collections.abc import Sequence
 from pathlib import Path
 
-from fz.settings.place import writable_file
+from bench.tables import EDIT, checked
 from fz.settings.texts import multiple, whole
 from fz.shell import Parser, answered, first_sentence, leave
 
@@ -30,7 +30,7 @@ def answer(argv: Sequence[str] | None) -> None:
     )
     parser.add_argument("--csv", type=Path, help="append rows to this file")
     given = parser.parse_args(argv)
-    given.csv = given.csv and writable_file(given.csv, "csv")
+    given.csv = checked(given.csv, EDIT, "--model" if given.model else "")
     from bench.edit_times import measure_all
 
     measure_all(given)

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import whole
-from bench.here import append, gemm_peak
+from bench.here import CPU, commit, gemm_peak, machine
 from bench.steps import SMALL, WORDS, Steps, diffusers_unet, kernels, measure
+from bench.tables import EDIT, append
 from fz.attention import MAP_STRIDE, Keep, StopForward
 from fz.chunks import Chunks
 from fz.memory.budget import kept_bytes, live_maps
@@ -29,7 +30,6 @@ from fz.model.layers import Operands, Site, TextContext
 from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import VAE, VAEConfig, decode_clip, encode_clip
 
-CPU = torch.device("cpu")
 SMALL_VAE = VAEConfig(block_out_channels=(32, 32, 32, 32), layers_per_block=1)
 
 
@@ -118,8 +118,6 @@ def run(given: argparse.Namespace, config: UNetConfig, vae_config: VAEConfig | N
         rows.append(
             {
                 "step": name,
-                "size": size,
-                "frames": frames,
                 "seconds": round(median, 3),
                 "of diffusers": round(against, 3),
                 "TFLOP": round(counted / 1e12, 3),
@@ -251,8 +249,11 @@ def measure_all(given: argparse.Namespace) -> None:
     torch.set_num_threads(given.threads)
     config, vae = (SMALL, SMALL_VAE) if given.small else (UNetConfig(), VAEConfig())
     if given.fast:
-        whole.run(given.frames, given.size, given.rounds, config, vae)
-        return
-    rows = run(given, config, vae if given.vae else None)
+        taken = whole.run(given.frames, given.size, given.rounds, config, vae)
+        rows = [{"step": name, "seconds": round(seconds, 3)} for name, seconds in taken.items()]
+    else:
+        rows = run(given, config, vae if given.vae else None)
     if given.csv:
-        append(given.csv, rows)
+        common = {"commit": commit(), "machine": machine(CPU), "threads": torch.get_num_threads()}
+        common |= {"size": given.size, "frames": given.frames}
+        append(given.csv, EDIT, [common | row for row in rows])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fz.errors import FzError
+from fz.results.lock import claimed
 from fz.settings.place import writable
 from fz.settings.texts import one_of, whole
 from fz.shell import Parser, answered, first_sentence, leave
@@ -30,7 +31,8 @@ def answer(argv: Sequence[str] | None) -> None:
 
     if given.threads:
         torch.set_num_threads(given.threads)
-    make_all(out, given.only, given.candidates)
+    with claimed(out):
+        make_all(out, given.only, given.candidates)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 import fz
-from fz import mini
+from fz import mini, records
 from fz.clips.media import contact_sheet, heat, side_by_side, to_uint8, write_gif, write_json, write_png
 from fz.editor import Editor
 from fz.inverted import InvertedClip
@@ -25,11 +25,13 @@ from fz.mini.data import as_given
 from fz.mini.figures import held_out_story, targets
 from fz.mini.world import COLOURS, SCENES, Story, caption, counterfactual
 from fz.prompts.plan import weights
+from fz.records import NUMBER, Each
 from fz.results.result import Edited
 
 FIRST = 1000  # of the held-out stories that are candidates
 SHOWN, FPS = 192, 6.0  # side of a picture in the gallery; frames a second
 SWEPT = (0.2, 0.5, 0.8)
+ENTRY = {"shown": int, "psnr": Each(NUMBER)}  # of gallery.json
 
 
 @dataclass(frozen=True)
@@ -144,10 +146,11 @@ def make(editor: Editor, entry: Entry, out: Path, count: int) -> dict[str, Any]:
 
 
 def make_all(out: Path, names: Sequence[str], count: int) -> None:
-    """The entries of these names, as they are done; then gallery.json."""
-    editor, figures = fz.load(), {}
+    """The entries of these names; gallery.json has each as soon as its pictures are there, and others as they were."""
+    editor, file = fz.load(), out / "gallery.json"
+    figures = records.read(file, Each(ENTRY)) or {}
     for entry in ENTRIES:
         if entry.name in names:
             figures[entry.name] = make(editor, entry, out, count)
             print(entry.name, figures[entry.name], flush=True)
-    write_json(out / "gallery.json", figures)
+            write_json(file, {e.name: figures[e.name] for e in ENTRIES if e.name in figures})

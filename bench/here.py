@@ -1,7 +1,6 @@
 """What is measured here, and on what? Seconds of a call, the machine, the commit, its best matrix product now."""
 
 import contextlib
-import csv
 import platform
 import subprocess
 import time
@@ -64,13 +63,3 @@ def machine(device: torch.device) -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def append(path: Path, rows: list[dict[str, object]]) -> None:
-    """Rows to a CSV, with a head where it is new."""
-    new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)

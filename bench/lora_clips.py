@@ -17,12 +17,15 @@ import numpy as np
 from PIL import Image
 
 import fz
-from fz import tune
+from bench.here import commit
+from fz import records, tune
 from fz.clips.canny import LUMA
 from fz.clips.media import to_uint8, write_json, write_png
+from fz.errors import FzError
 from fz.mini.data import HELD_OUT, as_given
 from fz.mini.styles import blurred
 from fz.mini.world import STYLES, Story, caption, draw, sample_story
+from fz.results import own
 
 PAPER, INK = np.array([24.0, 62.0, 148.0]), np.array([235.0, 242.0, 255.0])
 BROWN, CREAM = np.array([50.0, 28.0, 12.0]), np.array([252.0, 236.0, 204.0])
@@ -59,8 +62,17 @@ def target_of(story: Story, style: str) -> str:
     return f"{style} of {caption(story)}"
 
 
-def write_pictures(folder: Path, style: str, count: int, size: int) -> None:
-    """What is learned from: two pictures of each of the first `count` stories, and their captions."""
+def write_pictures(out: Path, style: str, count: int, size: int) -> Path:
+    """What is learned from: two pictures of each of the first `count` stories, and their captions, in place of those of
+    an earlier run. Returns their folder; raises FzError where it has anything else, which would be learned from, too.
+    """
+    folder, listed = out / "pictures", out / "pictures.json"
+    own.remove(out, (records.read(listed, {"files": [str]}) or {"files": []})["files"])
+    if others := sorted(folder.iterdir()) if folder.is_dir() else []:
+        raise FzError(f"out: {others[0]} is not this bench's, and would be learned from. Pass another --out.")
+    names = [f"{seed:03d}-{name}" for seed in range(count) for name in ("plain", "styled")]
+    # before them, so that a killed run's are known, too
+    write_json(listed, {"files": [f"pictures/{name}.{kind}" for name in names for kind in ("png", "txt")]})
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(count):
         story = plain(seed)
@@ -69,11 +81,12 @@ def write_pictures(folder: Path, style: str, count: int, size: int) -> None:
         for name, picture, text in (("plain", drawn, caption(story)), ("styled", *styled)):
             Image.fromarray(picture).save(folder / f"{seed:03d}-{name}.png")
             (folder / f"{seed:03d}-{name}.txt").write_text(text, encoding="utf-8")
+    return folder
 
 
 def style_of(frames: np.ndarray, story: Story, new: str) -> str:
-    """The style, known or new, whose drawn counterfactual is nearest to frames (F, H, W, 3) uint8, at a sixteenth of
-    the size.
+    """The style, known or new, whose drawn counterfactual is nearest to frames (F, H, W, 3) uint8, all of them
+    shrunk to 16x16 pixels.
     """
 
     def small(clip: np.ndarray) -> np.ndarray:
@@ -102,8 +115,8 @@ def edited(
 
 
 def work(given: argparse.Namespace, out: Path) -> None:
-    write_pictures(out / "pictures", given.style, given.pictures, given.size)
-    argv = ["--video", str(out / "pictures"), "--frames", "all", "--prompt", given.style, "--size", str(given.size),
+    folder = write_pictures(out, given.style, given.pictures, given.size)
+    argv = ["--video", str(folder), "--frames", "all", "--prompt", given.style, "--size", str(given.size),
             "--lora-rank", str(given.rank), "--steps", str(given.steps), "--rate", str(given.rate),
             "--snr-power", str(given.snr_power), "--keep-activations", "--out", str(out / "lora")]  # fmt: skip
     if (code := tune.main(argv)) != 0:
@@ -119,5 +132,6 @@ def work(given: argparse.Namespace, out: Path) -> None:
         )
         sheets.append(pictures)
     sheets.append([NEW_STYLES[given.style](picture) for picture in sheets[0]])
-    write_json(out / "lora_style.json", {"settings": vars(given), "styles": rows})
+    settings = {name: value for name, value in vars(given).items() if name not in ("out", "debug")}
+    write_json(out / "lora_style.json", {"settings": settings, "commit": commit(), "styles": rows})
     write_png(out / "lora_style.png", np.concatenate([np.concatenate(row, 1) for row in sheets]))

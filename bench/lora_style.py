@@ -5,6 +5,7 @@ What is drawn, learned and compared is in `bench.lora_clips`.
 
 from collections.abc import Sequence
 
+from fz.results.lock import claimed
 from fz.settings.place import writable
 from fz.settings.texts import fraction, multiple, positive, whole
 from fz.shell import Parser, answered, first_sentence, leave
@@ -23,7 +24,8 @@ def answer(argv: Sequence[str] | None) -> None:
     out = writable(given.out, "out")
     from bench.lora_clips import work
 
-    work(given, out)
+    with claimed(out):
+        work(given, out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

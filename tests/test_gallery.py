@@ -10,6 +10,7 @@ import pytest
 from bench import gallery, gallery_clips
 from fz.mini.figures import held_out_story
 from fz.mini.world import caption
+from fz.results.lock import Lock
 
 
 @pytest.mark.parametrize("entry", gallery_clips.ENTRIES, ids=lambda entry: entry.name)
@@ -26,7 +27,9 @@ def test_an_entry_asks_for_what_its_name_says(entry):
     assert entry.name != "style" or after[-len(before) :] == before
 
 
-def test_the_median_is_shown_and_the_worst_is_called_a_failure(tmp_path, monkeypatch):
+@pytest.fixture
+def written(monkeypatch):
+    """The gallery without an editor: name of each gif -> its brightest value, which is the shown candidate's score."""
     scores = [21.0, 25.0, 19.0, 30.0, 23.0]
 
     def candidate(editor, entry, i):
@@ -35,15 +38,35 @@ def test_the_median_is_shown_and_the_worst_is_called_a_failure(tmp_path, monkeyp
     def picture(candidate, note=""):
         return np.full((2, 8, 8, 3), int(candidate.score) + (100 if "failure" in note else 0), np.uint8)
 
-    written = {}
+    gifs = {}
     monkeypatch.setattr(gallery_clips, "candidate", candidate)
     monkeypatch.setattr(gallery_clips, "picture", picture)
     monkeypatch.setattr(gallery_clips.fz, "load", lambda: None)
-    monkeypatch.setattr(gallery_clips, "write_gif", lambda path, frames, fps: written.update({path.name: frames.max()}))
+    monkeypatch.setattr(gallery_clips, "write_gif", lambda path, frames, fps: gifs.update({path.name: frames.max()}))
+    return gifs
+
+
+def test_the_median_is_shown_and_the_worst_is_called_a_failure(tmp_path, written):
     assert gallery.main(["--out", str(tmp_path), "--only", "shape", "removal", "--candidates", "5"]) == 0
     assert written == {"shape.gif": 23, "failure.gif": 119, "removal.gif": 23}
     said = json.loads((tmp_path / "gallery.json").read_text())
     assert said["shape"]["shown"] == gallery_clips.FIRST + 4 and len(said["shape"]["psnr"]) == 5
+
+
+def test_what_is_made_alone_leaves_the_others_figures(tmp_path, written, capsys):
+    def make(*names):
+        return gallery.main(["--out", str(tmp_path), "--only", *names, "--candidates", "5"])
+
+    assert make("removal", "shape") == 0
+    before = json.loads((tmp_path / "gallery.json").read_text())
+    assert list(before) == ["shape", "removal"]
+    (tmp_path / "gallery.json").write_text(json.dumps(before | {"removal": {"shown": 7, "psnr": {"7": 1.5}}}))
+    assert make("shape", "style") == 0
+    after = json.loads((tmp_path / "gallery.json").read_text())
+    assert list(after) == ["shape", "style", "removal"] and after["removal"] == {"shown": 7, "psnr": {"7": 1.5}}
+    with Lock(tmp_path):
+        assert make("removal") == 2
+    assert "is being written by" in capsys.readouterr().err
 
 
 def test_an_even_number_of_candidates_has_no_middle(capsys):

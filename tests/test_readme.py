@@ -62,3 +62,31 @@ def test_links_lead_somewhere(root, pages):
 
 def test_the_readme_is_short(root, pages):
     assert len(pages[root / "README.md"].splitlines()) <= 160
+
+
+def cells(line):
+    """Of a table's row, as Markdown splits it: at every bar that no backslash takes."""
+    return re.split(r"(?<!\\)\|", line.strip().removeprefix("|").removesuffix("|"))
+
+
+def test_tables_have_their_headers_cells(root):
+    """A row of more loses them on GitHub, and a row under a blank line is no table's."""
+    places = [root, *(root / name for name in ("docs", "bench", "fz", "kernels", "weights", "tests"))]
+    files = [file for place in places for file in (place.glob("*.md") if place == root else place.rglob("*.md"))]
+    rows = 0
+    for file in files:
+        text = re.sub(
+            r"^```.*?^```", lambda code: "\n" * code[0].count("\n"), file.read_text("utf-8"), flags=re.M | re.S
+        )
+        head = None
+        for number, line in enumerate(text.splitlines(), start=1):
+            if not line.startswith("|"):
+                head = None
+                continue
+            head = head or (number, len(cells(line)))
+            where = f"{file.relative_to(root)}:{number}"
+            assert len(cells(line)) == head[1], f"{where}: {len(cells(line))} cells, its header has {head[1]}"
+            if number == head[0] + 1:
+                assert re.fullmatch(r"[|:\- ]+", line), f"{where}: no line of dashes under a table's header"
+            rows += 1
+    assert rows > 200
