@@ -231,6 +231,13 @@ def test_non_ema_variant(tiny, folder):
     plain = loaded.unet.state_dict()
     assert all(torch.equal(plain[key], 2 * t) for key, t in state.items())
     assert ": diffusers folder, plain weights, UNet" in loaded.report
+    (folder / f"{UNET_FILE}.safetensors").unlink()
+    for ema in ("auto", "plain"):
+        assert load_checkpoint(folder, ema=ema).report == loaded.report
+    with pytest.raises(
+        FzError, match=r"^ema: got 'ema', but .*unet has plain weights alone\. Choose 'plain' or 'auto'"
+    ):
+        load_checkpoint(folder, ema="ema")
 
 
 @pytest.mark.parametrize("ema", ["ema", "plain"])

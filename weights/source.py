@@ -20,9 +20,9 @@ from fz.weights import layouts
 from fz.weights.architecture import MODEL_CONFIG, SD1
 from fz.weights.inferred import count, infer_text, infer_unet, infer_vae
 from fz.weights.layouts import some, under
-from fz.weights.names import listed
 from fz.weights.needed import beside
 from fz.weights.read import Weights, about, read_json, read_weights
+from fz.weights.sets import choose_ema, of_set, set_of
 from fz.weights.texts import refuse_gone
 
 
@@ -82,30 +82,6 @@ def from_folder(path: Path, vae: Path | None, model_config: Path | None, ema: st
     else:
         autoencoder = vae_part(parts["vae"])
     return RawCheckpoint(f"diffusers folder{of_set(used)}", unet, autoencoder, text, schedule_of(configs))
-
-
-def set_of(path: Path, ema: str) -> str | None:
-    """Which of two sets of UNet weights a folder gives, 'EMA' or 'plain': where plain ones (non_ema) lie beside others,
-    these are averages. None for one set, of which nothing says what it is.
-
-    Raises FzError for a set that was asked for and is not known to be there.
-    """
-    # the Hub's cache has not all that the Hub has
-    there = {f"unet/{p.name}" for p in (path / "unet").glob("*")} | listed(path)
-    has = {v: any(f"unet/{name}" in there for name in layouts.weight_files("unet", v)) for v in (None, "non_ema")}
-    if has["non_ema"]:
-        return "plain" if ema == "plain" else "EMA"
-    if ema != "auto" and has[None]:
-        raise FzError(
-            f"ema: got {ema!r}, but {path / 'unet'} has one set of weights, and nothing says whether they are averages "
-            "(EMA). Expected diffusion_pytorch_model.non_ema.safetensors beside them; choose 'auto', which takes them."
-        )
-    return None
-
-
-def of_set(used: str | None) -> str:
-    """For the report."""
-    return f", {used} weights" if used else ""
 
 
 def whose_folder(path: Path) -> str:
@@ -215,34 +191,6 @@ def what_part(state: Mapping[str, Tensor]) -> str:
     if any("token_embedding." in key for key in state):
         return "is a text encoder alone. Expected a whole checkpoint: UNet, VAE and text encoder."
     return f"has no {layouts.UNET_PREFIX} keys (it has {some(state)}). Is it a Stable Diffusion v1.x checkpoint?"
-
-
-def choose_ema(
-    state: Mapping[str, Tensor], prefix: str, inner: str, ema: str, path: Path
-) -> tuple[dict[str, Tensor], str | None]:
-    """The entries under prefix, without it: as they are ('plain'), or averaged over training ('ema'; 'auto' where they
-    are there).
-
-    The averages lie under `model_ema.`, their keys being inner + the plain key, with the dots removed.
-    Returns the set, and which was used: 'EMA' or 'plain' where there was a choice, else None.
-    """
-    plain, averaged = under(state, prefix), under(state, "model_ema.")
-    if inner == "":  # a file of its own: all that is no average and no left-over
-        plain = {key: t for key, t in plain.items() if not key.startswith(layouts.LEFT_OUT)}
-    averaged = {key: t for key, t in averaged.items() if key not in ("decay", "num_updates")}
-    if not averaged:
-        if ema == "ema":
-            raise FzError(f"{path}: has no EMA weights (no model_ema. keys). Choose 'plain' or 'auto'.")
-        return plain, None
-    if ema == "plain":
-        return plain, "plain"
-    dotless = {(inner + key).replace(".", ""): key for key in plain}
-    if len(dotless) != len(plain) or dotless.keys() != averaged.keys():
-        odd = sorted(dotless.keys() ^ averaged.keys())
-        raise FzError(
-            f"{path}: its EMA weights do not match its plain ones ({len(odd)} keys: {some(odd)}). Choose 'plain'."
-        )
-    return {dotless[key]: t for key, t in averaged.items()}, "EMA"
 
 
 def check_betas(state: Mapping[str, Tensor], scheduler: Mapping, path: Path) -> None:
