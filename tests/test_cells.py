@@ -62,6 +62,7 @@ LONG = """
 import sys, time
 from pathlib import Path
 from fz.results.cells import each
+from fz.shell import answered, leave
 
 def begin_item(i):
     Path(sys.argv[1], f"begun-{i}").touch()
@@ -73,8 +74,13 @@ def begin_item(i):
     Path(sys.argv[1], f"ended-{i}").touch()
 
 if __name__ == "__main__":
-    list(each(begin_item, range(8), 2))
+    leave(answered(lambda: list(each(begin_item, range(8), 2))))
 """
+SAID = {
+    "group": "fz: interrupted.\n",
+    "parent": "fz: interrupted.\n",
+    "error": "fz: ValueError: an item's - this is a bug; --debug shows the traceback.\n",
+}
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
@@ -83,7 +89,8 @@ def test_what_stops_it_stops_every_process_and_begins_nothing(tmp_path, root, ho
     (tmp_path / "long.py").write_text(LONG)
     process = subprocess.Popen(
         [sys.executable, tmp_path / "long.py", tmp_path, how],
-        env=os.environ | {"PYTHONPATH": str(root)}, cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(root)}, cwd=tmp_path, start_new_session=True,
+        stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         end = time.monotonic() + 120
@@ -94,7 +101,8 @@ def test_what_stops_it_stops_every_process_and_begins_nothing(tmp_path, root, ho
             stop(process.pid, signal.SIGINT)
         elif how == "terminated":
             process.kill()
-        assert process.wait(timeout=60) != 0
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode != 0 and (how == "terminated" or said == SAID[how])
         end = time.monotonic() + 30
         while alive(process.pid) and time.monotonic() < end:
             time.sleep(0.05)

@@ -24,9 +24,10 @@ def workers(processes: int, begin: Callable[[], None] | None = None) -> Iterator
         try:
             yield pool
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
+            # waits until the pool's own thread has let go of its queues
+            pool.shutdown(cancel_futures=True)
             raise
         pool.shutdown(cancel_futures=True)
 
