@@ -16,6 +16,8 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="the page's tests need pip install -e '.[web]'")
 
+from web_desk import SECRET, desk_in
+
 from fz import mini
 from fz.clips.media import write_mp4
 from fz.run import main
@@ -23,23 +25,16 @@ from fz.settings.config import ClipSettings, EditSettings, Settings
 from fz.web import form as forms
 from fz.web import show
 from fz.web.again import again
-from fz.web.desk import Desk
-from fz.web.examples import Examples
-from fz.web.folder import Folder, VisitorClip, new_id
-from fz.web.jobs import Job, Queue
+from fz.web.folder import VisitorClip, new_id
+from fz.web.jobs import Job
 from fz.web.routes import Routes
-from fz.web.studio import MINIATURE, Models, Studio
-
-SECRET = "a" * 32
-MODELS = Models([None], {"device": "cpu"})
+from fz.web.studio import MINIATURE, Models
 
 
 @pytest.fixture
 def desk(tmp_path):
-    folder = Folder(tmp_path / "root", 10**6)
-    studio = Studio(MODELS, folder)
-    yield Desk(folder, MODELS, studio, Queue(folder, studio.do), Examples(folder))
-    folder.lock.release()
+    with desk_in(tmp_path) as found:
+        yield found
 
 
 def example(desk, visitor, name):

@@ -14,30 +14,25 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="the page's tests need pip install -e '.[web]'")
 
+from web_desk import MODELS, SECRET, desk_in
+
 import fz
 from fz.errors import FzError
 from fz.prompts.plan import plan_edit
 from fz.web import form as forms
 from fz.web import show
-from fz.web.desk import Desk
 from fz.web.events import Asked, Events
-from fz.web.examples import Examples
-from fz.web.folder import Folder, new_id
-from fz.web.jobs import Job, Queue
+from fz.web.folder import new_id
+from fz.web.jobs import Job
 from fz.web.routes import Routes
-from fz.web.studio import MINIATURE, Models, Studio
+from fz.web.studio import MINIATURE
 from fz.web.wording import LABELS
-
-SECRET = "a" * 32
-MODELS = Models([None], {"device": "cpu"})
 
 
 @pytest.fixture
 def desk(tmp_path):
-    folder = Folder(tmp_path / "root", 10**6)
-    studio = Studio(MODELS, folder)
-    yield Desk(folder, MODELS, studio, Queue(folder, studio.do), Examples(folder))
-    folder.lock.release()
+    with desk_in(tmp_path) as found:
+        yield found
 
 
 @pytest.fixture
