@@ -119,7 +119,7 @@ def test_mistakes_at_the_command_line_are_one_line(more, said, capsys):
         (["--method", "ddim", "--sweep", "cross_replace=0.2,0.8"], "got cross_replace with method ddim"),
         (["--method", "null-p2p", "--sweep", "threshold=0.2,0.8"], "got threshold with method null-p2p"),
         (["--steps", "20", "--sweep", "self_replace=0.81,0.82"], "got self_replace 0.81, 0.82, which are the same"),
-        (["--sweep", "threshold=1,2,3"], "got threshold 1, 2, 3, which are the same"),
+        (["--sweep", "threshold=1,none"], "got threshold 1, none, which are the same"),
     ],
     ids=str,
 )
@@ -168,7 +168,7 @@ def inversion():
         (True, {"mask": "m.png", "keep_background": True}, "threshold", (0.2, 0.6)),
         (True, {"mask": "m.png"}, "blend_latents", (0.2, 0.6)),
         (True, {"self_replace": 0.2}, "threshold", (0.2, 0.6)),
-        (True, {}, "threshold", (1, 2)),
+        (True, {}, "threshold", (1, None)),
         (True, {"cross_replace": 0.1}, "reweight", ({"blue": 2}, {"blue": 8})),
         (True, {"align": "plain"}, "self_replace", (0.2, 0.8)),
         (True, {"align": "plain"}, "cross_replace", (0.2, 0.8)),
