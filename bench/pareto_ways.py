@@ -21,4 +21,6 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "dpm++2m, 10 steps": {"solver": "dpm++2m", "steps": 10},
     "50 steps": {"steps": 50},
     "fast": {"steps": STEPS // 2, **FAST},
+    "fast, guided throughout": {"steps": STEPS // 2, **FAST, "guidance_window": (0.0, 1.0)},
+    "fast, guided throughout, reuse 3": {"steps": STEPS // 2, **FAST, "guidance_window": (0.0, 1.0), "reuse": "3"},
 }

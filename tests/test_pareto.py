@@ -37,7 +37,7 @@ def test_a_way_edits_by_its_settings():
 
 
 def test_a_point_stands_where_its_figures_say():
-    picture = np.array(drawing({"exact": rows(), "fast": rows(**{"seconds": 10.0, "background psnr": 20.0})}))
+    picture = np.array(drawing({"exact": rows(), "fast": rows(**{"seconds": 10.0, "right": -0.8})}))
     red = np.argwhere((picture == (220, 20, 60)).all(-1)).mean(0)
     blue = np.argwhere((picture == (70, 130, 180)).all(-1)).mean(0)
     assert red[1] < blue[1] and red[0] > blue[0], "further left, as it took less, and lower"

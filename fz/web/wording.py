@@ -26,7 +26,7 @@ LABELS = {
     "enhance": "Polish with",
     "steps": "Steps",
     "guidance": "How strictly words are followed",
-    "fast": "Fast: nearly the same, sooner",
+    "fast": "Fast: a little less sure, sooner",
     "stays": "Go on when I close this page",
 }
 STRENGTH = "Strength of each word"
