@@ -79,18 +79,13 @@ def read_sound(path: Path, start: float, seconds: float) -> Sound | None:
 
 
 def decodable(box: "InputContainer", stream: "av.AudioStream") -> "Iterator[av.AudioFrame]":
-    """A stream's frames but for those of packets that cannot be decoded. Raises the error if none can."""
-    failed, any_came = None, False
+    """A stream's frames but for those of packets that cannot be decoded."""
     for packet in box.demux(stream):
         try:
             frames = packet.decode()
-        except av.FFmpegError as error:
-            failed = error
+        except av.FFmpegError:
             continue
-        any_came = any_came or bool(frames)
         yield from frames
-    if failed is not None and not any_came:
-        raise failed
 
 
 @dataclass

@@ -62,11 +62,11 @@ def reuse(value: Any) -> int | str:
 
 def is_factor(value: Any) -> bool:
     """A weight that attention can be multiplied by, in half precision too."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST_FACTOR
+    return is_number(value, -LARGEST_FACTOR, LARGEST_FACTOR)
 
 
-def is_threshold(value: Any, most: float = 1) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= most
+def is_number(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
 
 def check_sentence(name: str, value: Any) -> None:
@@ -170,5 +170,5 @@ def check_shard(settings: Any) -> None:
 
 
 def check_number(name: str, value: Any, low: float, high: float, hint: str) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+    if not is_number(value, low, high):
         raise FzError(f"{name}: got {value!r}, expected a number from {low} to {high}; {hint}")

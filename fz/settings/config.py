@@ -26,7 +26,7 @@ from fz.settings.checks import (
     check_whole,
     files_with,
     is_factor,
-    is_threshold,
+    is_number,
     make_plain,
     pairs,
     reuse,
@@ -134,7 +134,7 @@ class EditSettings:
             object.__setattr__(self, "blend_words", word_groups(self.blend_words))
         for name in ("threshold", "blend_latents"):
             value = getattr(self, name)
-            if value is not None and not is_threshold(value, most=math.inf if self.lenient else 1):
+            if value is not None and not is_number(value, 0, math.inf if self.lenient else 1):
                 raise FzError(
                     f"{name}: got {value!r}, expected a number from 0 (all is edited) to 1 (nothing is), or none."
                 )

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from fz.errors import FzError
-from fz.settings.checks import check_whole
+from fz.settings.checks import check_whole, is_number
 
 WHOLE = {
     "steps": (1, 10**7),
@@ -28,7 +28,7 @@ def check_tuning(settings: Any) -> None:
             check_whole(name, value, low, high)
     for name, (low, high) in NUMBERS.items():
         value = getattr(settings, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        if not is_number(value, low, high):
             raise FzError(f"{name}: got {value!r}, expected a number from {low} to {high}.")
     if settings.rate is not None and not (isinstance(settings.rate, float) and math.isfinite(settings.rate)):
         raise FzError(f"rate: got {settings.rate!r}, expected a number between 0 and 1, as 3e-5.")
