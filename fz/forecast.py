@@ -23,7 +23,7 @@ from fz.model.layers import TextContext
 from fz.model.reduced_cpu import takes_int8
 from fz.model.unet import UNet
 from fz.model.vae import VAE, decode_clip, encode_clip
-from fz.settings.config import FAST, REUSING, Settings
+from fz.settings.config import FAST, REUSING, Settings, fast_steps
 
 # what a step costs, in passes over as many frames and branches (bench/LOG.md, SD's shapes): of inversion with what it
 # leaves; fused; the source's pass as far as the last fused layer; with a ControlNet; of eight bits
@@ -125,7 +125,7 @@ def with_fast(settings: Settings) -> Settings | None:
     if settings.method not in REUSING or settings.control or has_some:
         return None
     usual = mini.DEFAULTS["steps"] if settings.checkpoint is None else Settings.steps
-    return replace(settings, **FAST, steps=usual // 2 if settings.steps == usual else settings.steps, notes=())
+    return replace(settings, **FAST, steps=fast_steps(usual) if settings.steps == usual else settings.steps, notes=())
 
 
 @torch.no_grad()

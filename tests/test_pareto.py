@@ -25,7 +25,7 @@ def test_differences_are_paired():
 
 
 def test_the_fast_way_is_what_the_flag_takes():
-    assert WAYS["fast"] == {"steps": 10, **FAST}
+    assert WAYS["fast"] == {"steps": 8, **FAST}
 
 
 def test_a_way_edits_by_its_settings():

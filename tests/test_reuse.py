@@ -320,9 +320,9 @@ def test_predicted_memory_counts_the_features():
 @pytest.mark.parametrize(
     "flags, expected",
     [
-        ([], (25, "3:outer", (0.0, 0.6), "int8")),
+        ([], (19, "2:outer", (0.0, 0.5), "int8")),
         (["--steps", "7", "--reuse", "2", "--guidance-window", "1", "--weights", "same"], (7, 2, (0.0, 1.0), "same")),
-        (["--method", "pnp"], (25, 1, (0.0, 1.0), "int8")),
+        (["--method", "pnp"], (19, 1, (0.0, 1.0), "int8")),
     ],
     ids=["all", "flags go before", "what a method can"],
 )
@@ -330,6 +330,6 @@ def test_fast_is_its_parts_and_says_so(flags, expected):
     line = ["--video", "a.mp4", "--source", "a car", "--target", "a boat", "--checkpoint", "x", "--fast", *flags]
     settings = parse(line).settings
     assert (settings.steps, settings.reuse, settings.guidance_window, settings.weights) == expected
-    assert any(note.startswith("fast: steps 25, weights int8") for note in settings.notes)
-    assert parse(["--fast"]).settings.steps == 10, "half of the miniature's own"
+    assert any(note.startswith("fast: steps 19, weights int8") for note in settings.notes)
+    assert parse(["--fast"]).settings.steps == 8, "three eighths of the miniature's own"
     assert not [note for note in parse(["--steps", "3"]).settings.notes if note.startswith("fast")]

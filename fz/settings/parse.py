@@ -13,7 +13,7 @@ from typing import Any
 from fz import words
 from fz.errors import FzError
 from fz.settings import applications, released, tree
-from fz.settings.config import ABLATIONS, FAST, PRESETS, REUSING, Overlay, Settings, build, is_edit
+from fz.settings.config import ABLATIONS, FAST, PRESETS, REUSING, Overlay, Settings, build, fast_steps, is_edit
 from fz.settings.flags import build_parser
 from fz.settings.idle import idle_flags
 from fz.settings.sweep import Variant, expand, read_sweeps
@@ -124,7 +124,7 @@ def fast_overlay(beneath: Sequence[Overlay], method: str) -> tuple[Overlay, str]
     takes = (
         FAST if method in REUSING else {name: FAST[name] for name in FAST if name not in ("reuse", "guidance_window")}
     )
-    overlay = {"steps": max(1, usual // 2), **takes}
+    overlay = {"steps": fast_steps(usual), **takes}
     said = ", ".join(f"{name.replace('_', '-')} {','.join(map(str, v)) if isinstance(v, tuple) else v}"
                      for name, v in overlay.items())  # fmt: skip
     return overlay, f"fast: {said}, unless other flags say otherwise; each is a flag of its own"

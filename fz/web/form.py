@@ -12,7 +12,7 @@ from typing import Any
 
 from fz.arguments import edit_of
 from fz.errors import FzError
-from fz.settings.config import FAST, PRESETS, EditSettings
+from fz.settings.config import FAST, PRESETS, EditSettings, fast_steps
 from fz.settings.effect import STEADY, effect
 from fz.settings.sweep import NAMES, read_sweeps
 from fz.web.wording import LABELS
@@ -103,7 +103,7 @@ def reading(form: Form) -> dict[str, Any]:
 
 def steps_of(form: Form, quick: bool) -> int:
     """Of an edit; quick: of a preview, which is fast already."""
-    whole = max(1, form["steps"] // 2) if form["fast"] else form["steps"]
+    whole = fast_steps(form["steps"]) if form["fast"] else form["steps"]
     return min(whole, PREVIEW_STEPS) if quick else whole
 
 
