@@ -443,7 +443,7 @@ def test_a_job_may_be_fast(tmp_path):
     with open(tmp_path / "jobs.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([[*own, "fast"], [*own.values(), "yes"]])
     (job,) = read_jobs(str(tmp_path / "jobs.csv"))
-    assert job.settings(tmp_path).steps == 25
+    assert job.settings(tmp_path).steps == 19
 
 
 def test_a_jobs_own_names_go_before_its_config(tmp_path):
