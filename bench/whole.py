@@ -1,7 +1,7 @@
 """What does a whole edit take, exact and with `--fast`? `python -m bench.edit --fast` (SD's shapes, random weights)
 
 The kinds of step that each run is made of are measured in turn, in one process, and summed as their schedules have
-them: 50 steps of inversion and of editing, and 19 of which every second is whole, guided at the first half.
+them: 50 steps of inversion and of editing, and 18 of which every second is whole, guided at the first half.
 """
 
 import statistics

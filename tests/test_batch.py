@@ -439,11 +439,11 @@ def test_a_job_may_be_fast(tmp_path):
     own = {"clip": "a", "source": "b", "target": "c", "checkpoint": "x"}
     shared = {"shared": {"fast": True}, "jobs": [own, {**own, "fast": False}, {**own, "steps": 7}]}
     found = [job.settings(tmp_path) for job in read_jobs(str(write(tmp_path / "jobs.yaml", shared)))]
-    assert [(s.steps, s.reuse) for s in found] == [(19, "2:outer"), (50, 1), (7, "2:outer")]
+    assert [(s.steps, s.reuse) for s in found] == [(18, "2:outer"), (50, 1), (7, "2:outer")]
     with open(tmp_path / "jobs.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([[*own, "fast"], [*own.values(), "yes"]])
     (job,) = read_jobs(str(tmp_path / "jobs.csv"))
-    assert job.settings(tmp_path).steps == 19
+    assert job.settings(tmp_path).steps == 18
 
 
 def test_a_jobs_own_names_go_before_its_config(tmp_path):

@@ -65,7 +65,7 @@ def test_a_whole_edit_is_summed_of_its_steps(capsys):
 
 
 def test_the_steps_of_fast_are_those_of_its_schedule():
-    """19 steps: whole ones are 0, 2, … 18, of which those before 9.5 are guided with what follows them."""
+    """18 steps: whole ones are 0, 2, … 16 and 17, of which those before 9 are guided with what follows them."""
     counts = {}
 
     class Taken(dict):
@@ -73,7 +73,7 @@ def test_the_steps_of_fast_are_those_of_its_schedule():
             counts[name] = counts.get(name, 0) + 1
             return 1.0
 
-    assert whole.seconds_of_fast(Taken(), Reuse(2), 19) == 38
-    assert counts["fast: inversion step"] == 10 and counts["fast: inversion step, shallow"] == 9
+    assert whole.seconds_of_fast(Taken(), Reuse(2), 18) == 36
+    assert counts["fast: inversion step"] == 10 and counts["fast: inversion step, shallow"] == 8
     assert counts["fast: edit step"] == 5 and counts["fast: edit step, shallow"] == 5
-    assert counts["fast: edit step, one branch"] == 5 and counts["fast: edit step, one branch, shallow"] == 4
+    assert counts["fast: edit step, one branch"] == 5 and counts["fast: edit step, one branch, shallow"] == 3

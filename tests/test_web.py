@@ -751,7 +751,7 @@ def test_fast_in_the_form_is_fast_of_the_command(folder, fast):
     studio, visitor, clip, form = visited(folder, fast=fast)
     place = visitor.result(clip.id, studio.do(Job(visitor.name, clip.id, "run", form)))
     about, run = (json.loads((place / name).read_text()) for name in ("about.json", "run/run.json"))
-    line = ["--video", clip.path, "--source", clip.source, "--target", clip.target, "--steps", "3" if fast else "6"]
+    line = ["--video", clip.path, "--source", clip.source, "--target", clip.target, "--steps", "2" if fast else "6"]
     expected = parse([*line, *(["--fast"] if fast else [])]).settings
     shown = parse(shlex.split(about["texts"]["command"])[3:]).settings
     for name in ("steps", "weights", "reuse", "guidance_window"):

@@ -74,8 +74,8 @@ SWEEP = (
     "self_replace=0.2:0.9:0.1 blend_th=0.2,0.3,none reweight.WORD=1,5"
 )
 FASTER = (
-    "several times as fast, a little less sure: three eighths of the steps, --reuse 2:outer, --guidance-window 0.5 "
-    "and, on a CPU that can, --weights int8; flags that are given go before"
+    "several times as fast, a little less sure: about three eighths of the steps, --reuse 2:outer, --guidance-window "
+    "0.5 and, on a CPU that can, --weights int8; flags that are given go before"
 )
 MEASURED_BY = (
     "CLIP: a folder in transformers' layout, a file with the original state dict, or a Hub name; 'none'. Default: the "
