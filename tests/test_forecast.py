@@ -109,9 +109,9 @@ def test_a_run_is_the_sum_of_its_passes():
     assert dataclasses.replace(EXACT, left=0).seconds(PACE) == pytest.approx(expected - STEPS * 8 * f.INVERTING)
     window = dataclasses.replace(EXACT, guided=range(6))
     assert window.seconds(PACE) == pytest.approx(expected - 4 * 8 * f.FUSED)
-    # full are 0, 3, 6 and 9, and the source is passed again at 0 and 3 of them
+    # full are 0, 3, 6, 8 and 9, and the source is passed again at 0 and 3 of them
     shallow = dataclasses.replace(EXACT, reuse=Reuse(3), again=range(4))
-    steps = (4 + 6 / 2) * 8 * (f.INVERTING + 2 * f.FUSED) + 2 * 8 * f.AGAIN
+    steps = (5 + 5 / 2) * 8 * (f.INVERTING + 2 * f.FUSED) + 2 * 8 * f.AGAIN
     assert shallow.seconds(PACE) == pytest.approx(steps + 16)
 
 

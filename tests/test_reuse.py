@@ -37,7 +37,7 @@ from fz.memory.kept import KeptInMemory, KeptOnDisk
 from fz.model.deep import Deep, Reuse
 from fz.model.layers import TextContext
 from fz.model.unet import UNet, UNetConfig
-from fz.settings.config import FAST, build, fast_steps
+from fz.settings.config import build, fast_steps
 from fz.settings.parse import parse
 from fz.source import Source
 
@@ -77,7 +77,7 @@ def edited(unet, reuse, source, where=None, done=(), window=(0.0, 1.0)):
 def test_both_loops_begin_with_a_full_step_and_take_from_one_that_was_done(every, steps):
     reuse = Reuse(every)
     full = [k for k in range(steps) if reuse.is_full(k, steps)]
-    assert full[0] == 0 and full[-1] == steps - 1
+    assert full[0] == 0 and full[-2:] == list(range(max(steps - 2, 0), steps)), "at t = 1 there is little to be seen"
     assert all(reuse.before(k, steps) == max(f for f in full if f <= k) for k in range(steps))
     assert all(reuse.after(k, steps) == min(f for f in full if f >= k) for k in range(steps))
     assert [j for f in full for j in reuse.served_by(f, steps)] == list(range(steps))
@@ -317,15 +317,6 @@ def test_predicted_memory_counts_the_features():
     assert level - plain == 2 * 8 * 64 * 64 * 640 * 4 and outer - plain == 2 * 8 * 64 * 64 * 320 * 4
 
 
-def test_the_two_steps_of_least_noise_are_whole_under_fast():
-    """A step between that takes its features from t = 1 cost the miniature an edit of ten."""
-    reuse = Reuse.of(FAST["reuse"])
-    assert [fast_steps(usual) for usual in (1, 4, 10, 20, 50, 1000)] == [1, 2, 4, 8, 18, 376]
-    for usual in range(4, 200):
-        steps = fast_steps(usual)
-        assert reuse.is_full(steps - 2, steps) and reuse.is_full(steps - 1, steps), usual
-
-
 @pytest.mark.parametrize(
     "flags, expected",
     [
@@ -341,4 +332,5 @@ def test_fast_is_its_parts_and_says_so(flags, expected):
     assert (settings.steps, settings.reuse, settings.guidance_window, settings.weights) == expected
     assert any(note.startswith("fast: steps 18, weights int8") for note in settings.notes)
     assert parse(["--fast"]).settings.steps == 8, "about three eighths of the miniature's own"
+    assert [fast_steps(usual) for usual in (1, 4, 10, 20, 50, 1000)] == [1, 2, 4, 8, 18, 376]
     assert not [note for note in parse(["--steps", "3"]).settings.notes if note.startswith("fast")]

@@ -15,10 +15,11 @@ SHALLOW = {False: 0.4, True: 0.1}
 
 @dataclass(frozen=True)
 class Reuse:
-    """Full steps are every N-th edit step, from the first, and the last one; inversion's are the same timesteps.
+    """Full steps are every N-th edit step, from the first, and the last two; inversion's are the same timesteps.
 
-    Both loops so begin with a full step. outer: a shallow step computes the last decoder layer alone, not all of the
-    full-size level.
+    Both loops so begin with a full step. Inversion begins at t = 1, where z has next to no noise: what is seen there is
+    no help to the step after it, which is full, too (bench/LOG.md). outer: a shallow step computes the last decoder
+    layer alone, not all of the full-size level.
     """
 
     every: int = 1
@@ -31,7 +32,7 @@ class Reuse:
         return cls(int(every), bool(outer))
 
     def is_full(self, k: int, steps: int) -> bool:
-        return k % self.every == 0 or k == steps - 1
+        return k % self.every == 0 or k >= steps - 2
 
     def before(self, k: int, steps: int) -> int:
         """The full step from which edit step k takes its deep features: itself, or the last one that sampling did."""
@@ -39,7 +40,7 @@ class Reuse:
 
     def after(self, k: int, steps: int) -> int:
         """The same of inversion, which comes from the last edit step."""
-        return k if self.is_full(k, steps) else min(k - k % self.every + self.every, steps - 1)
+        return k if self.is_full(k, steps) else min(k - k % self.every + self.every, steps - 2)
 
     def work(self, steps: int) -> float:
         """What a step takes on average, of a full one."""

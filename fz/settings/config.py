@@ -76,8 +76,8 @@ FAST: Mapping[str, Any] = {"weights": "int8", "reuse": "2:outer", "guidance_wind
 
 
 def fast_steps(usual: int) -> int:
-    """Those of `--fast`: about three eighths of the usual ones, 18 of 50. An even number, so that with every second
-    one whole the last two are: inversion begins there, and at t = 1 there is little to be seen for the one after it.
+    """Those of `--fast`: about three eighths of the usual ones, 18 of 50, and even: of an odd number one more is whole,
+    as the last two always are.
     """
     return max(1, 2 * round(usual * 3 / 16))
 

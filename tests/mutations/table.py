@@ -305,11 +305,11 @@ MUTATIONS = (
              'scale_factor=2.0, mode="bilinear")', MODEL),
     # steps that are not whole
     Mutation("reuse-inversion-before", "fz/model/deep.py",
-             "min(k - k % self.every + self.every, steps - 1)",
+             "min(k - k % self.every + self.every, steps - 2)",
              "k - k % self.every", ("tests/test_reuse.py",)),
-    Mutation("reuse-last-step-shallow", "fz/model/deep.py",
-             "return k % self.every == 0 or k == steps - 1",
-             "return k % self.every == 0", ("tests/test_reuse.py",)),
+    Mutation("reuse-last-but-one-shallow", "fz/model/deep.py",
+             "return k % self.every == 0 or k >= steps - 2",
+             "return k % self.every == 0 or k == steps - 1", ("tests/test_reuse.py",)),
     # a user's mask, a background that stays, an object that goes
     Mutation("user-mask-any-share", "fz/masks.py",
              "return area > 0.5 * area.amax((1, 2), keepdim=True)",
