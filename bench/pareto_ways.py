@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fz import mini
-from fz.settings.config import FAST, fast_steps
+from fz.settings.fast import FAST, fast_steps
 
 EXACT = "exact"
 STEPS = mini.DEFAULTS["steps"]

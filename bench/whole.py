@@ -18,7 +18,8 @@ from fz.model.deep import Deep, Reuse
 from fz.model.layers import TextContext
 from fz.model.unet import UNet, UNetConfig
 from fz.model.vae import VAE, VAEConfig, decode_clip, encode_clip
-from fz.settings.config import FAST, Settings, fast_steps
+from fz.settings.config import Settings
+from fz.settings.fast import FAST, fast_steps
 
 EVERYTHING = Keep(True, True)
 

@@ -62,3 +62,10 @@ def listed_words(words: Any) -> list[str]:
     if not isinstance(listed, (list, tuple)) or not listed or not all(isinstance(word, str) for word in listed):
         raise FzError(f"mask: got {words!r}, expected a word of the source or a list of them.")
     return list(listed)
+
+
+def one_phrase(words: Any, what: str) -> str:
+    """A word, or several in a row."""
+    if not isinstance(words, str):
+        raise FzError(f"{what}: got {words!r}, expected a word of the source, or several in a row, as 'red car'.")
+    return words

@@ -23,7 +23,8 @@ from fz.model.layers import TextContext
 from fz.model.reduced_cpu import takes_int8
 from fz.model.unet import UNet
 from fz.model.vae import VAE, decode_clip, encode_clip
-from fz.settings.config import FAST, REUSING, Settings, fast_steps
+from fz.settings.config import REUSING, Settings
+from fz.settings.fast import FAST, fast_steps
 
 # what a step costs, in passes over as many frames and branches (bench/LOG.md, SD's shapes): of inversion with what it
 # leaves; fused; the source's pass as far as the last fused layer; with a ControlNet; of eight bits

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fz.agreement import given_is_told, same_inversion, same_steps
-from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, listed_words, named
+from fz.arguments import OF_AN_EDIT, OF_EDITING, called, edit_of, listed_words, named, one_phrase
 from fz.attention import MAP_STRIDE, Keep
 from fz.baselines import METHODS, EditFunction, editor_of, reconstructs
 from fz.clips.media import to_uint8
@@ -115,7 +115,7 @@ class InvertedClip:
         """Where a word of the source is, or several in a row: (F, h, w) float32, its cross-attention averaged over
         heads, layers and steps. Raises FzError for one that is not in the source.
         """
-        positions = word_positions(self.tokens, word, "attention")
+        positions = word_positions(self.tokens, one_phrase(word, "attention"), "attention")
         size = tuple(side // MAP_STRIDE for side in self.latent_size)
         return self.averaged_maps()[..., positions].sum(-1).unflatten(1, size)
 

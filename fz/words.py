@@ -18,6 +18,7 @@ WORD = re.compile("[^\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u
 # marks that are found inside words
 HOLDS = "'\u2019\u2018.-\u2010\u2011_&@#%*\\"
 OPENING = ("Ps", "Pi")
+STRAIGHT = str.maketrans("\u2019\u2018", "''")
 # letters and symbols that nobody sees: Hangul's fillers and the Braille pattern without dots
 BLANK = "\u115f\u1160\u3164\uffa0\u2800"
 
@@ -86,9 +87,11 @@ def inner(word: str) -> tuple[int, int]:
 
 
 def bare(word: str) -> str:
-    """The word as it is compared: lower case, composed characters, without punctuation around it."""
+    """The word as it is compared: lower case, composed characters, straight apostrophes, without punctuation around
+    it.
+    """
     start, end = inner(word)
-    return unicodedata.normalize("NFC", word[start:end]).lower()
+    return unicodedata.normalize("NFC", word[start:end]).lower().translate(STRAIGHT)
 
 
 def occurrences(sentence: str, there: Sequence[str], needle: str, what: str = "word") -> list[int]:

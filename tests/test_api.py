@@ -391,6 +391,10 @@ BAD = {
     "share": (lambda e, i: i.edit(TARGET, self_replace=2), "self_replace: got 2"),
     "threshold": (lambda e, i: i.edit(TARGET, threshold="low"), "threshold: got 'low'"),
     "blend words": (lambda e, i: i.edit(TARGET, blend_words=3), "blend_words: got 3"),
+    "blend words of no target": (
+        lambda e, i: i.edit(TARGET, threshold=0.3, blend_words=("car", "zebra")), "blend_words: 'zebra' is not in",
+    ),
+    "the attention of nothing": (lambda e, i: i.attention(None), "attention: got None, expected a word"),
     "guidance": (lambda e, i: i.edit(TARGET, guidance="much"), "guidance: got 'much'"),
     "method": (lambda e, i: i.edit(TARGET, method="ddmi"), "Did you mean 'ddim'"),
     "seed": (lambda e, i: i.edit(TARGET, seed=-1), "seed: got -1"),

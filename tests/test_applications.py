@@ -68,6 +68,10 @@ def text():
         ("the car on the road", "car", "on the road"),
         ("red car passes a car", "red car", "passes a car"),
         ("a car passes a car.", "car", "passes"),
+        ("a red car and a red ball on the sand", "red", "a car and a ball on the sand"),
+        ("a red car on the sand", "red", "a car on the sand"),
+        ("a cat and an old dog", "old", "a cat and an dog"),
+        ("a cat, and a dog", "cat", "a dog"),
     ],
 )
 def test_the_target_of_a_removal(source, words, target):
@@ -86,6 +90,8 @@ def test_what_cannot_be_removed():
 def test_enhancement_comes_last_and_once():
     assert enhanced("a red car.", "high-quality,  8K") == "a red car, high-quality, 8K"
     assert enhanced("a red car, high-quality, 8K", "high-quality, 8K") == "a red car, high-quality, 8K"
+    assert enhanced("a blue car, watercolor", "color") == "a blue car, watercolor, color"
+    assert enhanced("a red car, 8K.", "8k") == "a red car, 8K."
     assert target_of("a red car on sand", None, "red car", "8K") == "on sand, 8K"
     assert target_of("a red car", "a blue car", None, "8K") == "a blue car, 8K"
     assert target_of("a red car on sand", "an empty beach", "red car", None) == "an empty beach"

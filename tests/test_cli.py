@@ -134,8 +134,10 @@ def test_every_flag(line, path, value):
 
 
 def test_blend_words_of_source_and_target():
-    edit = settings_of("--blend-words", "silver jeep", "Porsche,car", "--threshold", "0.3").edits[0]
-    assert edit.blend_words == (("silver", "jeep"), ("Porsche", "car"))
+    edit = settings_of("--blend-words", "silver jeep", "red,jeep", "--threshold", "0.3").edits[0]
+    assert edit.blend_words == (("silver", "jeep"), ("red", "jeep"))
+    with pytest.raises(FzError, match="blend_words: 'zebra' is not in the prompt 'a red jeep'"):
+        settings_of("--blend-words", "jeep", "zebra", "--threshold", "0.3")
 
 
 def test_several_targets_and_flags_of_one():
@@ -190,10 +192,10 @@ def test_edit_of_one_target_over_yaml_beneath_flags(config):
 
 @pytest.mark.parametrize(
     ("more", "steps"),
-    [([], 30), (["--fast"], 15), (["--fast", "--steps", "9"], 9)]
+    [([], 30), (["--fast"], 12), (["--fast", "--steps", "9"], 9)]
     + [(["--fast", "--set", "editing_config.num_inference_steps=7"], 7)],
 )
-def test_fast_halves_the_steps_of_a_config(more, steps, tmp_path):
+def test_fast_takes_a_share_of_the_steps_of_a_config(more, steps, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(YAML.replace("guidance_scale: 9", "num_inference_steps: 30"))
     settings = parse(["--config", str(path), *more]).settings

@@ -54,6 +54,30 @@ def test_rows_table_and_files(tmp_path, capsys):
     assert [row["target"] for row in rows] == ["a blue car", "a red car"] and float(rows[0]["psnr_background"]) == 100
 
 
+def test_given_pictures_are_read_as_clips_and_masks_are(tmp_path):
+    """16 bits, jpeg, transparency; before, 16 bits were cut off at 255 and a mask was its red channel."""
+    from PIL import Image
+
+    from fz.results.measured import read_truth
+
+    grey = np.linspace(0, 65535, 32 * 48).reshape(32, 48).astype(np.uint16)
+    for name in ("deep", "flat", "jpeg", "clear"):
+        (tmp_path / name).mkdir()
+    Image.fromarray(grey).save(tmp_path / "deep/0.png")
+    Image.fromarray((grey / 257).round().astype(np.uint8)).save(tmp_path / "flat/0.png")
+    deep, flat = (read_truth(str(tmp_path / name), str(tmp_path / name), None) for name in ("deep", "flat"))
+    assert np.array_equal(deep.frames, flat.frames) and np.array_equal(deep.masks, flat.masks)
+    assert 0.49 < deep.masks.mean() < 0.51
+    square = np.zeros((32, 48), np.uint8)
+    square[8:24, 16:32] = 255
+    for colour in (0, 255):
+        rgba = np.dstack([np.full((32, 48, 3), colour, np.uint8), square])
+        Image.fromarray(rgba).save(tmp_path / "clear/0.png")
+        assert np.array_equal(read_truth(None, str(tmp_path / "clear"), None).masks[0], square > 0)
+    Image.fromarray(square).save(tmp_path / "jpeg/00001.jpg", quality=95)
+    assert np.array_equal(read_truth(None, str(tmp_path / "jpeg"), None).masks[0], square > 0)
+
+
 def test_blend_masks_stand_for_the_region(tmp_path):
     make_run(tmp_path)
     masks = np.zeros((4, 8, 12), np.uint8)
@@ -103,7 +127,7 @@ def test_clip_metrics_of_a_clip():
         ([], "RESULTS"),
         (["{}/nowhere"], "has no run.json"),
         (["{}/running"], "has not finished"),
-        (["{}/run", "--truth", "{}/empty"], "no png files"),
+        (["{}/run", "--truth", "{}/empty"], "no pictures"),
         (["{}/run", "--flow", "{}/run/run.json"], "cannot be read"),
         (["{}/run", "--clip-model", "{}/nowhere"], "does not exist"),
         (["{}/run", "--masks", "{}/wrong"], "expected one of the clip's size"),
@@ -130,8 +154,8 @@ def test_mistakes_are_one_line(tmp_path, capsys, argv, said):
         (["--truth", "nope"], r"truth: nope does not exist"),
         (["--masks", "nope"], r"masks: nope does not exist"),
         (["--masks", "letter.txt"], r"masks: letter.txt is a file. Expected a folder"),
-        (["--truth", "run"], r"truth: run has no png files"),
-        (["--truth", "mixed"], r"truth: mixed has pictures of several sizes"),
+        (["--truth", "run"], r"truth: run has no pictures"),
+        (["--truth", "mixed"], r"truth: the images of mixed differ in size"),
         (["--truth", ""], r"truth: got an empty path"),
         (["--flow", "~nosuchuser/flow.npy"], r"flow: ~nosuchuser is no user of this machine"),
         (["--masks", "short"], r"masks: got \(2, 32, 48\)"),

@@ -18,7 +18,8 @@ from fz.memory import budget
 from fz.model.deep import Reuse
 from fz.model.vae import VAE, VAEConfig
 from fz.run import main
-from fz.settings.config import FAST, build
+from fz.settings.config import build
+from fz.settings.fast import FAST
 from fz.settings.parse import parse
 from fz.source import Source
 

@@ -8,7 +8,7 @@ from bench.pareto_clips import Way, drawing, table
 from bench.pareto_ways import WAYS
 from fz import mini
 from fz.mini.setup import Setup
-from fz.settings.config import FAST
+from fz.settings.fast import FAST
 from fz.weights.load import load_checkpoint
 
 

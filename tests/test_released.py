@@ -173,6 +173,17 @@ def test_masks(entry, threshold, latents, words):
     assert (edit.threshold, edit.blend_latents, edit.blend_words) == (threshold, latents, words)
 
 
+def test_another_source_of_words_than_the_released_codes_is_said():
+    tree = copy.deepcopy(SMALLEST)
+    told = "the released code has 'a blue bus' for it"
+    tree["editing_config"]["editing_prompts"] = [tree["dataset_config"]["prompt"] + " ,"]
+    assert not any("released code has" in note for note in settings_of(tree).notes)
+    tree["editing_config"]["editing_prompts"] = ["a blue bus"]
+    assert any(told in note for note in settings_of(tree).notes)
+    tree["editing_config"]["source_prompt"] = "a red bus"
+    assert not any("released code has" in note for note in settings_of(tree).notes)
+
+
 def test_p2p_keys_as_integers_text_or_list():
     tree = copy.deepcopy(SMALLEST)
     entries = tree["editing_config"]["p2p_config"]
@@ -240,7 +251,7 @@ def test_interpolated_section():
 def test_more_values_than_words_is_said():
     settings = settings_of(SMALLEST, NAME + "eq_params={words: [red], values: [10, 10]}")
     assert settings.edits[0].reweight == (("red", 10),)
-    assert "1 words and 2 values" in settings.notes[0]
+    assert any("1 words and 2 values" in note for note in settings.notes)
 
 
 @pytest.mark.parametrize("name", [*released_names.TABLE, *released_names.COMBINED, *released_names.IGNORED], ids=str)

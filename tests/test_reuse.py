@@ -37,7 +37,8 @@ from fz.memory.kept import KeptInMemory, KeptOnDisk
 from fz.model.deep import Deep, Reuse
 from fz.model.layers import TextContext
 from fz.model.unet import UNet, UNetConfig
-from fz.settings.config import build, fast_steps
+from fz.settings.config import build
+from fz.settings.fast import fast_steps
 from fz.settings.parse import parse
 from fz.source import Source
 

@@ -82,6 +82,11 @@ def test_how_words_are_compared(word, bare):
     assert words.bare(word) == bare
 
 
+def test_apostrophes_of_both_kinds_are_one():
+    assert words.bare("dog\u2019s") == words.bare("dog's") == "dog's"
+    assert words.occurrences("", words.split("the dog\u2019s bowl"), "dog's") == [1]
+
+
 SENTENCES = (
     "a red car", "a\tred\n car\u3000on\u00a0sand", "best quality,cat,bench", "don't stop the rock'n'roll",
     "a labradoodle, a swarovski cat; 猫、犬。", "😀 cat's (red) dog", "CAFE\u0301 é", "1,000 cats—12:30", "",

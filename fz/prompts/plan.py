@@ -172,8 +172,8 @@ def mask_tokens(edit: EditSettings, source: Tokens, target: Tokens, notes: list[
         # a target of its own may differ in more than what is removed
         groups = [applications.phrases(edit.remove), []]
     else:
-        of_target = edit.blend_words[1] if edit.blend_latents is not None else ()
-        asked = ((source, edit.blend_words[0]), (target, of_target))
+        # the target's count where latents are blended, and are words of it all the same
+        asked = zip((source, target), edit.blend_words, strict=True)
         groups = [present(edit, tokens, words, "blend_words", notes) for tokens, words in asked]
     both = zip((source, target), groups, strict=True)
     gone, come = (weights(tokens, words).nonzero().flatten().tolist() for tokens, words in both)

@@ -14,7 +14,9 @@ import numpy as np
 
 from fz import mini
 from fz.checkpoint import choose_clip, clip_path
-from fz.clips.images import opened_image
+from fz.clips.files import IMAGES
+from fz.clips.images import Flatten, Images, images_in, on_white, read_picture
+from fz.clips.user_mask import Opacity, as_grey
 from fz.errors import FzError
 from fz.metrics.measure import Truth, measure
 from fz.results.claim import finished, read_run
@@ -87,27 +89,52 @@ def in_pixels(masks: Mapping[tuple[int, ...], np.ndarray], shape: tuple[int, ...
     return union[:, rows][:, :, columns]
 
 
-def read_frames(folder: Path, what: str = "frames") -> np.ndarray:
-    """00000.png … of a folder, (F, H, W, 3) uint8. what: the option that named it."""
+def read_frames(folder: Path) -> np.ndarray:
+    """00000.png … of a results folder, (F, H, W, 3) uint8."""
     files = sorted(folder.glob("*.png")) if folder.is_dir() else []
     if not files:
-        raise FzError(f"{what}: {folder} has no png files. Expected frames named 00000.png, 00001.png, …")
-    pictures = [picture(file, "RGB") for file in files]
+        raise FzError(f"frames: {folder} has no png files. Expected frames named 00000.png, 00001.png, …")
+    pictures = [picture(file) for file in files]
     if len({p.shape for p in pictures}) > 1:
-        raise FzError(f"{what}: {folder} has pictures of several sizes. Expected one.")
+        raise FzError(f"frames: {folder} has pictures of several sizes. Expected one.")
     return np.stack(pictures)
 
 
-def picture(file: Path, mode: str) -> np.ndarray:
+def picture(file: Path) -> np.ndarray:
+    """(H, W, 3) uint8."""
     try:
-        with opened_image(file) as image:
-            return np.asarray(image.convert(mode))
+        return read_picture(file)[0]
     except FzError as error:
         raise FzError(f"{file}: cannot be read as a picture ({str(error).removeprefix('video: ')[:160]}).") from None
 
 
+def read_given(path: str, what: str, flatten: Flatten = on_white) -> np.ndarray:
+    """A user's folder of pictures, one for each frame, (F, H, W, 3) uint8, read as clips are. what: the option that
+    named it.
+    """
+    folder = readable(path, what)
+    if not any(file.name.lower().endswith(IMAGES) for file in folder.iterdir()):
+        raise FzError(f"{what}: {folder} has no pictures. Expected one for each frame, as 00000.png, 00001.png, …")
+    try:
+        pictures = Images(images_in(folder), folder.name, flatten)
+        return np.stack([pixels for _, pixels in pictures.read(range(pictures.count))])
+    except FzError as error:
+        raise FzError(f"{what}: {str(error).removeprefix('video: ')}.") from None
+
+
+def read_given_masks(path: str) -> np.ndarray:
+    """A user's folder of masks, (F, H, W) bool, white or, of transparent pictures, opaque: as `--mask` has it."""
+    opacity = Opacity()
+    pictures = read_given(path, "masks", opacity)
+    try:
+        by_opacity = opacity.means(Path(path).name)
+    except FzError as error:
+        raise FzError(f"masks: {str(error).removeprefix('video: ')}.") from None
+    return (read_given(path, "masks", as_grey) if by_opacity else pictures).mean(-1) > 127.5
+
+
 def read_truth(frames: str | None, masks: str | None, flow: str | None) -> Truth:
-    """Folders of png files, masks white where the edit should be, and a .npy of (F - 1, H, W, 2) pixels to the next
+    """Folders of pictures, masks white where the edit should be, and a .npy of (F - 1, H, W, 2) pixels to the next
     frame.
     """
     field = None
@@ -126,11 +153,8 @@ def read_truth(frames: str | None, masks: str | None, flow: str | None) -> Truth
             ) from None
         if not isinstance(field, np.ndarray) or field.dtype.kind not in "fiu":
             raise FzError(f"flow: {flow} holds no plain array of numbers. Expected a .npy of (F - 1, H, W, 2) pixels.")
-    truth, where = (
-        None if path is None else read_frames(readable(path, what), what)
-        for path, what in ((frames, "truth"), (masks, "masks"))
-    )
-    return Truth(truth, None if where is None else where[..., 0] > 127, field)
+    truth = None if frames is None else read_given(frames, "truth")
+    return Truth(truth, None if masks is None else read_given_masks(masks), field)
 
 
 def seen(frames: np.ndarray, target: str) -> dict[str, float | None]:

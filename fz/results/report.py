@@ -119,7 +119,7 @@ def first_word(source: Sequence[str], edits: Sequence[Mapping[str, Any]], words:
 
 def strips(sheet: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     """A contact sheet's one row of tiles as pictures of at most PER_STRIP tiles; the heading is cut off."""
-    pixels, count = picture(sheet, "RGB"), max(1, len(run.get("frames") or [0]))
+    pixels, count = picture(sheet), max(1, len(run.get("frames") or [0]))
     width = (pixels.shape[1] + GAP) // count - GAP
     # the clip's shape says how high a tile is; the row stands at the bottom
     with opened_image(sheet.parent.parent / "frames" / "source" / "00000.png") as frame:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fz import words as sentences
 from fz.errors import FzError, suggest
-from fz.words import ARTICLES, bare
+from fz.words import ARTICLES, bare, inner
 
 # what a removal is done with unless told: new rows where the object was, and the source's attention long enough to keep
 # the rest
@@ -20,6 +20,12 @@ REMOVAL: Mapping[str, Any] = {
     "cross_replace": (0.0, 0.5),
 }
 ENHANCEMENT: Mapping[str, Any] = {"align": "refine"}
+# what follows a noun and is none; before another word stands what describes it
+AFTER_NOUNS = frozenset(
+    "about above across after against along among and are around as at before behind below beneath beside between "
+    "beyond but by down during for from in inside into is near next of off on onto or out outside over past that "
+    "through to toward towards under up upon was were which while who with within without".split()
+)
 
 
 def phrases(words: str) -> list[str]:
@@ -28,8 +34,8 @@ def phrases(words: str) -> list[str]:
 
 
 def without(source: str, words: str) -> str:
-    """The source without these phrases, without an article that then stands alone before them, and without an 'and'
-    that joins nothing.
+    """The source without these phrases, and without the article before them and the 'and' beside them, unless a noun
+    follows that these belong to: 'a red car' without 'red' is 'a car', without 'red car' nothing.
 
     Raises FzError for a phrase that is not there and where nothing is left.
     """
@@ -44,12 +50,13 @@ def without(source: str, words: str) -> str:
             )
         for start in reversed(places):
             end = start + len(wanted)
-            if start and bare(left[start - 1]) in ARTICLES:
-                start -= 1
-            if start and bare(left[start - 1]) == "and":
-                start -= 1
-            elif left[end : end + 1] and bare(left[end]) == "and":
-                end += 1
+            if not describes(left, end):
+                if start and bare(left[start - 1]) in ARTICLES:
+                    start -= 1
+                if start and bare(left[start - 1]) == "and":
+                    start -= 1
+                elif left[end : end + 1] and bare(left[end]) == "and":
+                    end += 1
             left = left[:start] + left[end:]
     if not left:
         raise FzError(
@@ -59,12 +66,22 @@ def without(source: str, words: str) -> str:
     return " ".join(left)
 
 
+def describes(there: list[str], end: int) -> bool:
+    """Does the phrase that ends before word `end` belong to a noun after it, as far as that word tells? What ends in
+    'ing' or 's' is taken for a verb.
+    """
+    if end == len(there) or inner(there[end - 1])[1] < len(there[end - 1]):
+        return False
+    return bare(there[end]) not in AFTER_NOUNS | set(ARTICLES) and not bare(there[end]).endswith(("ing", "s"))
+
+
 def enhanced(sentence: str, words: str) -> str:
     """The sentence with the words after it: 'a car' and 'high-quality, 8K' -> 'a car, high-quality, 8K'. Nothing if
     they are there.
     """
     words = " ".join(words.split())
-    return sentence if sentence.endswith(words) else f"{sentence.rstrip(' ,.')}, {words}"
+    ends, wanted = ([bare(word) for word in sentences.split(text)] for text in (sentence, words))
+    return sentence if ends[-len(wanted) :] == wanted else f"{sentence.rstrip(' ,.')}, {words}"
 
 
 def target_of(source: str, target: str | None, remove: str | None, enhance: str | None) -> str:

@@ -71,17 +71,6 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-# `--fast`, beside fewer steps (docs/measurements.md; `bench.pareto` measures it)
-FAST: Mapping[str, Any] = {"weights": "int8", "reuse": "2:outer", "guidance_window": (0.0, 0.5)}
-
-
-def fast_steps(usual: int) -> int:
-    """Those of `--fast`: about three eighths of the usual ones, 18 of 50, and even: of an odd number one more is whole,
-    as the last two always are.
-    """
-    return max(1, 2 * round(usual * 3 / 16))
-
-
 @dataclass(frozen=True)
 class EditSettings:
     """One target sentence and how it is reached.
@@ -298,7 +287,12 @@ def build(*overlays: Overlay, notes: tuple[str, ...] = ()) -> Settings:
     edits = tuple(
         edit_settings(top["source"], {**every, **below(merged, f"edits.{i}.")}) for i in range(edit_count(merged))
     )
-    return Settings(clip=clip, edits=edits, **top, notes=notes)
+    made = [
+        f"edit {i}: the target is {edit.target!r}, the source without {edit.remove!r}"
+        for i, edit in enumerate(edits)
+        if edit.remove and edit.target == applications.target_of(top["source"], None, edit.remove, edit.enhance)
+    ]
+    return Settings(clip=clip, edits=edits, **top, notes=(*notes, *made))
 
 
 def edit_count(merged: Overlay) -> int:

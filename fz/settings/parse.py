@@ -13,7 +13,8 @@ from typing import Any
 from fz import words
 from fz.errors import FzError
 from fz.settings import applications, released, tree
-from fz.settings.config import ABLATIONS, FAST, PRESETS, REUSING, Overlay, Settings, build, fast_steps, is_edit
+from fz.settings.config import ABLATIONS, PRESETS, Overlay, Settings, build, is_edit
+from fz.settings.fast import fast_overlay
 from fz.settings.flags import build_parser
 from fz.settings.idle import idle_flags
 from fz.settings.sweep import Variant, expand, read_sweeps
@@ -118,18 +119,6 @@ def of_miniature() -> Overlay:
     return mini.DEFAULTS
 
 
-def fast_overlay(beneath: Sequence[Overlay], method: str) -> tuple[Overlay, str]:
-    """What `--fast` lays over the defaults and a config, beneath all other flags, and a line that says so."""
-    usual = next((overlay["steps"] for overlay in reversed(beneath) if "steps" in overlay), Settings.steps)
-    takes = (
-        FAST if method in REUSING else {name: FAST[name] for name in FAST if name not in ("reuse", "guidance_window")}
-    )
-    overlay = {"steps": fast_steps(usual), **takes}
-    said = ", ".join(f"{name.replace('_', '-')} {','.join(map(str, v)) if isinstance(v, tuple) else v}"
-                     for name, v in overlay.items())  # fmt: skip
-    return overlay, f"fast: {said}, unless other flags say otherwise; each is a flag of its own"
-
-
 def replaced(of_config: Overlay, without: Settings, settings: Settings) -> list[str]:
     """A line that names what a config said of its edits and `--edit` says otherwise. without: the settings had there
     been no --edit.
@@ -157,8 +146,7 @@ def check_words(settings: Settings) -> None:
             words.occurrences(settings.source, words.split(settings.source), phrase, "remove")
         masked = edit.threshold is not None or edit.blend_latents is not None or edit.keep_background
         if edit.blend_words is not None and masked:
-            of_target = edit.blend_words[1] if edit.blend_latents is not None else ()
-            for sentence, named in ((settings.source, edit.blend_words[0]), (edit.target, of_target)):
+            for sentence, named in zip((settings.source, edit.target), edit.blend_words, strict=True):
                 for word in named:
                     words.occurrences(sentence, words.split(sentence), word, "blend_words")
 

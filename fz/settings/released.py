@@ -13,6 +13,7 @@ from fz.settings.config import Crop, Overlay
 from fz.settings.convert import number, share, shown, text, truth, whole, words
 from fz.settings.released_names import COUNTS, P2P, TABLE, check_names
 from fz.settings.tree import Config, Tree, is_number
+from fz.words import bare, says, split
 
 # what the released code takes for keys that a config lacks
 DEFAULTS: Overlay = {
@@ -90,7 +91,18 @@ def put_prompts(config: Config, out: Translation) -> None:
     prompts = [text(p, name) for p in prompts or ()]
     for i, target in enumerate(prompts):
         out.put(f"edits.{i}.target", target, name)
+    if prompts and source is None and prompt is not None and not same_words(prompts[0], str(prompt)):
+        out.notes.append(
+            f"words and masks follow dataset_config.prompt; the released code has {prompts[0]!r} for it, the first of "
+            "editing_prompts, where editing_config.source_prompt is not set"
+        )
     put_methods(config, out, prompts)
+
+
+def same_words(a: str, b: str) -> bool:
+    """Punctuation apart."""
+    first, second = ([bare(word) for word in split(sentence) if says(word)] for sentence in (a, b))
+    return first == second
 
 
 def put_methods(config: Config, out: Translation, prompts: list[str]) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 from fz.arguments import edit_of
 from fz.errors import FzError
-from fz.settings.config import FAST, PRESETS, EditSettings, fast_steps
+from fz.settings.config import PRESETS, EditSettings
 from fz.settings.effect import STEADY, effect
+from fz.settings.fast import FAST, fast_steps
 from fz.settings.sweep import NAMES, read_sweeps
 from fz.web.wording import LABELS
 from fz.words import says

@@ -16,7 +16,7 @@ from fz import mini
 from fz.editor import Editor
 from fz.errors import FzError
 from fz.inverted import InvertedClip
-from fz.settings.config import FAST
+from fz.settings.fast import FAST
 from fz.web import form as forms
 from fz.web import show
 from fz.web.again import again
