@@ -55,7 +55,7 @@ def answer(argv: Sequence[str] | None) -> None:
     methods_of(given.methods)
     for config in given.config or ():
         models_of(vars(of_config(config, given)))
-    models_of({**vars(given), "checkpoint": given.checkpoint or mini.checkpoint()})
+    models_of({**vars(given), "checkpoint": mini.checkpoint(given.checkpoint)})
     from bench.table1_cells import bench
 
     with claimed(given.out):

@@ -32,7 +32,7 @@ def settled(settings: Settings) -> tuple[Settings, list[str]]:
 def load(settings: Settings, device: torch.device) -> Checkpoint:
     """The settings' checkpoint, or the miniature, on its device, in its dtype, laid out for speed."""
     checkpoint = load_checkpoint(
-        settings.checkpoint or mini.checkpoint(),
+        mini.checkpoint(settings.checkpoint),
         vae=settings.vae,
         tokenizer=settings.tokenizer,
         model_config=settings.model_config,

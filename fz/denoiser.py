@@ -60,6 +60,11 @@ class Denoiser:
         """Does the whole UNet run at timestep t?"""
         return self.reuse.is_full(self.schedule.timesteps.index(t), self.schedule.steps)
 
+    @property
+    def full_timesteps(self) -> tuple[int, ...]:
+        """Those at which the whole UNet runs, from the noisiest."""
+        return tuple(filter(self.is_full, self.schedule.timesteps))
+
     def settle(self) -> None:
         """The last call's noise is finite, or NotFinite is raised, naming the first layer that gives NaN or infinity.
         A loop asks when it has launched all of a step, before it tells anybody of it.

@@ -53,7 +53,7 @@ def answer(argv: list[str]) -> None:
     from fz.results.rows import check_replaceable, write_rows
 
     # before minutes of measuring
-    outs = [expanded(given.out, "out")] if given.out else [folder / "evaluation" for folder in folders]
+    outs = [expanded(given.out, "out")] if given.out is not None else [folder / "evaluation" for folder in folders]
     for out in outs:
         check_replaceable(out, given.overwrite)
     truth = read_truth(given.truth, given.masks, given.flow)

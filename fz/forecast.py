@@ -121,12 +121,14 @@ def reconstructed(settings: Settings) -> int:
 
 
 def with_fast(settings: Settings) -> Settings | None:
-    """The settings as `--fast` would have them; None where it would change nothing, or is not for them."""
+    """The settings as `--fast` would have them; None where it would change nothing, is not for them, or where it is not
+    known whether it would take fewer steps: those of a flag stay, those of a config do not.
+    """
     has_some = any(getattr(settings, name) == value for name, value in FAST.items())
-    if settings.method not in REUSING or settings.control or has_some:
-        return None
     usual = mini.DEFAULTS["steps"] if settings.checkpoint is None else Settings.steps
-    return replace(settings, **FAST, steps=fast_steps(usual) if settings.steps == usual else settings.steps, notes=())
+    if settings.method not in REUSING or settings.control or has_some or settings.steps != usual:
+        return None
+    return replace(settings, **FAST, steps=fast_steps(usual), notes=())
 
 
 @torch.no_grad()

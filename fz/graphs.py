@@ -3,7 +3,8 @@
 A replay launches a whole pass at once, where the host would launch its thousand kernels one by one. It is the same
 kernels on the same addresses, so results are those of a pass that was not captured: what changes from step to step is
 copied to where the captured pass reads it, and what it gives is copied out. A pass is captured when one like it, of the
-same shapes, prompts and attention, comes for the second time; those of baselines and in chunks are not.
+same shapes, prompts and attention, comes for the second time; those of sdedit,
+null-p2p, of pnp while it injects, and in chunks are not.
 """
 
 import functools

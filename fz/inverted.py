@@ -346,5 +346,5 @@ class InvertedClip:
 
     def store(self, of: str) -> Store:
         """Where queries and keys of that pass stay."""
-        folder, times = self.cached.operands / f"{of}-{self.settings.store_dtype}", self.schedule.timesteps
+        folder, times = self.cached.operands / f"{of}-{self.settings.store_dtype}", self.model.full_timesteps
         return store_for(self.mode, folder, times, self.editor.device, self.journal.say, self.settings.offload)

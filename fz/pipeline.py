@@ -26,6 +26,7 @@ from fz.results import reuse
 from fz.results.folder import NoFolder, ResultFolder
 from fz.results.result import Edited, Result
 from fz.settings.config import Settings
+from fz.settings.effect import fused_sentence
 from fz.settings.place import check_cache
 from fz.stages import (
     check_clip,
@@ -89,9 +90,11 @@ def run(settings: Settings, progress: Progress | None = None, models: Models | N
             if method.inverts:
                 inversion.invert()
             result.source, result.schedule = inversion.source, inversion.schedule
-            folder.write_source(
-                result.video, inversion.attending(settings, journal), inversion.tokens, inversion.schedule
-            )
+            attended = inversion.attending(settings, journal)
+            tokens = inversion.tokens
+            if attended is not inversion.source:
+                tokens = editor.checkpoint.text.tokens(fused_sentence(settings))
+            folder.write_source(result.video, attended, tokens, inversion.schedule)
             if settings.save_latents:
                 folder.add_latents(inversion.source.tensors(inversion.schedule))
 

@@ -86,7 +86,7 @@ def text_of(settings: Any) -> TextEncoder:
     """A TextEncoder of the checkpoint's tokenizer and the learned words alone: it has tokens of prompts, no
     embeddings.
     """
-    checkpoint, config = settings.checkpoint or mini.checkpoint(), settings.model_config
+    checkpoint, config = mini.checkpoint(settings.checkpoint), settings.model_config
     words = getattr(settings, "embedding", ())  # a tuning has none
     if words:
         # it takes torch to read them

@@ -8,6 +8,7 @@ else is said is then on stderr.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import re
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from fz.errors import FzError
 from fz.settings.config import Settings
+from fz.settings.effect import fused_sentence
 from fz.settings.idle import alone
 from fz.settings.place import slug, writable
 from fz.shell import answered, leave
@@ -108,6 +110,8 @@ def answer(argv: list[str]) -> None:
         check_clip(settings.clip)
         name = f"prompt-{slug(Path(settings.clip.path).stem, 64) or 'clip'}"
         folder = writable(settings.out or Path("results") / name, "out")
+    # all is of the sentence whose attention is fused
+    settings = dataclasses.replace(settings, source=fused_sentence(settings))
     text, steps = text_of(settings), settings.steps
     source = text.tokens(settings.source)
     targets = [text.tokens(edit.target) for edit in settings.edits]
@@ -133,7 +137,7 @@ def answer(argv: list[str]) -> None:
         say(line)
     if as_lines:
         for edit, plan, target in zip(settings.edits, plans, targets, strict=True):
-            print(json.dumps(as_json(edit, plan, source, target, steps)))
+            print(json.dumps(as_json(edit, plan, target, steps)))
     else:
         print(f"source: {settings.source!r}")
         for word in source.words:

@@ -22,7 +22,7 @@ from fz.model.layers import TextContext
 
 class Store:
     """Where the source's queries and keys are kept, by timestep: this one keeps none ('recompute'), `fz.memory.kept`
-    has one in RAM and one in files.
+    has one where the model is, one in RAM and one in files.
     """
 
     def put(self, t: int, qk: QK) -> None:
@@ -124,6 +124,8 @@ class Source:
         The pass has the batch of the first one, and gives what is kept of it in the same dtype, so that it has the same
         bits.
         """
+        if not keep.anything:
+            return {}
         sites, qk = model.unet.sites(), self.store.get(t) or {}
         if all(site.name in qk for site in sites if keep.wants(site)):
             return qk

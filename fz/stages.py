@@ -29,6 +29,7 @@ from fz.prompts.plan import Plan, plan_edit
 from fz.prompts.text import TextEncoder
 from fz.results.result import Edited
 from fz.settings.config import Settings
+from fz.settings.effect import fused_sentence
 from fz.source import Source
 
 Note = Callable[[str], None]
@@ -36,7 +37,8 @@ Note = Callable[[str], None]
 
 def plan_edits(settings: Settings, text: TextEncoder, note: Note) -> list[Plan]:
     """What each edit fuses; what was decided for the user is noted. Raises FzError for a prompt that is too long."""
-    source = text.tokens(settings.source)
+    text.tokens(settings.source)
+    source = text.tokens(fused_sentence(settings))
     for prompt in (settings.negative, settings.reconstruction_prompt or ""):
         # one that is too long is an error now, not after encoding
         text.tokens(prompt)

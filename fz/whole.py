@@ -1,6 +1,7 @@
 """How is a file written whole or not at all?"""
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,19 +24,18 @@ def unwritten(what: str, path: Path, why: object) -> FzError:
 
 @contextmanager
 def atomic(path, what: str = "out") -> Iterator[Path]:
-    """A place to write path's content to: its own name, in a hidden folder beside it, whose name has the process's
-    number. Moved to path when the block ends well and removed when it does not.
+    """A place to write path's content to: its own name, in a hidden folder beside it, whose name has a number of its
+    own. Moved to path when the block ends well and removed when it does not.
 
     The name is path's own, as formats write it into files: zip archives of torch.save. A folder takes the place of the
     folder that is there: the caller knows that it may go. what: the option that chose the place. Raises FzError where
     the folder cannot be written to.
     """
     path = Path(path)
-    hidden = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # no other process has it, nor one of that number on another machine that shares the folder
+    hidden = path.with_name(f".{path.name}.{os.getpid()}{secrets.randbelow(10**9):09d}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # left by a killed process of that number
-        shutil.rmtree(hidden, ignore_errors=True)
         hidden.mkdir()
         yield hidden / path.name
         put(hidden / path.name, path)

@@ -55,8 +55,8 @@ class Laid:
         first, count = anchors[0], len(anchors)
         if list(anchors) == list(range(first, first + count)):
             return self.x[:, first : first + count].flatten(1, 2)
-        # a buffer that is written again would spoil what a backward pass has kept
-        if torch.is_grad_enabled() and self.x.requires_grad:
+        # a buffer that is written again would spoil what a backward pass has kept, of the keys for the queries, too
+        if torch.is_grad_enabled():
             return torch.cat([self.x[:, a] for a in anchors], dim=1)
         branches = len(self.x)
         if (-1, count) not in self._buffers:

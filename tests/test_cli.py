@@ -287,13 +287,26 @@ def test_same_settings_by_flags_and_by_config(config):
     assert dataclasses.replace(by_config, edits=strict) == by_flags
 
 
+@pytest.mark.parametrize("name", ["checkpoint", "vae", "out", "cache"])
+def test_a_path_of_nothing_is_refused(name):
+    """As a shell makes it of a variable that is not set."""
+    with pytest.raises(FzError, match=f"^{name}: got an empty path"):
+        settings_of(f"--{name}", "")
+
+
+def test_ablations_of_one_thing_are_refused():
+    assert settings_of("--ablate", "no-self", "--ablate", "no-cross").edits[0].cross_replace == (0, 0)
+    with pytest.raises(FzError, match="ablate: got no-self and full-self, which both say what self_replace is"):
+        settings_of("--ablate", "no-self", "--ablate", "full-self")
+
+
 # ---- flags that change nothing alone -----------------------------------------------------------------------
 
 # a flag, what it counts with, and another way to that
 PAIRS = {
     "--strength 0.5": ("--method sdedit", "--method=sdedit"),
     "--reconstruction-prompt x": ("--attention reconstruction", "--ablate reconstruction"),
-    "--negative blurry": ("--guidance 3", "--guidance 1 --method null-p2p"),
+    "--negative blurry": ("--guidance 3", "--guidance 3 --method null-p2p"),
     "--guidance-window 0.5": ("--guidance 3", "--guidance 1.5"),
     "--conv-memory 2": ("--conv auto", ""),
     "--enhance-factor 3": ("--enhance 8K", "--enhance.0 8K"),

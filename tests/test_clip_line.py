@@ -34,13 +34,13 @@ def with_sound(tmp_path):
 
 def test_the_line():
     line = left_out(range(8), Source, (360, 640), (128, 128), 32, "--no-audio")
-    expected = "frames 0–7 of 90 (0.27 of 3.0 s), centre 360×360 → 128×128, no audio (--no-audio)"
+    expected = "frames 0–7 of 90 (0.27 of 3.00 s), centre 360×360 → 128×128, no audio (--no-audio)"
     assert line == expected + "; --frames all, --every 5, --size 128x224"
 
 
 def test_a_clip_says_it(with_sound):
     notes = read_clip(ClipSettings(str(with_sound), size=64), multiple=32).notes
-    assert "frames 0–7 of 90 (0.27 of 3.0 s), centre 90×90 → 64×64; --frames all, --every 5, --size 64x128" in (notes)
+    assert "frames 0–7 of 90 (0.27 of 3.00 s), centre 90×90 → 64×64; --frames all, --every 5, --size 64x128" in (notes)
 
 
 def test_nothing_left_out_says_nothing(tmp_path):
@@ -59,10 +59,10 @@ def test_pictures_have_no_seconds(tmp_path):
 @pytest.mark.parametrize(
     "positions, line",
     [
-        (range(3, 4), "frame 3 of 90 (0.03 of 3.0 s)"),
-        (range(0, 36, 5), "frames 0, 5, …, 35 of 90 (1.33 of 3.0 s)"),
-        (range(2, 9, 4), "frames 2, 6 of 90 (0.27 of 3.0 s)"),
-        (range(0, 90), "frames 0–89 of 90 (3.00 of 3.0 s)"),
+        (range(3, 4), "frame 3 of 90 (0.03 of 3.00 s)"),
+        (range(0, 36, 5), "frames 0, 5, …, 35 of 90 (1.33 of 3.00 s)"),
+        (range(2, 9, 4), "frames 2, 6 of 90 (0.27 of 3.00 s)"),
+        (range(0, 90), "frames 0–89 of 90 (3.00 of 3.00 s)"),
     ],
     ids=str,
 )

@@ -1,6 +1,7 @@
 """One-shot tuning: what is trained, from where it starts, that it goes on to the same bits, and what it writes."""
 
 import copy
+import dataclasses
 import json
 import os
 import shutil
@@ -18,7 +19,9 @@ from fz import tune as command
 from fz.attention import Plain
 from fz.ddim import Schedule
 from fz.errors import FzError
-from fz.model.layers import TextContext
+from fz.frames import FrameIndex
+from fz.kernels import reference, torch_ops
+from fz.model.layers import Site, TextContext
 from fz.model.unet import Temporal, UNet, UNetConfig
 from fz.tuning import run
 from fz.tuning import trainer as tuning
@@ -52,6 +55,28 @@ def tuner(unet=None, recipe="fatezero", rate=1e-3, **options):
     return tuning.Tuner(
         tuning.inflate(unet or small(), recipe, rank=8), recipe, ALPHA_BARS, tuning.TrainingSettings(rate, **options)
     )
+
+
+def test_keys_that_need_no_gradient_are_kept_for_that_of_the_queries():
+    """As where only to_q is trained; anchors of later frames were written over those that a backward pass reads."""
+    q, k, v = (numbers(seed, 1, 5, 16, 2, 40) for seed in (1, 2, 3))
+    table = FrameIndex((-1, "first")).table(Site("x", "self", 1, 320), 5)
+    found = []
+    for of in (torch_ops, reference):
+        x = q.clone().requires_grad_()
+        of.self_attention(x, k, v, table).square().sum().backward()
+        found.append(x.grad)
+    torch.testing.assert_close(*found)
+
+
+def test_a_step_whose_second_lesson_has_no_finite_loss_changes_nothing():
+    of = tuner(recipe="tune-a-video")
+    bad = dataclasses.replace(lesson(), z=lesson().z.clone())
+    bad.z[0, 0, 0, 0] = float("nan")
+    before = {name: w.detach().clone() for name, w in of.weights.items()}
+    with pytest.raises(FzError, match="the loss of step 1 is nan"):
+        of.step([lesson(), bad])
+    assert of.steps == 0 and all(torch.equal(before[name], w) for name, w in of.weights.items())
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=tuning.RECIPES)
@@ -355,6 +380,23 @@ def test_what_is_taken_of_a_clip_is_said(shared, tmp_path, capsys):
     assert command.main(arguments(shared, tmp_path / "out", *flags)) == 0
     said = capsys.readouterr().out
     assert "frames 0–1 of 8" in said and "1 file of other kinds left out (1.heic)" in said
+
+
+def test_samples_are_of_the_prompts_that_the_record_names(shared, tmp_path):
+    """Of others where a tuning goes on with others; none of a tuning that was replaced stays."""
+    out, flags = tmp_path / "out", ("--sample-steps", "1", "--sample-prompt")
+    assert (
+        command.main(arguments(shared, out, *flags, "a red jeep", "--sample-prompt", "a car", "--sample-every", "1"))
+        == 0
+    )
+    before = {p.name: p.read_bytes() for p in (out / "samples").iterdir()}
+    assert sorted(before) == [f"{step:05d}-{i}.gif" for step in (1, 2, 3) for i in (0, 1)]
+    assert command.main(arguments(shared, out, *flags, "a blue boat on the snow", "--sample-every", "1")) == 0
+    assert (out / "samples/00003-0.gif").read_bytes() != before["00003-0.gif"]
+    assert not (out / "samples/00003-1.gif").exists() and (out / "samples/00001-1.gif").exists()
+    again = ("--sample-every", "1", "--steps", "2", "--seed", "1", "--overwrite")
+    assert command.main(arguments(shared, out, *flags, "a car", *again)) == 0
+    assert sorted(p.name for p in (out / "samples").iterdir()) == ["00001-0.gif", "00002-0.gif"]
 
 
 def test_a_tuning_that_is_stopped_while_it_samples_has_its_samples_in_the_end(shared, tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ def explained(text, source, target, **settings):
     settings = {"threshold": 0.3, "blend_latents": 0.3} | settings
     edit, tokens = EditSettings(target, **settings), (text.tokens(source), text.tokens(target))
     plan = plan_edit(edit, *tokens, 10)
-    return as_json(edit, plan, *tokens, 10), plan
+    return as_json(edit, plan, tokens[1], 10), plan
 
 
 def columns(said):

@@ -9,7 +9,7 @@ WIDEST_STEP = 5
 
 
 def frames_line(positions: range, count: int, fps: float | None) -> str:
-    """'frames 0–7 of 90 (0.27 of 3.0 s)'; fps is the source's, None where it has none."""
+    """'frames 0–7 of 90 (0.27 of 3.00 s)'; fps is the source's, None where it has none."""
     first, last, step = positions[0], positions[-1], positions.step
     if len(positions) == 1:
         which = f"frame {first}"
@@ -20,7 +20,7 @@ def frames_line(positions: range, count: int, fps: float | None) -> str:
         which += f", {last}" if len(positions) > 2 else ""
     if not fps:
         return f"{which} of {count}"
-    return f"{which} of {count} ({min(len(positions) * step, count) / fps:.2f} of {count / fps:.1f} s)"
+    return f"{which} of {count} ({min(len(positions) * step, count) / fps:.2f} of {count / fps:.2f} s)"
 
 
 def seen(part: Sequence[int], size: Sequence[int]) -> tuple[int, int]:

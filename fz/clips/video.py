@@ -161,7 +161,7 @@ def plan_clip(clip: ClipSettings, multiple: int = 64, flatten: Flatten = on_whit
     check_memory(len(positions), height, width)
     fps = source.fps
     if source.rated:
-        fps = check_rate(source.fps / clip.every, _advice(source.fps, clip.every, source.name))
+        fps = check_rate(source.fps / clip.every, _advice(source.fps, source.name))
     return ClipPlan(clip, source, positions, (height, width), clip.fps or fps, multiple, tuple(notes), fps)
 
 
@@ -193,7 +193,7 @@ def check_memory(frames: int, height: int, width: int) -> None:
         )
 
 
-def _advice(fps: float, every: int, name: str) -> str:
+def _advice(fps: float, name: str) -> str:
     if fps > FASTEST:
         return f" {name} is faster: use --every {math.ceil(fps / FASTEST)} or more"
     if fps >= SLOWEST:

@@ -16,7 +16,7 @@ from fz.attention import Keep, least_stride
 from fz.baselines import METHODS
 from fz.errors import FzError
 from fz.fusion import Fusion
-from fz.memory.free import free_disk, free_memory, gb, lacks
+from fz.memory.free import cached_memory, free_disk, free_memory, gb, lacks
 from fz.memory.kept import KeptInMemory, KeptOnDisk, Say
 from fz.memory.offload import CPU, Copier, KeptInRam
 from fz.model.control import ControlNet
@@ -196,8 +196,9 @@ def check_unforeseen(edit: Footprint, counted: Footprint, device: torch.device) 
     """
     need, has = (footprint.working(0, device) for footprint in (edit, counted))
     free = free_memory(device)
-    if need > has and lacks(need - has, free):
-        raise too_large(need, free + has)
+    # what PyTorch has cached was counted
+    if need > has and lacks(need - has + cached_memory(device), free):
+        raise too_large(need, free - cached_memory(device) + has)
 
 
 def too_large(need: int, free: int) -> FzError:

@@ -31,14 +31,23 @@ def gb(amount: float) -> str:
 
 
 def free_memory(device: "torch.device | None" = None) -> int | None:
-    """Bytes that this process may still take: of the GPU, or, also for None, of RAM without swapping, within the
-    container's limit. None where the system does not tell.
+    """Bytes that this process may still take: of the GPU, with what PyTorch has of it and does not use, or, also for
+    None, of RAM without swapping, within the container's limit. None where the system does not tell.
     """
     if device is not None and device.type == "cuda":
         import torch
 
-        return torch.cuda.mem_get_info(device)[0]
+        return torch.cuda.mem_get_info(device)[0] + cached_memory(device)
     return least_of([system_memory(), cgroup_room()])
+
+
+def cached_memory(device: "torch.device") -> int:
+    """Bytes of a GPU that PyTorch's allocator has from the driver and that no tensor uses."""
+    if device.type != "cuda":
+        return 0
+    import torch
+
+    return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def lacks(need: int, free: int | None) -> bool:

@@ -23,8 +23,10 @@ FOLDER = Path(fz.weights.__file__).parent / "mini"
 EYE = FOLDER / "measure.safetensors"  # the network that judges pictures
 
 
-def checkpoint() -> str:
-    """The folder of the miniature. Raises FzError if it is not there."""
+def checkpoint(given: str | None = None) -> str:
+    """The checkpoint that was given, else the miniature's folder. Raises FzError if that is not there."""
+    if given is not None:
+        return given
     if not (FOLDER / "unet").is_dir():
         raise FzError(f"miniature: {FOLDER} has no unet/. Install the project with its data, or pass --checkpoint.")
     return str(FOLDER)

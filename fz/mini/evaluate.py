@@ -57,7 +57,7 @@ def answer(argv: Sequence[str] | None) -> None:
     }
     if given.controlled and given.control is None:
         raise FzError(f"controlled: got {given.controlled} clips without a ControlNet, expected one. Pass --control.")
-    out, checkpoint = writable(given.out, "out"), given.checkpoint or mini.checkpoint()
+    out, checkpoint = writable(given.out, "out"), mini.checkpoint(given.checkpoint)
     models_of({"checkpoint": checkpoint, "control": given.control})
     from fz.mini.evaluation import evaluate, write_table
 

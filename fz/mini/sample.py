@@ -23,8 +23,9 @@ def answer(argv: Sequence[str] | None) -> None:
     parser.add_argument("--checkpoint", default=None, help="another folder; default: the bundled miniature")
     parser.add_argument("--out", type=Path, default=None, help="png file; default: results/SENTENCE.png")
     given = parser.parse_args(argv)
-    checkpoint, first = given.checkpoint or mini.checkpoint(), given.prompt[0]
-    out = writable_file(given.out or Path("results") / f"{slug(first, 60) or 'picture'}.png", "out")
+    checkpoint, first = mini.checkpoint(given.checkpoint), given.prompt[0]
+    usual = Path("results") / f"{slug(first, 60) or 'picture'}.png"
+    out = writable_file(usual if given.out is None else given.out, "out")
     models_of({"checkpoint": checkpoint})
     from fz.clips.media import contact_sheet, to_uint8, write_png
     from fz.mini.sampled import sample

@@ -40,7 +40,7 @@ def answer(argv: Sequence[str] | None) -> None:
         "--processes", type=whole(1), default=None, help="that draw; default: one on a CPU, all cores with a GPU"
     )
     given = parser.parse_args(argv)
-    state, start = writable(given.state, "state"), given.start or mini.checkpoint()
+    state, start = writable(given.state, "state"), mini.checkpoint(given.start)
     check_device(given.device)
     if start != "anew":
         models_of({"checkpoint": start})

@@ -36,7 +36,7 @@ def answer(argv: Sequence[str] | None) -> None:
         export(state, out)
         print(f"{state} -> {out}")
         return
-    state, checkpoint = writable(given.state, "state"), given.checkpoint or mini.checkpoint()
+    state, checkpoint = writable(given.state, "state"), mini.checkpoint(given.checkpoint)
     check_device(given.device)
     models_of({"checkpoint": checkpoint})
     import torch

@@ -39,7 +39,7 @@ def own_frame(site: Site, x: Operands) -> Tensor:
     """Stable Diffusion's attention: every frame attends to itself and to the text."""
     if site.kind == "cross":
         return kernels.cross_attention(x.q(), x.k(), x.v())[0]
-    frames = torch.arange(x.shape[1], device=x.tokens.device)[:, None]
+    frames = torch.arange(x.shape[1])[:, None]  # on the host, as every table of frames
     return kernels.self_attention(x.q(), x.k(), x.v(), frames)
 
 

@@ -10,7 +10,7 @@ from fz.prompts.text import Tokens
 from fz.settings.config import EditSettings
 
 
-def as_json(edit: EditSettings, plan: Plan, source: Tokens, target: Tokens, steps: int) -> dict[str, Any]:
+def as_json(edit: EditSettings, plan: Plan, target: Tokens, steps: int) -> dict[str, Any]:
     """One edit over T = steps edit steps. Tokens are positions as CLIP counts them, 0 being the start token.
 
     align: 'replace', 'refine' or 'plain'. mask_tokens: the source's tokens whose maps make the mask; none without a

@@ -166,7 +166,8 @@ def mask_tokens(edit: EditSettings, source: Tokens, target: Tokens, notes: list[
     """The positions whose maps make the masks, of the source's tokens and of the target's."""
     if edit.blend_words is None and edit.remove is None:
         gone, come = align.differing_words(source, target)
-        notes.append(f"masks follow the words that differ: {', '.join(map(named, gone)) or 'none'} of the source")
+        if edit.mask is None:
+            notes.append(f"masks follow the words that differ: {', '.join(map(named, gone)) or 'none'} of the source")
         return [p for word in gone for p in word.core], [p for word in come for p in word.core]
     if edit.blend_words is None:
         # a target of its own may differ in more than what is removed

@@ -39,6 +39,14 @@ def make_plain(settings: Any) -> None:
         object.__setattr__(settings, field.name, plain(getattr(settings, field.name)))
 
 
+def check_paths(settings: Any) -> None:
+    """Raise FzError for a path of nothing, as a shell makes it of a variable that is not set."""
+    for name in ("checkpoint", "vae", "tokenizer", "model_config", "control", "cache", "out"):
+        value = getattr(settings, name, None)
+        if isinstance(value, str) and not value.strip():
+            raise FzError(f"{name}: got an empty path, expected a folder or a file. Leave it out for the usual one.")
+
+
 def window(value: Any, name: str) -> Window:
     """(a, b) from a number r (0 to r) or a pair, both in [0, 1]; raises FzError naming the setting."""
     pair = (0.0, value) if isinstance(value, (int, float)) else value
@@ -163,6 +171,7 @@ def check_shard(settings: Any) -> None:
         "an edit that removes an object": any(e.remove for e in settings.edits),
         "--chunk": settings.chunk is not None,
         "--compile": settings.compile,
+        f"--device {settings.device}": ":" in settings.device,
         "--store disk": settings.store == "disk",
     }
     if settings.shard and (got := [what for what, is_so in wrong.items() if is_so]):

@@ -20,6 +20,7 @@ from fz.settings.checks import (
     Window,
     check_number,
     check_one_of,
+    check_paths,
     check_says,
     check_sentence,
     check_shard,
@@ -200,6 +201,7 @@ class Settings(ControlSettings):
 
     def __post_init__(self):
         make_plain(self)
+        check_paths(self)
         for name, known in KNOWN.items():
             check_one_of(name, getattr(self, name), known)
         # one of several GPUs: cuda:1

@@ -44,7 +44,7 @@ def check_control(settings: Any) -> None:
         expected = "expected fatezero, ddim, sdedit or pnp: it takes frames out of their clip. Leave --control out"
         raise FzError(f"control: got method null-p2p, {expected}.")
     if settings.reuse != 1:
-        expected = "expected 1: the deep features of another step would lack its control. Leave --reuse out"
+        expected = "expected 1: the deep features of another step would lack its control. Pass --reuse 1"
         raise FzError(f"control: got reuse {settings.reuse}, {expected}.")
     if settings.graph == "on":
         raise FzError("control: got --graph on, expected auto or off: passes with a ControlNet are not replayed.")

@@ -7,7 +7,7 @@ What the words themselves decide, such as a mask that none of them makes, is `fz
 from typing import Any
 
 from fz.settings.checks import Window
-from fz.settings.config import EditSettings
+from fz.settings.config import EditSettings, Settings
 
 FUSING = ("fatezero", "null-p2p")  # methods that fuse attention
 MASKING = ("fatezero",)  # and those of them that have masks
@@ -57,6 +57,12 @@ def threshold(edit: EditSettings, fuses_self: bool) -> float | None:
     if fuses_self or edit.remove is not None:
         return tau
     return (STEADY if tau is None else tau) if edit.keep_background else None
+
+
+def fused_sentence(settings: Settings) -> str:
+    """The sentence whose attention edits fuse: of the pass that stands in inversion's place, if there is one."""
+    of_pass = settings.reconstruction_prompt if settings.attention == "reconstruction" else None
+    return settings.source if of_pass is None else of_pass
 
 
 def beside(name: str, edit: EditSettings, steps: int, method: str = "fatezero") -> str | None:

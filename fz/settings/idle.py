@@ -17,8 +17,7 @@ Values = Mapping[str, Any]  # settings by name: of a run, of one of its edits
 
 
 def guides(run: Values, edit: Values) -> bool:
-    # null-text optimisation fits the negative prompt's embedding whatever the guidance
-    return run["guidance"] > 1 or run["method"] == "null-p2p"
+    return run["guidance"] > 1
 
 
 def follows_words(run: Values, edit: Values) -> bool:

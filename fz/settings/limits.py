@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from fz.errors import FzError
-from fz.settings.checks import check_whole, is_number
+from fz.settings.checks import check_paths, check_whole, is_number
 
 WHOLE = {
     "steps": (1, 10**7),
@@ -21,7 +21,8 @@ NUMBERS = {"guidance": (0, 1000), "class_weight": (0, 1000), "snr_power": (0, 1)
 
 
 def check_tuning(settings: Any) -> None:
-    """Raises FzError for a number of `TuneSettings` that cannot be."""
+    """Raises FzError for a number of `TuneSettings` that cannot be, and for a path of nothing."""
+    check_paths(settings)
     for name, (low, high) in WHOLE.items():
         value = getattr(settings, name)
         if value is not None:

@@ -14,6 +14,7 @@ from fz import words
 from fz.errors import FzError
 from fz.settings import applications, released, tree
 from fz.settings.config import ABLATIONS, PRESETS, Overlay, Settings, build, is_edit
+from fz.settings.effect import fused_sentence
 from fz.settings.fast import fast_overlay
 from fz.settings.flags import build_parser
 from fz.settings.idle import idle_flags
@@ -61,6 +62,11 @@ def parse(argv: Sequence[str], notes_idle: bool = False) -> Request:
     of_config = [released.DEFAULTS, translation.overlay] if config is not None else []
     preset = preset_overlay(given)
     ablations = [ABLATIONS[name] for name in given.get("ablate", [])]
+    if twice := {path for i, one in enumerate(ablations) for other in ablations[:i] for path in one if path in other}:
+        raise FzError(
+            f"ablate: got {' and '.join(given['ablate'])}, which both say what {sorted(twice)[0].rpartition('.')[2]} "
+            "is. Leave one out."
+        )
     over = [flags, *ablations, translation.of(changed)]
     if list_words:
         if not any("source" in overlay or "edits.0.target" in overlay for overlay in (*of_config, *over)):
@@ -146,7 +152,7 @@ def check_words(settings: Settings) -> None:
             words.occurrences(settings.source, words.split(settings.source), phrase, "remove")
         masked = edit.threshold is not None or edit.blend_latents is not None or edit.keep_background
         if edit.blend_words is not None and masked:
-            for sentence, named in zip((settings.source, edit.target), edit.blend_words, strict=True):
+            for sentence, named in zip((fused_sentence(settings), edit.target), edit.blend_words, strict=True):
                 for word in named:
                     words.occurrences(sentence, words.split(sentence), word, "blend_words")
 

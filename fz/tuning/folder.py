@@ -22,14 +22,13 @@ from fz.settings.place import writable
 from fz.tuning.settings import TuneSettings
 
 RECORD = "tuning.json"
+SAMPLING = ("sample_prompts", "sample_steps", "guidance")  # what samples depend on beside the weights
 # what may differ between a run and the one that goes on with it
 FREE = (
     "out",
     "steps",
-    "sample_prompts",
+    *SAMPLING,
     "sample_every",
-    "sample_steps",
-    "guidance",
     "save_every",
     "overwrite",
     "dry_run",
@@ -52,6 +51,7 @@ SCHEMA = {
     "clip": {"path": str},
     "steps": int,
     "sample_every?": int,
+    "sample_prompts?": [str],
     "lora_rank?": (int, None),
     "untuned?": LOSS,
     "tuned?": LOSS,
@@ -164,23 +164,27 @@ class TuningFolder:
         stage = self.path / STAGE
         new = [name for name in files_in(stage) if name != RECORD]
         own.move(stage, self.path, new)
-        # samples of the tuning that was there: the new one's are those of its steps
         record = read_record(stage)
-        steps = record.get("steps", 0)
-        stale = [
-            n for n in files_in(self.path) if n.startswith("samples/") and n not in new and sample_step(n) != steps
-        ]
+        # samples of the tuning that was there; the new one's may have been moved before
+        own_samples = set(samples_of(record))
+        stale = [n for n in files_in(self.path) if n.startswith("samples/") and n not in own_samples and n not in new]
         # and a checkpoint's where a LoRA takes its place, or the other way
         others = CHECKPOINT.fullmatch if record.get("lora_rank") else "lora.safetensors".__eq__
-        own.remove(self.path, [name for name in files_in(self.path) if others(name)])
-        if not record.get("sample_every"):
-            own.remove(self.path, stale)
+        own.remove(self.path, [*stale, *(name for name in files_in(self.path) if others(name))])
         own.move(stage, self.path, [RECORD])
         own.unmake([stage])
 
 
-def sample_step(name: str) -> int:
-    return int(name.partition("/")[2].partition("-")[0])
+def sample_name(step: int, prompt: int | None = None) -> str:
+    """The file of a sample after so many steps, of the prompt of that number; or how the files of all prompts begin."""
+    return f"samples/{step:05d}" + ("" if prompt is None else f"-{prompt}.gif")
+
+
+def samples_of(record: Mapping[str, Any]) -> Iterator[str]:
+    """The samples of a whole tuning with this record."""
+    steps, every = record["steps"], record.get("sample_every") or 0
+    for step in {steps, *(range(every, steps, every) if every else ())}:
+        yield from (sample_name(step, i) for i in range(len(record.get("sample_prompts") or ())))
 
 
 def inputs_of(settings: TuneSettings) -> Iterator[tuple[str, str]]:

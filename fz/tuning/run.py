@@ -32,10 +32,11 @@ from fz.memory.inversions import model_digest
 from fz.memory.machine import pick_device
 from fz.model.unet import UNet
 from fz.model.vae import decode_clip
+from fz.results import own
 from fz.source import Source
 from fz.tensors import write_pt
 from fz.tuning import lora, trainer
-from fz.tuning.folder import RECORD, TuningFolder
+from fz.tuning.folder import RECORD, SAMPLING, TuningFolder, sample_name, samples_of
 from fz.tuning.pictures import digests, lessons, read
 from fz.tuning.settings import TuneSettings
 from fz.tuning.trainer import Lesson
@@ -87,6 +88,9 @@ def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str
         say("dry run: settings, checkpoint and clip are fine; nothing was computed")
         return {}
     out.mkdir(parents=True, exist_ok=True)
+    if before and any(before.get(name) != about[name] for name in SAMPLING):
+        # the last ones are made again; others stay, of steps that are past
+        own.remove(out, list(samples_of({**before, "sample_every": 0})))
     write_json(out / RECORD, about)
 
     unet.to(device)
@@ -107,9 +111,9 @@ def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str
         none.
         """
         if tuner.steps == settings.steps or (settings.sample_every and tuner.steps % settings.sample_every == 0):
-            write_samples(out / f"samples/{tuner.steps:05d}", tuned, settings, lesson, pictures.video.fps)
+            write_samples(out / sample_name(tuner.steps), tuned, settings, lesson, pictures.video.fps)
 
-    if tuner.steps and not (out / f"samples/{tuner.steps:05d}-{len(settings.sample_prompts) - 1}.gif").exists():
+    if tuner.steps and not (out / sample_name(tuner.steps, len(settings.sample_prompts) - 1)).exists():
         sample()
     with bar(settings.steps, tuner.steps) as progress:
         while tuner.steps < settings.steps:
@@ -131,7 +135,7 @@ def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str
     write_json(out / RECORD, about | losses)
     folder.finish()
     gain = losses["tuned"] / losses["untuned"] - 1
-    say(f"loss on {trainer.DRAWS} fixed draws: {losses['untuned']:.4f} -> {losses['tuned']:.4f} ({100 * gain:+.0f} %)")
+    say(f"loss on {trainer.DRAWS} fixed draws: {losses['untuned']:.4f} -> {losses['tuned']:.4f} ({100 * gain:+.1f} %)")
     if settings.lora_rank:
         say(f"LoRA in {folder.path / 'lora.safetensors'}: for --lora, and for whatever reads kohya's names")
     else:
@@ -146,7 +150,7 @@ def recipe_of(settings: TuneSettings) -> trainer.Recipe:
 def load(settings: TuneSettings) -> Checkpoint:
     """In float32, on the CPU. Raises FzError if a prompt is too long for it."""
     checkpoint = load_checkpoint(
-        settings.checkpoint or mini.checkpoint(),
+        mini.checkpoint(settings.checkpoint),
         vae=settings.vae,
         tokenizer=settings.tokenizer,
         model_config=settings.model_config,

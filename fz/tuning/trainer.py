@@ -192,16 +192,17 @@ class Tuner:
         return (weight * (predicted.float() - eps).square()).mean()
 
     def step(self, lessons: Sequence[Lesson]) -> float:
-        """One step on all lessons; returns the first one's loss. Raises FzError if it is not finite: nothing is changed
-        then.
+        """One step on all lessons; returns the first one's loss. Raises FzError if any is not finite: nothing is
+        changed then.
         """
-        total = 0.0
+        total = first = 0.0
         with checkpointed(self.unet) if self.recompute else contextlib.nullcontext():
             for i in range(self.accumulate):
                 for j, lesson in enumerate(lessons):
                     loss = self.loss(lesson, (self.steps * self.accumulate + i) * len(lessons) + j)
                     self.scaler.scale(lesson.weight * loss / self.accumulate).backward()
-                    total += loss.item() / self.accumulate if j == 0 else 0.0
+                    total += (value := loss.item() / self.accumulate)
+                    first += value if j == 0 else 0.0
         if not total < float("inf"):
             self.optimiser.zero_grad(set_to_none=True)
             raise FzError(

@@ -87,7 +87,7 @@ def options_of(argv: Sequence[str]) -> Options:
         port=given.port,
         password=password,
         share=given.share,
-        folder=expanded(given.folder, "folder").absolute() if given.folder else cache / "fz" / "web",
+        folder=expanded(given.folder, "folder").absolute() if given.folder is not None else cache / "fz" / "web",
         upload_limit=given.upload_limit * 10**6,
     )
 
