@@ -4,6 +4,7 @@ row an edit.
 
 import csv
 import dataclasses
+import inspect
 import json
 
 import numpy as np
@@ -16,6 +17,7 @@ from fz import inverted, mini
 from fz import sweep as door
 from fz.clips.video import Video
 from fz.errors import FzError
+from fz.inverted import InvertedClip
 from fz.results import sheet
 from fz.results.result import Edited, Result
 from fz.run import main
@@ -206,7 +208,8 @@ def test_methods_that_fuse_are_those_of_the_table():
     from fz.masks import EditRegion
 
     assert set(FUSING) == {name for name, method in METHODS.items() if method.fuses}
-    assert EditRegion().threshold == STEADY
+    of_masks = inspect.signature(InvertedClip.mask).parameters["threshold"].default
+    assert EditRegion().threshold == STEADY == of_masks, "the area that is shown is the one that is used"
 
 
 def test_the_module_is_the_same_command(capsys):

@@ -18,6 +18,7 @@ from fz.results import words as pictures
 from fz.results.report import first_word
 from fz.settings.applications import without
 from fz.settings.config import EditSettings, build
+from fz.stages import plan_edits
 from fz.web import form as forms
 
 
@@ -150,6 +151,15 @@ def test_masks_follow_the_words_that_differ_where_they_stand(text, source, targe
     if come is not None:
         assert blended == [gone, come] or not (gone or come)
     assert align.weights(gone).equal(plan.region.mask_words) if gone else plan.region.mask_words is None
+
+
+def test_masks_follow_the_words_of_the_sentence_whose_attention_is_fused(text):
+    overlay = {"clip.path": "a.mp4", "source": "a red car", "edits.0.target": "photo of a red boat"}
+    overlay |= {"edits.0.threshold": 0.3, "reconstruction_prompt": "photo of a red car"}
+    for attention, car in (("inversion", 3), ("reconstruction", 5)):
+        settings = build(overlay, {"attention": attention, "edits.0.blend_words": (("car",), ())})
+        (plan,) = plan_edits(settings, text, lambda line: None)
+        assert plan.region.mask_words.nonzero().flatten().tolist() == [car]
 
 
 def test_named_words_make_masks_without_their_punctuation(text):

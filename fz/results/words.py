@@ -10,14 +10,14 @@ from torch import Tensor
 
 from fz.clips.media import atomic, contact_sheet, overlay, to_uint8
 from fz.errors import FzError
-from fz.masks import blend_mask
+from fz.masks import EditRegion, blend_mask
 from fz.prompts import align
 from fz.prompts.plan import Plan
 from fz.prompts.text import Tokens
 from fz.settings.config import EditSettings
 from fz.settings.place import slug
 
-TAU = 0.3
+TAU = EditRegion.threshold
 # what the pictures say of themselves, so that they may be replaced and no others
 MADE_BY = "fz.prompt"
 

@@ -35,7 +35,7 @@ BOUNDS = {
 USUAL: dict[str, Any] = {
     "model": "", "source": "", "target": "", "kind": "attribute",
     "frames": 8, "start": 0, "every": 1, "size": 128,
-    "keep_shape": 80, "keep_place": 70, "area": False, "area_limit": 0.3,
+    "keep_shape": 80, "keep_place": 70, "area": False, "area_limit": STEADY,
     "weights": {}, "keep_background": False, "remove": "", "enhance": "", "mask": "",
     "steps": 20, "guidance": 3.0, "fast": False, "stays": True,
 }  # fmt: skip
@@ -60,7 +60,7 @@ def of_preset(kind: str) -> dict[str, Any]:
         "keep_shape": round(100 * preset["self_replace"][1]),
         "keep_place": round(100 * preset["cross_replace"][1]),
         "area": preset["threshold"] is not None,
-        "area_limit": preset["threshold"] or 0.3,
+        "area_limit": preset["threshold"] or STEADY,
     }
 
 
