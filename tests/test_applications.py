@@ -78,6 +78,12 @@ def test_the_target_of_a_removal(source, words, target):
     assert without(source, words) == target
 
 
+def test_the_sentence_that_a_removal_made_is_said():
+    overlay = {"clip.path": "a.mp4", "source": "a red car", "edits.0.remove": "red"}
+    assert build(overlay).notes == ("edit 0: the target is 'a car', the source without 'red'",)
+    assert build(overlay, {"edits.0.remove": "red car", "edits.0.target": "a road"}).notes == ()
+
+
 def test_what_cannot_be_removed():
     with pytest.raises(FzError, match="'blue car' is not in the source 'a red car'"):
         without("a red car", "blue car")

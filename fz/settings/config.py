@@ -292,7 +292,7 @@ def build(*overlays: Overlay, notes: tuple[str, ...] = ()) -> Settings:
     made = [
         f"edit {i}: the target is {edit.target!r}, the source without {edit.remove!r}"
         for i, edit in enumerate(edits)
-        if edit.remove and edit.target == applications.target_of(top["source"], None, edit.remove, edit.enhance)
+        if edit.remove and merged.get(f"edits.{i}.target", every.get("target")) is None
     ]
     return Settings(clip=clip, edits=edits, **top, notes=(*notes, *made))
 

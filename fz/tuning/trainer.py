@@ -215,7 +215,7 @@ class Tuner:
         self.optimiser.zero_grad(set_to_none=True)
         self.steps += 1
         self.losses.append(total)
-        return total
+        return first
 
     @torch.no_grad()
     def fixed_loss(self, lesson: Lesson) -> float:
