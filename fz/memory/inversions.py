@@ -35,6 +35,7 @@ LIMIT = 10 * 10**9  # bytes
 PART_AGE = 24 * 3600  # seconds after which a half-written file belongs to a run that was killed
 # in every inversion's folder, and open while a run uses it
 MARKER = ".fz-inversion"
+DONE = "done"  # in the log of an edit that is of no use any more
 TEMPORARY = "fz-"
 # looks, a twentieth of a second apart, at an inversion that is being removed
 TRIES = 100
@@ -160,13 +161,16 @@ class Inversion:
         return next((k for k in range(steps) if not log.path(k + 1).is_file()), steps)
 
     def finished(self) -> None:
-        """Remove what only a run in progress needs, unless another is using it."""
+        """Remove what only a run in progress needs; where another is using it, the last one that ends does."""
         if self.marker is None or locked(self.marker, alone=True):
-            shutil.rmtree(self.operands, ignore_errors=True)
-            for log in self.edits:
-                log.remove()
+            done = {log.folder for log in self.edits} | {mark.parent for mark in self.folder.glob(f"edit-*/{DONE}")}
+            for folder in (self.operands, *done):
+                shutil.rmtree(folder, ignore_errors=True)
         else:
             locked(self.marker, alone=False)
+            for log in self.edits:
+                with contextlib.suppress(OSError):  # it was not written, or cannot be
+                    (log.folder / DONE).touch()
 
     def close(self) -> None:
         marker, self.marker = self.marker, None

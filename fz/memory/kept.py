@@ -5,7 +5,6 @@ A file appears whole (written beside, then renamed), so that two runs that write
 killed, leave nothing half done. It carries a checksum; one that is damaged is said so and counts as missing.
 """
 
-import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -86,9 +85,6 @@ class StepLog:
 
     def get(self, step: int) -> dict[str, Tensor] | None:
         return read_tensors(self.path(step), self.say)
-
-    def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class KeptInMemory(Store):
