@@ -454,7 +454,7 @@ def test_a_jobs_own_names_go_before_its_config(tmp_path):
     said = [own, {**own, "edit": "style"}, {**own, "edit": "style", "self-replace": 0.4}, {**own, "fast": True}]
     found = [job.settings(tmp_path) for job in read_jobs(str(write(tmp_path / "jobs.yaml", {"jobs": said})))]
     shares = [(s.edits[0].cross_replace[1], s.edits[0].self_replace[1]) for s in found]
-    assert shares == [(0.2, 0.6), (0.7, 0.8), (0.7, 0.4), (0.2, 0.6)] and [s.steps for s in found] == [30, 30, 30, 15]
+    assert shares == [(0.2, 0.6), (0.7, 0.8), (0.7, 0.4), (0.2, 0.6)] and [s.steps for s in found] == [30, 30, 30, 12]
     for_all = read_jobs(str(tmp_path / "jobs.yaml"), ["--edit", "style"])[0].settings(tmp_path)
     assert for_all.edits == found[1].edits
 

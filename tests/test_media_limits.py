@@ -67,7 +67,7 @@ def test_postscript_among_results_is_never_run(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: ran.append(1))
     with pytest.raises(FzError, match="cannot be read as a picture"):
-        picture(postscript(tmp_path / "00000.png"), "RGB")
+        picture(postscript(tmp_path / "00000.png"))
     assert not ran
 
 

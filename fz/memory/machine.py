@@ -30,8 +30,6 @@ def pick_device(name: str) -> torch.device:
         torch.cuda.set_device(int(number))
     if kind == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        # by its number: another one may be current later
-        return torch.device("cuda", torch.cuda.current_device())
     return torch.device(name)
 
 
