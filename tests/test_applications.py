@@ -82,6 +82,8 @@ def test_the_sentence_that_a_removal_made_is_said():
     overlay = {"clip.path": "a.mp4", "source": "a red car", "edits.0.remove": "red"}
     assert build(overlay).notes == ("edit 0: the target is 'a car', the source without 'red'",)
     assert build(overlay, {"edits.0.remove": "red car", "edits.0.target": "a road"}).notes == ()
+    told = parse(["--remove", "red car"]).settings.notes
+    assert "edit 0: the target is 'moving on the sand', the source without 'red car'" in told
 
 
 def test_what_cannot_be_removed():

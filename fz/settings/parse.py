@@ -81,7 +81,7 @@ def parse(argv: Sequence[str], notes_idle: bool = False) -> Request:
     settings = build(*beneath, preset, *over)
     if preset and config is not None:
         notes += replaced(translation.overlay, build(*beneath, *over), settings)
-    settings = dataclasses.replace(settings, notes=tuple(notes))
+    settings = dataclasses.replace(settings, notes=(*notes, *settings.notes))
     if settings.checkpoint is None:
         from fz import mini
 
