@@ -37,9 +37,8 @@ Note = Callable[[str], None]
 
 def plan_edits(settings: Settings, text: TextEncoder, note: Note) -> list[Plan]:
     """What each edit fuses; what was decided for the user is noted. Raises FzError for a prompt that is too long."""
-    text.tokens(settings.source)
     source = text.tokens(fused_sentence(settings))
-    for prompt in (settings.negative, settings.reconstruction_prompt or ""):
+    for prompt in (settings.source, settings.negative, settings.reconstruction_prompt or ""):
         # one that is too long is an error now, not after encoding
         text.tokens(prompt)
     for line in (*emphasis(settings), *mini.strange_words(settings, text.learned)):

@@ -94,11 +94,16 @@ def bare(word: str) -> str:
     return unicodedata.normalize("NFC", word[start:end]).lower().translate(STRAIGHT)
 
 
+def compared(sentence: str) -> list[str]:
+    """Its words as they are compared."""
+    return [bare(word) for word in split(sentence)]
+
+
 def occurrences(sentence: str, there: Sequence[str], needle: str, what: str = "word") -> list[int]:
     """Where a word, or several in a row, begins among the words of a sentence. Raises FzError, naming the setting
     `what`, if it is not there.
     """
-    sought, known = [bare(word) for word in split(needle)], [bare(word) for word in there]
+    sought, known = compared(needle), [bare(word) for word in there]
     found = [i for i in range(len(known) - len(sought) + 1 if sought else 0) if known[i : i + len(sought)] == sought]
     if not found:
         near = suggest(bare(needle), known)

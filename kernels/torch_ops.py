@@ -132,9 +132,9 @@ def cross_attention(
 
 def averaged_map(q: Tensor, k: Tensor, weights: Tensor | None) -> Tensor:
     """Softmax averaged over heads, times weights (L, W) if given: (F, N, Nh, D), (L, Nh, D) -> (F, N, L or W)."""
-    maps, wide = [], torch.promote_types(q.dtype, torch.float32)
+    maps, k = [], k.to(torch.promote_types(k.dtype, torch.float32))
     for frame in q:
-        logits = torch.einsum("qhd,khd->hqk", frame.to(wide), k.to(wide)) * q.shape[-1] ** -0.5
+        logits = torch.einsum("qhd,khd->hqk", frame.to(k), k) * q.shape[-1] ** -0.5
         m = logits.softmax(-1).mean(0)
         maps.append(m if weights is None else m @ weights.to(m))
     return torch.stack(maps)

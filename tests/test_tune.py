@@ -77,6 +77,8 @@ def test_a_step_whose_second_lesson_has_no_finite_loss_changes_nothing():
     with pytest.raises(FzError, match="the loss of step 1 is nan"):
         of.step([lesson(), bad])
     assert of.steps == 0 and all(torch.equal(before[name], w) for name, w in of.weights.items())
+    alone = tuner(recipe="tune-a-video").loss(lesson(), 0).item()
+    assert of.step([lesson(), lesson()]) == of.losses[-1] == pytest.approx(alone), "of the clip, not of class images"
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=tuning.RECIPES)

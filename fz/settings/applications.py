@@ -41,7 +41,7 @@ def without(source: str, words: str) -> str:
     """
     left = sentences.split(source)
     for phrase in phrases(words):
-        wanted = [bare(word) for word in sentences.split(phrase)]
+        wanted = sentences.compared(phrase)
         places = [i for i in range(len(left)) if [bare(word) for word in left[i : i + len(wanted)]] == wanted]
         if not places:
             near = suggest(phrase.lower(), [bare(word) for word in left])
@@ -72,7 +72,8 @@ def describes(there: list[str], end: int) -> bool:
     """
     if end == len(there) or inner(there[end - 1])[1] < len(there[end - 1]):
         return False
-    return bare(there[end]) not in AFTER_NOUNS | set(ARTICLES) and not bare(there[end]).endswith(("ing", "s"))
+    following = bare(there[end])
+    return following not in AFTER_NOUNS and following not in ARTICLES and not following.endswith(("ing", "s"))
 
 
 def enhanced(sentence: str, words: str) -> str:
@@ -80,7 +81,7 @@ def enhanced(sentence: str, words: str) -> str:
     they are there.
     """
     words = " ".join(words.split())
-    ends, wanted = ([bare(word) for word in sentences.split(text)] for text in (sentence, words))
+    ends, wanted = sentences.compared(sentence), sentences.compared(words)
     return sentence if ends[-len(wanted) :] == wanted else f"{sentence.rstrip(' ,.')}, {words}"
 
 

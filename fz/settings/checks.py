@@ -9,6 +9,7 @@ from typing import Any
 
 from fz import words
 from fz.errors import FzError, suggest
+from fz.settings.place import check_not_empty
 
 Window = tuple[float, float]  # the share of steps, from a to b, in which something is replaced
 LARGEST_FACTOR = 10_000  # of re-weighting; the released configs have 10
@@ -40,11 +41,10 @@ def make_plain(settings: Any) -> None:
 
 
 def check_paths(settings: Any) -> None:
-    """Raise FzError for a path of nothing, as a shell makes it of a variable that is not set."""
+    """Raise FzError for a run's or a tuning's path of nothing."""
     for name in ("checkpoint", "vae", "tokenizer", "model_config", "control", "cache", "out"):
-        value = getattr(settings, name, None)
-        if isinstance(value, str) and not value.strip():
-            raise FzError(f"{name}: got an empty path, expected a folder or a file. Leave it out for the usual one.")
+        if (path := getattr(settings, name, None)) is not None:
+            check_not_empty(path, name)
 
 
 def window(value: Any, name: str) -> Window:

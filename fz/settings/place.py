@@ -41,12 +41,17 @@ def absent(place: Path) -> str:
     return f"is a link to {os.readlink(place)}, which does not exist" if place.is_symlink() else "does not exist"
 
 
+def check_not_empty(path: str | Path, what: str) -> None:
+    """Raise FzError for a path of nothing, as a shell makes it of a variable that is not set."""
+    if not str(path).strip():
+        raise FzError(f"{what}: got an empty path, expected a folder or a file.")
+
+
 def expanded(path: str | Path, what: str) -> Path:
     """The path with ~ and ~user as the folders that they mean. Raises FzError, which begins with `what`, for a user
     that there is not.
     """
-    if not str(path).strip():
-        raise FzError(f"{what}: got an empty path, expected a folder or a file.")
+    check_not_empty(path, what)
     if "\0" in str(path):
         raise FzError(f"{what}: got {str(path)!r}, expected a path without null bytes.")
     try:

@@ -13,7 +13,7 @@ from fz.settings.config import Crop, Overlay
 from fz.settings.convert import number, share, shown, text, truth, whole, words
 from fz.settings.released_names import COUNTS, P2P, TABLE, check_names
 from fz.settings.tree import Config, Tree, is_number
-from fz.words import bare, says, split
+from fz.words import compared, says
 
 # what the released code takes for keys that a config lacks
 DEFAULTS: Overlay = {
@@ -101,7 +101,7 @@ def put_prompts(config: Config, out: Translation) -> None:
 
 def same_words(a: str, b: str) -> bool:
     """Punctuation apart."""
-    first, second = ([bare(word) for word in split(sentence) if says(word)] for sentence in (a, b))
+    first, second = ([word for word in compared(sentence) if says(word)] for sentence in (a, b))
     return first == second
 
 

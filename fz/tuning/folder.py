@@ -175,9 +175,9 @@ class TuningFolder:
         own.unmake([stage])
 
 
-def sample_name(step: int, prompt: int | None = None) -> str:
-    """The file of a sample after so many steps, of the prompt of that number; or how the files of all prompts begin."""
-    return f"samples/{step:05d}" + ("" if prompt is None else f"-{prompt}.gif")
+def sample_name(step: int, prompt: int) -> str:
+    """The file of a sample after so many steps, of the prompt of that number."""
+    return f"samples/{step:05d}-{prompt}.gif"
 
 
 def samples_of(record: Mapping[str, Any]) -> Iterator[str]:

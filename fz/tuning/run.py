@@ -111,7 +111,7 @@ def tuned_in(folder: TuningFolder, settings: TuneSettings, say: Say) -> dict[str
         none.
         """
         if tuner.steps == settings.steps or (settings.sample_every and tuner.steps % settings.sample_every == 0):
-            write_samples(out / sample_name(tuner.steps), tuned, settings, lesson, pictures.video.fps)
+            write_samples(out, tuner.steps, tuned, settings, lesson, pictures.video.fps)
 
     if tuner.steps and not (out / sample_name(tuner.steps, len(settings.sample_prompts) - 1)).exists():
         sample()
@@ -287,8 +287,10 @@ def draw_losses(path: Path, losses: Sequence[float], size: tuple[int, int] = (64
     write_png(path, np.asarray(picture))
 
 
-def write_samples(path: Path, checkpoint: Checkpoint, settings: TuneSettings, lesson: Lesson, fps: float) -> None:
-    """path-N.gif: the inverted clip sampled plainly under each sample prompt."""
+def write_samples(
+    out: Path, step: int, checkpoint: Checkpoint, settings: TuneSettings, lesson: Lesson, fps: float
+) -> None:
+    """The inverted clip sampled plainly under each sample prompt, after so many steps."""
     if not settings.sample_prompts:
         return
     schedule = Schedule.from_config(checkpoint.scheduler, settings.sample_steps)
@@ -302,4 +304,4 @@ def write_samples(path: Path, checkpoint: Checkpoint, settings: TuneSettings, le
     guidance = Guidance(negative, settings.guidance)
     for n, target in enumerate(targets):
         z = edit(model, source, Edit(target), guidance)
-        write_gif(path.with_name(f"{path.name}-{n}.gif"), to_uint8(decode_clip(checkpoint.vae, z)), fps)
+        write_gif(out / sample_name(step, n), to_uint8(decode_clip(checkpoint.vae, z)), fps)

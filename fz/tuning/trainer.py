@@ -214,7 +214,7 @@ class Tuner:
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
         self.steps += 1
-        self.losses.append(total)
+        self.losses.append(first)
         return first
 
     @torch.no_grad()

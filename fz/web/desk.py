@@ -23,7 +23,7 @@ from fz.web.examples import Examples
 from fz.web.folder import ABOUT, PREVIEW, SHEET, Folder, Visitor, VisitorClip, read_json
 from fz.web.jobs import Job, Queue
 from fz.web.studio import Models, Studio
-from fz.words import says
+from fz.words import compared, says
 
 LARGEST_MASK = 3_000_000  # characters of a drawn mask's text
 BRUSH_SIDE = 640
@@ -230,7 +230,7 @@ class Desk:
 
 
 def words_of(sentence: str) -> set[str]:
-    return {show.bare(word) for word in show.split(sentence)}
+    return set(compared(sentence))
 
 
 def spoken(seconds: float) -> str:

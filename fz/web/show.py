@@ -21,7 +21,7 @@ from fz.clips.video import Video
 from fz.mini.world import vocabulary
 from fz.prompts.describe import Explained
 from fz.web.folder import VisitorClip
-from fz.words import bare, counts, split
+from fz.words import bare, compared, counts
 
 MOST_SHOWN = 24  # thumbnails
 WHAT = {
@@ -151,7 +151,7 @@ def word_button(word: str, kind: str, can_look: bool) -> str:
 
 def weights(target: str, given: Mapping[str, float]) -> str:
     """A slider for each word that means something."""
-    listed = [word for word in dict.fromkeys(bare(word) for word in split(target)) if counts(word)]
+    listed = [word for word in dict.fromkeys(compared(target)) if counts(word)]
     return f'<fz-weights data-words="{data(listed[:24])}" data-values="{data(dict(given))}"></fz-weights>'
 
 
